@@ -1,0 +1,146 @@
+"""Every exception that Lightbus raises. Each message names the thing, the cause and the next step."""
+
+from __future__ import annotations
+
+
+class LightbusError(Exception):
+    """The base of everything that Lightbus raises on purpose."""
+
+
+# --- what an application declares -------------------------------------------------------------
+
+
+class DeclarationError(LightbusError):
+    """Something that an application declares cannot work: found at import, not at night."""
+
+
+class InvalidName(DeclarationError, ValueError):
+    """An app, event, queue or pattern name that AMQP or Lightbus cannot use."""
+
+
+class InvalidEvent(DeclarationError, TypeError):
+    """A class that cannot be an event: one of its fields cannot be written as JSON and read back."""
+
+
+class DuplicateEvent(DeclarationError, ValueError):
+    """Two event classes of one app claim the same name."""
+
+
+class InvalidHandler(DeclarationError, TypeError):
+    """A function that cannot be a handler: its parameters cannot be filled."""
+
+
+class InvalidOption(DeclarationError, ValueError):
+    """An option (of the app, a handler, a retry policy) outside of what it can be."""
+
+
+class UnknownEvent(LightbusError, LookupError):
+    """An event was published that the app has not declared."""
+
+
+class InvalidPayload(LightbusError, ValueError):
+    """An event's values do not have the types that its class declares. Nothing was sent."""
+
+
+class BodyTooLarge(InvalidPayload):
+    """An event's body is larger than a broker takes. Nothing was sent."""
+
+
+class PublishInEventLoop(LightbusError, RuntimeError):
+    """`publish_sync` was called where an event loop runs, which it would block."""
+
+
+# --- the broker -------------------------------------------------------------------------------
+
+
+class BrokerError(LightbusError):
+    """The broker cannot be used as it is; `reason` is what it or the system said."""
+
+
+class InvalidURL(BrokerError, ValueError):
+    """A broker URL that cannot be read."""
+
+
+class UnsupportedBroker(BrokerError):
+    """A URL of a transport that lacks AMQP's exchanges, queues and bindings."""
+
+
+class BrokerUnreachable(BrokerError):
+    """No connection could be made: nothing listens, or the network does not lead there. Worth a retry."""
+
+
+class AccessRefused(BrokerError):
+    """Wrong credentials, a virtual host that is not there, or a permission that is missing."""
+
+
+class TopologyConflict(BrokerError):
+    """A queue or exchange exists with other arguments than the app declares."""
+
+
+class TopologyMissing(BrokerError):
+    """A queue or exchange that the operation needs is not there."""
+
+
+class BrokerFileError(BrokerError):
+    """The embedded broker's file cannot be used: not writable, full, damaged or of another version."""
+
+
+# --- publishing -------------------------------------------------------------------------------
+
+
+class PublishError(LightbusError):
+    """An event was not confirmed by the broker."""
+
+
+class PublishTimeout(PublishError, TimeoutError):
+    """No confirm within the timeout. The outcome is unknown: the event may yet arrive."""
+
+
+class PublishNacked(PublishError):
+    """The broker refused the event (a queue is full, or has no majority). It may have reached other queues."""
+
+
+class PublishBlocked(PublishTimeout):
+    """The broker has blocked publishers (a memory or disk alarm) for the whole of the timeout."""
+
+
+class PublishUnreachable(PublishTimeout):
+    """There was no connection to the broker to publish on when the timeout ended."""
+
+
+class PublishRefused(PublishError):
+    """The broker refuses this app's publishes as they are: access, topology or URL. The cause is chained."""
+
+
+class PublisherClosed(PublishError):
+    """The app was closed before the event was confirmed."""
+
+
+# --- handling ---------------------------------------------------------------------------------
+
+
+class DecodeError(LightbusError, ValueError):
+    """A delivery's body or properties cannot be read as what the handler asked for."""
+
+
+class Reject(LightbusError):
+    """Raised by a handler: this event can never be handled; dead-letter it at once, with the reason."""
+
+
+class HandlerTimeout(LightbusError, TimeoutError):
+    """A handler ran longer than its `timeout`."""
+
+
+class NoHandler(LightbusError, LookupError):
+    """An event arrived that no handler of the app matches: a rolling deploy, or a left-over binding."""
+
+
+# --- the worker -------------------------------------------------------------------------------
+
+
+class TargetError(LightbusError):
+    """`MODULE:ATTR` does not lead to a Lightbus app."""
+
+
+class WorkerError(LightbusError):
+    """The worker cannot go on."""
