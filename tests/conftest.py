@@ -1,0 +1,92 @@
+"""Fixtures that give each test a broker of its own: an embedded one, or a virtual host of a private RabbitMQ node."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import rabbitmq as nodes
+
+VHOSTS_AT_ONCE = 40
+
+_vhost_numbers = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "rabbitmq: needs a RabbitMQ server to be installed (none needs to run)")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if nodes.INSTALL in str(report.longrepr)]
+    if skipped:
+        terminalreporter.section("RABBITMQ IS MISSING", red=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} TESTS DID NOT RUN FOR LACK OF RABBITMQ. {nodes.INSTALL}", red=True)
+
+
+def _need_rabbitmq() -> None:
+    if nodes.find("rabbitmq-server") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(nodes.INSTALL, pytrace=False)
+        pytest.skip(nodes.INSTALL)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[nodes.Node]:
+    """The RabbitMQ node that all tests share. Leave it as it is: `rabbitmq_node` is for tests that break one."""
+    _need_rabbitmq()
+    with nodes.Node() as node:
+        yield node
+
+
+@pytest.fixture
+def rabbitmq_node() -> Iterator[Callable[..., nodes.Node]]:
+    """`rabbitmq_node(config="...")` starts a node for this test alone, which ends with it."""
+    _need_rabbitmq()
+    started: list[nodes.Node] = []
+
+    def start(config: str = "", **options: object) -> nodes.Node:
+        node = nodes.Node(config, **options)  # type: ignore[arg-type]
+        started.append(node)
+        node.start()
+        return node
+
+    yield start
+    for node in started:
+        node.close()
+
+
+@pytest.fixture(scope="session")
+def _vhosts(rabbitmq: nodes.Node) -> Iterator[str]:
+    """Endless names of fresh virtual hosts, made in bulk."""
+
+    def generate() -> Iterator[str]:
+        while True:
+            names = [f"test-{next(_vhost_numbers)}" for _ in range(VHOSTS_AT_ONCE)]
+            rabbitmq.add_vhosts(names)
+            yield from names
+
+    return generate()
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq: nodes.Node, _vhosts: Iterator[str]) -> str:
+    """The URL of a virtual host of the shared node that no other test has used."""
+    return rabbitmq.vhost_url(next(_vhosts))
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty broker, of each kind in turn."""
+    match request.param:
+        case "memory":
+            return f"memory://{uuid.uuid4().hex}"
+        case "sqlite":
+            return f"sqlite:///{tmp_path}/bus.db"
+        case _:
+            url: str = request.getfixturevalue("rabbitmq_url")
+            return url

@@ -1,0 +1,253 @@
+"""Private RabbitMQ nodes for tests: each with its own folder, ports, cookie and epmd, on 127.0.0.1 only.
+
+with Node() as node:
+    kombu.Connection(node.url)
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+INSTALL = (
+    "RabbitMQ is not installed: `apt-get install rabbitmq-server` (Debian, Ubuntu) or `brew install rabbitmq`. "
+    "No service needs to run: the tests start nodes of their own."
+)
+
+# Debian's scripts in PATH switch to the user rabbitmq; those that they call run as anybody. So look there first.
+FOLDERS = ("/usr/lib/rabbitmq/bin", *os.get_exec_path(), "/usr/sbin", "/opt/homebrew/sbin", "/usr/local/sbin")
+
+CONFIG = """\
+log.file.level = info
+disk_free_limit.absolute = 50MB
+raft.wal_max_size_bytes = 67108864
+"""
+
+# Two schedulers that do not spin while idle: tests share their cores with the node.
+ERLANG_ARGS = (
+    "+S 2:2 +SDcpu 1:1 +SDio 4 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
+)
+CTL_ARGS = "+S 1:1 +SDcpu 1:1 +SDio 1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
+
+_numbers = itertools.count(1)
+
+
+def find(program: str) -> str | None:
+    """The full path of a RabbitMQ program, or None where RabbitMQ is not installed."""
+    return shutil.which(program, path=os.pathsep.join(FOLDERS))
+
+
+def free_port() -> int:
+    """A loopback port on which nothing listens.
+
+    It is below the range that the system gives to outgoing connections: such a port could be taken while a node is
+    down, and a client that keeps trying to reach it could even connect to itself.
+    """
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+
+
+class Node:
+    """A RabbitMQ node. Ports and data stay the same over `stop`, `kill` and `start`; `close` ends and deletes all."""
+
+    def __init__(self, config: str = "", environment: Mapping[str, str] | None = None) -> None:
+        """`config` is added to rabbitmq.conf, `environment` to the node's environment."""
+        self.port, self.dist_port, self.epmd_port = free_port(), free_port(), free_port()
+        self.name = f"lightbus-{os.getpid()}-{next(_numbers)}@localhost"
+        self.folder = Path(tempfile.mkdtemp(prefix="lightbus-rabbitmq-"))
+        self.log = self.folder / "log" / "node.log"
+        self.owner = os.getpid()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        cookie = self.folder / ".erlang.cookie"
+        cookie.write_text("LIGHTBUSTESTS")
+        cookie.chmod(0o400)
+        (self.folder / "rabbitmq.conf").write_text(CONFIG + config)
+        (self.folder / "enabled_plugins").write_text("[].")
+        (self.folder / "env.conf").touch()
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("RABBITMQ_", "ERL_"))},
+            "HOME": str(self.folder),
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self.dist_port),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.log.parent),
+            "RABBITMQ_LOGS": str(self.log),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_ARGS,
+            "RABBITMQ_CTL_ERL_ARGS": CTL_ARGS,
+            # The script becomes the node instead of watching over it: one process, whose id we know.
+            "RUNNING_UNDER_SYSTEMD": "true",
+            **(environment or {}),
+        }
+
+    @property
+    def url(self) -> str:
+        """The URL of the default virtual host, as `guest`."""
+        return self.vhost_url("/")
+
+    def vhost_url(self, vhost: str, user: str = "guest", password: str = "guest") -> str:
+        """The URL of a virtual host."""
+        return f"amqp://{user}:{password}@127.0.0.1:{self.port}/{vhost}"
+
+    def start(self, timeout: float = 90) -> None:
+        """Start, and return once the node answers AMQP clients.
+
+        Raises:
+            RuntimeError: RabbitMQ is not installed, or the node did not come up within `timeout` seconds.
+        """
+        server = find("rabbitmq-server")
+        if server is None:
+            raise RuntimeError(INSTALL)
+        atexit.register(self.close)
+        if self._epmd is None:
+            # A child of ours, where the node would leave a daemon behind.
+            epmd = ["epmd", "-port", str(self.epmd_port), "-address", "127.0.0.1"]
+            self._epmd = self._spawn(epmd)
+        self.process = self._spawn([server])
+        # Ends the node when this process dies without a chance to (SIGKILL): its end of the pipe closes then.
+        ends = f"read -r _; kill -9 -{self.process.pid} -{self._epmd.pid}; rm -rf '{self.folder}'"
+        self._guard = subprocess.Popen(["sh", "-c", ends], stdin=subprocess.PIPE, start_new_session=True)
+        deadline = time.monotonic() + timeout
+        while not self.answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                tail = "\n".join(
+                    file.read_text(errors="replace")[-3000:] for file in (self.output, self.log) if file.exists()
+                )
+                self.kill()
+                raise RuntimeError(f"RabbitMQ node {self.name} did not start. Its log ends:\n{tail}")
+            time.sleep(0.05)
+
+    def answers(self) -> bool:
+        """Whether an AMQP client would be answered."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5) as probe:
+            probe.sendall(b"AMQP\x00\x00\x09\x01")
+            return bool(probe.recv(1))
+        return False
+
+    def stop(self) -> None:
+        """Stop as an operator would (clients get a connection.close), keeping the data."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Stop as a crash would: SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop and start."""
+        self.stop()
+        self.start()
+
+    def suspend(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT, after `suspend`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def ctl(self, *arguments: str, timeout: float = 60) -> str:
+        """Run `rabbitmqctl` with these arguments (about a second) and return its output.
+
+        Raises:
+            RuntimeError: it failed; with what it said.
+        """
+        program = find("rabbitmqctl")
+        assert program is not None, INSTALL
+        command = [program, "--quiet", "--node", self.name, *arguments]
+        done = subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=timeout
+        )
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def add_vhosts(self, names: list[str]) -> None:
+        """Create virtual hosts with all permissions for `guest`: all in one call, since each call costs a second."""
+        binaries = ", ".join(f'<<"{name}">>' for name in names)
+        self.ctl(
+            "eval",
+            f"[begin rabbit_vhost:add(V, <<>>), rabbit_auth_backend_internal:set_permissions("
+            f'<<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<>>) end || V <- [{binaries}]], ok.',
+        )
+
+    def close(self) -> None:
+        """End the node and its epmd, and delete its folder."""
+        if os.getpid() != self.owner:  # a forked child of a test that leaves through the exit handlers
+            return
+        self.kill()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+            self._epmd = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Node:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        with self.output.open("ab") as output:
+            return subprocess.Popen(
+                command,
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is for the tests, which then end the node.
+            )
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+            self._guard = None
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(how)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # what it started: Erlang's resolver and the like
+        self.process = None
