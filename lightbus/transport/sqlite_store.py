@@ -1,0 +1,1327 @@
+"""The AMQP model in an SQLite file: exchanges, bindings, queues, messages and who holds them.
+
+A `Store` is one client's open file. All SQL is here; `sqlite.py` adds channels, consumers and waiting.
+Whatever belongs together happens in one transaction (`with store.transaction():`), which every
+change to the file needs.
+
+A client is alive as long as its *bell*, a named pipe in the folder `<file>.clients`, is open for
+reading: the kernel closes it when the process dies, however it dies, and leaves it open when the
+process only sleeps. Ringing it (writing one byte) wakes the client.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import quote, unquote, urlsplit
+
+import attrs
+import msgspec
+import platformdirs
+from amqp import exceptions as amqp_errors
+
+from lightbus import errors
+from lightbus.pattern import topic_matches
+from lightbus.transport import Properties, Publication
+
+APPLICATION_ID = 0x4C627573  # "Lbus": what makes a file ours
+SCHEMA_VERSION = 1
+LOCK_TIMEOUT = 10.0  # seconds to wait for another client's transaction
+RETRY_HELD = 1.0  # seconds until a message that could not be dead-lettered is tried again
+MAX_BODY = 128 * 1024 * 1024  # bytes: RabbitMQ's own default until 3.13
+CLAIM_MESSAGES = 100  # at most this many a claim, so that competing consumers get their share
+CLAIM_BYTES = 16 * 1024 * 1024
+EXPIRE_BATCH = 500  # messages a transaction, so that others get their turn
+CACHED_ROUTES = 20_000
+NOBODY = 0  # the owner of a message that is held back: neither ready nor with a client
+
+# An entry is a message in one queue; its content lies apart, so that claiming a large message does
+# not rewrite it. `owner` is NULL while it is ready. `due` is when something must happen to it without
+# anybody asking: it expires, or is dead-lettered at last.
+SCHEMA = """
+CREATE TABLE broker (
+    topology INTEGER NOT NULL,     -- counts changes, so that clients know when to read it again
+    clock REAL NOT NULL,           -- seconds that tests have moved the clock
+    last_entry INTEGER NOT NULL    -- ids are never used twice: an old one cannot ack a new message
+);
+CREATE TABLE clients (id INTEGER PRIMARY KEY AUTOINCREMENT);
+CREATE TABLE exchanges (
+    name TEXT PRIMARY KEY,
+    type TEXT NOT NULL,
+    durable INTEGER NOT NULL,
+    auto_delete INTEGER NOT NULL,
+    internal INTEGER NOT NULL,
+    arguments BLOB NOT NULL
+);
+CREATE TABLE queues (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    durable INTEGER NOT NULL,
+    exclusive_to INTEGER,
+    auto_delete INTEGER NOT NULL,
+    arguments BLOB NOT NULL
+);
+CREATE TABLE bindings (
+    source TEXT NOT NULL,
+    kind TEXT NOT NULL,            -- of the destination: 'queue' or 'exchange'
+    destination TEXT NOT NULL,
+    routing_key TEXT NOT NULL,
+    arguments BLOB NOT NULL,
+    PRIMARY KEY (source, kind, destination, routing_key, arguments)
+);
+CREATE TABLE consumers (
+    client INTEGER NOT NULL,
+    tag TEXT NOT NULL,
+    queue INTEGER NOT NULL,
+    exclusive INTEGER NOT NULL,
+    PRIMARY KEY (client, tag)
+);
+CREATE TABLE entries (
+    id INTEGER PRIMARY KEY,
+    queue INTEGER NOT NULL,
+    owner INTEGER,
+    due REAL,
+    expires REAL,
+    returns INTEGER NOT NULL DEFAULT 0,
+    held_for TEXT                  -- the reason of a dead-lettering that has yet to succeed
+);
+CREATE INDEX ready ON entries (queue) WHERE owner IS NULL;
+CREATE INDEX owned ON entries (owner) WHERE owner IS NOT NULL;
+CREATE INDEX due ON entries (due) WHERE due IS NOT NULL;
+CREATE TABLE contents (
+    id INTEGER PRIMARY KEY,
+    exchange TEXT NOT NULL,
+    routing_key TEXT NOT NULL,
+    properties BLOB NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE TRIGGER content_goes_with_entry AFTER DELETE ON entries BEGIN
+    DELETE FROM contents WHERE id = old.id;
+END;
+INSERT INTO broker VALUES (1, 0, 0)
+"""
+PREDECLARED = {
+    "amq.direct": "direct",
+    "amq.fanout": "fanout",
+    "amq.headers": "headers",
+    "amq.match": "headers",
+    "amq.topic": "topic",
+}
+
+STATE = "SELECT topology, clock, last_entry, EXISTS (SELECT 1 FROM clients WHERE id = ?) FROM broker"
+FIRST_READY = "SELECT 1 FROM entries WHERE queue = ? AND owner IS NULL LIMIT 1"
+COUNT_READY = "SELECT count(*) FROM entries WHERE queue = ? AND owner IS NULL"
+READY = """
+    SELECT e.id, e.returns, c.exchange, c.routing_key, c.properties, c.body
+    FROM entries e JOIN contents c ON c.id = e.id
+    WHERE e.queue = ? AND e.owner IS NULL ORDER BY e.id LIMIT ?
+"""
+OWN_READY = "UPDATE entries SET owner = ?, due = NULL WHERE queue = ? AND owner IS NULL AND id <= ?"
+DROP_READY = "DELETE FROM entries WHERE queue = ? AND owner IS NULL AND id <= ?"
+NEXT_DUE = "SELECT min(due) FROM entries WHERE due IS NOT NULL"
+DUE = "SELECT id, queue, held_for FROM entries WHERE due <= ? ORDER BY due, id LIMIT ?"
+CONTENT = "SELECT exchange, routing_key, properties, body FROM contents WHERE id = ?"
+INSERT_ENTRY = "INSERT INTO entries (id, queue, due, expires) VALUES (?, ?, ?, ?)"
+INSERT_CONTENT = "INSERT INTO contents (id, exchange, routing_key, properties, body) VALUES (?, ?, ?, ?, ?)"
+HOLD = "UPDATE entries SET owner = ?, due = ?, held_for = ? WHERE id = ?"
+REQUEUE = "UPDATE entries SET owner = NULL, due = expires, returns = returns + 1 WHERE id = ?"
+
+Kind = Literal["queue", "exchange"]
+Arguments = Mapping[str, Any]
+
+
+class Outcome(Enum):
+    """What became of a publication."""
+
+    ROUTED = "routed"
+    UNROUTED = "unrouted"  # no queue anywhere
+    REFUSED = "refused"  # a full queue with x-overflow=reject-publish
+
+
+# --- where the file is ------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Place:
+    """The file that a URL names."""
+
+    path: Path
+    in_memory: bool
+
+
+_memory_folders: dict[str, Path] = {}
+_memory_lock = threading.Lock()
+
+
+def locate(url: str) -> Place:
+    """The file that `url` names.
+
+    `sqlite:///relative.db` and `sqlite:////absolute/path.db` (the first slash ends the empty host,
+    as in SQLAlchemy), `sqlite://` for the user's own file, `memory://` and `memory://name`.
+
+    Raises:
+        InvalidURL: it has a host, a query or another scheme.
+    """
+    parts = urlsplit(url)
+    if parts.query or parts.fragment:
+        raise errors.InvalidURL(f"Broker URL {url!r} has options, and the embedded broker takes none. Remove them.")
+    if parts.scheme == "memory":
+        return Place(_memory_file(unquote(parts.netloc + parts.path).strip("/")), in_memory=True)
+    if parts.scheme != "sqlite":
+        raise errors.InvalidURL(
+            f"Broker URL {url!r} is not the embedded broker's: use 'sqlite:///path', 'sqlite://' or 'memory://'."
+        )
+    if parts.netloc:
+        raise errors.InvalidURL(
+            f"Broker URL {url!r} names the host {parts.netloc!r}, and a file has none. "
+            f"Use 'sqlite:///{parts.netloc}{parts.path}' (relative) or four slashes for an absolute path."
+        )
+    if parts.path in ("", "/"):
+        return Place(platformdirs.user_state_path("lightbus") / "bus.db", in_memory=False)
+    return Place(Path(os.path.abspath(unquote(parts.path[1:]))), in_memory=False)
+
+
+def _memory_file(name: str) -> Path:
+    # A private file without fsync, rather than SQLite's shared memory mode, whose table locks fail
+    # instead of waiting: one code path, and the same promises.
+    with _memory_lock:
+        if name not in _memory_folders:
+            _memory_folders[name] = Path(tempfile.mkdtemp(prefix="lightbus-"))
+        return _memory_folders[name] / "bus.db"
+
+
+def forget_memory(name: str) -> None:
+    """Remove what `memory://name` holds. For tests that use many; the rest go when the process ends."""
+    with _memory_lock:
+        folder = _memory_folders.pop(name, None)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@atexit.register
+def _remove_memory_folders() -> None:
+    for name in list(_memory_folders):
+        forget_memory(name)
+
+
+# --- properties and arguments as bytes --------------------------------------------------------
+
+_SIMPLE = frozenset({str, int, bool, float, bytes, type(None)})
+_TIME = 1  # msgpack extension: seconds since 1970
+_encoder = msgspec.msgpack.Encoder()
+
+
+def _read_extension(code: int, data: memoryview) -> datetime:
+    # Naive and in UTC, as py-amqp gives a timestamp in a table.
+    return datetime.fromtimestamp(int.from_bytes(data, "big", signed=True), tz=UTC).replace(tzinfo=None)
+
+
+_decoder = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_read_extension)
+
+
+def encode_table(table: Arguments) -> bytes:
+    """Write an AMQP table.
+
+    Raises:
+        FrameSyntaxError: a value is of a type that AMQP has no word for.
+    """
+    try:
+        return _encoder.encode(_plain(table))
+    except (TypeError, OverflowError) as error:
+        raise amqp_error(amqp_errors.FrameSyntaxError, f"SYNTAX_ERROR - {table!r} cannot be sent: {error}") from error
+
+
+def decode_table(data: bytes) -> Properties:
+    return _decoder.decode(data)
+
+
+def _plain(value: Any) -> Any:
+    if type(value) in _SIMPLE:
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast("Arguments", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
+    if isinstance(value, datetime):
+        seconds = int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp())
+        return msgspec.msgpack.Ext(_TIME, seconds.to_bytes(8, "big", signed=True))
+    return value
+
+
+def _encode_arguments(arguments: Arguments | None) -> bytes:
+    return encode_table(dict(sorted((arguments or {}).items())))
+
+
+# --- topology ---------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class Queue:
+    id: int
+    name: str
+    durable: bool
+    exclusive_to: int | None
+    auto_delete: bool
+    arguments: dict[str, Any]
+    clients: set[int] = attrs.Factory(set)  # who consumes from it
+
+    ttl: float | None = None
+    dead_letter_exchange: str | None = None
+    dead_letter_routing_key: str | None = None
+    keeps_dead_letters: bool = False
+    max_length: int | None = None
+    refuses_overflow: bool = False
+    delivery_limit: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        get = self.arguments.get
+        ttl = get("x-message-ttl")
+        self.ttl = None if ttl is None else ttl / 1000
+        self.dead_letter_exchange = get("x-dead-letter-exchange")
+        self.dead_letter_routing_key = get("x-dead-letter-routing-key")
+        self.keeps_dead_letters = get("x-dead-letter-strategy") == "at-least-once"
+        self.max_length = get("x-max-length")
+        self.refuses_overflow = get("x-overflow") in ("reject-publish", "reject-publish-dlx")
+        limit = get("x-delivery-limit")
+        self.delivery_limit = limit if limit is not None and limit >= 0 else None
+
+
+@attrs.define(eq=False)
+class Exchange:
+    name: str
+    type: str
+    durable: bool
+    auto_delete: bool
+    internal: bool
+    arguments: dict[str, Any]
+    bindings: list[Binding] = attrs.Factory(list)
+
+
+@attrs.define(eq=False)
+class Binding:
+    kind: Kind
+    destination: str
+    routing_key: str
+    arguments: dict[str, Any]
+
+
+class Topology:
+    """A picture of what is declared, which routes without asking the file."""
+
+    def __init__(self, exchanges: dict[str, Exchange], queues: dict[str, Queue]) -> None:
+        self.exchanges = exchanges
+        self.queues = queues
+        self.queues_by_id = {queue.id: queue for queue in queues.values()}
+        self._routes: dict[tuple[str, str], list[Queue]] = {}
+
+    def route(self, exchange: str, routing_key: str, headers: Arguments) -> list[Queue]:
+        """Each queue that gets the message, once, however many ways lead there."""
+        known = self._routes.get((exchange, routing_key))
+        if known is not None:
+            return known
+        route, by_headers = self._walk(exchange, routing_key, headers)
+        if not by_headers and len(self._routes) < CACHED_ROUTES:
+            self._routes[exchange, routing_key] = route
+        return route
+
+    def _walk(self, start: str, routing_key: str, headers: Arguments) -> tuple[list[Queue], bool]:
+        if start == "":
+            queue = self.queues.get(routing_key)
+            return ([queue] if queue else []), False
+        queues: dict[str, Queue] = {}
+        seen, ahead = {start}, [start]
+        by_headers = False
+        while ahead:
+            exchange = self.exchanges.get(ahead.pop())
+            if exchange is None:
+                continue
+            by_headers = by_headers or exchange.type == "headers"
+            for kind, name in self._next(exchange, routing_key, headers):
+                if kind == "queue":
+                    queues[name] = self.queues[name]
+                elif name not in seen:
+                    seen.add(name)
+                    ahead.append(name)
+        return list(queues.values()), by_headers
+
+    def _next(self, exchange: Exchange, routing_key: str, headers: Arguments) -> set[tuple[Kind, str]]:
+        match = MATCHES[exchange.type]
+        found: set[tuple[Kind, str]] = {
+            (b.kind, b.destination) for b in exchange.bindings if match(b, routing_key, headers)
+        }
+        alternate = exchange.arguments.get("alternate-exchange")
+        if not found and alternate is not None:
+            return {("exchange", alternate)}
+        return found
+
+
+def _headers_match(binding: Binding, _: str, headers: Arguments) -> bool:
+    mode = binding.arguments.get("x-match", "all")
+    wanted = {k: v for k, v in binding.arguments.items() if not k.startswith("x-") or (mode.endswith("-with-x"))}
+    wanted.pop("x-match", None)
+    hits = (key in headers and (value is None or _same(value, headers[key])) for key, value in wanted.items())
+    return any(hits) if mode.startswith("any") else all(hits)
+
+
+def _same(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and bool(value == other)  # 1 is not True, as in AMQP
+
+
+MATCHES: dict[str, Callable[[Binding, str, Arguments], bool]] = {
+    "direct": lambda binding, key, _: binding.routing_key == key,
+    "topic": lambda binding, key, _: topic_matches(binding.routing_key, key),
+    "fanout": lambda binding, key, _: True,
+    "headers": _headers_match,
+}
+
+
+# --- AMQP's errors, in RabbitMQ's words -------------------------------------------------------
+
+
+def amqp_error(kind: Any, text: str) -> Exception:
+    """One of `amqp.exceptions`, which are not typed."""
+    error: Exception = kind(text, reply_code=kind.code or None)
+    return error
+
+
+def not_found(kind: Kind, name: str) -> Exception:
+    return amqp_error(amqp_errors.NotFound, f"NOT_FOUND - no {kind} '{name}' in vhost '/'")
+
+
+def access_refused(what: str) -> Exception:
+    return amqp_error(amqp_errors.AccessRefused, f"ACCESS_REFUSED - {what}")
+
+
+def precondition_failed(what: str) -> Exception:
+    return amqp_error(amqp_errors.PreconditionFailed, f"PRECONDITION_FAILED - {what}")
+
+
+def _locked(name: str) -> Exception:
+    return amqp_error(
+        amqp_errors.ResourceLocked,
+        f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{name}' in vhost '/'. It could be "
+        "originally declared on another connection or the exclusive property value does not match that of the "
+        "original declaration.",
+    )
+
+
+_AMQP_TYPES = {str: "longstr", bool: "bool", int: "signedint", float: "double"}
+_NONE = object()
+
+
+def _assert_same(kind: Kind, name: str, current: Arguments, received: Arguments) -> None:
+    for key in (*current, *(key for key in received if key not in current)):
+        old, new = current.get(key, _NONE), received.get(key, _NONE)
+        if old is not _NONE and new is not _NONE and _same(old, new):
+            continue
+        bare = old is not _NONE and new is not _NONE
+        raise precondition_failed(
+            f"inequivalent arg '{key}' for {kind} '{name}' in vhost '/': "
+            f"received {_spell(new, bare)} but current is {_spell(old, bare)}"
+        )
+
+
+def _spell(value: Any, bare: bool) -> str:
+    if value is _NONE:
+        return "none"
+    word = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"'{word}'" if bare else f"the value '{word}' of type '{_AMQP_TYPES.get(type(value), 'table')}'"
+
+
+_COUNTS = ("x-message-ttl", "x-max-length", "x-expires", "x-max-length-bytes")
+
+
+def _check_queue_arguments(name: str, arguments: Arguments) -> None:
+    for key in _COUNTS:
+        value = arguments.get(key, 0)
+        if type(value) is not int or value < 0:
+            raise precondition_failed(f"invalid arg '{key}' for queue '{name}' in vhost '/': {value!r}")
+    if "x-dead-letter-routing-key" in arguments and "x-dead-letter-exchange" not in arguments:
+        raise precondition_failed(
+            f"invalid arg 'x-dead-letter-routing-key' for queue '{name}' in vhost '/': routing_key_but_no_dlx_defined"
+        )
+
+
+def _seconds_to_live(queue: Queue, properties: Properties) -> float | None:
+    own = properties.get("expiration")
+    if own is None:
+        return queue.ttl
+    try:
+        seconds = int(own) / 1000
+    except ValueError:
+        raise precondition_failed(f"invalid expiration '{own}': no_integer") from None
+    if seconds < 0:
+        raise precondition_failed(f"invalid expiration '{own}': value_negative")
+    return seconds if queue.ttl is None else min(seconds, queue.ttl)
+
+
+# --- bells ------------------------------------------------------------------------------------
+
+
+class Bell:
+    """A client's named pipe: its sign of life, and what others ring to wake it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path, 0o600)
+        self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        # A writer of our own: without one the pipe would report its end each time another has rung.
+        self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._reader, select.POLLIN)
+        self._lock = threading.RLock()  # a write after the close might go to another file of that number
+
+    def ring(self) -> None:
+        """From any thread, also after `close`."""
+        with self._lock, contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            if self._writer >= 0:
+                os.write(self._writer, b"!")
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until rung, at most so long; whether it was."""
+        # Rounded up: a poll that returns too early would spin until the time has come.
+        if not self._poll.poll(int(seconds * 1000 + 0.999) if seconds > 0 else 0):
+            return False
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, 65536)
+        return True
+
+    def close(self) -> None:
+        with self._lock:
+            self.close_in_child()
+
+    def close_in_child(self) -> None:
+        """Close after a fork, when the lock may be held by a thread that is only in the parent."""
+        for fd in (self._reader, self._writer):
+            if fd >= 0:
+                os.close(fd)
+        self._reader = self._writer = -1
+
+
+def _ring(path: Path) -> bool:
+    """Ring another client's bell; False where the client is dead."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT):  # nobody reads, or the pipe is gone
+            return False
+        raise
+    try:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(fd, b"!")
+    finally:
+        os.close(fd)
+    return True
+
+
+def _is_alive(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT):
+            return False
+        raise
+    return True
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_create_lock = threading.Lock()
+
+
+def _open_file(place: Place) -> sqlite3.Connection:
+    """Open the file, making it where it is not there.
+
+    Raises:
+        BrokerFileError: it cannot be used; it is left as it was.
+    """
+    path = place.path
+    try:
+        _create_file(path)
+        database = sqlite3.connect(
+            f"file:{quote(str(path))}?mode=rw",
+            uri=True,
+            timeout=LOCK_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+    except (OSError, sqlite3.Error) as error:
+        raise _cannot_open(path, error) from error
+    try:
+        _prepare(database, place)
+    except BaseException as error:
+        database.close()
+        if isinstance(error, sqlite3.Error):
+            raise explain(path, error) from error
+        raise
+    return database
+
+
+def _create_file(path: Path) -> None:
+    if path == platformdirs.user_state_path("lightbus") / "bus.db":
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Created by us, since SQLite would follow the umask; only where it is missing, and under a lock,
+    # since closing a file drops the locks that SQLite holds on it in this process.
+    with _create_lock, contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _prepare(database: sqlite3.Connection, place: Place) -> None:
+    if _check_version(database, place.path):
+        _use_wal(database, place.path)
+        _create_schema(database, place.path)
+    database.execute("PRAGMA synchronous = OFF" if place.in_memory else "PRAGMA synchronous = NORMAL")
+    database.execute("PRAGMA journal_size_limit = 67108864")
+    database.execute("PRAGMA temp_store = MEMORY")
+
+
+def _check_version(database: sqlite3.Connection, path: Path) -> bool:
+    """True where the file is empty. Reads only: another program's file stays as it is."""
+    ours = database.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if ours and version == SCHEMA_VERSION:
+        return False
+    if ours:
+        raise errors.BrokerFileError(
+            f"The embedded broker's file {path} has schema version {version}, and this Lightbus reads version "
+            f"{SCHEMA_VERSION}. Use the Lightbus that wrote it, or another file."
+        )
+    if database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise errors.BrokerFileError(
+            f"{path} is a database of another program, not the embedded broker's. "
+            "Point the broker URL at a file of its own."
+        )
+    return True
+
+
+def _use_wal(database: sqlite3.Connection, path: Path) -> None:
+    mode = "?"
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while mode != "wal":
+        try:
+            mode = database.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait here for another process that creates the file at the same time.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            if mode != "wal":
+                raise errors.BrokerFileError(
+                    f"The embedded broker cannot keep its file {path} there: the file system does not support "
+                    "SQLite's write-ahead log (a network drive?). Use a file on a local disk."
+                )
+
+
+def _create_schema(database: sqlite3.Connection, path: Path) -> None:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        if _check_version(database, path):  # else another process was faster
+            for statement in _statements(SCHEMA):
+                database.execute(statement)
+            database.executemany(
+                "INSERT INTO exchanges VALUES (?, ?, 1, 0, 0, ?)",
+                [(name, kind, _encode_arguments({})) for name, kind in PREDECLARED.items()],
+            )
+            database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        database.execute("COMMIT")
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip():
+        yield statement
+
+
+def _cannot_open(path: Path, error: Exception) -> errors.BrokerFileError:
+    if not path.parent.is_dir():
+        return errors.BrokerFileError(
+            f"The embedded broker cannot open its file {path}: the folder {path.parent} is not there. Create it."
+        )
+    return errors.BrokerFileError(
+        f"The embedded broker cannot open its file {path}: {error}. Check the path and its permissions."
+    )
+
+
+_NEXT_STEPS = {
+    sqlite3.SQLITE_FULL: "Make room on the disk; nothing of this operation was stored.",
+    sqlite3.SQLITE_READONLY: "Check the permissions of the file and its folder.",
+    sqlite3.SQLITE_CANTOPEN: "Check the permissions of the file and its folder.",
+    sqlite3.SQLITE_PERM: "Check the permissions of the file and its folder.",
+    sqlite3.SQLITE_CORRUPT: "It is damaged: restore it from a backup, or move it away to start anew.",
+    sqlite3.SQLITE_NOTADB: "It is not an SQLite file: point the broker URL at another path, or move it away.",
+    sqlite3.SQLITE_IOERR: "Check the disk.",
+}
+
+
+def explain(path: Path, error: sqlite3.Error) -> Exception:
+    """Lightbus' or AMQP's error for one of SQLite's."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return amqp_error(
+            amqp_errors.RecoverableConnectionError,
+            f"The embedded broker's file {path} was locked by another process for more than {LOCK_TIMEOUT:g} s. "
+            "Find out which one (lsof), and end it.",
+        )
+    if code == sqlite3.SQLITE_TOOBIG:
+        return amqp_error(amqp_errors.ContentTooLarge, f"CONTENT_TOO_LARGE - {error}")
+    step = _NEXT_STEPS.get(code, "Check the file, its permissions and the disk.")
+    return errors.BrokerFileError(f"The embedded broker cannot use its file {path}: {error}. {step}")
+
+
+@attrs.frozen
+class Claim:
+    """A message that a client has taken."""
+
+    id: int
+    returns: int
+    exchange: str
+    routing_key: str
+    properties: bytes
+    body: bytes
+
+
+class Store:
+    """One client's open file. One thread uses it; only `bell.ring` is for others."""
+
+    def __init__(self, place: Place) -> None:
+        self.path = place.path
+        self._in_memory = place.in_memory
+        self._folder = place.path.with_name(place.path.name + ".clients")
+        self._database: sqlite3.Connection | None = _open_file(place)
+        self._version = -1
+        self._topology = Topology({}, {})
+        self._clock = 0.0
+        self._last_entry = 0
+        self._ring_for: set[int] = set()
+        self._ring_all = False
+        self._room: dict[int, int] = {}
+        self.client = -1
+        try:
+            self.bell = self._register()
+        except OSError as error:
+            self._database.close()
+            raise _cannot_open(self._folder, error) from error
+        except BaseException:
+            self._database.close()
+            raise
+        _open_stores.add(self)
+        self.reap()
+
+    # --- life -----------------------------------------------------------------------------
+
+    def _register(self) -> Bell:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        # The pipe is made while the transaction keeps others from judging who is alive.
+        with self._raw_transaction():
+            self.client = self._sql("INSERT INTO clients DEFAULT VALUES").lastrowid or 0
+            known = {self._bell_path(row[0]) for row in self._sql("SELECT id FROM clients")}
+            for left_over in set(self._folder.glob("*.bell")) - known:
+                left_over.unlink(missing_ok=True)
+            path = self._bell_path(self.client)
+            path.unlink(missing_ok=True)
+            return Bell(path)
+
+    def _bell_path(self, client: int) -> Path:
+        return self._folder / f"{client}.bell"
+
+    @property
+    def is_open(self) -> bool:
+        return self._database is not None
+
+    def close(self) -> None:
+        """Leave: what this client holds goes back to its queues, its exclusive queues go."""
+        if self._database is None:
+            return
+        try:
+            with self.transaction():
+                self._bury(self.client)
+        finally:
+            self.bell.close()
+            self.bell.path.unlink(missing_ok=True)
+            self._database.close()
+            self._database = None
+
+    def drop(self) -> None:
+        """Close the file without a word; others find the client dead."""
+        if self._database is not None:
+            self.bell.close()
+            self._database.close()
+            self._database = None
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's file without touching it."""
+        if self._database is not None:
+            self.bell.close_in_child()  # else this copy would keep the parent alive
+            # SQLite forbids even closing it here: never freed, at the price of some memory.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
+            self._database = None
+
+    def reap(self) -> None:
+        """Find clients that died, and return what they held."""
+        clients = [row[0] for row in self._read("SELECT id FROM clients")]
+        dead = [client for client in clients if client != self.client and not _is_alive(self._bell_path(client))]
+        if not dead:
+            return
+        with self.transaction():
+            for client in dead:
+                if self._sql("SELECT 1 FROM clients WHERE id = ?", client).fetchone():
+                    self._bury(client)
+        for client in dead:
+            self._bell_path(client).unlink(missing_ok=True)
+
+    def _bury(self, client: int) -> None:
+        owned = [row[0] for row in self._sql("SELECT id FROM entries WHERE owner = ? ORDER BY id", client)]
+        self.requeue(owned)
+        for (tag,) in self._sql("SELECT tag FROM consumers WHERE client = ?", client).fetchall():
+            self.remove_consumer(tag, client=client)
+        for (name,) in self._sql("SELECT name FROM queues WHERE exclusive_to = ?", client).fetchall():
+            self._remove_queue(self._topology.queues[name])
+        self._sql("DELETE FROM clients WHERE id = ?", client)
+
+    # --- transactions ---------------------------------------------------------------------
+
+    def _sql(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        if self._database is None:
+            raise amqp_error(
+                amqp_errors.RecoverableConnectionError,
+                f"This connection to the embedded broker's file {self.path} is closed, or belongs to the process "
+                "that this one was forked from. Open another.",
+            )
+        return self._database.execute(statement, parameters)
+
+    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        assert self._database is not None
+        self._database.executemany(statement, rows)
+
+    def _read(self, statement: str, *parameters: Any) -> list[Any]:
+        try:
+            return self._sql(statement, *parameters).fetchall()
+        except sqlite3.Error as error:
+            raise explain(self.path, error) from error
+
+    @contextlib.contextmanager
+    def transaction(self) -> Generator[None]:
+        """Everything inside happens, or nothing; those whom it concerns are woken afterwards."""
+        with self._raw_transaction():
+            self._refresh(*self._sql(STATE, self.client).fetchone())
+            yield
+        ring_for, self._ring_for = self._ring_for, set()
+        if self._ring_all:
+            self._ring_all = False
+            ring_for = {row[0] for row in self._read("SELECT id FROM clients")}
+        for client in ring_for:
+            self._ring_bell(client)
+
+    @contextlib.contextmanager
+    def _raw_transaction(self) -> Generator[None]:
+        try:
+            self._sql("BEGIN IMMEDIATE")
+            last_entry = self._last_entry
+            yield
+            if self._last_entry != last_entry:
+                self._sql("UPDATE broker SET last_entry = ?", self._last_entry)
+            self._sql("COMMIT")
+        except BaseException as error:
+            self._roll_back()
+            if isinstance(error, sqlite3.Error):
+                raise explain(self.path, error) from error
+            raise
+
+    def _roll_back(self) -> None:
+        self._version = -1  # what was declared in it never was
+        self._ring_for.clear()
+        self._ring_all = False
+        if self._database is not None and self._database.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.execute("ROLLBACK")
+
+    def refresh(self) -> None:
+        """See what others have changed."""
+        self._refresh(*self._read(STATE, self.client)[0])
+
+    def _refresh(self, version: int, clock: float, last_entry: int, known: int) -> None:
+        if not known:
+            raise amqp_error(
+                amqp_errors.ConnectionForced,
+                f"CONNECTION_FORCED - another process found this connection's pipe {self.bell.path} gone and took "
+                "the connection for dead. Connect again; do not remove that folder while the broker is in use.",
+            )
+        self._clock = clock
+        self._last_entry = last_entry
+        self._room.clear()
+        if version != self._version:
+            self._topology = self._load_topology()
+            self._version = version
+
+    def _ring_bell(self, client: int) -> None:
+        if client == self.client:
+            self.bell.ring()
+        else:
+            _ring(self._bell_path(client))
+
+    def now(self) -> float:
+        return time.time() + self._clock
+
+    def advance_clock(self, seconds: float) -> None:
+        with self.transaction():
+            self._sql("UPDATE broker SET clock = clock + ?", seconds)
+            self._ring_all = True
+
+    def sync_on_commit(self) -> None:
+        """From now on a commit has reached the disk when it returns."""
+        if not self._in_memory:
+            self._sql("PRAGMA synchronous = FULL")
+
+    # --- topology -------------------------------------------------------------------------
+
+    @property
+    def topology(self) -> Topology:
+        return self._topology
+
+    def _load_topology(self) -> Topology:
+        exchanges = {
+            name: Exchange(name, kind, bool(durable), bool(auto_delete), bool(internal), decode_table(arguments))
+            for name, kind, durable, auto_delete, internal, arguments in self._sql("SELECT * FROM exchanges")
+        }
+        queues = {
+            name: Queue(id, name, bool(durable), owner, bool(auto_delete), decode_table(arguments))
+            for id, name, durable, owner, auto_delete, arguments in self._sql("SELECT * FROM queues")
+        }
+        for source, kind, destination, routing_key, arguments in self._sql("SELECT * FROM bindings"):
+            exchanges[source].bindings.append(Binding(kind, destination, routing_key, decode_table(arguments)))
+        topology = Topology(exchanges, queues)
+        for client, queue in self._sql("SELECT client, queue FROM consumers"):
+            topology.queues_by_id[queue].clients.add(client)
+        return topology
+
+    def _topology_changed(self) -> None:
+        self._sql("UPDATE broker SET topology = topology + 1")
+        self._version += 1
+        self._topology = self._load_topology()
+
+    def exchange(self, name: str) -> Exchange:
+        try:
+            return self._topology.exchanges[name]
+        except KeyError:
+            raise not_found("exchange", name) from None
+
+    def queue(self, name: str) -> Queue:
+        """The queue, where this client may use it."""
+        try:
+            queue = self._topology.queues[name]
+        except KeyError:
+            raise not_found("queue", name) from None
+        if queue.exclusive_to not in (None, self.client):
+            raise _locked(name)
+        return queue
+
+    def declare_exchange(self, wanted: Exchange) -> None:
+        current = self._topology.exchanges.get(wanted.name)
+        if current is not None:
+            _assert_same("exchange", wanted.name, _exchange_facts(current), _exchange_facts(wanted))
+            return
+        if wanted.name.startswith("amq."):
+            raise access_refused(f"exchange name '{wanted.name}' contains reserved prefix 'amq.*'")
+        if wanted.type not in MATCHES:
+            raise amqp_error(amqp_errors.InvalidCommand, f"COMMAND_INVALID - unknown exchange type '{wanted.type}'")
+        self._sql(
+            "INSERT INTO exchanges VALUES (?, ?, ?, ?, ?, ?)",
+            wanted.name,
+            wanted.type,
+            wanted.durable,
+            wanted.auto_delete,
+            wanted.internal,
+            _encode_arguments(wanted.arguments),
+        )
+        self._topology_changed()
+
+    def delete_exchange(self, name: str, if_unused: bool) -> None:
+        exchange = self._topology.exchanges.get(name)
+        if name == "" or name in PREDECLARED:
+            raise access_refused(f"operation not permitted on the exchange '{name}'")
+        if exchange is None:
+            return
+        if if_unused and exchange.bindings:
+            raise precondition_failed(f"exchange '{name}' in vhost '/' in use")
+        self._sql("DELETE FROM exchanges WHERE name = ?", name)
+        self._sql("DELETE FROM bindings WHERE source = ?", name)
+        self._unbind_destination("exchange", name)
+        self._topology_changed()
+
+    def bind(self, kind: Kind, destination: str, source: str, routing_key: str, arguments: Arguments | None) -> None:
+        if source == "" or (kind == "exchange" and destination == ""):
+            raise access_refused("operation not permitted on the default exchange")
+        if kind == "queue":
+            self.queue(destination)
+        else:
+            self.exchange(destination)
+        self.exchange(source)
+        row = (source, kind, destination, routing_key, _encode_arguments(arguments))
+        if self._sql("INSERT OR IGNORE INTO bindings VALUES (?, ?, ?, ?, ?)", *row).rowcount:
+            self._topology_changed()
+
+    def unbind(self, kind: Kind, destination: str, source: str, routing_key: str, arguments: Arguments | None) -> None:
+        row = (source, kind, destination, routing_key, _encode_arguments(arguments))
+        where = "source = ? AND kind = ? AND destination = ? AND routing_key = ? AND arguments = ?"
+        if self._sql(f"DELETE FROM bindings WHERE {where}", *row).rowcount:
+            self._remove_unused_exchanges([source])
+            self._topology_changed()
+
+    def _unbind_destination(self, kind: Kind, name: str) -> None:
+        where = "kind = ? AND destination = ?"
+        sources = [row[0] for row in self._sql(f"SELECT DISTINCT source FROM bindings WHERE {where}", kind, name)]
+        self._sql(f"DELETE FROM bindings WHERE {where}", kind, name)
+        self._remove_unused_exchanges(sources)
+
+    def _remove_unused_exchanges(self, names: Sequence[str]) -> None:
+        for name in names:
+            unused = """auto_delete AND NOT EXISTS (SELECT 1 FROM bindings WHERE source = name)"""
+            if self._sql(f"DELETE FROM exchanges WHERE name = ? AND {unused}", name).rowcount:
+                self._unbind_destination("exchange", name)
+
+    def declare_queue(self, name: str, durable: bool, exclusive: bool, auto_delete: bool, arguments: Arguments) -> str:
+        name = name or f"amq.gen-{uuid.uuid4().hex}"
+        owner = self.client if exclusive else None
+        _check_queue_arguments(name, arguments)
+        wanted = Queue(0, name, durable, owner, auto_delete, dict(arguments))
+        if name in self._topology.queues:
+            current = self.queue(name)
+            if exclusive and current.exclusive_to is None:
+                raise _locked(name)
+            _assert_same("queue", name, _queue_facts(current), _queue_facts(wanted))
+            return name
+        self._sql(
+            "INSERT INTO queues (name, durable, exclusive_to, auto_delete, arguments) VALUES (?, ?, ?, ?, ?)",
+            name,
+            durable,
+            owner,
+            auto_delete,
+            _encode_arguments(arguments),
+        )
+        self._topology_changed()
+        return name
+
+    def count(self, queue: Queue) -> tuple[int, int]:
+        """(ready messages, consumers)"""
+        ready = self._sql(COUNT_READY, queue.id).fetchone()[0]
+        consumers = self._sql("SELECT count(*) FROM consumers WHERE queue = ?", queue.id).fetchone()[0]
+        return ready, consumers
+
+    def purge(self, queue: Queue) -> int:
+        return self._sql("DELETE FROM entries WHERE queue = ? AND owner IS NULL", queue.id).rowcount
+
+    def delete_queue(self, name: str, if_unused: bool, if_empty: bool) -> int:
+        if name not in self._topology.queues:
+            return 0
+        queue = self.queue(name)
+        ready, consumers = self.count(queue)
+        if if_unused and consumers:
+            raise precondition_failed(f"queue '{name}' in vhost '/' in use")
+        if if_empty and ready:
+            raise precondition_failed(f"queue '{name}' in vhost '/' is not empty")
+        self._remove_queue(queue)
+        return ready
+
+    def _remove_queue(self, queue: Queue) -> None:
+        self._ring_for |= queue.clients  # so that their consumers learn that they are cancelled
+        self._sql("DELETE FROM queues WHERE id = ?", queue.id)
+        self._sql("DELETE FROM consumers WHERE queue = ?", queue.id)
+        self._sql("DELETE FROM entries WHERE queue = ?", queue.id)
+        self._unbind_destination("queue", queue.name)
+        self._topology_changed()
+
+    # --- consumers ------------------------------------------------------------------------
+
+    def add_consumer(self, tag: str, queue: Queue, exclusive: bool) -> None:
+        others = self._sql("SELECT exclusive FROM consumers WHERE queue = ?", queue.id).fetchall()
+        if (exclusive and others) or any(other for (other,) in others):
+            raise access_refused(f"queue '{queue.name}' in vhost '/' in exclusive use")
+        self._sql("INSERT INTO consumers VALUES (?, ?, ?, ?)", self.client, tag, queue.id, exclusive)
+        self._topology_changed()
+
+    def remove_consumer(self, tag: str, *, client: int | None = None) -> None:
+        client = self.client if client is None else client
+        row = self._sql("SELECT queue FROM consumers WHERE client = ? AND tag = ?", client, tag).fetchone()
+        if row is None:
+            return
+        self._sql("DELETE FROM consumers WHERE client = ? AND tag = ?", client, tag)
+        queue = self._topology.queues_by_id[row[0]]
+        if queue.auto_delete and self.count(queue)[1] == 0:
+            self._remove_queue(queue)
+        else:
+            self._topology_changed()
+
+    # --- messages in ----------------------------------------------------------------------
+
+    def publish(self, publications: Sequence[Publication]) -> list[Outcome]:
+        """Store each in every queue that its route leads to."""
+        rows: list[_Row] = []
+        outcomes = [self._route_one(publication, rows) for publication in publications]
+        self._insert(rows)
+        self._trim(rows)
+        return outcomes
+
+    def _route_one(self, publication: Publication, rows: list[_Row]) -> Outcome:
+        if len(publication.body) > MAX_BODY:
+            raise precondition_failed(
+                f"message size {len(publication.body)} is larger than configured max size {MAX_BODY}"
+            )
+        name, properties = publication.exchange, publication.properties
+        if name and self.exchange(name).internal:
+            raise access_refused(f"cannot publish to internal exchange '{name}' in vhost '/'")
+        queues = self._topology.route(name, publication.routing_key, properties.get("headers") or {})
+        open_queues = [queue for queue in queues if self._has_room(queue)]
+        message = _Message(name, publication.routing_key, properties, bytes(publication.body))
+        rows.extend(self._rows(message, open_queues))
+        if not queues:
+            return Outcome.UNROUTED
+        return Outcome.ROUTED if len(open_queues) == len(queues) else Outcome.REFUSED
+
+    def _has_room(self, queue: Queue) -> bool:
+        if queue.max_length is None or not queue.refuses_overflow:
+            return True
+        if queue.id not in self._room:
+            self._room[queue.id] = queue.max_length - self._sql(COUNT_READY, queue.id).fetchone()[0]
+        self._room[queue.id] -= 1
+        return self._room[queue.id] >= 0
+
+    def _rows(self, message: _Message, queues: Sequence[Queue]) -> Iterator[_Row]:
+        data = encode_table(message.properties)
+        for queue in queues:
+            self._last_entry += 1
+            to_live = _seconds_to_live(queue, message.properties)
+            due = None if to_live is None else self.now() + to_live
+            yield _Row(self._last_entry, queue, due, message, data)
+
+    def _insert(self, rows: Sequence[_Row]) -> None:
+        first_due = min((row.due for row in rows if row.due is not None), default=None)
+        if first_due is not None:
+            next_due = self._next_due()
+            # Whoever is waiting may have to wake sooner than it knows.
+            self._ring_all = self._ring_all or next_due is None or first_due < next_due
+        self._many(INSERT_ENTRY, [(row.id, row.queue.id, row.due, row.due) for row in rows])
+        self._many(
+            INSERT_CONTENT,
+            [(row.id, row.message.exchange, row.message.routing_key, row.data, row.message.body) for row in rows],
+        )
+        for queue in {row.queue for row in rows}:
+            self._ring_for |= queue.clients
+
+    def _trim(self, rows: Sequence[_Row]) -> None:
+        """Let the oldest go where a queue is over its length."""
+        for queue in {row.queue for row in rows if row.queue.max_length is not None}:
+            excess = self._sql(COUNT_READY, queue.id).fetchone()[0] - (queue.max_length or 0)
+            if excess > 0 and not queue.refuses_overflow:
+                oldest = "SELECT id FROM entries WHERE queue = ? AND owner IS NULL ORDER BY id LIMIT ?"
+                for (id,) in self._sql(oldest, queue.id, excess).fetchall():
+                    self._dead_letter(id, queue, "maxlen")
+
+    # --- messages out ---------------------------------------------------------------------
+
+    def has_ready(self, queue: Queue) -> bool:
+        return bool(self._read(FIRST_READY, queue.id))
+
+    def claim(self, queue: Queue, limit: int, *, settled: bool = False) -> list[Claim]:
+        """Take the oldest ready messages, as acked ones where `settled`."""
+        claims: list[Claim] = []
+        size = 0
+        cursor = self._sql(READY, queue.id, min(limit, CLAIM_MESSAGES))
+        for row in cursor:
+            claims.append(Claim(*row))
+            size += len(row[5])
+            if size > CLAIM_BYTES:
+                break
+        cursor.close()
+        if claims and settled:
+            self._sql(DROP_READY, queue.id, claims[-1].id)
+        elif claims:
+            self._sql(OWN_READY, self.client, queue.id, claims[-1].id)
+        return claims
+
+    def ack(self, entries: Sequence[int]) -> None:
+        self._many("DELETE FROM entries WHERE id = ?", [(id,) for id in entries])
+
+    def requeue(self, entries: Sequence[int]) -> None:
+        """Put messages back in their places, or dead-letter those that came back too often."""
+        for id in entries:
+            row = self._sql("SELECT queue, returns, expires FROM entries WHERE id = ?", id).fetchone()
+            if row is None:  # its queue was deleted
+                continue
+            queue = self._topology.queues_by_id[row[0]]
+            self._sql(REQUEUE, id)
+            self._ring_for |= queue.clients
+            if queue.delivery_limit is not None and row[1] + 1 > queue.delivery_limit:
+                self._dead_letter(id, queue, "delivery_limit")
+            elif row[2] is not None:
+                self._ring_all = True
+
+    def reject(self, entries: Sequence[int]) -> None:
+        """Dead-letter, or drop where the queue has no dead-letter exchange."""
+        for id in entries:
+            row = self._sql("SELECT queue FROM entries WHERE id = ?", id).fetchone()
+            if row is not None:
+                self._dead_letter(id, self._topology.queues_by_id[row[0]], "rejected")
+
+    # --- time -----------------------------------------------------------------------------
+
+    def next_due(self) -> float | None:
+        """When (by `now`) something must happen without anybody asking."""
+        return cast("float | None", self._read(NEXT_DUE)[0][0])
+
+    def _next_due(self) -> float | None:
+        return cast("float | None", self._sql(NEXT_DUE).fetchone()[0])
+
+    def expire(self) -> bool:
+        """Do what is due; False where more is left for another transaction."""
+        due = self._sql(DUE, self.now(), EXPIRE_BATCH).fetchall()
+        for id, queue, held_for in due:
+            self._dead_letter(id, self._topology.queues_by_id[queue], held_for or "expired")
+        return len(due) < EXPIRE_BATCH
+
+    # --- dead letters ---------------------------------------------------------------------
+
+    def _dead_letter(self, id: int, queue: Queue, reason: str) -> None:
+        if queue.dead_letter_exchange is None:
+            self.ack([id])
+            return
+        dead = self._dead_copy(id, queue, reason)
+        targets = self._topology.route(dead.exchange, dead.routing_key, dead.properties["headers"])
+        rows = list(self._rows(dead, _outside_cycles(targets, dead, reason)))
+        full = [row for row in rows if not self._has_room(row.queue)]
+        if queue.keeps_dead_letters and (full or not targets):
+            # Held back rather than lost, out of the way of those behind it.
+            self._sql(HOLD, NOBODY, self.now() + RETRY_HELD, reason, id)
+            self._ring_all = True
+            return
+        kept = [row for row in rows if row not in full]
+        self._insert(kept)
+        self.ack([id])
+        self._trim(kept)
+
+    def _dead_copy(self, id: int, queue: Queue, reason: str) -> _Message:
+        exchange, routing_key, data, body = self._sql(CONTENT, id).fetchone()
+        properties = decode_table(data)
+        expiration = properties.pop("expiration", None)
+        death: dict[str, Any] = {
+            "count": 1,
+            "reason": reason,
+            "queue": queue.name,
+            "time": datetime.fromtimestamp(self.now(), tz=UTC),
+            "exchange": exchange,
+            "routing-keys": [routing_key],
+        }
+        if expiration is not None:
+            death["original-expiration"] = expiration
+        properties["headers"] = _with_death(properties.get("headers") or {}, death)
+        new_key = queue.dead_letter_routing_key
+        return _Message(queue.dead_letter_exchange or "", routing_key if new_key is None else new_key, properties, body)
+
+
+@attrs.frozen(eq=False)
+class _Message:
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+
+
+@attrs.frozen(eq=False)
+class _Row:
+    id: int
+    queue: Queue
+    due: float | None
+    message: _Message
+    data: bytes
+
+
+def _exchange_facts(exchange: Exchange) -> dict[str, Any]:
+    facts = {name: getattr(exchange, name) for name in ("type", "durable", "auto_delete", "internal")}
+    checked = {k: v for k, v in exchange.arguments.items() if k == "alternate-exchange"}
+    return facts | checked
+
+
+_CHECKED = frozenset(
+    {
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
+        "x-dead-letter-strategy",
+        "x-delivery-limit",
+        "x-expires",
+        "x-max-length",
+        "x-max-length-bytes",
+        "x-message-ttl",
+        "x-overflow",
+        "x-queue-type",
+    }
+)
+
+
+def _queue_facts(queue: Queue) -> dict[str, Any]:
+    facts = {"durable": queue.durable, "exclusive": queue.exclusive_to is not None, "auto_delete": queue.auto_delete}
+    return facts | {k: v for k, v in queue.arguments.items() if k in _CHECKED}
+
+
+def _with_death(headers: Arguments, death: dict[str, Any]) -> dict[str, Any]:
+    """The headers with RabbitMQ's record of a death in front; the same death again is counted."""
+    earlier = list(headers.get("x-death") or [])
+    for known in earlier:
+        if (known.get("queue"), known.get("reason")) == (death["queue"], death["reason"]):
+            earlier.remove(known)
+            death = known | {"count": known.get("count", 1) + 1}
+            break
+    first = {f"x-first-death-{what}": death[what] for what in ("reason", "queue", "exchange")}
+    last = {f"x-last-death-{what}": death[what] for what in ("reason", "queue", "exchange")}
+    return {**first, **headers, **last, "x-death": [death, *earlier]}
+
+
+def _outside_cycles(queues: Sequence[Queue], message: _Message, reason: str) -> list[Queue]:
+    """Leave out queues that the message has died in before without ever being rejected, as RabbitMQ does:
+    it would go round for ever."""
+    if reason == "rejected":
+        return list(queues)
+    deaths = message.properties["headers"]["x-death"]
+    return [queue for queue in queues if not _is_cycle(queue.name, deaths)]
+
+
+def _is_cycle(queue: str, deaths: Sequence[Arguments]) -> bool:
+    at = next((index for index, death in enumerate(deaths) if death.get("queue") == queue), None)
+    return at is not None and all(death.get("reason") != "rejected" for death in deaths[: at + 1])
+
+
+def _after_fork() -> None:
+    global _create_lock, _memory_lock
+    _create_lock, _memory_lock = threading.Lock(), threading.Lock()
+    _memory_folders.clear()  # the parent's: a child has a memory of its own
+    for store in list(_open_stores):
+        store.abandon()
+    _open_stores.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
