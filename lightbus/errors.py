@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LightbusError(Exception):
     """The base of everything that Lightbus raises on purpose."""
@@ -73,6 +75,10 @@ class AccessRefused(BrokerError):
     """Wrong credentials, a virtual host that is not there, or a permission that is missing."""
 
 
+class TLSRefused(BrokerError):
+    """The broker's certificate, or the one shown to it, was not accepted."""
+
+
 class TopologyConflict(BrokerError):
     """A queue or exchange exists with other arguments than the app declares."""
 
@@ -90,6 +96,17 @@ class BrokerFileError(BrokerError):
 
 class PublishError(LightbusError):
     """An event was not confirmed by the broker."""
+
+
+class PublishManyError(PublishError):
+    """Some events of a `publish_many` were not confirmed.
+
+    `outcomes` has, in the order of the events, a Receipt or the PublishError for each.
+    """
+
+    def __init__(self, message: str, outcomes: list[Any]) -> None:
+        super().__init__(message)
+        self.outcomes = outcomes
 
 
 class PublishTimeout(PublishError, TimeoutError):

@@ -1,0 +1,440 @@
+"""`Lightbus`: what an application says and what it hears, as decorators."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Self, TypeVar, dataclass_transform, overload
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import attrs
+
+from lightbus import codec, errors, handler, topology
+from lightbus import event as events
+from lightbus.connection import EMBEDDED, Broker
+from lightbus.consumer import Consumer, Lane
+from lightbus.event import EventType
+from lightbus.handler import Handler
+from lightbus.message import Receipt
+from lightbus.publisher import Publisher
+from lightbus.retry import Retry
+from lightbus.topology import BUS, MAIN, ConsumedQueue, QueueType
+from lightbus.transport import Publication
+
+URL_VARIABLE = "LIGHTBUS_URL"
+HANDLER_TIMEOUT = 60.0
+LONGEST_HANDLER_TIMEOUT = 1500.0
+"""Seconds: 25 minutes. RabbitMQ closes the channel of a consumer that holds a delivery for 30."""
+PUBLISH_TIMEOUT = 10.0
+PREFETCH = 100
+"""Enough to hide the round trip. After a crash the whole prefetch counts towards the delivery limit (20)."""
+CONCURRENCY = 32
+
+C = TypeVar("C", bound=type[Any])
+F = TypeVar("F", bound=Callable[..., Any])
+Lifespan = Callable[["Lightbus"], AbstractAsyncContextManager[Any]]
+
+
+class Lightbus:
+    """An application on the bus: it publishes to its own exchange, and has its own queue of what it hears."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        url: str | Sequence[str] | None = None,
+        retry: Retry | None = None,
+        prefetch: int = PREFETCH,
+        concurrency: int = CONCURRENCY,
+        lifespan: Lifespan | None = None,
+        publish_timeout: float = PUBLISH_TIMEOUT,
+        queue_type: QueueType = "quorum",
+    ) -> None:
+        """Nothing connects here.
+
+        Args:
+            name: names the app's exchange and queue: lower case, `[a-z][a-z0-9_-]*`.
+            url: the broker, or several nodes of one cluster. Without it the environment's LIGHTBUS_URL counts;
+                without that, the embedded broker (`sqlite://`).
+            retry: the ladder for handlers that do not name their own, and for events that no handler matches.
+            prefetch: deliveries in hand at most, for each queue and worker process.
+            concurrency: handlers that run at once at most, for each queue and worker process.
+            lifespan: an async context manager over the worker's life, called with the app.
+            publish_timeout: seconds within which a publish is confirmed or fails.
+            queue_type: "quorum" (replicated, the default) or "classic".
+
+        Raises:
+            errors.InvalidName, errors.InvalidOption: a value outside of what it can be.
+        """
+        self.name = topology.check_app_name(name)
+        owner = f"Lightbus({name!r})"
+        if queue_type not in ("quorum", "classic"):
+            raise errors.InvalidOption(f"{owner}: queue_type={queue_type!r}: use 'quorum' or 'classic'.")
+        if retry is not None and not isinstance(retry, Retry):
+            raise errors.InvalidOption(f"{owner}: retry={retry!r}: use lightbus.Retry(delays=(1, 5, 30)) or Retry.none().")
+        self.retry = Retry() if retry is None else retry
+        self.prefetch = handler.check_count(prefetch, owner, "prefetch", 65535)
+        self.concurrency = handler.check_count(concurrency, owner, "concurrency", 10_000)
+        self.lifespan = lifespan
+        self.publish_timeout = _check_publish_timeout(publish_timeout, owner)
+        self.queue_type: QueueType = queue_type
+        self.events: dict[str, EventType] = {}
+        """Declared events by name."""
+        self.handlers: dict[str, Handler] = {}
+        """Handlers by name."""
+        self._url = url
+        self._by_class: dict[type[Any], EventType] = {}
+        self._broker: Broker | None = None
+        self._publisher: Publisher | None = None
+        self._thread_limits: dict[str, anyio.CapacityLimiter] = {}
+
+    def __repr__(self) -> str:
+        return f"<Lightbus {self.name!r}: {len(self.events)} events, {len(self.handlers)} handlers>"
+
+    # --- declaring
+
+    @overload
+    @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
+    def event(self, cls: C, /) -> C: ...
+
+    @overload
+    def event(self, name: str | None = None, /, *, version: int = 1) -> _EventDecorator: ...
+
+    def event(self, target: Any = None, /, *, version: int = 1) -> Any:
+        """Declare what this app says: `@app.event`, or `@app.event("user.registered", version=2)`.
+
+        A plain class becomes a frozen, slotted, keyword-only attrs class. An attrs class, a dataclass or a
+        msgspec.Struct is taken as it is.
+
+        Raises:
+            errors.InvalidEvent: a field's type cannot be written as JSON; names the field.
+            errors.InvalidName, errors.DuplicateEvent: the name cannot be used, or is.
+        """
+        if isinstance(target, type):
+            return self._declare(target, None, version)
+        return lambda cls: self._declare(cls, target, version)
+
+    def _declare(self, cls: type[Any], name: str | None, version: int) -> type[Any]:
+        if not isinstance(cls, type):
+            raise errors.InvalidEvent(f"@app.event decorates a class, not {cls!r}.")
+        planned = name if name is not None else events.default_name(cls.__name__)
+        if planned in self.events:
+            other = self.events[planned].cls
+            raise errors.DuplicateEvent(
+                f"{cls.__name__}: app {self.name!r} has an event {planned!r} already ({other.__module__}.{other.__qualname__}). "
+                "Give one of them another name: @app.event('...')."
+            )
+        event_type = events.define(cls, name, version)
+        self.events[event_type.name] = event_type
+        self._by_class[event_type.cls] = event_type
+        return event_type.cls
+
+    def on(
+        self,
+        *targets: str | type[Any],
+        source: str | None = None,
+        queue: str | None = None,
+        retry: Retry | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        name: str | None = None,
+    ) -> Callable[[F], F]:
+        """Handle events: `@app.on("user.registered")`, `@app.on("user.*", "invoice.#")`, `@app.on(UserRegistered)`.
+
+        Args:
+            targets: AMQP topic patterns (`*` is one word, `#` any number of them), or event classes.
+            source: hear only this app's events.
+            queue: give the handler a queue of its own, here `billing.slow` for "slow".
+            retry: its own ladder; else the app's.
+            timeout: seconds until the handler is cancelled and counts as failed; 60 by default, up to 1,500.
+            concurrency: how many of this handler run at once in a worker process at most.
+            name: what retries and dead letters call it; else the function's name. Keep it when you rename the function.
+
+        Raises:
+            errors.InvalidHandler: the function's parameters cannot be filled; says which and why.
+            errors.InvalidName, errors.InvalidOption: an argument outside of what it can be.
+        """
+        local_names = sys._getframe(1).f_locals
+
+        def register(function: F) -> F:
+            self._register(
+                function,
+                targets=targets,
+                source=source,
+                queue=queue,
+                retry=retry,
+                timeout=timeout,
+                concurrency=concurrency,
+                name=name,
+                local_names=local_names,
+            )
+            return function
+
+        if len(targets) == 1 and not isinstance(targets[0], (str, type)):
+            handler.names_of(targets, "@app.on")  # used without parentheses: says so
+        return register
+
+    def _register(
+        self,
+        function: Callable[..., Any],
+        *,
+        targets: Sequence[str | type[Any]],
+        source: str | None,
+        queue: str | None,
+        retry: Retry | None,
+        timeout: float | None,
+        concurrency: int | None,
+        name: str | None,
+        local_names: Mapping[str, Any],
+    ) -> None:
+        own_name = name or getattr(function, "__name__", None) or type(function).__name__
+        owner = f"handler {own_name!r} of app {self.name!r}"
+        if own_name in self.handlers:
+            raise errors.InvalidHandler(f"{owner}: there is one of that name already. Give one of them a name=.")
+        if retry is not None and not isinstance(retry, Retry):
+            raise errors.InvalidOption(f"{owner}: retry={retry!r}: use lightbus.Retry(delays=(1, 5, 30)) or Retry.none().")
+        suffix = MAIN if queue is None else topology.check_queue_suffix(queue, owner)
+        self.handlers[own_name] = Handler(
+            name=own_name,
+            patterns=handler.names_of(targets, owner),
+            source=None if source is None else topology.check_app_name(source),
+            queue=suffix,
+            retry=self.retry if retry is None else retry,
+            timeout=HANDLER_TIMEOUT if timeout is None else handler.check_timeout(timeout, owner, LONGEST_HANDLER_TIMEOUT),
+            concurrency=None if concurrency is None else handler.check_count(concurrency, owner, "concurrency", 10_000),
+            function=handler.as_async(function, owner, lambda: self._thread_limit(suffix)),
+            arguments=handler.read_signature(self.name, function, owner, local_names),
+            original=function,
+        )
+
+    def _thread_limit(self, suffix: str) -> anyio.CapacityLimiter:
+        """As many threads as handlers may run: the worker's concurrency is what bounds them."""
+        limit = self._thread_limits.get(suffix)
+        if limit is None:
+            limit = self._thread_limits[suffix] = anyio.CapacityLimiter(10_000)
+        return limit
+
+    # --- publishing
+
+    async def publish(
+        self,
+        event: object,
+        *,
+        delay: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Publish and return once the broker has confirmed.
+
+        Args:
+            event: an instance of a class that this app has declared with `@app.event`.
+            delay: seconds until it is delivered, up to 30 days, rounded up to whole seconds. The broker holds it.
+            headers: your own AMQP headers: strings, numbers, booleans, datetimes.
+            timeout: seconds; else the app's `publish_timeout`.
+
+        Raises:
+            errors.UnknownEvent: the app has not declared it.
+            errors.InvalidPayload: a value does not have its field's type. Nothing was sent.
+            errors.PublishError: not confirmed in time, or refused.
+        """
+        publication, level = self._publication(event, delay, headers)
+        return await self.publisher.publish(publication, timeout=self._timeout(timeout), delay_level=level)
+
+    def publish_sync(
+        self,
+        event: object,
+        *,
+        delay: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """`publish` for code without an event loop: Django and Flask views, scripts, plain handlers.
+
+        Raises:
+            errors.PublishInEventLoop: called where an event loop runs, which it would block.
+        """
+        _refuse_in_event_loop("publish_sync", "publish")
+        publication, level = self._publication(event, delay, headers)
+        return self.publisher.publish_sync(publication, timeout=self._timeout(timeout), delay_level=level)
+
+    async def publish_many(
+        self, events: Iterable[object], *, headers: Mapping[str, Any] | None = None, timeout: float | None = None
+    ) -> list[Receipt]:
+        """Publish many events, pipelined, and return once all are confirmed: a receipt for each, in order.
+
+        All are validated before the first is sent.
+
+        Args:
+            timeout: seconds for each event, from when it is sent.
+
+        Raises:
+            errors.InvalidPayload, errors.UnknownEvent: one of them cannot be sent. Nothing was.
+            errors.PublishManyError: some were not confirmed; its `outcomes` says which.
+        """
+        publications = [self._publication(event, None, headers)[0] for event in events]
+        return await self.publisher.publish_many(publications, timeout=self._timeout(timeout))
+
+    def publish_many_sync(
+        self, events: Iterable[object], *, headers: Mapping[str, Any] | None = None, timeout: float | None = None
+    ) -> list[Receipt]:
+        """`publish_many` for code without an event loop."""
+        _refuse_in_event_loop("publish_many_sync", "publish_many")
+        publications = [self._publication(event, None, headers)[0] for event in events]
+        return self.publisher.publish_many_sync(publications, timeout=self._timeout(timeout))
+
+    def _publication(
+        self, event: object, delay: float | None, headers: Mapping[str, Any] | None
+    ) -> tuple[Publication, int | None]:
+        event_type = self._by_class.get(type(event)) or self._unknown(event)
+        body = codec.encode(event_type, event)
+        properties = codec.event_properties(self.name, event_type, headers)
+        if delay is None or delay == 0:
+            return Publication(self.name, event_type.name, body, properties), None
+        seconds = topology.delay_seconds(delay)
+        level = topology.delay_level(seconds)
+        properties["headers"] |= topology.delay_headers(seconds)
+        return Publication(topology.delay_exchange(self.name, level), event_type.name, body, properties), level
+
+    def _unknown(self, event: object) -> EventType:
+        """
+        Raises:
+            errors.UnknownEvent: always; it suggests what was meant.
+        """
+        if isinstance(event, type):
+            raise errors.UnknownEvent(f"{event.__name__} is a class. Publish an instance of it: {event.__name__}(...).")
+        given = event if isinstance(event, str) else events.default_name(type(event).__name__)
+        shown = repr(event) if isinstance(event, str) else type(event).__name__
+        raise errors.UnknownEvent(f"{shown} is not declared on app {self.name!r}. {self.suggestion(given)}")
+
+    def suggestion(self, event_name: str) -> str:
+        """What somebody who wrote this event name may have meant."""
+        if not self.events:
+            return "It declares no events yet: decorate a class with @app.event."
+        near = difflib.get_close_matches(event_name, self.events, n=1, cutoff=0.7)
+        if near:
+            return f"Did you mean {near[0]!r} ({self.events[near[0]].cls.__name__})?"
+        return f"Decorate its class with @app.event, or publish one of: {', '.join(sorted(self.events)[:10])}."
+
+    def _timeout(self, timeout: float | None) -> float:
+        return self.publish_timeout if timeout is None else _check_publish_timeout(timeout, "publish")
+
+    # --- connecting
+
+    @property
+    def broker(self) -> Broker:
+        """Where the app connects to.
+
+        Raises:
+            errors.InvalidURL, errors.UnsupportedBroker: it cannot be read or used.
+        """
+        if self._broker is None:
+            self._broker = Broker.parse(self._url or os.environ.get(URL_VARIABLE) or EMBEDDED)
+        return self._broker
+
+    @property
+    def publisher(self) -> Publisher:
+        if self._publisher is None:
+            publisher = Publisher(self.name, self.broker, timeout=self.publish_timeout, queue_type=self.queue_type)
+            # Two threads may both get here: one of them wins, the other's publisher was never started.
+            self._publisher = self.__dict__.setdefault("_first_publisher", publisher)
+        return self._publisher
+
+    async def __aenter__(self) -> Self:
+        await anyio.to_thread.run_sync(self.publisher.open, self.publish_timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.publisher.close)
+
+    def __enter__(self) -> Self:
+        self.publisher.open(self.publish_timeout)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.publisher.close()
+
+    # --- consuming
+
+    def queue_suffixes(self) -> list[str]:
+        """The queues that this app consumes: the app's own (`main`) first, then its handlers' own."""
+        return [MAIN, *sorted({one.queue for one in self.handlers.values()} - {MAIN})]
+
+    def consumed_queues(self) -> list[ConsumedQueue]:
+        """What the queues hear, and their retry delays."""
+        return [self._consumed_queue(suffix) for suffix in self.queue_suffixes()]
+
+    def _consumed_queue(self, suffix: str) -> ConsumedQueue:
+        mine = [one for one in self.handlers.values() if one.queue == suffix]
+        patterns = dict.fromkeys((one.source or BUS, pattern) for one in mine for pattern in one.patterns)
+        delays = {delay for one in mine for delay in one.retry.delays} | set(self.retry.delays)
+        return ConsumedQueue(self.name, suffix, tuple(patterns), tuple(sorted(delays)))
+
+    def topology(self) -> topology.Topology:
+        """Everything that a worker of this app declares."""
+        return topology.consuming(self.name, self.consumed_queues(), self.queue_type)
+
+    def consumer(
+        self, *, queues: Sequence[str] = (), prefetch: int | None = None, concurrency: int | None = None
+    ) -> Consumer:
+        """A consumer of the app's queues, or of some of them (by suffix; `main` is the app's own).
+
+        Raises:
+            errors.InvalidOption: a queue that the app does not have.
+        """
+        known = self.queue_suffixes()
+        for queue in queues:
+            if queue not in known:
+                raise errors.InvalidOption(f"app {self.name!r} has no queue {queue!r}. It has: {', '.join(known)}.")
+        lanes = [
+            Lane(
+                topology.queue_name(self.name, suffix),
+                suffix,
+                [one for one in self.handlers.values() if one.queue == suffix],
+                prefetch=self.prefetch if prefetch is None else handler.check_count(prefetch, "worker", "prefetch", 65535),
+                concurrency=self.concurrency
+                if concurrency is None
+                else handler.check_count(concurrency, "worker", "concurrency", 10_000),
+            )
+            for suffix in (dict.fromkeys(queues) or known)
+        ]
+        return Consumer(
+            app=self.name,
+            broker=self.broker,
+            lanes=lanes,
+            wanted=self.topology(),
+            publisher=self.publisher,
+            retry=self.retry,
+        )
+
+
+class _EventDecorator:
+    """The type of `@app.event(...)`, for type checkers only."""
+
+    @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
+    def __call__(self, cls: C, /) -> C:
+        raise NotImplementedError
+
+
+def _check_publish_timeout(value: float, owner: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 3600:
+        raise errors.InvalidOption(f"{owner}: a publish timeout of {value!r}: use seconds, more than 0 and up to 3,600.")
+    return float(value)
+
+
+def _refuse_in_event_loop(called: str, instead: str) -> None:
+    try:
+        anyio.lowlevel.current_token()
+    except RuntimeError:  # no event loop runs in this thread: as it should be
+        return
+    raise errors.PublishInEventLoop(f"{called}() would block the event loop that runs here. Use `await app.{instead}(...)`.")

@@ -1,0 +1,332 @@
+"""Events to wire and back: a JSON body, AMQP properties, and headers with a fallback for each.
+
+Only JSON is ever decoded, whatever a content type says. Nothing in here trusts a header that a stranger
+can write: attempt, handler, source and routing key of a copy are read only from the app's internal exchange.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+import msgspec
+
+from lightbus import errors
+from lightbus.event import EventType
+from lightbus.message import Message, new_id
+from lightbus.transport import Delivery, Properties
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""RabbitMQ 4.0's default limit (`max_message_size`); older brokers take more."""
+
+CONTENT_TYPE = "application/json"
+PERSISTENT = 2
+
+VERSION = "lightbus-version"
+CAUSATION = "lightbus-causation"
+ATTEMPT = "lightbus-attempt"
+HANDLER = "lightbus-handler"
+SOURCE = "lightbus-source"
+ROUTING_KEY = "lightbus-routing-key"
+QUEUE = "lightbus-queue"
+ERROR_TYPE = "lightbus-error-type"
+ERROR_MESSAGE = "lightbus-error-message"
+ERROR_TRACEBACK = "lightbus-error-traceback"
+ERROR_TIME = "lightbus-error-time"
+
+# RabbitMQ before 4.0.1 drops a message whose x-death shows a cycle, so a copy must not carry one on.
+_BROKER_HEADERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+_OWN_PREFIX = "lightbus-"
+
+# A header frame must fit the smallest frame that brokers negotiate (8 KB), together with the user's headers.
+_MAX_TRACEBACK = 4_000
+_MAX_MESSAGE = 1_000
+
+current_delivery: ContextVar[Delivery | None] = ContextVar("lightbus_current_delivery", default=None)
+"""What is being handled here: the cause of what is published now."""
+
+_encoder = msgspec.json.Encoder()
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+
+# --- bodies -----------------------------------------------------------------------------------
+
+
+def encode(event_type: EventType, event: object) -> bytes:
+    """The JSON body of an event, proven to be readable as its own class.
+
+    Reading back what was written finds every value of a wrong type, at the publisher, where the mistake is.
+
+    Raises:
+        errors.InvalidPayload: a value does not have its field's type.
+        errors.BodyTooLarge: the body has more than `MAX_BODY_BYTES`.
+    """
+    try:
+        body = _encoder.encode(event)
+        _decoder(event_type.cls).decode(body)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise errors.InvalidPayload(
+            f"event {event_type.name!r} was not sent: {error}. "
+            f"Give the fields of {event_type.cls.__name__} values of the types that it declares."
+        ) from error
+    return check_size(event_type.name, body)
+
+
+def check_size(name: str, body: bytes) -> bytes:
+    if len(body) > MAX_BODY_BYTES:
+        raise errors.BodyTooLarge(
+            f"event {name!r} was not sent: its body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}. "
+            "Put the data where both sides can read it, and its address into the event."
+        )
+    return body
+
+
+def decode(payload_type: Any, body: bytes) -> Any:
+    """A body as the type that a handler asked for.
+
+    Raises:
+        errors.DecodeError: not JSON, or not of that type.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        raise errors.DecodeError(f"the body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}")
+    try:
+        return _decoder(payload_type).decode(body)
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise errors.DecodeError(f"the body cannot be read as {_type_name(payload_type)}: {error}") from error
+
+
+def _decoder(payload_type: Any) -> msgspec.json.Decoder[Any]:
+    try:
+        return _decoders[payload_type]
+    except KeyError:
+        return _decoders.setdefault(payload_type, msgspec.json.Decoder(payload_type))
+
+
+def _type_name(payload_type: Any) -> str:
+    return getattr(payload_type, "__name__", None) or str(payload_type)
+
+
+def build_event(event_type: EventType, payload: Mapping[str, Any] | bytes) -> Any:
+    """An event of loose data, as it comes from a command line or a file: strings become numbers where the
+    class wants numbers.
+
+    Raises:
+        errors.InvalidPayload: the data does not fit the class.
+    """
+    try:
+        data = msgspec.json.decode(payload) if isinstance(payload, bytes) else payload
+        return msgspec.convert(data, event_type.cls, strict=isinstance(payload, bytes))
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        raise errors.InvalidPayload(f"event {event_type.name!r}: {error}") from error
+
+
+# --- properties -------------------------------------------------------------------------------
+
+
+def event_properties(app: str, event_type: EventType, headers: Mapping[str, Any] | None) -> Properties:
+    """The AMQP properties of a new event, caused by the one that is being handled here, if any."""
+    message_id = new_id()
+    table: dict[str, Any] = {VERSION: event_type.version}
+    cause = current_delivery.get()
+    if cause is None:
+        correlation_id = message_id
+    else:
+        table[CAUSATION], correlation_id = read_cause(cause)
+    if headers:
+        table.update(_checked_headers(event_type.name, headers))
+    return {
+        "content_type": CONTENT_TYPE,
+        "headers": table,
+        "delivery_mode": PERSISTENT,
+        "correlation_id": correlation_id,
+        "message_id": message_id,
+        "timestamp": int(time.time()),
+        "type": event_type.name,
+        "app_id": app,
+    }
+
+
+def _checked_headers(name: str, headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    for key, value in headers.items():
+        if not isinstance(key, str) or len(key.encode()) > 255:
+            raise errors.InvalidPayload(f"event {name!r} was not sent: the header {key!r} is not a string of up to 255 bytes.")
+        if key.startswith((_OWN_PREFIX, "x-")):
+            raise errors.InvalidPayload(
+                f"event {name!r} was not sent: the header {key!r} begins with 'lightbus-' or 'x-', "
+                "which belong to Lightbus and the broker. Choose another name."
+            )
+        if not isinstance(value, (str, int, float, bool, datetime, type(None))):
+            raise errors.InvalidPayload(
+                f"event {name!r} was not sent: the header {key!r} is a {type(value).__name__}. "
+                "Headers take str, int, float, bool, datetime and None; put the rest into the event."
+            )
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise errors.InvalidPayload(f"event {name!r} was not sent: the header {key!r} does not fit 64 bits.")
+    return headers
+
+
+@attrs.frozen
+class Envelope:
+    """What the consumer must know of a delivery before it is decoded, from sources that it can trust."""
+
+    event: str
+    source: str
+    attempt: int
+    handler: str | None
+
+
+def read_envelope(app: str, delivery: Delivery) -> Envelope:
+    """Who published what, and which attempt this is.
+
+    A first delivery says it with its exchange and routing key. A retried copy says it in headers, which
+    count only because nobody but the app can publish to its internal exchange.
+
+    Raises:
+        errors.DecodeError: the properties are malformed.
+    """
+    if delivery.exchange != f"{app}.internal":
+        # A delayed event comes from `billing.delay.N`: the source is the first part of its exchange's name.
+        return Envelope(delivery.routing_key, delivery.exchange.partition(".")[0], 1, None)
+    headers = _headers(read_properties(delivery))
+    attempt = headers.get(ATTEMPT)
+    handler = headers.get(HANDLER)
+    return Envelope(
+        event=_text(headers.get(ROUTING_KEY)) or delivery.routing_key,
+        source=_text(headers.get(SOURCE)) or app,
+        attempt=attempt if isinstance(attempt, int) and 1 <= attempt < 2**31 else 1,
+        handler=handler if isinstance(handler, str) and handler else None,
+    )
+
+
+def read_properties(delivery: Delivery) -> Properties:
+    try:
+        return delivery.properties
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise errors.DecodeError(f"the AMQP properties cannot be read: {error}") from error
+
+
+def read_message(app: str, delivery: Delivery) -> Message:
+    """The envelope that handlers see. Every property has a fallback, so that plain AMQP programs are heard.
+
+    Raises:
+        errors.DecodeError: the properties are malformed.
+    """
+    envelope = read_envelope(app, delivery)
+    properties = read_properties(delivery)
+    headers = _headers(properties)
+    version = headers.get(VERSION)
+    message_id = _text(properties.get("message_id")) or _remembered_id(delivery)
+    return Message(
+        id=message_id,
+        event=envelope.event,
+        source=envelope.source,
+        time=_time(properties.get("timestamp")),
+        version=version if isinstance(version, int) and not isinstance(version, bool) and version > 0 else 1,
+        attempt=envelope.attempt,
+        correlation_id=_text(properties.get("correlation_id")) or message_id,
+        causation_id=_text(headers.get(CAUSATION)) or None,
+        headers={
+            key: value for key, value in headers.items() if not key.startswith((_OWN_PREFIX, *_BROKER_HEADERS))
+        },
+        body=delivery.body,
+        redelivered=delivery.redelivered,
+    )
+
+
+def read_cause(delivery: Delivery) -> tuple[str, str]:
+    """(message id, correlation id), which a publish inside of the handler carries on."""
+    try:
+        properties = read_properties(delivery)
+    except errors.DecodeError:
+        properties = {}
+    message_id = _text(properties.get("message_id")) or _remembered_id(delivery)
+    return message_id, _text(properties.get("correlation_id")) or message_id
+
+
+def copy_properties(
+    app: str, delivery: Delivery, handler: str | None, attempt: int, queue: str, expiration: float | None = None
+) -> Properties:
+    """The properties of a copy for a retry or dead-letter queue: as they came, with what the app must remember.
+
+    Args:
+        attempt: which attempt the copy is for (or, of a dead letter, which one failed last).
+        queue: the name of the queue that the delivery came from.
+        expiration: seconds, where it is less than the retry queue's own.
+    """
+    try:
+        properties = dict(read_properties(delivery))
+        envelope = read_envelope(app, delivery)
+    except errors.DecodeError:  # malformed properties cannot be copied; the body and the reason can
+        properties = {}
+        envelope = Envelope(delivery.routing_key, delivery.exchange.partition(".")[0], 1, None)
+    headers = {key: value for key, value in _headers(properties).items() if not key.startswith(_BROKER_HEADERS)}
+    if delivery.exchange != f"{app}.internal":  # forged ones, or another app's
+        headers = {key: value for key, value in headers.items() if key in (VERSION, CAUSATION) or not key.startswith(_OWN_PREFIX)}
+    headers |= {ATTEMPT: attempt, SOURCE: envelope.source, ROUTING_KEY: envelope.event, QUEUE: queue}
+    if handler is not None:
+        headers[HANDLER] = handler
+    # RabbitMQ closes the channel over a user_id that is not the publisher's own.
+    properties.pop("user_id", None)
+    properties.pop("expiration", None)
+    if expiration is not None:
+        properties["expiration"] = str(max(1, round(expiration * 1000)))
+    properties.setdefault("message_id", _remembered_id(delivery))
+    properties["delivery_mode"] = PERSISTENT
+    properties["headers"] = headers
+    return properties
+
+
+def error_headers(error: BaseException) -> dict[str, Any]:
+    """Why a dead letter is one, in headers that `lightbus dead show` prints."""
+    trace = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else ""
+    return {
+        ERROR_TYPE: f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")[:200],
+        ERROR_MESSAGE: _clipped(str(error), _MAX_MESSAGE),
+        ERROR_TRACEBACK: _clipped(trace, _MAX_TRACEBACK, keep_end=True),
+        ERROR_TIME: datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _clipped(text: str, limit: int, *, keep_end: bool = False) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode()
+    if len(text) <= limit:
+        return text
+    return "... " + text[-limit:] if keep_end else text[:limit] + " ..."
+
+
+def _headers(properties: Properties) -> dict[str, Any]:
+    headers = properties.get("headers")
+    return headers if isinstance(headers, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _time(timestamp: object) -> datetime:
+    try:
+        return datetime.fromtimestamp(timestamp, UTC)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, OSError):
+        return datetime.now(UTC)
+
+
+def _remembered_id(delivery: Delivery) -> str:
+    """A foreign message without an id gets one, the same for all that is asked of this delivery."""
+    try:
+        properties = delivery.properties
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return new_id()
+    if not isinstance(properties.get("message_id"), str) or not properties["message_id"]:
+        properties["message_id"] = new_id()
+    return str(properties["message_id"])
+
+
+def payload_reader(payload_type: Any) -> Callable[[bytes], Any]:
+    """`decode` for one type, resolved once."""
+    _decoder(payload_type)
+    return lambda body: decode(payload_type, body)

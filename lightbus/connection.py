@@ -1,0 +1,502 @@
+"""A connection's life: open, declare, heartbeat, backoff, and again. One thread owns each connection.
+
+py-amqp locks writes but not reads, so only the owner reads; and heartbeats must go on while a handler
+blocks the event loop, so the owner is never the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import socket
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import amqp.exceptions
+import anyio.lowlevel
+import attrs
+import kombu
+import kombu.exceptions
+from kombu.transport import TRANSPORT_ALIASES
+
+from lightbus import errors, topology
+from lightbus.topology import Topology
+from lightbus.transport import Channel, Connection
+
+logger = logging.getLogger("lightbus")
+
+EMBEDDED = "sqlite://"
+CONNECT_TIMEOUT = 5.0
+HEARTBEAT = 10
+"""Seconds. Between 5 (a busy machine must not miss two) and 20 (a dead peer must not go unnoticed)."""
+TICK = 1.0
+LOST = (OSError, amqp.exceptions.AMQPError, kombu.exceptions.OperationalError)
+"""What a transport raises when a connection or channel is gone."""
+
+_TRANSPORTS = {
+    "amqp": "lightbus.transport.amqp:Transport",
+    "pyamqp": "lightbus.transport.amqp:Transport",
+    "amqps": "lightbus.transport.amqp:Transport",
+    "sqlite": "lightbus.transport.sqlite:Transport",
+    "memory": "lightbus.transport.sqlite:Transport",
+}
+_OPTIONS = ("heartbeat", "connect_timeout", "cafile", "certfile", "keyfile")
+
+FATAL = (
+    errors.AccessRefused,
+    errors.TLSRefused,
+    errors.TopologyConflict,
+    errors.UnsupportedBroker,
+    errors.InvalidURL,
+    errors.BrokerFileError,
+)
+"""Errors that another try will not mend."""
+
+
+# --- the broker's address ---------------------------------------------------------------------
+
+
+@attrs.frozen
+class Address:
+    """One broker URL, taken apart."""
+
+    url: str = attrs.field(repr=False)
+    scheme: str
+    options: Mapping[str, str]
+
+    @property
+    def masked(self) -> str:
+        """The URL without its password and query, for people and logs."""
+        scheme, _, rest = self.plain.partition("://")
+        userinfo, at, host = rest.rpartition("@")
+        user, colon, _ = userinfo.partition(":")
+        return f"{scheme}://{user}{':**' if colon else ''}{at}{host}"
+
+    @property
+    def plain(self) -> str:
+        """The URL without its query."""
+        return self.url.partition("?")[0]
+
+    @property
+    def embedded(self) -> bool:
+        """For what people are told (a banner); no behaviour depends on it."""
+        return self.scheme in ("sqlite", "memory")
+
+
+def parse_address(url: str) -> Address:
+    """
+    Raises:
+        errors.InvalidURL: not a URL, or an option that is not known.
+        errors.UnsupportedBroker: a broker without AMQP's model.
+    """
+    if not isinstance(url, str) or "://" not in url:
+        raise errors.InvalidURL(
+            f"{_hide(url)} is not a broker URL. Use 'amqp://user:password@host:5672/vhost', 'sqlite:///bus.db' or 'memory://'."
+        )
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    except ValueError as error:
+        raise errors.InvalidURL(f"{_hide(url)} is not a broker URL: {error}.") from error
+    scheme = parts.scheme
+    if scheme not in _TRANSPORTS:
+        raise errors.UnsupportedBroker(_why_unsupported(scheme))
+    unknown = [name for name in options if name not in _OPTIONS]
+    if unknown:
+        raise errors.InvalidURL(
+            f"The broker URL has the option {unknown[0]!r}, which is not known. Known are: {', '.join(_OPTIONS)}."
+        )
+    for name in ("heartbeat", "connect_timeout"):
+        if name in options and not options[name].replace(".", "", 1).isdigit():
+            raise errors.InvalidURL(f"The broker URL's option {name}={options[name]!r} is not a number of seconds.")
+    return Address(url, scheme, options)
+
+
+def _why_unsupported(scheme: str) -> str:
+    known = scheme in TRANSPORT_ALIASES
+    what = (
+        "kombu can reach it, but it has no AMQP exchanges and bindings to route events with"
+        if known
+        else "no such broker is known"
+    )
+    return (
+        f"{scheme}:// cannot carry an event bus: {what}. "
+        "Use RabbitMQ (amqp:// or amqps://), or the embedded broker (sqlite:// or memory://)."
+    )
+
+
+def _hide(url: object) -> str:
+    """A malformed URL may still hold a password: show its scheme at most."""
+    scheme, separator, _ = str(url).partition("://")
+    return f"'{scheme}://...'" if separator and scheme.isalnum() else "The value given"
+
+
+@attrs.frozen
+class Broker:
+    """Where to connect to: one address, or several of one cluster, tried in turn."""
+
+    addresses: tuple[Address, ...]
+
+    @classmethod
+    def parse(cls, url: str | Sequence[str]) -> Broker:
+        urls = url.split(";") if isinstance(url, str) else list(url)
+        if not urls:
+            raise errors.InvalidURL("The list of broker URLs is empty. Give at least one.")
+        return cls(tuple(parse_address(one) for one in urls))
+
+    @property
+    def masked(self) -> str:
+        return ";".join(address.masked for address in self.addresses)
+
+    def connect(self, name: str, *, timeout: float = CONNECT_TIMEOUT) -> Connection:
+        """A new connection to the first address that answers.
+
+        Raises:
+            errors.BrokerError: none did; the error says what each said.
+        """
+        failures: list[errors.BrokerError] = []
+        for address in random.sample(self.addresses, len(self.addresses)):
+            try:
+                return _connect(address, name, timeout)
+            except errors.BrokerUnreachable as error:
+                failures.append(error)
+        if len(failures) == 1:
+            raise failures[0]
+        raise errors.BrokerUnreachable(" ".join(str(failure) for failure in failures))
+
+
+def _connect(address: Address, name: str, timeout: float) -> Connection:
+    options = address.options
+    settings: dict[str, Any] = {
+        "heartbeat": float(options.get("heartbeat", HEARTBEAT)),
+        "connect_timeout": min(timeout, float(options.get("connect_timeout", timeout))),
+        "transport_options": {"client_properties": {"connection_name": name}},
+    }
+    if address.scheme == "amqps":
+        settings["ssl"] = _tls(urlsplit(address.plain).hostname or "localhost", options)
+    elif not address.embedded:
+        settings["login_method"] = "PLAIN"
+    client = kombu.Connection(address.plain, transport=_TRANSPORTS[address.scheme], **settings)
+    try:
+        connection: Connection = client.transport.establish_connection()
+    except (errors.LightbusError, *LOST) as error:
+        raise describe(error, address) from error
+    return connection
+
+
+def _tls(host: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """The peer is always verified: against the system's authorities, or those in `?cafile=`."""
+    return {
+        "server_hostname": host,
+        "cert_reqs": ssl.CERT_REQUIRED,
+        "ca_certs": options.get("cafile"),
+        "certfile": options.get("certfile"),
+        "keyfile": options.get("keyfile"),
+    }
+
+
+def describe(error: BaseException, address: Address) -> errors.BrokerError:
+    """A transport's error in words: the thing, the cause, the next step."""
+    where = address.masked
+    match error:
+        case errors.BrokerError():
+            return error
+        case ssl.SSLError():
+            return errors.TLSRefused(
+                f"{where}: TLS failed: {error}. Is the host name the one in the certificate, and its authority known here? "
+                "Name the authority's file with ?cafile=..., a client certificate with ?certfile=...&keyfile=..."
+            )
+        case amqp.exceptions.AccessRefused() if "login" in str(error).lower() or getattr(error, "method", None) is None:
+            return errors.AccessRefused(
+                f"{where} refused the user name or password ({_words(error)}). Check LIGHTBUS_URL; RabbitMQ lets 'guest' in "
+                "from the same machine only."
+            )
+        case amqp.exceptions.NotAllowed():
+            return errors.AccessRefused(
+                f"{where} has no such virtual host, or this user may not use it ({_words(error)}). "
+                "Create it with `rabbitmqctl add_vhost`, allow it with `rabbitmqctl set_permissions`."
+            )
+        case amqp.exceptions.AccessRefused():
+            return errors.AccessRefused(
+                f"{where}: permission missing ({_words(error)}). "
+                "Grant the app's user its own names: rabbitmqctl set_permissions (see the README on permissions)."
+            )
+        case amqp.exceptions.PreconditionFailed():
+            return errors.TopologyConflict(_conflict(_words(error)))
+        case amqp.exceptions.NotFound():
+            return errors.TopologyMissing(f"{where}: {_words(error)}.")
+        case socket.gaierror():
+            return errors.BrokerUnreachable(f"No connection to {where}: the host name is not known ({error.strerror}).")
+        case TimeoutError():
+            return errors.BrokerUnreachable(f"No connection to {where}: no answer in time. Is a broker listening there?")
+        case _:
+            return errors.BrokerUnreachable(
+                f"No connection to {where}: {_words(error) or type(error).__name__}. Is the broker running there?"
+            )
+
+
+def _words(error: BaseException) -> str:
+    text = getattr(error, "reply_text", None) or getattr(error, "strerror", None) or str(error)
+    return str(text).strip().rstrip(".")
+
+
+def _conflict(words: str) -> str:
+    """What differs, in the broker's words ("inequivalent arg 'x' for queue 'q' in vhost 'v': received ...")."""
+    return (
+        f"The broker has it with other arguments than this app declares: {words}. "
+        "Either declare it as it is there, or, once it is empty and nobody consumes it, delete it "
+        "(rabbitmqctl delete_queue NAME), and start this app again, which declares it anew."
+    )
+
+
+# --- declaring --------------------------------------------------------------------------------
+
+
+def declare(connection: Connection, wanted: Topology, address_of: str = "the broker") -> None:
+    """Declare all of it; what is there already and equal stays as it is.
+
+    Raises:
+        amqp.exceptions.PreconditionFailed: something exists with other arguments.
+        amqp.exceptions.AccessRefused: a permission is missing.
+    """
+    for exchange in wanted.shared:
+        _declare_shared(connection, exchange)
+    channel = connection.channel()
+    for exchange in wanted.exchanges:
+        exchange.bind(channel).declare()
+    for queue in wanted.queues:
+        queue.bind(channel).queue_declare()
+    for binding in wanted.bindings:
+        bind = channel.queue_bind if binding.to_queue else channel.exchange_bind
+        bind(binding.destination, binding.source, binding.key, arguments=binding.arguments)
+    channel.close()
+
+
+def _declare_shared(connection: Connection, exchange: kombu.Exchange) -> None:
+    """Passively first: a user with few permissions may use the bus exchange, but not declare it."""
+    probe = connection.channel()
+    try:
+        exchange.bind(probe).declare(passive=True)
+    except amqp.exceptions.NotFound:
+        channel = connection.channel()
+        exchange.bind(channel).declare()
+        channel.close()
+    else:
+        probe.close()
+
+
+# --- the event loop, seen from another thread -------------------------------------------------
+
+Schedule = Callable[..., object]
+
+
+def current_schedule() -> Schedule:
+    """A function that runs another one soon in this event loop, to be called from any thread; it never waits."""
+    try:
+        return asyncio.get_running_loop().call_soon_threadsafe
+    except RuntimeError:
+        native: Any = anyio.lowlevel.current_token().native_token
+        schedule: Schedule = native.run_sync_soon
+        return schedule
+
+
+# --- the thread -------------------------------------------------------------------------------
+
+
+class Backoff:
+    """Pauses between tries: 0.1 s, doubled up to 5 s, each shortened at random so that many do not come at once."""
+
+    def __init__(self, first: float = 0.1, highest: float = 5.0) -> None:
+        self.first = first
+        self.highest = highest
+        self.failures = 0
+
+    def next(self) -> float:
+        pause = min(self.highest, self.first * 2.0 ** min(self.failures, 20))
+        self.failures += 1
+        return pause * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        self.failures = 0
+
+
+_living: weakref.WeakSet[ConnectionThread] = weakref.WeakSet()
+
+
+def _forget_after_fork() -> None:
+    for thread in list(_living):
+        thread.forget()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+class ConnectionThread:
+    """A thread that owns one connection and replaces it when it fails.
+
+    Each connection is an *epoch*: nothing that belongs to an older one (a channel, a delivery tag) is used
+    after it has ended, since a stale ack would settle a different message.
+    """
+
+    def __init__(self, broker: Broker, name: str) -> None:
+        self.broker = broker
+        self.name = name
+        self.connection: Connection | None = None
+        self.error: errors.BrokerError | None = None
+        """Why there is no connection now."""
+        self.epoch = 0
+        self._start()
+        _living.add(self)
+
+    def _start(self) -> None:
+        self.stopping = False
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._wake = threading.Event()
+        self._woken = False
+
+    def forget(self) -> None:
+        """In a forked child: the connection is the parent's. Let go of it without a word to the broker."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):  # whatever is wrong with it, it is not ours
+                connection.collect()
+        self._start()
+
+    # what a role fills in
+
+    def wanted(self) -> bool:
+        """Whether a connection is needed now."""
+        return True
+
+    def opened(self, connection: Connection) -> None:
+        """A new epoch begins: declare, open channels, subscribe."""
+        raise NotImplementedError
+
+    def work(self) -> float:
+        """Send what is waiting; returns for how many seconds there will be nothing else to do."""
+        raise NotImplementedError
+
+    def lost(self, error: BaseException) -> None:
+        """The epoch has ended; `self.connection` is gone."""
+
+    def failed(self, error: errors.BrokerError) -> None:
+        """A new epoch could not begin."""
+
+    def closing(self) -> None:
+        """Say the last words on a connection that is about to be closed in good order."""
+
+    # from any thread
+
+    def ensure_started(self) -> None:
+        if self._thread is not None:
+            return
+        with self._starting:
+            if self._thread is None:
+                self.stopping = False
+                thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                thread.start()
+                self._thread = thread
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wake(self) -> None:
+        """Let the thread look for work at once. Cheap where it was woken already."""
+        if self._woken:
+            return
+        self._woken = True
+        self._wake.set()
+        connection = self.connection
+        if connection is not None:
+            connection.interrupt()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread and close its connection, within `timeout` seconds."""
+        thread = self._thread
+        self.stopping = True
+        self._woken = False
+        self.wake()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+            if thread.is_alive():
+                logger.warning("%s did not end within %g s; its connection is left to the broker to close.", self.name, timeout)
+                return
+        self._thread = None
+
+    # the thread itself
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while not self.stopping:
+            if not self.wanted():
+                self._pause(TICK, until_wanted=True)
+                continue
+            began = time.monotonic()
+            try:
+                self._live()
+            except errors.BrokerError as error:
+                self._end(error)
+                self.failed(error)
+            except LOST as error:
+                self._end(error)
+            except Exception as error:
+                # A mistake of our own must not end the thread silently: whoever waits for it would wait on.
+                logger.exception("%s: unexpected error; the connection is replaced.", self.name)
+                self._end(error)
+            if time.monotonic() - began > backoff.highest:
+                backoff.reset()
+            if not self.stopping:
+                self._pause(backoff.next())
+
+    def _live(self) -> None:
+        """One epoch, from opening to the end."""
+        connection = self.broker.connect(self.name)
+        self.connection = connection
+        try:
+            self.opened(connection)
+        except (errors.BrokerError, *LOST) as error:
+            raise describe(error, self.broker.addresses[0]) from error
+        self.epoch += 1
+        self.error = None
+        next_tick = time.monotonic() + TICK
+        while not self.stopping:
+            self._woken = False
+            timeout = self.work()
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(min(timeout, TICK))
+            if time.monotonic() >= next_tick:
+                connection.heartbeat_tick()
+                next_tick = time.monotonic() + TICK
+        self.closing()
+        self.connection = None
+        with contextlib.suppress(*LOST):
+            connection.close()
+
+    def _end(self, error: BaseException) -> None:
+        connection, self.connection = self.connection, None
+        self.error = error if isinstance(error, errors.BrokerError) else describe(error, self.broker.addresses[0])
+        if connection is not None:
+            with contextlib.suppress(Exception):  # it is broken already: nothing that it says now matters
+                connection.collect()
+            self.lost(error)
+
+    def _pause(self, seconds: float, *, until_wanted: bool = False) -> None:
+        """Wait for so long, or (where nothing is wrong, just nothing to do) until a connection is wanted."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self._wake.clear()
+            self._woken = False  # after the clear: whoever finds it True now has left work that is seen below
+            if self.stopping or (until_wanted and self.wanted()):
+                return
+            self._wake.wait(left)

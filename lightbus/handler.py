@@ -1,0 +1,240 @@
+"""A handler: what it hears, the function, its policy. The signature is resolved once, at registration."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import attrs
+import msgspec
+
+from lightbus import codec, errors, topology
+from lightbus.event import event_type_of, unreadable_part
+from lightbus.message import Message
+from lightbus.pattern import topic_matches
+from lightbus.retry import Retry
+from lightbus.transport import Delivery
+
+Arguments = tuple[Any, ...]
+
+
+@attrs.frozen(eq=False)
+class Handler:
+    """One `@app.on`."""
+
+    name: str
+    patterns: tuple[str, ...]
+    source: str | None
+    queue: str
+    """The queue's suffix; `topology.MAIN` is the app's own queue."""
+    retry: Retry
+    timeout: float
+    """Seconds."""
+    concurrency: int | None
+    """How many may run at once in one worker process; None leaves it to the worker."""
+    function: Callable[..., Awaitable[Any]]
+    """The user's function; a plain one goes to a thread."""
+    arguments: Callable[[Delivery], Arguments]
+    """Fills the function's parameters from a delivery.
+
+    Raises:
+        errors.DecodeError: the delivery cannot be read as what they are annotated with.
+    """
+    original: Callable[..., Any]
+
+    def hears(self, source: str, event: str) -> bool:
+        return (self.source is None or self.source == source) and any(
+            topic_matches(pattern, event) for pattern in self.patterns
+        )
+
+
+def names_of(targets: Sequence[str | type[Any]], owner: str) -> tuple[str, ...]:
+    """The patterns of what was given to `@app.on`: strings, or event classes that stand for their names.
+
+    Raises:
+        errors.InvalidName, errors.InvalidHandler: neither a topic pattern nor an event class.
+    """
+    if not targets:
+        raise errors.InvalidHandler(f"{owner}: name at least one event, as in @app.on('user.registered').")
+    return tuple(dict.fromkeys(_name_of(target, owner) for target in targets))
+
+
+def _name_of(target: object, owner: str) -> str:
+    if isinstance(target, type):
+        event_type = event_type_of(target)
+        if event_type is None:
+            raise errors.InvalidHandler(
+                f"{owner}: {target.__name__} is not an event class. Decorate it with @app.event, or give the event's name."
+            )
+        return event_type.name
+    if callable(target):
+        raise errors.InvalidHandler(f"{owner}: @app.on needs an event's name, as in @app.on('user.registered').")
+    return topology.check_pattern(typing.cast(str, target), owner)
+
+
+def check_timeout(value: float, owner: str, limit: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= limit:
+        raise errors.InvalidOption(
+            f"{owner}: timeout={value!r}: use seconds, more than 0 and up to {limit:g}, which is below RabbitMQ's "
+            "consumer timeout of 30 minutes. Split work that takes longer into steps, each an event."
+        )
+    return float(value)
+
+
+def check_count(value: int, owner: str, option: str, highest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
+        raise errors.InvalidOption(f"{owner}: {option}={value!r}: use a whole number from 1 to {highest:,}.")
+    return value
+
+
+# --- the signature ----------------------------------------------------------------------------
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+
+
+def as_async(
+    function: Callable[..., Any], owner: str, limiter: Callable[[], anyio.CapacityLimiter]
+) -> Callable[..., Awaitable[Any]]:
+    """The function itself if it is async; else one that runs it in a thread.
+
+    Raises:
+        errors.InvalidHandler: not callable, or a generator.
+    """
+    if isinstance(function, type) or not callable(function):
+        raise errors.InvalidHandler(f"{owner} is not a function. Decorate a function, async or plain.")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise errors.InvalidHandler(f"{owner} is a generator, which nobody would iterate. Return instead of yielding.")
+    if is_async(function):
+        return function
+
+    async def in_thread(*arguments: Any) -> Any:
+        # A thread cannot be stopped: after a timeout it is left to end by itself, the event is retried meanwhile.
+        return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=limiter())
+
+    return in_thread
+
+
+def read_signature(
+    app: str, function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]
+) -> Callable[[Delivery], Arguments]:
+    """How the function's positional parameters are filled from a delivery.
+
+    Raises:
+        errors.InvalidHandler: a parameter that cannot be filled; says which and why.
+    """
+    readers: list[Callable[[Delivery], Any]] = []
+    payload: str | None = None
+    for parameter in _parameters(function, owner, local_names):
+        if parameter.annotation is Message:
+            readers.append(functools.partial(codec.read_message, app))
+        elif parameter.default is not inspect.Parameter.empty:
+            break
+        elif payload is not None:
+            raise errors.InvalidHandler(
+                f"{owner}: the parameters {payload!r} and {parameter.name!r} both ask for the payload. "
+                "Take one payload (a class of your own with the fields you need), and the envelope as `message: Message`."
+            )
+        else:
+            payload = parameter.name
+            readers.append(_payload_reader(parameter, owner))
+    return _combine(readers)
+
+
+def _combine(readers: list[Callable[[Delivery], Any]]) -> Callable[[Delivery], Arguments]:
+    if len(readers) == 1:  # the usual case, without a loop for each event
+        (read,) = readers
+        return lambda delivery: (read(delivery),)
+    return lambda delivery: tuple(read(delivery) for read in readers)
+
+
+def _parameters(
+    function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]
+) -> list[inspect.Parameter]:
+    hints = _hints(function, owner, local_names)
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise errors.InvalidHandler(
+                f"{owner}: '*{parameter.name}' cannot be filled. Take one payload parameter and, if needed, `message: Message`."
+            )
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            if parameter.default is parameter.empty:
+                raise errors.InvalidHandler(
+                    f"{owner}: the keyword-only parameter {parameter.name!r} cannot be filled. Put it before the '*', or give it a default."
+                )
+            continue
+        parameters.append(parameter.replace(annotation=hints.get(parameter.name, parameter.annotation)))
+    return parameters
+
+
+def _hints(function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]) -> dict[str, Any]:
+    target = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    if not inspect.isroutine(target):
+        target = type(target).__call__
+    try:
+        return typing.get_type_hints(target, localns=dict(local_names), include_extras=True)
+    except NameError as error:
+        raise errors.InvalidHandler(
+            f"{owner}: an annotation is not known here ({error}). Import the type where the function is defined "
+            "(not under TYPE_CHECKING)."
+        ) from error
+
+
+def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Delivery], Any]:
+    wanted = parameter.annotation
+    if wanted is parameter.empty:
+        wanted = dict[str, Any]
+    try:
+        info = msgspec.inspect.type_info(wanted)
+        readable = unreadable_part(info)
+    except (TypeError, NameError) as error:
+        raise errors.InvalidHandler(f"{owner}: the parameter '{parameter.name}: {wanted}' cannot be filled: {error}") from error
+    if readable is not None:
+        where, part = readable
+        field = f" (its field {where} is a {part})" if where else ""
+        raise errors.InvalidHandler(
+            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' cannot be filled from JSON{field}. "
+            "Annotate it with an attrs class, a dataclass, a msgspec.Struct, a TypedDict or dict; or the envelope with Message."
+        )
+    if isinstance(info, _SCALARS):
+        raise errors.InvalidHandler(
+            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' asks for one value, but an event's payload is "
+            "an object with fields. Annotate it with a class (or dict) that has the fields you need."
+        )
+    read = codec.payload_reader(wanted)
+    return lambda delivery: read(delivery.body)
+
+
+def _shown(annotation: Any) -> str:
+    return getattr(annotation, "__name__", None) or str(annotation)
+
+
+_SCALARS = (
+    msgspec.inspect.NoneType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.StrType,
+    msgspec.inspect.BytesType,
+    msgspec.inspect.ByteArrayType,
+    msgspec.inspect.MemoryViewType,
+    msgspec.inspect.DateTimeType,
+    msgspec.inspect.DateType,
+    msgspec.inspect.TimeType,
+    msgspec.inspect.TimeDeltaType,
+    msgspec.inspect.UUIDType,
+    msgspec.inspect.DecimalType,
+    msgspec.inspect.EnumType,
+    msgspec.inspect.LiteralType,
+)

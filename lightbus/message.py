@@ -1,0 +1,63 @@
+"""The values that users meet: a message as it arrived, and the receipt of a publish."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Message:
+    """The envelope of one delivery.
+
+    Ask for it by annotation: `async def open_account(user: NewUser, message: Message)`.
+    """
+
+    id: str
+    """Unique for each published event (UUIDv7 from Lightbus), the same on every copy, retry and redelivery."""
+    event: str
+    """The event's name: the routing key that it was published with."""
+    source: str
+    """The app that published it: the exchange it came through, which the broker vouches for."""
+    time: datetime
+    """When it was published, to the second, in UTC; when it arrived, where the publisher did not say."""
+    version: int
+    """The version of the event's class, from 1."""
+    attempt: int
+    """Which try of this handler this is, from 1. A redelivery after a crash does not count: see `redelivered`."""
+    correlation_id: str
+    """The id of the first event in the chain that led here."""
+    causation_id: str | None
+    """The id of the event whose handler published this one."""
+    headers: Mapping[str, Any]
+    """The publisher's own headers."""
+    body: bytes
+    """The payload as it came."""
+    redelivered: bool
+    """True where the broker has delivered it before, and that delivery was not settled."""
+
+
+@attrs.frozen
+class Receipt:
+    """What the broker confirmed."""
+
+    id: str
+    """The message's id."""
+    routed: bool
+    """False where no queue anywhere was bound to hear it: nobody listens (yet). Not an error."""
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, so that ids sort by time, then 74 random bits."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80
+    value |= 0x7 << 76 | (random >> 62 & 0xFFF) << 64
+    value |= 0b10 << 62 | random & 0x3FFF_FFFF_FFFF_FFFF
+    return str(uuid.UUID(int=value))

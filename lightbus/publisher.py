@@ -1,0 +1,435 @@
+"""Publishing with pipelined confirms: many callers, one connection, one window of unconfirmed messages.
+
+py-amqp's own `confirm_publish` takes any ack for the right one. Here delivery tags are counted, `multiple`,
+nack and return are told apart, and after a reconnect what was not confirmed is published again (same id).
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import amqp.exceptions
+import anyio
+import anyio.to_thread
+
+from lightbus import errors, topology
+from lightbus.connection import LOST, Broker, ConnectionThread, Schedule, current_schedule, declare
+from lightbus.message import Receipt
+from lightbus.topology import QueueType
+from lightbus.transport import Channel, Connection, Publication
+
+logger = logging.getLogger("lightbus")
+
+WINDOW = 1000
+"""Unconfirmed messages at most: enough to hide the round trip, little enough to publish again after a fault."""
+IDLE = 60.0
+EXPIRY_CHECK = 0.5
+
+# The broker closed the channel or connection over what it was sent (not over its own state).
+_REFUSALS = (311, 403, 404, 405, 406, 501, 502, 503, 504, 505, 530, 540)
+
+
+class Outgoing:
+    """A message on its way, and whoever waits for its confirm."""
+
+    __slots__ = ("abandoned", "delay_level", "done", "error", "publication", "returned", "sent", "wait_loop")
+
+    def __init__(self, publication: Publication, delay_level: int | None) -> None:
+        self.publication = publication
+        self.delay_level = delay_level
+        """The levels of delayed publishing that must be there, if it is delayed."""
+        self.sent = False
+        self.returned = False
+        self.abandoned = False
+        """Nobody waits for it any more: do not send it (again)."""
+        self.error: errors.PublishError | None = None
+        self.wait_loop: Schedule | None = None
+        self.done: Any = None
+        """An anyio.Event where `wait_loop` is given, else a held lock that is released."""
+
+    def receipt(self) -> Receipt:
+        if self.error is not None:
+            raise self.error
+        return Receipt(self.publication.properties["message_id"], not self.returned)
+
+
+class Publisher(ConnectionThread):
+    """The app's one publishing connection. Any thread and any task may publish through it at once."""
+
+    def __init__(self, app: str, broker: Broker, *, timeout: float, queue_type: QueueType) -> None:
+        self.app = app
+        self.timeout = timeout
+        self.queue_type: QueueType = queue_type
+        self._reset()
+        super().__init__(broker, f"lightbus {app} publisher")
+
+    def _reset(self) -> None:
+        self._channel: Channel | None = None
+        self._waiting: deque[Outgoing] = deque()
+        self._unconfirmed: dict[int, Outgoing] = {}
+        self._next_tag = 1
+        self._suspects = 0
+        self._delay_levels = -1
+        self._finished: list[Outgoing] = []
+        self._registered = False
+
+    def forget(self) -> None:
+        super().forget()
+        self._reset()  # what was on its way is the parent's to finish
+
+    # --- from any thread or task
+
+    async def publish(
+        self, publication: Publication, *, timeout: float | None = None, delay_level: int | None = None
+    ) -> Receipt:
+        """Publish and return once the broker has confirmed.
+
+        Raises:
+            errors.PublishError: it did not, within `timeout` seconds.
+        """
+        limit = self.timeout if timeout is None else timeout
+        outgoing = self._submit_from_loop(publication, delay_level, current_schedule())
+        with anyio.move_on_after(limit):
+            await outgoing.done.wait()
+        return self._outcome(outgoing, limit, outgoing.done.is_set())
+
+    def publish_sync(
+        self, publication: Publication, *, timeout: float | None = None, delay_level: int | None = None
+    ) -> Receipt:
+        """The same for a thread without an event loop."""
+        limit = self.timeout if timeout is None else timeout
+        outgoing = self._submit_from_thread(publication, delay_level)
+        return self._outcome(outgoing, limit, outgoing.done.acquire(timeout=limit))
+
+    async def publish_many(self, publications: Sequence[Publication], *, timeout: float | None = None) -> list[Receipt]:
+        """Publish all, at most a window of them at a time, and return once all are confirmed, in their order.
+
+        Args:
+            timeout: seconds for each, from when it enters the window.
+
+        Raises:
+            errors.PublishManyError: some were not confirmed; it says which.
+        """
+        limit = self.timeout if timeout is None else timeout
+        schedule = current_schedule()
+        outcomes: list[Receipt | errors.PublishError] = []
+        window: deque[Outgoing] = deque()
+        for publication in publications:
+            window.append(self._submit_from_loop(publication, None, schedule))
+            if len(window) >= WINDOW:
+                outcomes.append(await self._await_one(window.popleft(), limit))
+        for outgoing in window:
+            outcomes.append(await self._await_one(outgoing, limit))
+        return _all_receipts(outcomes)
+
+    def publish_many_sync(self, publications: Sequence[Publication], *, timeout: float | None = None) -> list[Receipt]:
+        """The same for a thread without an event loop."""
+        limit = self.timeout if timeout is None else timeout
+        outcomes: list[Receipt | errors.PublishError] = []
+        window: deque[Outgoing] = deque()
+
+        def finish_oldest() -> None:
+            outgoing = window.popleft()
+            outcomes.append(self._settled(outgoing, limit, outgoing.done.acquire(timeout=limit)))
+
+        for publication in publications:
+            window.append(self._submit_from_thread(publication, None))
+            if len(window) >= WINDOW:
+                finish_oldest()
+        while window:
+            finish_oldest()
+        return _all_receipts(outcomes)
+
+    async def _await_one(self, outgoing: Outgoing, limit: float) -> Receipt | errors.PublishError:
+        if not outgoing.done.is_set():
+            with anyio.move_on_after(limit):
+                await outgoing.done.wait()
+        return self._settled(outgoing, limit, outgoing.done.is_set())
+
+    def _settled(self, outgoing: Outgoing, limit: float, in_time: bool) -> Receipt | errors.PublishError:
+        try:
+            return self._outcome(outgoing, limit, in_time)
+        except errors.PublishError as error:
+            return error
+
+    def _submit_from_loop(self, publication: Publication, delay_level: int | None, schedule: Schedule) -> Outgoing:
+        outgoing = Outgoing(publication, delay_level)
+        outgoing.wait_loop = schedule
+        outgoing.done = anyio.Event()
+        self._submit(outgoing)
+        return outgoing
+
+    def _submit_from_thread(self, publication: Publication, delay_level: int | None) -> Outgoing:
+        outgoing = Outgoing(publication, delay_level)
+        outgoing.done = threading.Lock()
+        outgoing.done.acquire()
+        self._submit(outgoing)
+        return outgoing
+
+    def _submit(self, outgoing: Outgoing) -> None:
+        self._waiting.append(outgoing)
+        if not self._registered:
+            self._registered = True
+            _close_at_exit(self)
+        try:
+            self.ensure_started()
+        except RuntimeError as error:  # Python 3.12+: no new threads while the interpreter ends
+            raise errors.PublisherClosed(
+                "The event was not sent: the interpreter is shutting down. Publish before the main thread ends."
+            ) from error
+        self.wake()
+
+    def _outcome(self, outgoing: Outgoing, limit: float, in_time: bool) -> Receipt:
+        if in_time:
+            return outgoing.receipt()
+        outgoing.abandoned = True
+        raise self._timed_out(outgoing, limit)
+
+    def _timed_out(self, outgoing: Outgoing, limit: float) -> errors.PublishError:
+        publication = outgoing.publication
+        what = f"event {publication.properties.get('type') or publication.routing_key!r} ({publication.properties['message_id']})"
+        if outgoing.sent:
+            return errors.PublishTimeout(
+                f"{what}: no confirm from {self.broker.masked} within {limit:g} s. The outcome is unknown: it may have arrived, or may "
+                "yet. Publish it again if a listener can bear a duplicate; look at the broker's health."
+            )
+        connection = self.connection
+        if connection is not None and connection.blocked:
+            return errors.PublishBlocked(
+                f"{what} was not sent: {self.broker.masked} takes no messages (a memory or disk alarm), for {limit:g} s now. "
+                "Free memory or disk on the broker (rabbitmq-diagnostics alarms); publishing resumes by itself."
+            )
+        if self.error is not None:
+            error = errors.PublishUnreachable(f"{what} was not sent within {limit:g} s. {self.error}")
+            error.__cause__ = self.error
+            return error
+        return errors.PublishTimeout(
+            f"{what} was not sent within {limit:g} s: too many others wait before it. Publish fewer at once, or allow more time."
+        )
+
+    def open(self, timeout: float) -> None:
+        """Connect and declare now rather than at the first publish. Blocks.
+
+        Raises:
+            errors.BrokerError: it cannot be done, or not within `timeout` seconds.
+        """
+        self._opening = threading.Event()
+        try:
+            self.ensure_started()
+            self.wake()
+            if not self._opening.wait(timeout) or self._channel is None:
+                raise self.error or errors.BrokerUnreachable(
+                    f"No connection to {self.broker.masked} within {timeout:g} s. Is the broker running there?"
+                )
+        finally:
+            self._opening = None
+
+    _opening: threading.Event | None = None
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait for what is on its way, up to `timeout` seconds, then disconnect. A later publish connects again."""
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while self.alive and self._busy() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.stop(max(1.0, deadline - time.monotonic()))
+        self._fail_all(errors.PublisherClosed("The app was closed before the broker confirmed. The outcome is unknown."))
+
+    def _busy(self) -> bool:
+        # The thread moves messages from one to the other: look in that order, or one could hide in between.
+        return any(not outgoing.abandoned for outgoing in [*self._waiting, *self._unconfirmed.copy().values()])
+
+    # --- the thread
+
+    def wanted(self) -> bool:
+        return bool(self._waiting) or self._opening is not None
+
+    def opened(self, connection: Connection) -> None:
+        declare(connection, topology.publishing(self.app))
+        channel = connection.channel()
+        channel.on_ack = self._on_ack
+        channel.on_nack = self._on_nack
+        channel.on_return = self._on_return
+        channel.confirm_select()
+        self._next_tag = 1
+        self._delay_levels = -1
+        self._by_id: dict[str, Outgoing] = {}
+        self._channel = channel
+        if self._opening is not None:
+            self._opening.set()
+
+    def work(self) -> float:
+        self._announce()
+        connection, channel = self.connection, self._channel
+        assert connection is not None
+        assert channel is not None
+        if connection.blocked or not self._waiting:
+            return IDLE
+        self._check_window()
+        batch = self._next_batch(connection)
+        if batch:
+            channel.publish(batch)
+        return IDLE
+
+    def _check_window(self) -> None:
+        """A full window whose oldest nobody waits for: the confirms are not coming. Begin a new epoch."""
+        if len(self._unconfirmed) >= WINDOW and next(iter(self._unconfirmed.values())).abandoned:
+            raise OSError(f"{WINDOW} messages stayed unconfirmed until nobody waited for them")
+
+    def _next_batch(self, connection: Connection) -> list[Publication]:
+        # After a refusal the suspects go one by one, so that the one to blame is alone when it happens again.
+        window = 1 if self._suspects else WINDOW
+        batch: list[Publication] = []
+        while self._waiting and len(self._unconfirmed) < window:
+            outgoing = self._waiting.popleft()
+            if outgoing.abandoned:
+                self._suspects = max(0, self._suspects - 1)
+                continue
+            self._unconfirmed[self._next_tag] = outgoing
+            self._next_tag += 1
+            if outgoing.delay_level is not None and outgoing.delay_level > self._delay_levels:
+                declare(connection, topology.delaying(self.app, outgoing.delay_level, self.queue_type))
+                self._delay_levels = outgoing.delay_level
+            outgoing.sent = True
+            self._by_id[outgoing.publication.properties["message_id"]] = outgoing
+            batch.append(outgoing.publication)
+        return batch
+
+    def _on_return(self, message_id: str) -> None:
+        outgoing = self._by_id.get(message_id)
+        if outgoing is not None:
+            outgoing.returned = True
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:
+        for outgoing in self._confirmed(tag, multiple):
+            self._finish(outgoing)
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:
+        for outgoing in self._confirmed(tag, multiple):
+            outgoing.error = errors.PublishNacked(
+                f"event {outgoing.publication.routing_key!r} ({outgoing.publication.properties['message_id']}): the broker refused it: "
+                "a queue that is bound to hear it is full, or has no majority of its nodes. Other queues may have it. "
+                "Publish it again later (the same event, a new id); see `rabbitmqctl list_queues name messages policy`."
+            )
+            self._finish(outgoing)
+
+    def _confirmed(self, tag: int, multiple: bool) -> Iterable[Outgoing]:
+        unconfirmed = self._unconfirmed
+        if not multiple:
+            outgoing = unconfirmed.pop(tag, None)
+            return () if outgoing is None else (outgoing,)
+        # Tags enter in order, so that those up to `tag` come first.
+        confirmed = []
+        for first in list(unconfirmed):
+            if first > tag:
+                break
+            confirmed.append(unconfirmed.pop(first))
+        return confirmed
+
+    def _finish(self, outgoing: Outgoing) -> None:
+        self._by_id.pop(outgoing.publication.properties["message_id"], None)
+        self._suspects = max(0, self._suspects - 1)
+        self._finished.append(outgoing)
+
+    def _announce(self) -> None:
+        """Tell whoever waits: threads by their locks, each event loop once for all of its messages."""
+        finished, self._finished = self._finished, []
+        by_loop: dict[Schedule, list[Callable[[], object]]] = {}
+        for outgoing in finished:
+            if outgoing.wait_loop is None:
+                outgoing.done.release()
+            else:
+                by_loop.setdefault(outgoing.wait_loop, []).append(outgoing.done.set)
+        for schedule, wake_ups in by_loop.items():
+            try:
+                schedule(_call_all, wake_ups)
+            except RuntimeError:
+                logger.debug("an event loop ended before it heard of %d confirms", len(wake_ups))
+
+    def lost(self, error: BaseException) -> None:
+        self._channel = None
+        unconfirmed = [outgoing for outgoing in self._unconfirmed.values() if not outgoing.abandoned]
+        self._unconfirmed.clear()
+        if _is_refusal(error):
+            if len(unconfirmed) == 1:
+                (culprit,) = unconfirmed
+                unconfirmed = []
+                culprit.error = errors.PublishRefused(
+                    f"event {culprit.publication.routing_key!r} ({culprit.publication.properties['message_id']}): "
+                    f"the broker refused it: {error}"
+                )
+                culprit.error.__cause__ = error
+                self._finish(culprit)
+            else:
+                self._suspects = len(unconfirmed)
+        for outgoing in unconfirmed:
+            outgoing.returned = False
+        self._waiting.extendleft(reversed(unconfirmed))
+        self._announce()
+        logger.warning("%s: connection lost (%s); %d messages will be published again.", self.name, error, len(unconfirmed))
+
+    def failed(self, error: errors.BrokerError) -> None:
+        from lightbus.connection import FATAL
+
+        if isinstance(error, FATAL):  # waiting would not help: tell everybody now
+            self._fail_all(lambda: _chained(errors.PublishRefused(f"The event was not sent. {error}"), error))
+            if self._opening is not None:
+                self._opening.set()
+
+    def closing(self) -> None:
+        self._announce()
+        self._channel = None
+
+    def _fail_all(self, error: errors.PublishError | Callable[[], errors.PublishError]) -> None:
+        while self._waiting:
+            self._waiting[0].error = error() if callable(error) else error
+            self._finished.append(self._waiting.popleft())
+        for outgoing in self._unconfirmed.values():
+            outgoing.error = error() if callable(error) else error
+            self._finished.append(outgoing)
+        self._unconfirmed.clear()
+        self._announce()
+
+
+def _is_refusal(error: BaseException) -> bool:
+    return isinstance(error, amqp.exceptions.AMQPError) and error.code in _REFUSALS
+
+
+def _chained(error: errors.PublishError, cause: BaseException) -> errors.PublishError:
+    error.__cause__ = cause
+    return error
+
+
+def _call_all(functions: list[Callable[[], object]]) -> None:
+    for function in functions:
+        function()
+
+
+def _all_receipts(outcomes: list[Receipt | errors.PublishError]) -> list[Receipt]:
+    receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+    if len(receipts) == len(outcomes):
+        return receipts
+    place, first = next((n, outcome) for n, outcome in enumerate(outcomes) if isinstance(outcome, errors.PublishError))
+    raise errors.PublishManyError(
+        f"{len(outcomes) - len(receipts)} of {len(outcomes)} events were not confirmed, the first at index {place}: {first} "
+        "(`outcomes` on this error has a Receipt or an error for each).",
+        outcomes,
+    ) from first
+
+
+def _close_at_exit(publisher: Publisher) -> None:
+    """Let threads that still publish while the interpreter ends get their confirms."""
+    reference = weakref.ref(publisher)
+
+    def close() -> None:
+        living = reference()
+        if living is not None:
+            living.close()
+
+    atexit.register(close)

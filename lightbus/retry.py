@@ -1,0 +1,123 @@
+"""What becomes of a delivery whose handler failed: a decision is a value; the consumer acts on it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from lightbus import errors
+
+MAX_DELAY = 30 * 24 * 3600
+"""Seconds. The same bound as for a delayed publish."""
+
+
+@attrs.frozen
+class Ack:
+    """It is done."""
+
+
+@attrs.frozen
+class RetryIn:
+    """Try again after `delay` seconds: the step of the ladder, which names the retry queue.
+
+    `expiration` is the part of it that is really waited (less than `delay` where there is jitter).
+    """
+
+    delay: float
+    expiration: float
+
+
+@attrs.frozen
+class DeadLetter:
+    """Keep it in the app's dead-letter queue, for a person."""
+
+    error: BaseException
+
+
+Decision = Ack | RetryIn | DeadLetter
+ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
+
+
+def _as_tuple(types: ErrorTypes) -> tuple[type[BaseException], ...]:
+    return types if isinstance(types, tuple) else (types,)
+
+
+def _check_delays(_instance: object, _attribute: object, delays: Sequence[float]) -> None:
+    for delay in delays:
+        if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not math.isfinite(delay):
+            raise errors.InvalidOption(f"Retry: the delay {delay!r} is not a number of seconds.")
+        if not 0.001 <= delay <= MAX_DELAY:
+            raise errors.InvalidOption(
+                f"Retry: the delay {delay!r} is outside of 0.001 to {MAX_DELAY} seconds (30 days). "
+                "For no retry at all use Retry.none()."
+            )
+
+
+def _check_errors(_instance: object, attribute: attrs.Attribute[object], types: tuple[object, ...]) -> None:
+    for error in types:
+        if not isinstance(error, type) or not issubclass(error, BaseException):
+            raise errors.InvalidOption(f"Retry: {attribute.name}={error!r} is not an exception class.")
+
+
+def _check_jitter(_instance: object, _attribute: object, jitter: float) -> None:
+    if isinstance(jitter, bool) or not isinstance(jitter, (int, float)) or not 0 <= jitter < 1:
+        raise errors.InvalidOption(f"Retry: jitter={jitter!r} is not a part from 0 up to (not including) 1.")
+
+
+@attrs.frozen(init=False)
+class Retry:
+    """How often, and after which pauses, a failed handler is tried again.
+
+    The pauses are held by the broker (a retry queue for each distinct delay), never in a worker's memory.
+    """
+
+    delays: tuple[float, ...] = attrs.field(validator=_check_delays)
+    """Seconds before the second attempt, the third, and so on. After the last, the event is dead-lettered."""
+    on: tuple[type[BaseException], ...] = attrs.field(validator=_check_errors)
+    """Only these errors are retried; others are dead-lettered at once."""
+    never: tuple[type[BaseException], ...] = attrs.field(validator=_check_errors)
+    """These errors are dead-lettered at once, whatever `on` says."""
+    jitter: float = attrs.field(validator=_check_jitter)
+    """The part of each delay, from 0 to below 1, that may be left out at random, so that events that failed
+    together do not come back together. A retry queue keeps its order, so in a burst the spread is smaller."""
+
+    def __init__(
+        self,
+        delays: Sequence[float] = (1, 5, 30, 120, 600),
+        *,
+        on: ErrorTypes = Exception,
+        never: ErrorTypes = (),
+        jitter: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            delays: seconds between attempts.
+            on: the error class(es) that are retried.
+            never: the error class(es) that are not.
+            jitter: the part of a delay that may be left out at random.
+
+        Raises:
+            errors.InvalidOption: a value outside of what it can be.
+        """
+        if isinstance(delays, (int, float, str)):
+            raise errors.InvalidOption(f"Retry: delays={delays!r} is not a sequence of seconds, as in delays=(1, 5, 30).")
+        self.__attrs_init__(tuple(delays), _as_tuple(on), _as_tuple(never), jitter)  # type: ignore[attr-defined]
+
+    @classmethod
+    def none(cls) -> Retry:
+        """No retries: the first failure is dead-lettered."""
+        return cls(delays=())
+
+    def decide(
+        self, error: BaseException, attempt: int, *, part: Callable[[], float] = random.random
+    ) -> RetryIn | DeadLetter:
+        """What to do after this error on this attempt (from 1)."""
+        if isinstance(error, (errors.Reject, errors.DecodeError, *self.never)):
+            return DeadLetter(error)
+        if not isinstance(error, self.on) or attempt > len(self.delays):
+            return DeadLetter(error)
+        delay = self.delays[attempt - 1]
+        return RetryIn(delay, delay * (1 - self.jitter * part()))

@@ -1,0 +1,289 @@
+"""Which exchanges, queues and bindings an app has: pure names and kombu entities, nothing connects here.
+
+Every name carries the arguments that may change (a delay), so that changing an option never meets
+406 PRECONDITION_FAILED.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import attrs
+import kombu
+
+from lightbus import errors
+from lightbus.event import MAX_NAME_BYTES
+
+BUS = "lightbus"
+MAIN = "main"
+QueueType = Literal["quorum", "classic"]
+
+MAX_DELAY_SECONDS = 30 * 24 * 3600
+DELAY_LEVELS = 22
+"""Levels 0 to 21: sums of 2^0 to 2^21 seconds reach 48 days."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_PATTERN = re.compile(r"([A-Za-z0-9_-]+|\*|#)(\.([A-Za-z0-9_-]+|\*|#))*")
+_RESERVED = frozenset({MAIN, "dead", "retry", "delay", "internal"})
+
+
+class InternalExchange(kombu.Exchange):  # type: ignore[misc]
+    """An exchange that takes messages from other exchanges only: nobody can publish to it."""
+
+    def declare(self, nowait: bool = False, passive: bool | None = None, channel: Any = None) -> Any:
+        return (channel or self.channel).exchange_declare(
+            exchange=self.name,
+            type=self.type,
+            passive=bool(passive),
+            durable=self.durable,
+            auto_delete=self.auto_delete,
+            nowait=nowait,
+            arguments=self.arguments,
+            internal=True,
+        )
+
+
+@attrs.frozen
+class Binding:
+    """From an exchange to an exchange or a queue."""
+
+    source: str
+    destination: str
+    key: str
+    to_queue: bool = False
+    arguments: dict[str, Any] | None = None
+
+
+@attrs.frozen
+class Topology:
+    """What to declare, in this order: shared exchanges, exchanges, queues, bindings."""
+
+    shared: tuple[kombu.Exchange, ...] = ()
+    """Exchanges of others, asked for passively first: a restricted user may not declare them."""
+    exchanges: tuple[kombu.Exchange, ...] = ()
+    queues: tuple[kombu.Queue, ...] = ()
+    bindings: tuple[Binding, ...] = ()
+
+
+@attrs.frozen
+class ConsumedQueue:
+    """One queue that an app consumes: its own, or a handler's (`queue="slow"`)."""
+
+    app: str
+    suffix: str
+    patterns: tuple[tuple[str, str], ...]
+    """(exchange, pattern), once each."""
+    delays: tuple[float, ...]
+    """The distinct retry delays of its handlers, in seconds."""
+
+    @property
+    def name(self) -> str:
+        return queue_name(self.app, self.suffix)
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def check_app_name(name: str) -> str:
+    """
+    Raises:
+        errors.InvalidName: it must be a lower-case word, since it names the exchange and the queue.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise errors.InvalidName(
+            f"app name {name!r}: use a lower-case letter, then letters, digits, '_' and '-' (no dots), as in 'billing'. "
+            "It names the app's exchange and queue."
+        )
+    if name == BUS or len(name) > 100:
+        why = "is the name of the bus exchange itself" if name == BUS else "is longer than 100 characters"
+        raise errors.InvalidName(f"app name {name[:40]!r} {why}. Choose another one.")
+    return name
+
+
+def check_queue_suffix(suffix: str, owner: str) -> str:
+    """
+    Raises:
+        errors.InvalidName: not a word, or one that Lightbus uses itself.
+    """
+    if not isinstance(suffix, str) or not _NAME.fullmatch(suffix) or len(suffix) > 100:
+        raise errors.InvalidName(
+            f"{owner}: queue={suffix!r}: use a lower-case letter, then letters, digits, '_' and '-', as in 'slow'."
+        )
+    if suffix in _RESERVED:
+        raise errors.InvalidName(
+            f"{owner}: queue={suffix!r} is taken by Lightbus itself ({', '.join(sorted(_RESERVED))}). Choose another name."
+        )
+    return suffix
+
+
+def check_pattern(pattern: str, owner: str) -> str:
+    """
+    Raises:
+        errors.InvalidName: not an AMQP topic pattern.
+    """
+    if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern) or len(pattern.encode()) > MAX_NAME_BYTES:
+        raise errors.InvalidName(
+            f"{owner}: {pattern!r} is not a topic pattern. Use words joined by dots, where '*' stands for one word "
+            "and '#' for any number of them, as in 'user.registered', 'user.*' or '#'."
+        )
+    return pattern
+
+
+def queue_name(app: str, suffix: str) -> str:
+    return app if suffix == MAIN else f"{app}.{suffix}"
+
+
+def internal_name(app: str) -> str:
+    return f"{app}.internal"
+
+
+def retry_key(suffix: str, delay: float) -> str:
+    """The retry queue's key on the internal exchange, which is its name without the app's."""
+    step = _seconds(delay)
+    return f"retry.{step}" if suffix == MAIN else f"{suffix}.retry.{step}"
+
+
+def _seconds(delay: float) -> str:
+    milliseconds = round(delay * 1000)
+    return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
+
+
+DEAD_KEY = "dead"
+
+
+# --- what an app declares ---------------------------------------------------------------------
+
+
+def bus_exchange() -> kombu.Exchange:
+    return InternalExchange(BUS, type="topic", durable=True)
+
+
+def app_exchange(app: str) -> kombu.Exchange:
+    return kombu.Exchange(app, type="topic", durable=True)
+
+
+def publishing(app: str) -> Topology:
+    """What an app needs to publish: its exchange, bound to the bus."""
+    return Topology(
+        shared=(bus_exchange(),),
+        exchanges=(app_exchange(app),),
+        bindings=(Binding(app, BUS, "#"),),
+    )
+
+
+def consuming(app: str, queues: Iterable[ConsumedQueue], queue_type: QueueType) -> Topology:
+    """All that an app has: what it needs to publish, and its queues, retry ladder and dead-letter queue."""
+    queues = tuple(queues)
+    internal = internal_name(app)
+    base = publishing(app)
+    declared = [_queue(queue_name(app, DEAD_KEY), queue_type, {"x-overflow": "reject-publish"}, delivery_limit=1_000_000)]
+    bindings = [*base.bindings, Binding(internal, queue_name(app, DEAD_KEY), DEAD_KEY, to_queue=True)]
+    for queue in queues:
+        declared.append(_queue(queue.name, queue_type, dead_lettering(internal, DEAD_KEY), delivery_limit=20))
+        bindings.append(Binding(internal, queue.name, queue.suffix, to_queue=True))
+        for delay in queue.delays:
+            key = retry_key(queue.suffix, delay)
+            ttl = {"x-message-ttl": round(delay * 1000)}
+            declared.append(_queue(f"{app}.{key}", queue_type, dead_lettering(internal, queue.suffix) | ttl))
+            bindings.append(Binding(internal, f"{app}.{key}", key, to_queue=True))
+        bindings += [Binding(exchange, queue.name, pattern, to_queue=True) for exchange, pattern in queue.patterns]
+    others = sorted({exchange for queue in queues for exchange, _ in queue.patterns} - {BUS, app})
+    return Topology(
+        shared=(*base.shared, *(app_exchange(other) for other in others)),
+        exchanges=(*base.exchanges, kombu.Exchange(internal, type="direct", durable=True)),
+        queues=tuple(declared),
+        bindings=tuple(bindings),
+    )
+
+
+def dead_lettering(exchange: str, key: str | None = None) -> dict[str, Any]:
+    """Arguments of a queue that hands its messages on and loses none of them."""
+    arguments: dict[str, Any] = {
+        "x-dead-letter-exchange": exchange,
+        "x-dead-letter-strategy": "at-least-once",
+        # Without it, at-least-once dead-lettering silently falls back to at-most-once.
+        "x-overflow": "reject-publish",
+    }
+    if key is not None:
+        arguments["x-dead-letter-routing-key"] = key
+    return arguments
+
+
+def _queue(
+    name: str, queue_type: QueueType, arguments: dict[str, Any], *, delivery_limit: int | None = None
+) -> kombu.Queue:
+    arguments = {"x-queue-type": queue_type, **arguments}
+    if queue_type == "quorum":
+        if delivery_limit is not None:
+            arguments["x-delivery-limit"] = delivery_limit
+    else:
+        # A classic queue knows neither at-least-once dead-lettering nor a delivery limit.
+        arguments.pop("x-dead-letter-strategy", None)
+    return kombu.Queue(name, exchange=None, durable=True, queue_arguments=arguments)
+
+
+# --- delayed events ---------------------------------------------------------------------------
+
+
+def delay_seconds(delay: float) -> int:
+    """Whole seconds, rounded up: a delayed event may be late by less than a second, never early.
+
+    Raises:
+        errors.InvalidOption: not within 0 (exclusive) and 30 days.
+    """
+    if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 < delay <= MAX_DELAY_SECONDS:
+        raise errors.InvalidOption(
+            f"delay={delay!r}: use seconds, more than 0 and up to {MAX_DELAY_SECONDS:,} (30 days). "
+            "For later than that, keep the date in a database and publish when it comes."
+        )
+    return math.ceil(delay)
+
+
+def delay_level(seconds: int) -> int:
+    """The highest level that a delay needs; its walk begins there."""
+    return seconds.bit_length() - 1
+
+
+def delay_exchange(app: str, level: int) -> str:
+    return f"{app}.delay.{level}"
+
+
+def delay_header(level: int) -> str:
+    return f"lightbus-delay-{level}"
+
+
+def delay_headers(seconds: int) -> dict[str, int]:
+    """The headers that choose the levels where a delayed event waits."""
+    return {delay_header(level): 1 for level in range(DELAY_LEVELS) if seconds >> level & 1}
+
+
+def delaying(app: str, highest_level: int, queue_type: QueueType) -> Topology:
+    """The levels 0 to `highest_level` of delayed publishing.
+
+    Each level is a headers exchange and a queue of the same name. A message that has the level's header waits
+    2^level seconds in the queue and is dead-lettered to the next lower level; one that has not goes there at once
+    (alternate exchange). Below level 0 is `billing.delay.due`, which leads to the app exchange and, for every
+    message, to a queue that forgets it at once: at-least-once dead-lettering holds back what no queue takes, so
+    without it 32 delayed events that nobody listens to would stop all that come after them.
+    """
+    due = f"{app}.delay.due"
+    unheard = f"{app}.delay.unheard"
+    exchanges = [kombu.Exchange(due, type="topic", durable=True)]
+    queues = [kombu.Queue(unheard, exchange=None, durable=True, queue_arguments={"x-queue-type": "classic", "x-message-ttl": 0})]
+    bindings = [Binding(due, app, "#"), Binding(due, unheard, "#", to_queue=True)]
+    for level in range(highest_level + 1):
+        name = delay_exchange(app, level)
+        lower = delay_exchange(app, level - 1) if level else due
+        exchanges.append(kombu.Exchange(name, type="headers", durable=True, arguments={"alternate-exchange": lower}))
+        queues.append(_queue(name, queue_type, dead_lettering(lower) | {"x-message-ttl": 1000 * 2**level}))
+        bindings.append(Binding(name, name, "", to_queue=True, arguments={"x-match": "all", delay_header(level): 1}))
+    base = publishing(app)
+    return Topology(
+        shared=base.shared,
+        exchanges=(*base.exchanges, *exchanges),
+        queues=tuple(queues),
+        bindings=(*base.bindings, *bindings),
+    )
