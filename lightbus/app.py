@@ -77,7 +77,9 @@ class Lightbus:
         if queue_type not in ("quorum", "classic"):
             raise errors.InvalidOption(f"{owner}: queue_type={queue_type!r}: use 'quorum' or 'classic'.")
         if retry is not None and not isinstance(retry, Retry):
-            raise errors.InvalidOption(f"{owner}: retry={retry!r}: use lightbus.Retry(delays=(1, 5, 30)) or Retry.none().")
+            raise errors.InvalidOption(
+                f"{owner}: retry={retry!r}: use lightbus.Retry(delays=(1, 5, 30)) or Retry.none()."
+            )
         self.retry = Retry() if retry is None else retry
         self.prefetch = handler.check_count(prefetch, owner, "prefetch", 65535)
         self.concurrency = handler.check_count(concurrency, owner, "concurrency", 10_000)
@@ -198,7 +200,9 @@ class Lightbus:
         if own_name in self.handlers:
             raise errors.InvalidHandler(f"{owner}: there is one of that name already. Give one of them a name=.")
         if retry is not None and not isinstance(retry, Retry):
-            raise errors.InvalidOption(f"{owner}: retry={retry!r}: use lightbus.Retry(delays=(1, 5, 30)) or Retry.none().")
+            raise errors.InvalidOption(
+                f"{owner}: retry={retry!r}: use lightbus.Retry(delays=(1, 5, 30)) or Retry.none()."
+            )
         suffix = MAIN if queue is None else topology.check_queue_suffix(queue, owner)
         self.handlers[own_name] = Handler(
             name=own_name,
@@ -206,7 +210,9 @@ class Lightbus:
             source=None if source is None else topology.check_app_name(source),
             queue=suffix,
             retry=self.retry if retry is None else retry,
-            timeout=HANDLER_TIMEOUT if timeout is None else handler.check_timeout(timeout, owner, LONGEST_HANDLER_TIMEOUT),
+            timeout=HANDLER_TIMEOUT
+            if timeout is None
+            else handler.check_timeout(timeout, owner, LONGEST_HANDLER_TIMEOUT),
             concurrency=None if concurrency is None else handler.check_count(concurrency, owner, "concurrency", 10_000),
             function=handler.as_async(function, owner, lambda: self._thread_limit(suffix)),
             arguments=handler.read_signature(self.name, function, owner, local_names),
@@ -401,7 +407,9 @@ class Lightbus:
                 topology.queue_name(self.name, suffix),
                 suffix,
                 [one for one in self.handlers.values() if one.queue == suffix],
-                prefetch=self.prefetch if prefetch is None else handler.check_count(prefetch, "worker", "prefetch", 65535),
+                prefetch=self.prefetch
+                if prefetch is None
+                else handler.check_count(prefetch, "worker", "prefetch", 65535),
                 concurrency=self.concurrency
                 if concurrency is None
                 else handler.check_count(concurrency, "worker", "concurrency", 10_000),
@@ -428,7 +436,9 @@ class _EventDecorator:
 
 def _check_publish_timeout(value: float, owner: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 3600:
-        raise errors.InvalidOption(f"{owner}: a publish timeout of {value!r}: use seconds, more than 0 and up to 3,600.")
+        raise errors.InvalidOption(
+            f"{owner}: a publish timeout of {value!r}: use seconds, more than 0 and up to 3,600."
+        )
     return float(value)
 
 
@@ -437,4 +447,6 @@ def _refuse_in_event_loop(called: str, instead: str) -> None:
         anyio.lowlevel.current_token()
     except RuntimeError:  # no event loop runs in this thread: as it should be
         return
-    raise errors.PublishInEventLoop(f"{called}() would block the event loop that runs here. Use `await app.{instead}(...)`.")
+    raise errors.PublishInEventLoop(
+        f"{called}() would block the event loop that runs here. Use `await app.{instead}(...)`."
+    )

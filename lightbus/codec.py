@@ -154,7 +154,9 @@ def event_properties(app: str, event_type: EventType, headers: Mapping[str, Any]
 def _checked_headers(name: str, headers: Mapping[str, Any]) -> Mapping[str, Any]:
     for key, value in headers.items():
         if not isinstance(key, str) or len(key.encode()) > 255:
-            raise errors.InvalidPayload(f"event {name!r} was not sent: the header {key!r} is not a string of up to 255 bytes.")
+            raise errors.InvalidPayload(
+                f"event {name!r} was not sent: the header {key!r} is not a string of up to 255 bytes."
+            )
         if key.startswith((_OWN_PREFIX, "x-")):
             raise errors.InvalidPayload(
                 f"event {name!r} was not sent: the header {key!r} begins with 'lightbus-' or 'x-', "
@@ -230,9 +232,7 @@ def read_message(app: str, delivery: Delivery) -> Message:
         attempt=envelope.attempt,
         correlation_id=_text(properties.get("correlation_id")) or message_id,
         causation_id=_text(headers.get(CAUSATION)) or None,
-        headers={
-            key: value for key, value in headers.items() if not key.startswith((_OWN_PREFIX, *_BROKER_HEADERS))
-        },
+        headers={key: value for key, value in headers.items() if not key.startswith((_OWN_PREFIX, *_BROKER_HEADERS))},
         body=delivery.body,
         redelivered=delivery.redelivered,
     )
@@ -266,7 +266,11 @@ def copy_properties(
         envelope = Envelope(delivery.routing_key, delivery.exchange.partition(".")[0], 1, None)
     headers = {key: value for key, value in _headers(properties).items() if not key.startswith(_BROKER_HEADERS)}
     if delivery.exchange != f"{app}.internal":  # forged ones, or another app's
-        headers = {key: value for key, value in headers.items() if key in (VERSION, CAUSATION) or not key.startswith(_OWN_PREFIX)}
+        headers = {
+            key: value
+            for key, value in headers.items()
+            if key in (VERSION, CAUSATION) or not key.startswith(_OWN_PREFIX)
+        }
     headers |= {ATTEMPT: attempt, SOURCE: envelope.source, ROUTING_KEY: envelope.event, QUEUE: queue}
     if handler is not None:
         headers[HANDLER] = handler

@@ -27,9 +27,9 @@ import kombu
 import kombu.exceptions
 from kombu.transport import TRANSPORT_ALIASES
 
-from lightbus import errors, topology
+from lightbus import errors
 from lightbus.topology import Topology
-from lightbus.transport import Channel, Connection
+from lightbus.transport import Connection
 
 logger = logging.getLogger("lightbus")
 
@@ -237,7 +237,9 @@ def describe(error: BaseException, address: Address) -> errors.BrokerError:
         case socket.gaierror():
             return errors.BrokerUnreachable(f"No connection to {where}: the host name is not known ({error.strerror}).")
         case TimeoutError():
-            return errors.BrokerUnreachable(f"No connection to {where}: no answer in time. Is a broker listening there?")
+            return errors.BrokerUnreachable(
+                f"No connection to {where}: no answer in time. Is a broker listening there?"
+            )
         case _:
             return errors.BrokerUnreachable(
                 f"No connection to {where}: {_words(error) or type(error).__name__}. Is the broker running there?"
@@ -430,7 +432,9 @@ class ConnectionThread:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
             if thread.is_alive():
-                logger.warning("%s did not end within %g s; its connection is left to the broker to close.", self.name, timeout)
+                logger.warning(
+                    "%s did not end within %g s; its connection is left to the broker to close.", self.name, timeout
+                )
                 return
         self._thread = None
 

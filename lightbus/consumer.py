@@ -47,9 +47,7 @@ Job = tuple[Delivery, "Handler | None", "list[int] | None"]
 class Lane:
     """One consumed queue: its handlers, what waits for them, and its channel of the present epoch."""
 
-    def __init__(
-        self, name: str, suffix: str, handlers: Sequence[Handler], *, prefetch: int, concurrency: int
-    ) -> None:
+    def __init__(self, name: str, suffix: str, handlers: Sequence[Handler], *, prefetch: int, concurrency: int) -> None:
         self.name = name
         self.suffix = suffix
         self.handlers = {handler.name: handler for handler in handlers}
@@ -100,7 +98,9 @@ class Subscriber(ConnectionThread):
 
     def _cancelled(self, consumer_tag: str) -> None:
         if not self.draining:
-            self._fault = f"the broker cancelled the consumer {consumer_tag}: its queue was deleted, or moved to another node"
+            self._fault = (
+                f"the broker cancelled the consumer {consumer_tag}: its queue was deleted, or moved to another node"
+            )
 
     def work(self) -> float:
         if self._fault is not None:
@@ -487,10 +487,17 @@ class Consumer:
             try:
                 receipt = await self.publisher.publish(copy)
             except errors.PublishRefused as error:
-                logger.error("%s: the copy for %s was refused; the broker dead-letters the event itself. %s", lane.name, copy.routing_key, error)
+                logger.error(
+                    "%s: the copy for %s was refused; the broker dead-letters the event itself. %s",
+                    lane.name,
+                    copy.routing_key,
+                    error,
+                )
                 return False
             except errors.PublishError as error:
-                logger.error("%s: the copy for %s is not confirmed yet, trying again. %s", lane.name, copy.routing_key, error)
+                logger.error(
+                    "%s: the copy for %s is not confirmed yet, trying again. %s", lane.name, copy.routing_key, error
+                )
             else:
                 if receipt.routed:
                     return True
@@ -566,5 +573,3 @@ def run_in_context(context: contextvars.Context, coroutine: Any) -> Generator[An
             step = functools.partial(coroutine.throw, error)
         else:
             step = functools.partial(coroutine.send, value)
-
-

@@ -105,7 +105,9 @@ def _check_fields(event_type: EventType) -> None:
             "Import that type where the class is defined (not under TYPE_CHECKING)."
         ) from error
     except TypeError as error:
-        raise errors.InvalidEvent(f"event {event_type.name!r}: {cls.__name__} cannot be read from JSON: {error}") from error
+        raise errors.InvalidEvent(
+            f"event {event_type.name!r}: {cls.__name__} cannot be read from JSON: {error}"
+        ) from error
     unreadable = unreadable_part(info)
     if unreadable is not None:
         where, part = unreadable
@@ -117,7 +119,9 @@ def _check_fields(event_type: EventType) -> None:
     try:
         msgspec.json.Decoder(cls)
     except TypeError as error:
-        raise errors.InvalidEvent(f"event {event_type.name!r}: {cls.__name__} cannot be read from JSON: {error}") from error
+        raise errors.InvalidEvent(
+            f"event {event_type.name!r}: {cls.__name__} cannot be read from JSON: {error}"
+        ) from error
 
 
 def unreadable_part(info: msgspec.inspect.Type) -> tuple[str, str] | None:

@@ -156,9 +156,7 @@ def _combine(readers: list[Callable[[Delivery], Any]]) -> Callable[[Delivery], A
     return lambda delivery: tuple(read(delivery) for read in readers)
 
 
-def _parameters(
-    function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]
-) -> list[inspect.Parameter]:
+def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]) -> list[inspect.Parameter]:
     hints = _hints(function, owner, local_names)
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
@@ -199,7 +197,9 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
         info = msgspec.inspect.type_info(wanted)
         readable = unreadable_part(info)
     except (TypeError, NameError) as error:
-        raise errors.InvalidHandler(f"{owner}: the parameter '{parameter.name}: {wanted}' cannot be filled: {error}") from error
+        raise errors.InvalidHandler(
+            f"{owner}: the parameter '{parameter.name}: {wanted}' cannot be filled: {error}"
+        ) from error
     if readable is not None:
         where, part = readable
         field = f" (its field {where} is a {part})" if where else ""

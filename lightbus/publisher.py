@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 
 from lightbus import errors, topology
-from lightbus.connection import LOST, Broker, ConnectionThread, Schedule, current_schedule, declare
+from lightbus.connection import Broker, ConnectionThread, Schedule, current_schedule, declare
 from lightbus.message import Receipt
 from lightbus.topology import QueueType
 from lightbus.transport import Channel, Connection, Publication
@@ -239,7 +239,9 @@ class Publisher(ConnectionThread):
         while self.alive and self._busy() and time.monotonic() < deadline:
             time.sleep(0.01)
         self.stop(max(1.0, deadline - time.monotonic()))
-        self._fail_all(errors.PublisherClosed("The app was closed before the broker confirmed. The outcome is unknown."))
+        self._fail_all(
+            errors.PublisherClosed("The app was closed before the broker confirmed. The outcome is unknown.")
+        )
 
     def _busy(self) -> bool:
         # The thread moves messages from one to the other: look in that order, or one could hide in between.
@@ -372,7 +374,9 @@ class Publisher(ConnectionThread):
             outgoing.returned = False
         self._waiting.extendleft(reversed(unconfirmed))
         self._announce()
-        logger.warning("%s: connection lost (%s); %d messages will be published again.", self.name, error, len(unconfirmed))
+        logger.warning(
+            "%s: connection lost (%s); %d messages will be published again.", self.name, error, len(unconfirmed)
+        )
 
     def failed(self, error: errors.BrokerError) -> None:
         from lightbus.connection import FATAL

@@ -103,7 +103,9 @@ class Retry:
             errors.InvalidOption: a value outside of what it can be.
         """
         if isinstance(delays, (int, float, str)):
-            raise errors.InvalidOption(f"Retry: delays={delays!r} is not a sequence of seconds, as in delays=(1, 5, 30).")
+            raise errors.InvalidOption(
+                f"Retry: delays={delays!r} is not a sequence of seconds, as in delays=(1, 5, 30)."
+            )
         self.__attrs_init__(tuple(delays), _as_tuple(on), _as_tuple(never), jitter)  # type: ignore[attr-defined]
 
     @classmethod

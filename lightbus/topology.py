@@ -179,7 +179,9 @@ def consuming(app: str, queues: Iterable[ConsumedQueue], queue_type: QueueType) 
     queues = tuple(queues)
     internal = internal_name(app)
     base = publishing(app)
-    declared = [_queue(queue_name(app, DEAD_KEY), queue_type, {"x-overflow": "reject-publish"}, delivery_limit=1_000_000)]
+    declared = [
+        _queue(queue_name(app, DEAD_KEY), queue_type, {"x-overflow": "reject-publish"}, delivery_limit=1_000_000)
+    ]
     bindings = [*base.bindings, Binding(internal, queue_name(app, DEAD_KEY), DEAD_KEY, to_queue=True)]
     for queue in queues:
         declared.append(_queue(queue.name, queue_type, dead_lettering(internal, DEAD_KEY), delivery_limit=20))
@@ -272,7 +274,11 @@ def delaying(app: str, highest_level: int, queue_type: QueueType) -> Topology:
     due = f"{app}.delay.due"
     unheard = f"{app}.delay.unheard"
     exchanges = [kombu.Exchange(due, type="topic", durable=True)]
-    queues = [kombu.Queue(unheard, exchange=None, durable=True, queue_arguments={"x-queue-type": "classic", "x-message-ttl": 0})]
+    queues = [
+        kombu.Queue(
+            unheard, exchange=None, durable=True, queue_arguments={"x-queue-type": "classic", "x-message-ttl": 0}
+        )
+    ]
     bindings = [Binding(due, app, "#"), Binding(due, unheard, "#", to_queue=True)]
     for level in range(highest_level + 1):
         name = delay_exchange(app, level)
