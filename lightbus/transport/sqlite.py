@@ -183,9 +183,11 @@ class Connection:
             pass
 
     def _check_open(self) -> None:
-        if not self._open:
+        if not self.connected:
             raise store.amqp_error(
-                amqp_errors.RecoverableConnectionError, "This connection to the embedded broker is closed."
+                amqp_errors.RecoverableConnectionError,
+                "This connection to the embedded broker is closed, or belongs to the process that this one was "
+                "forked from. Open another.",
             )
 
     # --- transactions ---------------------------------------------------------------------
@@ -341,7 +343,7 @@ class Channel(base.StdChannel):
 
     def close(self) -> None:
         """Return what is not acked to its queues."""
-        if self.connection.channels.get(self.channel_id) is not self or not self.connection.connected:
+        if not self._is_open or not self.connection.connected:
             return
         entries = [entry for entry, _ in self._unacked.values()]
         with self.connection.transaction():
@@ -428,7 +430,15 @@ class Channel(base.StdChannel):
     def deliver(self, consumer: Consumer, claims: Sequence[store.Claim]) -> None:
         for claim in claims:
             delivery = self._delivery(claim, None if consumer.no_ack else (claim.id, consumer))
-            self.connection.dispatch_later(partial(consumer.on_delivery, delivery))
+            self.connection.dispatch_later(partial(self._hand_over, consumer, delivery))
+
+    def _hand_over(self, consumer: Consumer, delivery: Delivery) -> None:
+        if self._is_open:  # else a callback has just closed it, and the message is back in its queue
+            consumer.on_delivery(delivery)
+
+    @property
+    def _is_open(self) -> bool:
+        return self.connection.channels.get(self.channel_id) is self
 
     def _delivery(self, claim: store.Claim, unacked: tuple[int, Consumer | None] | None) -> Delivery:
         self._delivered += 1

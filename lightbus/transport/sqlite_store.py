@@ -43,7 +43,7 @@ from lightbus.transport import Properties, Publication
 APPLICATION_ID = 0x4C627573  # "Lbus": what makes a file ours
 SCHEMA_VERSION = 1
 LOCK_TIMEOUT = 10.0  # seconds to wait for another client's transaction
-RETRY_HELD = 1.0  # seconds until a message that could not be dead-lettered is tried again
+RETRY_HELD = (1.0, 60.0)  # seconds until a message that could not be dead-lettered is tried again: at first, at last
 MAX_BODY = 128 * 1024 * 1024  # bytes: RabbitMQ's own default until 3.13
 CLAIM_MESSAGES = 100  # at most this many a claim, so that competing consumers get their share
 CLAIM_BYTES = 16 * 1024 * 1024
@@ -99,7 +99,8 @@ CREATE TABLE entries (
     due REAL,
     expires REAL,
     returns INTEGER NOT NULL DEFAULT 0,
-    held_for TEXT                  -- the reason of a dead-lettering that has yet to succeed
+    held_for TEXT,                 -- the reason of a dead-lettering that has yet to succeed
+    held_since REAL
 );
 CREATE INDEX ready ON entries (queue) WHERE owner IS NULL;
 CREATE INDEX owned ON entries (owner) WHERE owner IS NOT NULL;
@@ -139,7 +140,12 @@ DUE = "SELECT id, queue, held_for FROM entries WHERE due <= ? ORDER BY due, id L
 CONTENT = "SELECT exchange, routing_key, properties, body FROM contents WHERE id = ?"
 INSERT_ENTRY = "INSERT INTO entries (id, queue, due, expires) VALUES (?, ?, ?, ?)"
 INSERT_CONTENT = "INSERT INTO contents (id, exchange, routing_key, properties, body) VALUES (?, ?, ?, ?, ?)"
-HOLD = "UPDATE entries SET owner = ?, due = ?, held_for = ? WHERE id = ?"
+# Each attempt waits as long as the message has been held so far: soon at first, and little work for many.
+HOLD = """
+    UPDATE entries SET owner = :nobody, held_for = :reason, held_since = coalesce(held_since, :now),
+        due = :now + min(max(:now - coalesce(held_since, :now), :shortest), :longest)
+    WHERE id = :id
+"""
 REQUEUE = "UPDATE entries SET owner = NULL, due = expires, returns = returns + 1 WHERE id = ?"
 
 Kind = Literal["queue", "exchange"]
@@ -477,15 +483,17 @@ def _seconds_to_live(queue: Queue, properties: Properties) -> float | None:
 class Bell:
     """A client's named pipe: its sign of life, and what others ring to wake it."""
 
+    _reader = _writer = -1
+
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.RLock()  # a write after the close might go to another file of that number
         os.mkfifo(path, 0o600)
         self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         # A writer of our own: without one the pipe would report its end each time another has rung.
         self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._reader, select.POLLIN)
-        self._lock = threading.RLock()  # a write after the close might go to another file of that number
 
     def ring(self) -> None:
         """From any thread, also after `close`."""
@@ -504,39 +512,36 @@ class Bell:
 
     def close(self) -> None:
         with self._lock:
-            self.close_in_child()
+            for fd in (self._reader, self._writer):
+                if fd >= 0:
+                    os.close(fd)
+            self._reader = self._writer = -1
 
     def close_in_child(self) -> None:
         """Close after a fork, when the lock may be held by a thread that is only in the parent."""
-        for fd in (self._reader, self._writer):
-            if fd >= 0:
-                os.close(fd)
-        self._reader = self._writer = -1
+        self._lock = threading.RLock()
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()  # a connection that was forgotten must not look alive
 
 
-def _ring(path: Path) -> bool:
-    """Ring another client's bell; False where the client is dead."""
-    try:
+def _ring(path: Path) -> None:
+    """Wake another client. Where that fails it is dead, or finds out by itself at its next tick."""
+    with contextlib.suppress(OSError):
         fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENOENT):  # nobody reads, or the pipe is gone
-            return False
-        raise
-    try:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        try:
             os.write(fd, b"!")
-    finally:
-        os.close(fd)
-    return True
+        finally:
+            os.close(fd)
 
 
 def _is_alive(path: Path) -> bool:
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENOENT):
-            return False
-        raise
+        # Nobody reads, or the pipe is gone. Anything else (no file descriptors left) proves nothing.
+        return error.errno not in (errno.ENXIO, errno.ENOENT)
     return True
 
 
@@ -831,7 +836,10 @@ class Store:
         """Everything inside happens, or nothing; those whom it concerns are woken afterwards."""
         with self._raw_transaction():
             self._refresh(*self._sql(STATE, self.client).fetchone())
+            last_entry = self._last_entry
             yield
+            if self._last_entry != last_entry:
+                self._sql("UPDATE broker SET last_entry = ?", self._last_entry)
         ring_for, self._ring_for = self._ring_for, set()
         if self._ring_all:
             self._ring_all = False
@@ -843,10 +851,7 @@ class Store:
     def _raw_transaction(self) -> Generator[None]:
         try:
             self._sql("BEGIN IMMEDIATE")
-            last_entry = self._last_entry
             yield
-            if self._last_entry != last_entry:
-                self._sql("UPDATE broker SET last_entry = ?", self._last_entry)
             self._sql("COMMIT")
         except BaseException as error:
             self._roll_back()
@@ -986,6 +991,7 @@ class Store:
         row = (source, kind, destination, routing_key, _encode_arguments(arguments))
         if self._sql("INSERT OR IGNORE INTO bindings VALUES (?, ?, ?, ?, ?)", *row).rowcount:
             self._topology_changed()
+            self._release_held()
 
     def unbind(self, kind: Kind, destination: str, source: str, routing_key: str, arguments: Arguments | None) -> None:
         row = (source, kind, destination, routing_key, _encode_arguments(arguments))
@@ -1026,6 +1032,7 @@ class Store:
             _encode_arguments(arguments),
         )
         self._topology_changed()
+        self._release_held()
         return name
 
     def count(self, queue: Queue) -> tuple[int, int]:
@@ -1217,13 +1224,24 @@ class Store:
         full = [row for row in rows if not self._has_room(row.queue)]
         if queue.keeps_dead_letters and (full or not targets):
             # Held back rather than lost, out of the way of those behind it.
-            self._sql(HOLD, NOBODY, self.now() + RETRY_HELD, reason, id)
-            self._ring_all = True
+            self._hold(id, reason)
             return
         kept = [row for row in rows if row not in full]
         self._insert(kept)
         self.ack([id])
         self._trim(kept)
+
+    def _hold(self, id: int, reason: str) -> None:
+        shortest, longest = RETRY_HELD
+        times = {"now": self.now(), "shortest": shortest, "longest": longest}
+        assert self._database is not None
+        self._database.execute(HOLD, {"nobody": NOBODY, "reason": reason, "id": id, **times})
+        self._ring_all = True
+
+    def _release_held(self) -> None:
+        """There may be a way now for messages that could not be dead-lettered."""
+        if self._sql("UPDATE entries SET due = ? WHERE owner = ?", self.now(), NOBODY).rowcount:
+            self._ring_all = True
 
     def _dead_copy(self, id: int, queue: Queue, reason: str) -> _Message:
         exchange, routing_key, data, body = self._sql(CONTENT, id).fetchone()

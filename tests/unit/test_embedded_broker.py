@@ -1,0 +1,1186 @@
+"""The embedded broker: AMQP's promises, kept in an SQLite file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import kombu
+import pytest
+from amqp import exceptions as amqp_errors
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightbus import errors
+from lightbus.pattern import topic_matches
+from lightbus.transport import Delivery, Publication
+from lightbus.transport import sqlite_store as store
+from lightbus.transport.sqlite import Channel, Connection, Transport, advance_clock, forget_memory
+
+SOON = 5.0  # seconds: what takes longer has failed
+
+
+class Client:
+    """A connection with one channel, and what it was told."""
+
+    def __init__(self, url: str) -> None:
+        self.connection: Connection = kombu.Connection(url, transport=Transport).transport.establish_connection()
+        self.channel: Channel = self.connection.channel()
+        self.told: list[tuple[Any, ...]] = []
+        self.got: list[Delivery] = []
+        self.channel.on_ack = lambda tag, multiple: self.told.append(("ack", tag, multiple))
+        self.channel.on_nack = lambda tag, multiple: self.told.append(("nack", tag, multiple))
+        self.channel.on_return = lambda message_id: self.told.append(("return", message_id))
+
+    def exchange(self, name: str, type: str = "topic", **options: Any) -> None:
+        self.channel.exchange_declare(name, type, **{"durable": True, "auto_delete": False} | options)
+
+    def queue(self, name: str, *keys: str, exchange: str = "app", **arguments: Any) -> None:
+        """Declare a queue; arguments are spelt x_message_ttl."""
+        given = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self.channel.queue_declare(name, durable=True, auto_delete=False, arguments=given)
+        for key in keys:
+            self.channel.queue_bind(name, exchange, key)
+
+    def publish(self, exchange: str, routing_key: str, *bodies: bytes, **properties: Any) -> None:
+        self.channel.publish([Publication(exchange, routing_key, body, dict(properties)) for body in bodies or (b"x",)])
+
+    def send(self, queue: str, *bodies: bytes, **properties: Any) -> None:
+        self.publish("", queue, *bodies, **properties)
+
+    def consume(self, queue: str, **options: Any) -> str:
+        cancelled = lambda tag: self.told.append(("cancel", tag))  # noqa: E731
+        return self.channel.consume(queue, self.got.append, on_cancel=cancelled, **options)
+
+    def bodies(self) -> list[bytes]:
+        return [delivery.body for delivery in self.got]
+
+    def until(self, done: Callable[[], Any]) -> None:
+        """Drain events until it is so."""
+        deadline = time.monotonic() + SOON
+        while not done():
+            with contextlib.suppress(TimeoutError):
+                self.connection.drain_events(min(0.2, deadline - time.monotonic()))
+            assert time.monotonic() < deadline, f"not within {SOON} s: {self.told} {self.bodies()}"
+
+    def settle(self) -> None:
+        """Dispatch everything that has arrived."""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                self.connection.drain_events(0)
+
+    def ready(self, queue: str) -> int:
+        return self.channel.queue_declare(queue, passive=True).message_count
+
+    def take(self, queue: str) -> list[bytes]:
+        """Get and ack everything in a queue."""
+        bodies: list[bytes] = []
+        while (delivery := self.channel.get(queue)) is not None:
+            bodies.append(delivery.body)
+            self.channel.basic_ack(delivery.delivery_tag)
+        return bodies
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "file":
+        yield f"sqlite:///{tmp_path}/bus.db"
+    else:
+        name = uuid.uuid4().hex
+        yield f"memory://{name}"
+        forget_memory(name)
+
+
+@pytest.fixture
+def connect(url: str) -> Iterator[Callable[[], Client]]:
+    clients: list[Client] = []
+
+    def connect() -> Client:
+        clients.append(Client(url))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.connection.close()
+
+
+@pytest.fixture
+def client(connect: Callable[[], Client]) -> Client:
+    client = connect()
+    client.exchange("app")
+    return client
+
+
+@pytest.fixture
+def other(connect: Callable[[], Client]) -> Client:
+    return connect()
+
+
+# --- topic patterns ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "matches"),
+    [
+        ("user.registered", "user.registered", True),
+        ("user.*", "user.registered", True),
+        ("user.*", "user", False),
+        ("user.*", "user.a.b", False),
+        ("user.#", "user", True),
+        ("user.#", "user.a.b", True),
+        ("#", "", True),
+        ("*", "", False),
+        ("", "", True),
+        ("", "a", False),
+        ("a.*.b", "a..b", True),
+        ("a.#.b", "a.b", True),
+        ("#.a.#.b", "x.a.y.b.b", True),
+        ("*.#", "a", True),
+        ("*.*", ".", True),
+    ],
+)
+def test_a_topic_pattern_matches_as_in_amqp(pattern: str, key: str, matches: bool) -> None:
+    assert topic_matches(pattern, key) is matches
+
+
+def _reference(pattern: list[str], words: list[str]) -> bool:
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return any(_reference(pattern[1:], words[skip:]) for skip in range(len(words) + 1))
+    return bool(words) and pattern[0] in ("*", words[0]) and _reference(pattern[1:], words[1:])
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "", "*", "#"]), max_size=6).map(".".join),
+    st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=6).map(".".join),
+)
+def test_topic_matching_agrees_with_a_search_of_every_way(pattern: str, key: str) -> None:
+    split = lambda text: text.split(".") if text else []  # noqa: E731
+    assert topic_matches(pattern, key) is _reference(split(pattern), split(key))
+
+
+def test_a_pattern_full_of_hashes_is_no_trap() -> None:
+    started = time.perf_counter()
+    assert not topic_matches(".".join(["#", "a"] * 200 + ["b"]), ".".join(["a"] * 2000))
+    assert time.perf_counter() - started < SOON
+
+
+# --- URLs -------------------------------------------------------------------------------------
+
+
+def test_three_slashes_are_relative_and_four_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert store.locate("sqlite:///data/bus.db").path == tmp_path / "data" / "bus.db"
+    assert store.locate("sqlite:////var/my%20bus.db").path == Path("/var/my bus.db")
+
+
+def test_the_user_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    client = Client("sqlite://")
+    path = store.locate("sqlite://").path
+    client.connection.close()
+    assert path.is_relative_to(tmp_path)
+    assert path.is_file()
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("url", ["sqlite://host/bus.db", "sqlite:///bus.db?mode=ro", "redis://", "memory://a?b=c"])
+def test_a_url_that_means_something_else_is_refused(url: str) -> None:
+    with pytest.raises(errors.InvalidURL, match=r"Use|use|Remove"):
+        store.locate(url)
+
+
+# --- kombu ------------------------------------------------------------------------------------
+
+
+def test_kombu_declares_publishes_and_consumes_over_it(url: str) -> None:
+    with kombu.Connection(url, transport=Transport) as connection:
+        channel = connection.channel()
+        app = kombu.Exchange("billing", "topic")(channel)
+        app.declare()
+        bus = kombu.Exchange("bus", "topic")(channel)
+        bus.declare()
+        bus.bind_to(app, "#")
+        queue = kombu.Queue("q", exchange=bus, routing_key="user.#", message_ttl=60)(channel)
+        queue.declare()
+        got: list[Any] = []
+        connection.Producer(channel).publish({"id": 1}, exchange="billing", routing_key="user.new", headers={"a": 1})
+        with connection.Consumer([queue], callbacks=[lambda body, message: got.append((body, message))]):
+            connection.drain_events(timeout=SOON)
+        body, message = got[0]
+        assert (body, message.headers, message.delivery_info["exchange"]) == ({"id": 1}, {"a": 1}, "billing")
+        message.ack()
+        connection.Producer(channel).publish("again", exchange="", routing_key="q")
+        message = queue.get()
+        assert message is not None
+        assert message.payload == "again"
+        message.reject()
+        assert queue.get() is None
+        assert queue.purge() == 0
+        queue.delete()
+        with pytest.raises(amqp_errors.NotFound):
+            queue.queue_declare(passive=True)
+
+
+# --- exchanges and bindings -------------------------------------------------------------------
+
+
+def test_a_topic_exchange_routes_by_pattern(client: Client) -> None:
+    client.queue("all", "#")
+    client.queue("users", "user.*")
+    client.publish("app", "user.new", b"1")
+    client.publish("app", "order.new", b"2")
+    assert client.take("all") == [b"1", b"2"]
+    assert client.take("users") == [b"1"]
+
+
+def test_direct_and_fanout_exchanges_route(client: Client) -> None:
+    client.exchange("direct", "direct")
+    client.exchange("fanout", "fanout")
+    client.queue("q", "red", exchange="direct")
+    client.queue("r", "ignored", exchange="fanout")
+    for exchange in ("direct", "fanout"):
+        client.publish(exchange, "red", exchange.encode())
+        client.publish(exchange, "blue", exchange.encode())
+    assert client.take("q") == [b"direct"]
+    assert client.take("r") == [b"fanout", b"fanout"]
+
+
+def test_a_headers_exchange_matches_all_or_any(client: Client) -> None:
+    client.exchange("h", "headers")
+    for queue, arguments in {
+        "all": {"x-match": "all", "a": 1, "b": "x"},
+        "any": {"x-match": "any", "a": 1, "b": "x"},
+        "present": {"a": None},
+        "nothing": {},
+    }.items():
+        client.queue(queue)
+        client.channel.queue_bind(queue, "h", "", arguments=arguments)
+    client.publish("h", "", b"both", headers={"a": 1, "b": "x"})
+    client.publish("h", "", b"one", headers={"a": 1})
+    client.publish("h", "", b"bool", headers={"a": True})
+    client.publish("h", "", b"none")
+    assert client.take("all") == [b"both"]
+    assert client.take("any") == [b"both", b"one"]
+    assert client.take("present") == [b"both", b"one", b"bool"]
+    assert client.take("nothing") == [b"both", b"one", b"bool", b"none"]
+
+
+def test_a_message_reaches_a_queue_once_however_many_ways_lead_there_and_cycles_end(client: Client) -> None:
+    client.exchange("bus")
+    client.channel.exchange_bind("bus", "app", "#")
+    client.channel.exchange_bind("app", "bus", "#")
+    client.queue("q", "#", "a.*", "a.b")
+    client.channel.queue_bind("q", "bus", "#")
+    client.publish("app", "a.b")
+    assert client.take("q") == [b"x"]
+
+
+def test_an_internal_exchange_is_fed_by_others_only(client: Client) -> None:
+    client.exchange("lightbus", internal=True)
+    client.channel.exchange_bind("lightbus", "app", "#")
+    client.queue("q", "#", exchange="lightbus")
+    client.publish("app", "a")
+    delivery = client.channel.get("q")
+    assert delivery is not None
+    assert delivery.exchange == "app"
+    words = "ACCESS_REFUSED - cannot publish to internal exchange 'lightbus' in vhost '/'"
+    with pytest.raises(amqp_errors.AccessRefused, match=words):
+        client.publish("lightbus", "a")
+
+
+def test_an_alternate_exchange_gets_what_matches_nothing(client: Client) -> None:
+    client.exchange("lost", "fanout")
+    client.exchange("first", arguments={"alternate-exchange": "lost"})
+    client.queue("known", "a", exchange="first")
+    client.queue("unknown", "", exchange="lost")
+    client.publish("first", "a", b"a")
+    client.publish("first", "b", b"b")
+    assert (client.take("known"), client.take("unknown")) == ([b"a"], [b"b"])
+
+
+def test_binary_levels_of_headers_exchanges_delay_by_any_sum(client: Client) -> None:
+    """Lightbus' delayed publishing: see the topology in the design."""
+    client.queue("q", "#")
+    below = "app"
+    for level in range(3):
+        name = f"delay.{level}"
+        client.exchange(name, "headers", arguments={"alternate-exchange": below})
+        client.queue(name, x_message_ttl=2**level * 40, x_dead_letter_exchange=below)
+        client.channel.queue_bind(name, name, "", arguments={f"bit{level}": True})
+        below = name
+    started = time.monotonic()
+    client.publish("delay.2", "user.new", b"5", headers={"bit2": True, "bit0": True})
+    client.consume("q")
+    client.until(lambda: client.got)
+    assert 0.2 <= time.monotonic() - started < 1
+    assert client.got[0].routing_key == "user.new"
+
+
+def test_unbinding_and_deleting_stop_the_flow(client: Client) -> None:
+    client.exchange("bus")
+    client.channel.exchange_bind("bus", "app", "#")
+    client.queue("q", "#", exchange="bus")
+    client.channel.exchange_unbind("bus", "app", "#")
+    client.publish("app", "a")
+    client.channel.queue_unbind("q", "bus", "#")
+    client.publish("bus", "a")
+    assert client.take("q") == []
+    client.channel.exchange_delete("bus")
+    with pytest.raises(amqp_errors.NotFound):
+        client.publish("bus", "a")
+
+
+def test_another_connection_sees_a_new_binding_at_once(client: Client, other: Client) -> None:
+    other.publish("app", "a", b"early")
+    client.queue("q", "#")
+    other.publish("app", "a", b"late")
+    assert client.take("q") == [b"late"]
+
+
+def test_an_exchange_of_its_last_binding_goes_with_it_where_it_deletes_itself(client: Client) -> None:
+    client.exchange("brief", auto_delete=True)
+    client.queue("q", "#", exchange="brief")
+    client.channel.queue_delete("q")
+    with pytest.raises(amqp_errors.NotFound):
+        client.channel.exchange_declare("brief", "topic", passive=True)
+
+
+# --- errors in RabbitMQ's words ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda c: c.publish("none", "a"), "NOT_FOUND - no exchange 'none' in vhost '/'"),
+        (lambda c: c.channel.exchange_declare("none", "topic", passive=True), "NOT_FOUND - no exchange 'none'"),
+        (lambda c: c.channel.queue_declare("none", passive=True), "NOT_FOUND - no queue 'none' in vhost '/'"),
+        (lambda c: c.channel.queue_bind("none", "app", "#"), "NOT_FOUND - no queue 'none'"),
+        (lambda c: c.channel.exchange_bind("app", "none", "#"), "NOT_FOUND - no exchange 'none'"),
+        (lambda c: c.channel.get("none"), "NOT_FOUND - no queue 'none'"),
+        (lambda c: c.consume("none"), "NOT_FOUND - no queue 'none'"),
+    ],
+)
+def test_what_is_not_there_is_404(client: Client, call: Callable[[Client], Any], words: str) -> None:
+    with pytest.raises(amqp_errors.NotFound, match=words) as caught:
+        call(client)
+    assert caught.value.reply_code == 404
+
+
+def test_declaring_again_is_harmless_and_differently_is_406(client: Client) -> None:
+    client.queue("q", x_message_ttl=1)
+    client.queue("q", x_message_ttl=1)
+    client.exchange("app")
+    expected = "PRECONDITION_FAILED - inequivalent arg '{}' for {} in vhost '/': received {} but current is {}"
+    for call, words in [
+        (lambda: client.queue("q", x_message_ttl=2), ("x-message-ttl", "queue 'q'", "'2'", "'1'")),
+        (lambda: client.queue("q"), ("x-message-ttl", "queue 'q'", "none", "the value '1' of type 'signedint'")),
+        (lambda: client.exchange("app", durable=False), ("durable", "exchange 'app'", "'false'", "'true'")),
+        (lambda: client.exchange("app", "direct"), ("type", "exchange 'app'", "'direct'", "'topic'")),
+    ]:
+        with pytest.raises(amqp_errors.PreconditionFailed) as caught:
+            call()
+        assert str(caught.value) == expected.format(*words)
+
+
+def test_an_error_undoes_the_whole_batch(client: Client) -> None:
+    client.queue("q", "#")
+    with pytest.raises(amqp_errors.NotFound):
+        client.channel.publish([Publication("app", "a", b"1", {}), Publication("none", "a", b"2", {})])
+    assert client.ready("q") == 0
+
+
+# --- publishing -------------------------------------------------------------------------------
+
+
+def test_confirms_come_with_drain_events_and_returns_before_them(client: Client) -> None:
+    client.queue("q", "known")
+    client.channel.confirm_select()
+    client.publish("app", "known", b"1", b"2", message_id="a")
+    client.publish("app", "unknown", b"3", message_id="b")
+    assert client.told == []
+    client.settle()
+    assert client.told == [("ack", 2, True), ("return", "b"), ("ack", 3, False)]
+
+
+def test_what_is_not_mandatory_is_not_returned(client: Client) -> None:
+    client.channel.publish([Publication("app", "a", b"", {"message_id": "a"}, mandatory=False)])
+    client.settle()
+    assert client.told == []
+
+
+def test_a_full_queue_refuses_and_others_still_get_the_message(client: Client) -> None:
+    client.queue("small", "#", x_max_length=2, x_overflow="reject-publish")
+    client.queue("large", "#")
+    client.channel.confirm_select()
+    client.publish("app", "a", b"1", b"2", b"3", b"4")
+    client.publish("app", "a", b"5")
+    client.settle()
+    assert client.told == [("ack", 2, True), ("nack", 4, True), ("nack", 5, False)]
+    assert client.take("small") == [b"1", b"2"]
+    assert client.take("large") == [b"1", b"2", b"3", b"4", b"5"]
+
+
+def test_a_queue_that_drops_its_head_keeps_the_newest(client: Client) -> None:
+    client.queue("dead")
+    client.queue("q", x_max_length=2, x_dead_letter_exchange="", x_dead_letter_routing_key="dead")
+    client.send("q", b"1", b"2", b"3")
+    dead = client.channel.get("dead")
+    assert client.take("q") == [b"2", b"3"]
+    assert dead is not None
+    assert dead.properties["headers"]["x-death"][0]["reason"] == "maxlen"
+
+
+_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(lambda time: time.replace(microsecond=0)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), _values, max_size=4))
+def test_headers_come_back_as_they_went(headers: dict[str, Any]) -> None:
+    assert store.decode_table(store.encode_table(headers)) == headers
+
+
+def test_a_datetime_comes_back_naive_and_in_utc_as_over_the_wire() -> None:
+    table = {"time": datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)}
+    assert store.decode_table(store.encode_table(table)) == {"time": datetime(2024, 1, 2, 3, 4, 5)}
+
+
+def test_a_header_that_amqp_has_no_word_for_is_refused(client: Client) -> None:
+    with pytest.raises(amqp_errors.FrameSyntaxError, match="cannot be sent"):
+        client.publish("app", "a", headers={"a": object()})
+
+
+def test_a_large_body_arrives_whole(client: Client) -> None:
+    client.queue("q", "#")
+    body = os.urandom(10_000_000)
+    client.publish("app", "a", body)
+    assert client.take("q") == [body]
+
+
+# --- consuming --------------------------------------------------------------------------------
+
+
+def test_messages_arrive_in_order_and_no_more_than_the_prefetch(client: Client) -> None:
+    client.queue("q")
+    client.send("q", *(b"%d" % number for number in range(10)))
+    client.channel.basic_qos(0, 3, False)
+    client.consume("q")
+    client.settle()
+    assert client.bodies() == [b"0", b"1", b"2"]
+    client.channel.basic_ack(client.got[1].delivery_tag, multiple=True)
+    client.settle()
+    assert client.bodies() == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_what_is_acked_is_gone_and_what_is_not_comes_back_first(client: Client, other: Client) -> None:
+    client.queue("q")
+    client.send("q", b"1", b"2", b"3")
+    client.consume("q")
+    client.settle()
+    client.channel.basic_ack(1)
+    client.connection.close()
+    other.send("q", b"4")
+    other.consume("q")
+    other.until(lambda: len(other.got) == 3)
+    assert [(d.body, d.redelivered) for d in other.got] == [(b"2", True), (b"3", True), (b"4", False)]
+    assert other.got[0].properties["headers"] == {"x-delivery-count": 1}
+
+
+def test_closing_a_channel_returns_what_it_held(client: Client) -> None:
+    client.queue("q")
+    client.send("q", b"1")
+    channel = client.connection.channel()
+    assert channel.get("q") is not None
+    channel.close()
+    assert client.take("q") == [b"1"]
+
+
+def test_a_requeued_message_goes_back_to_its_place(client: Client) -> None:
+    client.queue("q")
+    client.send("q", b"1", b"2")
+    first = client.channel.get("q")
+    assert first is not None
+    client.channel.basic_reject(first.delivery_tag, requeue=True)
+    assert client.take("q") == [b"1", b"2"]
+
+
+def test_an_unknown_delivery_tag_is_406(client: Client) -> None:
+    for call in (client.channel.basic_ack, client.channel.basic_nack):
+        with pytest.raises(amqp_errors.PreconditionFailed, match="unknown delivery tag 7"):
+            call(7)
+
+
+def test_a_consumer_without_acks_holds_nothing(client: Client) -> None:
+    client.queue("q")
+    client.send("q", b"1", b"2")
+    client.channel.basic_qos(0, 1, False)
+    client.consume("q", no_ack=True)
+    client.settle()
+    client.connection.close()
+    assert client.bodies() == [b"1", b"2"]
+
+
+def test_a_cancelled_consumer_gets_no_more(client: Client) -> None:
+    client.queue("q")
+    tag = client.consume("q")
+    assert client.channel.queue_declare("q", passive=True).consumer_count == 1
+    client.channel.basic_cancel(tag)
+    client.send("q", b"1")
+    client.settle()
+    assert client.got == []
+    assert client.channel.queue_declare("q", passive=True).consumer_count == 0
+
+
+def test_deleting_a_queue_cancels_its_consumers_elsewhere(client: Client, other: Client) -> None:
+    client.queue("q")
+    tag = other.consume("q")
+    client.channel.queue_delete("q")
+    client.queue("q")
+    other.until(lambda: other.told)
+    assert other.told == [("cancel", tag)]
+
+
+def test_competing_consumers_share(client: Client, other: Client) -> None:
+    client.queue("q")
+    for each in (client, other):
+        each.channel.basic_qos(0, 5, False)
+        each.consume("q")
+    client.send("q", *(b"%d" % number for number in range(10)))
+    client.settle()
+    other.settle()
+    assert len(client.got) == len(other.got) == 5
+    assert {*client.bodies(), *other.bodies()} == {b"%d" % number for number in range(10)}
+
+
+def test_an_exclusive_consumer_is_alone(client: Client, other: Client) -> None:
+    client.queue("q")
+    client.consume("q", exclusive=True)
+    with pytest.raises(amqp_errors.AccessRefused, match="in exclusive use"):
+        other.consume("q")
+
+
+def test_an_exclusive_queue_is_its_connections_own_and_goes_with_it(client: Client, other: Client) -> None:
+    name = client.channel.queue_declare("", exclusive=True).queue
+    assert name.startswith("amq.gen-")
+    for call in (lambda: other.channel.queue_declare(name, passive=True), lambda: other.consume(name)):
+        with pytest.raises(amqp_errors.ResourceLocked, match="RESOURCE_LOCKED - cannot obtain exclusive access"):
+            call()
+    client.connection.close()
+    with pytest.raises(amqp_errors.NotFound):
+        other.channel.queue_declare(name, passive=True)
+
+
+def test_an_auto_delete_queue_goes_with_its_last_consumer(client: Client) -> None:
+    client.channel.queue_declare("q", auto_delete=True)
+    tags = [client.consume("q"), client.consume("q")]
+    client.channel.basic_cancel(tags[0])
+    assert client.ready("q") == 0
+    client.channel.basic_cancel(tags[1])
+    with pytest.raises(amqp_errors.NotFound):
+        client.ready("q")
+
+
+def test_purging_and_deleting_count_what_was_ready(client: Client) -> None:
+    client.queue("q")
+    client.send("q", b"1", b"2", b"3")
+    assert client.channel.get("q") is not None
+    assert client.ready("q") == 2
+    assert client.channel.queue_purge("q") == 2
+    client.send("q", b"4")
+    with pytest.raises(amqp_errors.PreconditionFailed):
+        client.channel.queue_delete("q", if_empty=True)
+    assert client.channel.queue_delete("q") == 1
+
+
+def test_a_callback_may_close_the_channel(client: Client) -> None:
+    client.queue("q")
+    client.send("q", b"1", b"2")
+    got: list[bytes] = []
+
+    def close(delivery: Delivery) -> None:
+        got.append(delivery.body)
+        client.channel.close()
+
+    client.channel.consume("q", close, on_cancel=lambda _: None)
+    client.settle()
+    assert got == [b"1"]
+
+
+# --- dead letters and time --------------------------------------------------------------------
+
+
+def test_a_rejected_message_is_dead_lettered_with_its_story(client: Client) -> None:
+    client.queue("dead")
+    client.queue("q", "#", x_dead_letter_exchange="", x_dead_letter_routing_key="dead")
+    client.publish("app", "user.new", b"1", message_id="m", expiration="60000", headers={"mine": 1})
+    delivery = client.channel.get("q")
+    assert delivery is not None
+    client.channel.basic_reject(delivery.delivery_tag, requeue=False)
+    dead = client.channel.get("dead")
+    assert dead is not None
+    assert (dead.exchange, dead.routing_key, dead.body, dead.redelivered) == ("", "dead", b"1", False)
+    assert "expiration" not in dead.properties
+    assert dead.properties["message_id"] == "m"
+    headers = dead.properties["headers"]
+    death = headers.pop("x-death")[0]
+    assert isinstance(death.pop("time"), datetime)
+    assert death == {
+        "count": 1,
+        "reason": "rejected",
+        "queue": "q",
+        "exchange": "app",
+        "routing-keys": ["user.new"],
+        "original-expiration": "60000",
+    }
+    assert headers["mine"] == 1
+    assert headers["x-first-death-queue"] == "q"
+
+
+def test_a_message_that_comes_back_too_often_is_dead_lettered(client: Client) -> None:
+    client.queue("dead")
+    client.queue("q", x_delivery_limit=2, x_dead_letter_exchange="", x_dead_letter_routing_key="dead")
+    client.send("q", b"1")
+    deliveries = 0
+    while (delivery := client.channel.get("q")) is not None:
+        deliveries += 1
+        client.channel.basic_nack(delivery.delivery_tag)
+    dead = client.channel.get("dead")
+    assert deliveries == 3
+    assert dead is not None
+    assert dead.properties["headers"]["x-death"][0]["reason"] == "delivery_limit"
+
+
+def test_a_message_dies_twice_in_one_queue_and_is_counted(client: Client) -> None:
+    client.queue("q", x_dead_letter_exchange="", x_dead_letter_routing_key="wait")
+    client.queue("wait", x_message_ttl=0, x_dead_letter_exchange="", x_dead_letter_routing_key="q")
+    client.send("q", b"1")
+    for _ in range(2):
+        delivery = client.channel.get("q")
+        assert delivery is not None
+        client.channel.basic_reject(delivery.delivery_tag, requeue=False)
+    delivery = client.channel.get("q")
+    assert delivery is not None
+    deaths = [(d["queue"], d["reason"], d["count"]) for d in delivery.properties["headers"]["x-death"]]
+    assert deaths == [("wait", "expired", 2), ("q", "rejected", 2)]
+
+
+def test_a_message_that_would_go_round_without_anybody_handling_it_is_dropped(client: Client) -> None:
+    client.queue("a", x_message_ttl=0, x_dead_letter_exchange="", x_dead_letter_routing_key="b")
+    client.queue("b", x_message_ttl=0, x_dead_letter_exchange="", x_dead_letter_routing_key="a")
+    client.send("a", b"1")
+    client.settle()
+    assert (client.ready("a"), client.ready("b")) == (0, 0)
+
+
+def test_a_retry_queue_returns_messages_on_time_while_anybody_drains(client: Client, other: Client) -> None:
+    client.queue("q")
+    client.queue("retry", x_message_ttl=150, x_dead_letter_exchange="", x_dead_letter_routing_key="q")
+    other.consume("q")
+    started = time.monotonic()
+    client.send("retry", b"1")
+    other.until(lambda: other.got)
+    assert 0.15 <= time.monotonic() - started < 0.5
+
+
+def test_the_earlier_of_the_queues_and_the_messages_own_time_counts(client: Client) -> None:
+    client.queue("q", x_message_ttl=60_000)
+    client.send("q", b"brief", expiration="0")
+    client.send("q", b"long", expiration="120000")
+    assert client.take("q") == [b"long"]
+    with pytest.raises(amqp_errors.PreconditionFailed, match="invalid expiration 'soon'"):
+        client.send("q", expiration="soon")
+
+
+def test_an_unroutable_dead_letter_is_dropped_unless_at_least_once_is_asked_for(client: Client) -> None:
+    for strategy in ("at-most-once", "at-least-once"):
+        client.queue(
+            strategy,
+            x_dead_letter_exchange="",
+            x_dead_letter_routing_key="late",
+            x_dead_letter_strategy=strategy,
+            x_overflow="reject-publish",
+        )
+        client.send(strategy, strategy.encode(), b"behind")
+        delivery = client.channel.get(strategy)
+        assert delivery is not None
+        client.channel.basic_reject(delivery.delivery_tag, requeue=False)
+        assert client.take(strategy) == [b"behind"]
+    client.queue("late")
+    client.consume("late")
+    client.until(lambda: client.got)
+    assert client.bodies() == [b"at-least-once"]
+
+
+def test_a_test_can_move_the_clock_of_a_memory_broker() -> None:
+    client = Client("memory://clock")
+    client.queue("q")
+    client.queue("retry", x_message_ttl=600_000, x_dead_letter_exchange="", x_dead_letter_routing_key="q")
+    client.send("retry", b"1")
+    client.consume("q")
+    client.settle()
+    assert client.got == []
+    advance_clock("memory://clock", 600)
+    client.connection.drain_events(SOON)
+    assert client.bodies() == [b"1"]
+    client.connection.close()
+    forget_memory("clock")
+
+
+def test_the_clock_of_a_file_stays(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only that of a memory"):
+        advance_clock(f"sqlite:///{tmp_path}/bus.db", 1)
+
+
+# --- waiting ----------------------------------------------------------------------------------
+
+
+def test_waiting_for_nothing_times_out(client: Client) -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        client.connection.drain_events(0.1)
+    assert 0.1 <= time.monotonic() - started < 1
+
+
+def test_an_interrupt_ends_the_next_wait(client: Client) -> None:
+    client.connection.interrupt()
+    client.connection.drain_events(SOON)
+    with pytest.raises(TimeoutError):
+        client.connection.drain_events(0)
+
+
+def test_an_interrupt_ends_the_present_wait(client: Client) -> None:
+    timer = threading.Timer(0.05, client.connection.interrupt)
+    timer.start()
+    started = time.monotonic()
+    client.connection.drain_events(60)
+    assert time.monotonic() - started < SOON
+    timer.join()
+
+
+def test_a_message_from_another_thread_wakes_at_once(client: Client, url: str) -> None:
+    client.queue("q")
+    client.consume("q")
+
+    def publish() -> None:
+        publisher = Client(url)
+        publisher.send("q", repr(time.monotonic()).encode())
+        publisher.connection.close()
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    client.until(lambda: client.got)
+    assert time.monotonic() - float(client.got[0].body) < 0.2
+    thread.join()
+
+
+def test_threads_share_a_memory_broker_without_losing_anything(url: str, client: Client) -> None:
+    client.queue("q", "#")
+
+    def publish(number: int) -> None:
+        publisher = Client(url)
+        for round in range(10):
+            publisher.publish("app", "a", *(b"%d-%d-%d" % (number, round, index) for index in range(10)))
+        publisher.connection.close()
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    client.consume("q")
+    client.until(lambda: len(client.got) == 400)
+    for thread in threads:
+        thread.join()
+    assert len(set(client.bodies())) == 400
+
+
+def test_waiting_costs_next_to_nothing(connect: Callable[[], Client], client: Client) -> None:
+    client.queue("q")
+    waiting = [connect(), connect()]
+    for each in waiting:
+        each.consume("q")
+
+    def wait(each: Client) -> None:
+        with contextlib.suppress(TimeoutError):
+            each.connection.drain_events(2)
+
+    threads = [threading.Thread(target=wait, args=(each,)) for each in waiting]
+    used = time.process_time()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (time.process_time() - used) / 2 < 0.01
+
+
+# --- processes --------------------------------------------------------------------------------
+
+CHILD = """
+import os, signal, sys, time
+from tests.unit.test_embedded_broker import Client
+client = Client({url!r})
+say = lambda *words: print(*words, flush=True)
+"""
+
+
+class Child:
+    """Another process with a client of its own."""
+
+    def __init__(self, url: str, code: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD.format(url=url) + code],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+
+    def says(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def file_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/bus.db"
+
+
+@pytest.fixture
+def child(file_url: str) -> Iterator[Callable[[str], Child]]:
+    children: list[Child] = []
+
+    def start(code: str) -> Child:
+        children.append(Child(file_url, code))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        assert child.process.stdout is not None
+        child.process.stdout.close()
+
+
+@pytest.fixture
+def here(file_url: str) -> Iterator[Client]:
+    client = Client(file_url)
+    client.exchange("app")
+    client.queue("q", "#")
+    yield client
+    client.connection.close()
+
+
+HOLDS_THREE = """
+client.channel.queue_declare("mine", exclusive=True)
+client.consume("q")
+client.until(lambda: len(client.got) == 3)
+say("holding")
+while True:
+    client.settle()
+    time.sleep(0.01)
+"""
+
+
+def test_what_a_killed_process_held_is_redelivered_within_a_second_or_so(
+    here: Client, child: Callable[[str], Child]
+) -> None:
+    here.send("q", b"1", b"2", b"3")
+    victim = child(HOLDS_THREE)
+    assert victim.says() == "holding"
+    here.consume("q")
+    here.settle()
+    assert here.got == []
+    victim.kill()
+    started = time.monotonic()
+    here.until(lambda: len(here.got) == 3)
+    assert time.monotonic() - started < 2
+    assert all(delivery.redelivered for delivery in here.got)
+    with pytest.raises(amqp_errors.NotFound):
+        here.channel.queue_declare("mine", passive=True)
+
+
+def test_a_process_that_only_sleeps_keeps_what_it_holds(here: Client, child: Callable[[str], Child]) -> None:
+    here.send("q", b"1", b"2", b"3")
+    sleeper = child(HOLDS_THREE)
+    assert sleeper.says() == "holding"
+    os.kill(sleeper.process.pid, signal.SIGSTOP)
+    here.consume("q")
+    with pytest.raises(TimeoutError):
+        here.connection.drain_events(2)  # several looks for dead clients
+
+
+def test_a_process_that_died_long_ago_is_found_by_the_next_connection(
+    file_url: str, here: Client, child: Callable[[str], Child]
+) -> None:
+    here.send("q", b"1", b"2", b"3")
+    victim = child(HOLDS_THREE)
+    assert victim.says() == "holding"
+    here.connection.close()
+    victim.kill()
+    late = Client(file_url)
+    assert late.ready("q") == 3
+    late.connection.close()
+
+
+def test_killing_a_publisher_loses_nothing_confirmed(here: Client, child: Callable[[str], Child]) -> None:
+    here.consume("q")
+    confirmed = 0
+    for _ in range(3):
+        publisher = child(
+            """
+client.channel.confirm_select()
+confirmed = 0
+while True:
+    client.publish("app", "a", *(b"%d" % os.getpid() for _ in range(10)))
+    client.settle()
+    confirmed += 10
+    say(confirmed)
+"""
+        )
+        lines = 0
+        while lines < 20:
+            lines = int(publisher.says()) // 10
+        publisher.process.kill()
+        assert publisher.process.stdout is not None
+        last = [line for line in publisher.process.stdout.read().splitlines() if line]
+        confirmed += int(last[-1]) if last else lines * 10
+    here.until(lambda: len(here.got) >= confirmed)
+
+
+def test_a_message_from_another_process_wakes_within_milliseconds(here: Client, child: Callable[[str], Child]) -> None:
+    here.queue("back")
+    child("""
+client.consume("q")
+while True:
+    client.until(lambda: client.got)
+    client.send("back", repr(time.time()).encode())
+    client.channel.basic_ack(client.got.pop().delivery_tag)
+""")
+    here.consume("back", no_ack=True)
+    waits: list[float] = []
+    for _ in range(30):
+        sent = time.time()
+        here.publish("app", "a")
+        here.until(lambda: here.got)
+        waits.append(float(here.got.pop().body) - sent)
+    assert sorted(waits)[15] < 0.02
+
+
+def test_two_processes_hand_over_every_message_once(here: Client, child: Callable[[str], Child]) -> None:
+    here.channel.basic_qos(0, 100, False)
+    here.consume("q")
+    child("""
+for start in range(0, 5000, 100):
+    client.publish("app", "a", *(b"%d" % number for number in range(start, start + 100)))
+say("done")
+""")
+    seen: list[int] = []
+    while len(seen) < 5000:
+        here.until(lambda: here.got)
+        seen += [int(delivery.body) for delivery in here.got]
+        here.channel.basic_ack(here.got[-1].delivery_tag, multiple=True)
+        here.got.clear()
+    assert seen == list(range(5000))
+
+
+def _in_fork(action: Callable[[], None]) -> int:
+    """The exit code of a forked child that does it: 0, or 1 where it raised."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_leaves_the_parents_connection_alone(file_url: str, here: Client) -> None:
+    here.send("q", b"1")
+    here.consume("q")
+    here.settle()
+
+    def child() -> None:
+        with pytest.raises(amqp_errors.RecoverableConnectionError):
+            here.connection.drain_events(0)
+        here.connection.collect()
+        own = Client(file_url)
+        assert own.ready("q") == 0
+        own.send("q", b"from the child")
+        own.connection.close()
+
+    assert _in_fork(child) == 0
+    here.channel.basic_ack(here.got[0].delivery_tag)
+    here.until(lambda: len(here.got) == 2)
+    assert here.bodies() == [b"1", b"from the child"]
+
+
+def test_a_forked_child_does_not_keep_its_dead_parent_alive(here: Client, child: Callable[[str], Child]) -> None:
+    here.send("q", b"1", b"2", b"3")
+    parent = child(
+        HOLDS_THREE.replace(
+            'say("holding")',
+            """
+pid = os.fork()
+if pid == 0:
+    os.close(1)
+    time.sleep(30)
+    os._exit(0)
+say(pid)""",
+        )
+    )
+    grandchild = int(parent.says())
+    parent.kill()
+    try:
+        here.consume("q")
+        here.until(lambda: len(here.got) == 3)
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+
+
+def test_a_connection_that_was_taken_for_dead_says_so(tmp_path: Path, here: Client, file_url: str) -> None:
+    here.send("q", b"1")
+    here.consume("q")
+    here.settle()
+    for bell in (tmp_path / "bus.db.clients").iterdir():
+        bell.unlink()
+    other = Client(file_url)
+    assert other.ready("q") == 1
+    with pytest.raises(amqp_errors.ConnectionForced, match="took the connection for dead"):
+        here.publish("app", "a")
+    here.connection.collect()
+    other.connection.close()
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+def test_the_file_is_private_and_nothing_is_left_beside_it(tmp_path: Path, file_url: str) -> None:
+    client = Client(file_url)
+    client.queue("q")
+    client.send("q")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    client.connection.close()
+    assert modes == {"bus.db": 0o600, "bus.db-shm": 0o600, "bus.db-wal": 0o600, "bus.db.clients": 0o700}
+    assert list((tmp_path / "bus.db.clients").iterdir()) == []
+    assert not (tmp_path / "bus.db-wal").exists()
+
+
+def test_what_is_durable_outlives_every_connection(file_url: str) -> None:
+    first = Client(file_url)
+    first.queue("q")
+    first.send("q", b"1")
+    first.connection.close()
+    second = Client(file_url)
+    assert second.take("q") == [b"1"]
+    second.connection.close()
+
+
+def _make_other_program(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE theirs (a)")
+
+
+def _make_newer(path: Path) -> None:
+    Client(f"sqlite:///{path}").connection.close()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 99")
+
+
+def _make_damaged(path: Path) -> None:
+    client = Client(f"sqlite:///{path}")
+    client.queue("q")
+    client.connection.close()
+    data = bytearray(path.read_bytes())
+    data[100:4096] = os.urandom(3996)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_bytes(b"Dear diary, " * 1000), "not an SQLite file: point the broker URL"),
+        (_make_other_program, "is a database of another program.*file of its own"),
+        (_make_newer, "schema version 99.*Use the Lightbus that wrote it"),
+        (_make_damaged, "restore it from a backup"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_and_left_as_it_was(
+    tmp_path: Path, file_url: str, make: Callable[[Path], object], words: str
+) -> None:
+    path = tmp_path / "bus.db"
+    make(path)
+    before = path.read_bytes()
+    with pytest.raises(errors.BrokerFileError, match=words) as caught:
+        Client(file_url)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(errors.BrokerFileError, match=f"the folder {tmp_path}/none is not there. Create it"):
+        Client(f"sqlite:///{tmp_path}/none/bus.db")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
+def test_a_file_that_may_not_be_written_is_named(tmp_path: Path, file_url: str) -> None:
+    Client(file_url).connection.close()
+    (tmp_path / "bus.db").chmod(0o400)
+    with pytest.raises(errors.BrokerFileError, match="Check the permissions"):
+        Client(file_url)
+
+
+def test_a_full_disk_is_an_error_and_nothing_confirmed_is_lost(here: Client) -> None:
+    here.channel.confirm_select()
+    here.publish("app", "a", b"small")
+    here.settle()
+    database = here.connection._store._database  # no public way to fill a disk
+    assert database is not None
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    database.execute(f"PRAGMA max_page_count = {pages + 1}")
+    with pytest.raises(errors.BrokerFileError, match=r"full.*Make room on the disk"):
+        here.publish("app", "a", b"x" * 100_000)
+    database.execute("PRAGMA max_page_count = 1000000")
+    here.publish("app", "a", b"after")
+    here.settle()
+    assert here.told == [("ack", 1, False), ("ack", 2, False)]
+    assert here.take("q") == [b"small", b"after"]
+
+
+def test_a_file_locked_for_too_long_is_a_lost_connection(
+    tmp_path: Path, here: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = here.connection._store._database
+    assert database is not None
+    database.execute("PRAGMA busy_timeout = 50")
+    with contextlib.closing(sqlite3.connect(tmp_path / "bus.db", isolation_level=None)) as blocker:
+        blocker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(amqp_errors.RecoverableConnectionError, match="locked by another process"):
+            here.publish("app", "a")
+        blocker.execute("ROLLBACK")
+    here.publish("app", "a")
+    assert here.ready("q") == 1
