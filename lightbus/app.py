@@ -94,7 +94,6 @@ class Lightbus:
         self._by_class: dict[type[Any], EventType] = {}
         self._broker: Broker | None = None
         self._publisher: Publisher | None = None
-        self._thread_limits: dict[str, anyio.CapacityLimiter] = {}
 
     def __repr__(self) -> str:
         return f"<Lightbus {self.name!r}: {len(self.events)} events, {len(self.handlers)} handlers>"
@@ -214,17 +213,10 @@ class Lightbus:
             if timeout is None
             else handler.check_timeout(timeout, owner, LONGEST_HANDLER_TIMEOUT),
             concurrency=None if concurrency is None else handler.check_count(concurrency, owner, "concurrency", 10_000),
-            function=handler.as_async(function, owner, lambda: self._thread_limit(suffix)),
+            function=handler.as_async(function, owner),
             arguments=handler.read_signature(self.name, function, owner, local_names),
             original=function,
         )
-
-    def _thread_limit(self, suffix: str) -> anyio.CapacityLimiter:
-        """As many threads as handlers may run: the worker's concurrency is what bounds them."""
-        limit = self._thread_limits.get(suffix)
-        if limit is None:
-            limit = self._thread_limits[suffix] = anyio.CapacityLimiter(10_000)
-        return limit
 
     # --- publishing
 

@@ -177,7 +177,7 @@ class Broker:
 def _connect(address: Address, name: str, timeout: float) -> Connection:
     options = address.options
     settings: dict[str, Any] = {
-        "heartbeat": float(options.get("heartbeat", HEARTBEAT)),
+        "heartbeat": round(float(options.get("heartbeat", HEARTBEAT))),
         "connect_timeout": min(timeout, float(options.get("connect_timeout", timeout))),
         "transport_options": {"client_properties": {"connection_name": name}},
     }

@@ -40,8 +40,20 @@ COPY_PAUSES = (0.2, 1.0, 5.0)
 ROUTES = 10_000
 """Remembered (exchange, routing key) pairs; forgotten all at once when there are more."""
 
-Job = tuple[Delivery, "Handler | None", "list[int] | None"]
-"""A delivery, a handler for it, and (where several handlers share the delivery) how many have yet to end."""
+
+class Siblings:
+    """The handlers that share one delivery: it is settled when the last of them has ended."""
+
+    __slots__ = ("accepted", "unended")
+
+    def __init__(self, unended: int) -> None:
+        self.unended = unended
+        self.accepted = True
+        """False once the broker must dead-letter the delivery itself for one of them."""
+
+
+Job = tuple[Delivery, "Handler | None", "Siblings | None"]
+"""A delivery, a handler for it, and the others that share the delivery, if any."""
 
 
 class Lane:
@@ -305,8 +317,8 @@ class Consumer:
             elif not handlers:
                 ready.append((delivery, None, None))
             else:
-                unended = [len(handlers)]
-                ready.extend((delivery, handler, unended) for handler in handlers)
+                siblings = Siblings(len(handlers))
+                ready.extend((delivery, handler, siblings) for handler in handlers)
         for _ in range(min(len(ready), lane.concurrency - lane.running)):
             lane.running += 1
             self._running += 1
@@ -411,13 +423,15 @@ class Consumer:
 
     def _settle(self, lane: Lane, job: Job, *, accepted: bool = True) -> None:
         """This handler has ended with this delivery; when all have, it is acked (or rejected to the dead letters)."""
-        delivery, handler, unended = job
+        delivery, handler, siblings = job
         self.handled += 1
         self._release(lane, handler)
-        if unended is not None:
-            unended[0] -= 1
-            if unended[0]:
+        if siblings is not None:
+            siblings.unended -= 1
+            siblings.accepted &= accepted
+            if siblings.unended:
                 return
+            accepted = siblings.accepted
         lane.settled.append((delivery, accepted))
         # Acks go in batches: when a part of the prefetch is settled, or nothing is left to do (else within TICK).
         if not lane.ready or len(lane.settled) > lane.prefetch // 4:

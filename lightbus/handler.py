@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import attrs
 import msgspec
@@ -101,9 +102,20 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
 
 
-def as_async(
-    function: Callable[..., Any], owner: str, limiter: Callable[[], anyio.CapacityLimiter]
-) -> Callable[..., Awaitable[Any]]:
+_threads: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("lightbus_threads")
+
+
+def _thread_limiter() -> anyio.CapacityLimiter:
+    """anyio allows 40 threads by default; here a worker's `concurrency` is what bounds them."""
+    try:
+        return _threads.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(10_000)
+        _threads.set(limiter)
+        return limiter
+
+
+def as_async(function: Callable[..., Any], owner: str) -> Callable[..., Awaitable[Any]]:
     """The function itself if it is async; else one that runs it in a thread.
 
     Raises:
@@ -118,7 +130,7 @@ def as_async(
 
     async def in_thread(*arguments: Any) -> Any:
         # A thread cannot be stopped: after a timeout it is left to end by itself, the event is retried meanwhile.
-        return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=limiter())
+        return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=_thread_limiter())
 
     return in_thread
 
