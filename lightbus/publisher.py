@@ -79,6 +79,8 @@ class Publisher(ConnectionThread):
         self._delay_levels = -1
         self._finished: list[Outgoing] = []
         self._registered = False
+        self._openers: list[threading.Event] = []
+        """Whoever waits for the connection to be there (it may be already), or to have failed for good."""
 
     def forget(self) -> None:
         super().forget()
@@ -220,18 +222,17 @@ class Publisher(ConnectionThread):
         Raises:
             errors.BrokerError: it cannot be done, or not within `timeout` seconds.
         """
-        self._opening = threading.Event()
+        opened = threading.Event()
+        self._openers.append(opened)
         try:
             self.ensure_started()
             self.wake()
-            if not self._opening.wait(timeout) or self._channel is None:
+            if not opened.wait(timeout) or self._channel is None:
                 raise self.error or errors.BrokerUnreachable(
                     f"No connection to {self.broker.masked} within {timeout:g} s. Is the broker running there?"
                 )
         finally:
-            self._opening = None
-
-    _opening: threading.Event | None = None
+            self._openers.remove(opened)
 
     def close(self, timeout: float | None = None) -> None:
         """Wait for what is on its way, up to `timeout` seconds, then disconnect. A later publish connects again."""
@@ -250,7 +251,7 @@ class Publisher(ConnectionThread):
     # --- the thread
 
     def wanted(self) -> bool:
-        return bool(self._waiting) or self._opening is not None
+        return bool(self._waiting or self._openers)
 
     def opened(self, connection: Connection) -> None:
         declare(connection, topology.publishing(self.app))
@@ -263,14 +264,13 @@ class Publisher(ConnectionThread):
         self._delay_levels = -1
         self._by_id: dict[str, Outgoing] = {}
         self._channel = channel
-        if self._opening is not None:
-            self._opening.set()
 
     def work(self) -> float:
         self._announce()
         connection, channel = self.connection, self._channel
         assert connection is not None
         assert channel is not None
+        self._tell_openers()
         if connection.blocked or not self._waiting:
             return IDLE
         self._check_window()
@@ -383,8 +383,11 @@ class Publisher(ConnectionThread):
 
         if isinstance(error, FATAL):  # waiting would not help: tell everybody now
             self._fail_all(lambda: _chained(errors.PublishRefused(f"The event was not sent. {error}"), error))
-            if self._opening is not None:
-                self._opening.set()
+            self._tell_openers()
+
+    def _tell_openers(self) -> None:
+        for opened in self._openers.copy():
+            opened.set()
 
     def closing(self) -> None:
         self._announce()
