@@ -4,6 +4,9 @@ py-amqp locks writes but not reads, so only the owner reads; and heartbeats must
 blocks the event loop, so the owner is never the loop's thread.
 """
 
+# kombu has no types:
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 import asyncio
@@ -23,7 +26,8 @@ from urllib.parse import parse_qsl, urlsplit
 import amqp.exceptions
 import anyio.lowlevel
 import attrs
-import kombu
+import kombu.connection
+import kombu.entity
 import kombu.exceptions
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -91,7 +95,7 @@ class Address:
         return self.scheme in ("sqlite", "memory")
 
 
-def parse_address(url: str) -> Address:
+def parse_address(url: object) -> Address:
     """
     Raises:
         errors.InvalidURL: not a URL, or an option that is not known.
@@ -185,7 +189,7 @@ def _connect(address: Address, name: str, timeout: float) -> Connection:
         settings["ssl"] = _tls(urlsplit(address.plain).hostname or "localhost", options)
     elif not address.embedded:
         settings["login_method"] = "PLAIN"
-    client = kombu.Connection(address.plain, transport=_TRANSPORTS[address.scheme], **settings)
+    client = kombu.connection.Connection(address.plain, transport=_TRANSPORTS[address.scheme], **settings)
     try:
         connection: Connection = client.transport.establish_connection()
     except (errors.LightbusError, *LOST) as error:
@@ -274,23 +278,23 @@ def declare(connection: Connection, wanted: Topology, address_of: str = "the bro
         _declare_shared(connection, exchange)
     channel = connection.channel()
     for exchange in wanted.exchanges:
-        exchange.bind(channel).declare()
+        exchange.declare(channel=channel)
     for queue in wanted.queues:
-        queue.bind(channel).queue_declare()
+        queue.queue_declare(channel=channel)
     for binding in wanted.bindings:
         bind = channel.queue_bind if binding.to_queue else channel.exchange_bind
         bind(binding.destination, binding.source, binding.key, arguments=binding.arguments)
     channel.close()
 
 
-def _declare_shared(connection: Connection, exchange: kombu.Exchange) -> None:
+def _declare_shared(connection: Connection, exchange: kombu.entity.Exchange) -> None:
     """Passively first: a user with few permissions may use the bus exchange, but not declare it."""
     probe = connection.channel()
     try:
-        exchange.bind(probe).declare(passive=True)
+        exchange.declare(passive=True, channel=probe)
     except amqp.exceptions.NotFound:
         channel = connection.channel()
-        exchange.bind(channel).declare()
+        exchange.declare(channel=channel)
         channel.close()
     else:
         probe.close()
@@ -301,14 +305,26 @@ def _declare_shared(connection: Connection, exchange: kombu.Exchange) -> None:
 Schedule = Callable[..., object]
 
 
-def current_schedule() -> Schedule:
-    """A function that runs another one soon in this event loop, to be called from any thread; it never waits."""
+class Loop:
+    """How to run something soon in an event loop: asyncio's or trio's."""
+
+    __slots__ = ("soon", "soon_from_thread")
+
+    def __init__(self, soon: Schedule, soon_from_thread: Schedule) -> None:
+        self.soon = soon
+        """For the loop's own thread: in this round of the loop's, where it can be."""
+        self.soon_from_thread = soon_from_thread
+        """For any other thread; it never waits. Raises RuntimeError where the loop has ended."""
+
+
+def current_loop() -> Loop:
+    """The event loop that runs in this thread."""
     try:
-        return asyncio.get_running_loop().call_soon_threadsafe
+        loop = asyncio.get_running_loop()
     except RuntimeError:
         native: Any = anyio.lowlevel.current_token().native_token
-        schedule: Schedule = native.run_sync_soon
-        return schedule
+        return Loop(native.run_sync_soon, native.run_sync_soon)
+    return Loop(loop.call_soon, loop.call_soon_threadsafe)
 
 
 # --- the thread -------------------------------------------------------------------------------

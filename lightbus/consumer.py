@@ -23,7 +23,7 @@ import anyio.abc
 import attrs
 
 from lightbus import codec, errors, topology
-from lightbus.connection import FATAL, Broker, ConnectionThread, Schedule, current_schedule, declare
+from lightbus.connection import FATAL, Broker, ConnectionThread, current_loop, declare
 from lightbus.handler import Handler
 from lightbus.publisher import Publisher
 from lightbus.retry import DeadLetter, Retry, RetryIn
@@ -236,7 +236,7 @@ class Consumer:
         Raises:
             errors.BrokerError: the first connection failed in a way that trying again will not mend.
         """
-        self._schedule: Schedule = current_schedule()
+        self._schedule = current_loop().soon_from_thread
         self._context = contextvars.copy_context()  # handlers see what the worker's lifespan has set
         self._ready = anyio.Event()
         self._drained = anyio.Event()
@@ -348,8 +348,8 @@ class Consumer:
         """Handle what is ready until there is nothing left."""
         try:
             while lane.ready:
-                with anyio.CancelScope() as scope:
-                    slot = Slot(lane, scope)
+                slot = Slot(lane, anyio.CancelScope())
+                with slot.scope:
                     self._slots.add(slot)
                     try:
                         await self._handle_ready(slot)

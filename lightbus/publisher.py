@@ -17,10 +17,9 @@ from typing import Any
 
 import amqp.exceptions
 import anyio
-import anyio.to_thread
 
 from lightbus import errors, topology
-from lightbus.connection import Broker, ConnectionThread, Schedule, current_schedule, declare
+from lightbus.connection import FATAL, Broker, ConnectionThread, Loop, Schedule, current_loop, declare
 from lightbus.message import Receipt
 from lightbus.topology import QueueType
 from lightbus.transport import Channel, Connection, Publication
@@ -79,6 +78,7 @@ class Publisher(ConnectionThread):
         self._delay_levels = -1
         self._finished: list[Outgoing] = []
         self._registered = False
+        self._wake_planned_in: Schedule | None = None
         self._openers: list[threading.Event] = []
         """Whoever waits for the connection to be there (it may be already), or to have failed for good."""
 
@@ -97,7 +97,7 @@ class Publisher(ConnectionThread):
             errors.PublishError: it did not, within `timeout` seconds.
         """
         limit = self.timeout if timeout is None else timeout
-        outgoing = self._submit_from_loop(publication, delay_level, current_schedule())
+        outgoing = self._submit_from_loop(publication, delay_level, current_loop())
         with anyio.move_on_after(limit):
             await outgoing.done.wait()
         return self._outcome(outgoing, limit, outgoing.done.is_set())
@@ -120,11 +120,11 @@ class Publisher(ConnectionThread):
             errors.PublishManyError: some were not confirmed; it says which.
         """
         limit = self.timeout if timeout is None else timeout
-        schedule = current_schedule()
+        loop = current_loop()
         outcomes: list[Receipt | errors.PublishError] = []
         window: deque[Outgoing] = deque()
         for publication in publications:
-            window.append(self._submit_from_loop(publication, None, schedule))
+            window.append(self._submit_from_loop(publication, None, loop))
             if len(window) >= WINDOW:
                 outcomes.append(await self._await_one(window.popleft(), limit))
         for outgoing in window:
@@ -161,18 +161,27 @@ class Publisher(ConnectionThread):
         except errors.PublishError as error:
             return error
 
-    def _submit_from_loop(self, publication: Publication, delay_level: int | None, schedule: Schedule) -> Outgoing:
+    def _submit_from_loop(self, publication: Publication, delay_level: int | None, loop: Loop) -> Outgoing:
         outgoing = Outgoing(publication, delay_level)
-        outgoing.wait_loop = schedule
+        outgoing.wait_loop = loop.soon_from_thread
         outgoing.done = anyio.Event()
         self._submit(outgoing)
+        if self._wake_planned_in != loop.soon:
+            # After this round of the loop: what other tasks publish in it goes along, in one piece.
+            self._wake_planned_in = loop.soon
+            loop.soon(self._wake_as_planned)
         return outgoing
+
+    def _wake_as_planned(self) -> None:
+        self._wake_planned_in = None
+        self.wake()
 
     def _submit_from_thread(self, publication: Publication, delay_level: int | None) -> Outgoing:
         outgoing = Outgoing(publication, delay_level)
         outgoing.done = threading.Lock()
         outgoing.done.acquire()
         self._submit(outgoing)
+        self.wake()
         return outgoing
 
     def _submit(self, outgoing: Outgoing) -> None:
@@ -186,7 +195,6 @@ class Publisher(ConnectionThread):
             raise errors.PublisherClosed(
                 "The event was not sent: the interpreter is shutting down. Publish before the main thread ends."
             ) from error
-        self.wake()
 
     def _outcome(self, outgoing: Outgoing, limit: float, in_time: bool) -> Receipt:
         if in_time:
@@ -379,8 +387,6 @@ class Publisher(ConnectionThread):
         )
 
     def failed(self, error: errors.BrokerError) -> None:
-        from lightbus.connection import FATAL
-
         if isinstance(error, FATAL):  # waiting would not help: tell everybody now
             self._fail_all(lambda: _chained(errors.PublishRefused(f"The event was not sent. {error}"), error))
             self._tell_openers()
