@@ -239,15 +239,15 @@ class Node:
             self._guard.kill()
             self._guard.communicate()
             self._guard = None
-        if self.process is None:
+        process, self.process = self.process, None
+        if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(how)
+            process.send_signal(how)
         try:
-            self.process.wait(30)
+            process.wait(30)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            process.kill()
+            process.wait()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what it started: Erlang's resolver and the like
-        self.process = None
+            os.killpg(process.pid, signal.SIGKILL)  # what it started: Erlang's resolver and the like

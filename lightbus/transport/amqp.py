@@ -474,6 +474,12 @@ class Connection(kombu.transport.pyamqp.Connection):
         self._transport.connected = False
         return amqp.exceptions.UnexpectedFrame(f"the peer at {self.host} does not speak AMQP 0-9-1: {what}")
 
+    def _x_close_ok(self) -> None:
+        """Agree to the broker's close. It may be gone by now: its reason, raised next, is worth more than that."""
+        with contextlib.suppress(OSError):
+            super()._x_close_ok()
+        self.collect()
+
     def _on_blocked(self) -> None:
         self.blocked = True
         super()._on_blocked()

@@ -54,7 +54,15 @@ _PROPERTIES = tuple(
     )
 )
 _KNOWN = frozenset(name for name, _, _ in _PROPERTIES)
-_MALFORMED = (struct.error, IndexError, ArithmeticError, OSError, RecursionError, amqp.exceptions.AMQPError)
+_MALFORMED = (
+    struct.error,
+    UnicodeError,
+    IndexError,
+    ArithmeticError,
+    OSError,
+    RecursionError,
+    amqp.exceptions.AMQPError,
+)
 
 
 def decode_properties(data: bytes) -> Properties:

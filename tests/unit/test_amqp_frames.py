@@ -1,0 +1,373 @@
+"""The AMQP transport against a peer of frames: every split of every stream gives the same deliveries."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import amqp.exceptions
+import pytest
+from amqp import serialization
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightbus.transport import Delivery, Publication, amqp_wire
+from lightbus.transport.amqp import Connection
+
+FRAME_MAX = 4096
+HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+
+class FakeBroker:
+    """The other end of a connection, one frame at a time."""
+
+    def __init__(self) -> None:
+        ours, self.socket = socket.socketpair()
+        self.socket.settimeout(5)
+        transport = SimpleNamespace(sock=ours, connected=True, connect_timeout=5, connect=lambda: None)
+
+        class Connected(Connection):
+            def Transport(self, *args: Any, **kwargs: Any) -> Any:
+                return transport
+
+        properties = {"product": "Fake", "version": "1", "capabilities": {"connection.blocked": True}}
+        self.method(0, (10, 10), "ooFSS", 0, 9, properties, "PLAIN", "en_US")
+        self.method(0, (10, 30), "BlB", 100, FRAME_MAX, 0)
+        self.method(0, (10, 41), "s", "")
+        self.connection = Connected(login_method="PLAIN", write_timeout=0.3, operation_timeout=0.3)
+        self.connection.connect()
+
+    def channel(self) -> Any:
+        self.method(len(self.connection.channels), (20, 11), "S", "")
+        return self.connection.channel()
+
+    def consume(self, channel: Any, deliveries: list[Delivery]) -> None:
+        self.method(channel.channel_id, (60, 21), "s", f"{channel.channel_id}.1")
+        channel.consume("q", deliveries.append, on_cancel=print)
+
+    def method(self, *args: Any) -> None:
+        self.socket.sendall(method(*args))
+
+    def close(self) -> None:
+        self.connection.collect()
+        self.socket.close()
+
+
+@pytest.fixture
+def broker() -> Iterator[FakeBroker]:
+    fake = FakeBroker()
+    yield fake
+    fake.close()
+
+
+def frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return struct.pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+
+
+def method(channel: int, signature: tuple[int, int], types: str, *values: Any) -> bytes:
+    return frame(1, channel, struct.pack(">HH", *signature) + serialization.dumps(types, values))
+
+
+def message_frames(channel: int, tag: int, properties: bytes, body: bytes, sizes: list[int]) -> list[bytes]:
+    """A delivery's frames; its body in frames of these sizes (and the rest)."""
+    frames = [
+        method(channel, (60, 60), "sLbss", f"{channel}.1", tag, tag % 2, "billing", "invoice.paid"),
+        frame(2, channel, struct.pack(">HHQ", 60, 0, len(body)) + properties),
+    ]
+    while body:
+        size = min(sizes.pop() if sizes else FRAME_MAX - 8, FRAME_MAX - 8)
+        frames.append(frame(3, channel, body[:size]))
+        body = body[size:]
+    return frames
+
+
+def drain(connection: Connection) -> None:
+    with contextlib.suppress(TimeoutError):
+        while True:
+            connection.drain_events(0)
+
+
+bodies = st.one_of(st.binary(max_size=20), st.integers(0, 12000).map(lambda size: bytes(range(256)) * (size // 256)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    messages=st.lists(st.tuples(bodies, st.lists(st.integers(1, 4000), max_size=3)), max_size=6),
+    others=st.lists(st.tuples(bodies, st.lists(st.integers(1, 4000), max_size=3)), max_size=6),
+    cuts=st.lists(st.integers(1, 3000), min_size=1, max_size=40),
+    data=st.data(),
+)
+def test_a_stream_gives_the_same_deliveries_wherever_it_is_cut(
+    messages: list[tuple[bytes, list[int]]],
+    others: list[tuple[bytes, list[int]]],
+    cuts: list[int],
+    data: st.DataObject,
+) -> None:
+    broker = FakeBroker()
+    received: list[list[Delivery]] = [[], []]
+    acks: list[tuple[int, bool]] = []
+    queues: list[list[bytes]] = [[], []]
+    for index, sent in enumerate((messages, others)):
+        channel = broker.channel()
+        channel.on_ack = lambda tag, multiple: acks.append((tag, multiple))
+        broker.consume(channel, received[index])
+        for tag, (body, sizes) in enumerate(sent, 1):
+            properties = amqp_wire.encode_properties({"message_id": str(tag)})
+            queues[index] += message_frames(index + 1, tag, properties, body, list(sizes))
+    stream = b""
+    while queues[0] or queues[1]:  # frames of several channels may come in any order
+        index = data.draw(st.sampled_from([index for index in (0, 1) if queues[index]]))
+        stream += queues[index].pop(0) + data.draw(st.sampled_from([b"", b"", HEARTBEAT]))
+    stream += method(1, (60, 80), "Lb", 7, True)
+    position = 0
+    while position < len(stream):
+        size = cuts[position % len(cuts)]
+        broker.socket.sendall(stream[position : position + size])
+        position += size
+        drain(broker.connection)
+    for index, sent in enumerate((messages, others)):
+        assert [delivery.body for delivery in received[index]] == [body for body, _ in sent]
+        assert [delivery.delivery_tag for delivery in received[index]] == list(range(1, len(sent) + 1))
+        for delivery in received[index]:
+            assert delivery.properties == {"message_id": str(delivery.delivery_tag)}
+            assert delivery.redelivered == (delivery.delivery_tag % 2 == 1)
+            assert (delivery.exchange, delivery.routing_key) == ("billing", "invoice.paid")
+    assert acks == [(7, True)]
+    broker.close()
+
+
+def test_deliveries_that_come_in_one_piece_with_the_answer_to_consume_are_not_lost(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    delivery = b"".join(message_frames(1, 1, amqp_wire.encode_properties({}), b"at once", []))
+    broker.socket.sendall(method(1, (60, 21), "s", "1.1") + delivery)
+    deliveries: list[Delivery] = []
+    channel.consume("q", deliveries.append, on_cancel=print)
+    assert [delivery.body for delivery in deliveries] == [b"at once"]
+
+
+def test_confirms_and_returns_reach_their_callbacks_in_order(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    seen: list[object] = []
+    channel.on_ack = lambda tag, multiple: seen.append(("ack", tag, multiple))
+    channel.on_nack = lambda tag, multiple: seen.append(("nack", tag, multiple))
+    channel.on_return = lambda message_id: seen.append(("return", message_id))
+    properties = amqp_wire.encode_properties({"message_id": "m-1"})
+    returned = method(1, (60, 50), "Bsss", 312, "NO_ROUTE", "billing", "invoice.paid")
+    header = frame(2, 1, struct.pack(">HHQ", 60, 0, 1) + properties)
+    broker.socket.sendall(returned + header + frame(3, 1, b"x") + method(1, (60, 80), "Lb", 1, False))
+    broker.method(1, (60, 120), "Lbb", 3, True, False)
+    drain(broker.connection)
+    assert seen == [("return", "m-1"), ("ack", 1, False), ("nack", 3, True)]
+
+
+def test_malformed_properties_are_the_delivery_s_error_and_not_the_connection_s(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    deliveries: list[Delivery] = []
+    broker.consume(channel, deliveries)
+    for tag, properties in enumerate((b"\x80\x00\x05abc", b"\x80\x00\x01\xff", amqp_wire.encode_properties({})), 1):
+        broker.socket.sendall(b"".join(message_frames(1, tag, properties, b"body", [2])))
+    drain(broker.connection)
+    assert [delivery.body for delivery in deliveries] == [b"body"] * 3
+    for malformed in deliveries[:2]:
+        with pytest.raises(ValueError, match="malformed"):
+            _ = malformed.properties
+    assert deliveries[2].properties == {}
+
+
+def test_frames_behind_an_error_are_dispatched_by_the_next_call(broker: FakeBroker) -> None:
+    first, second = broker.channel(), broker.channel()
+    acks: list[int] = []
+    second.on_ack = lambda tag, multiple: acks.append(tag)
+    broker.socket.sendall(
+        method(1, (20, 40), "BsBB", 404, "NOT_FOUND - no exchange", 60, 40) + method(2, (60, 80), "Lb", 1, False)
+    )
+    with pytest.raises(amqp.exceptions.NotFound, match="no exchange"):
+        broker.connection.drain_events(1)
+    broker.connection.drain_events(1)
+    assert acks == [1]
+    with pytest.raises(amqp.exceptions.RecoverableConnectionError, match="closed"):
+        first.publish([Publication("", "q", b"", {})])
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n",
+        b"AMQP\x00\x00\x09\x01",
+        b"\x01\x00\x01\x7f\xff\xff\xff" + b"x" * 9,
+        HEARTBEAT[:-1] + b"!",
+    ],
+)
+def test_a_peer_that_speaks_no_amqp_is_an_error_at_once(broker: FakeBroker, stream: bytes) -> None:
+    broker.socket.sendall(stream)
+    with pytest.raises(amqp.exceptions.UnexpectedFrame, match="does not speak AMQP"):
+        broker.connection.drain_events(5)
+    assert not broker.connection.connected
+
+
+def test_a_closed_connection_is_an_error_and_stays_one(broker: FakeBroker) -> None:
+    broker.socket.close()
+    with pytest.raises(ConnectionResetError):
+        broker.connection.drain_events(5)
+    with pytest.raises(amqp.exceptions.RecoverableConnectionError, match="closed"):
+        broker.connection.drain_events(5)
+
+
+def test_the_broker_s_reason_to_close_is_told_although_it_is_gone(broker: FakeBroker) -> None:
+    broker.method(0, (10, 50), "BsBB", 320, "CONNECTION_FORCED - shutdown", 0, 0)
+    broker.socket.close()
+    with pytest.raises(amqp.exceptions.ConnectionForced, match="shutdown"):
+        broker.connection.drain_events(5)
+    assert not broker.connection.connected
+
+
+def test_a_peer_that_does_not_read_ends_a_publish_in_time(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match="does not read"):
+        channel.publish([Publication("", "q", b"x" * 10_000_000, {})])
+    assert time.monotonic() - start < 3
+    assert not broker.connection.connected
+    with pytest.raises(amqp.exceptions.RecoverableConnectionError):
+        channel.basic_ack(1)
+
+
+def test_a_peer_that_does_not_answer_ends_a_method_in_time_by_name(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    with pytest.raises(TimeoutError, match=r"queue\.declare-ok within 0\.3 s"):
+        channel.queue_declare("q")
+
+
+def test_a_flood_does_not_extend_the_limit_of_a_method(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    connection = broker.connection
+
+    def chatter(*_: object) -> None:
+        broker.method(1, (60, 80), "Lb", 1, False)
+
+    channel.on_ack = chatter
+    chatter()
+    with pytest.raises(TimeoutError, match=r"queue\.purge-ok"):
+        channel.queue_purge("q")
+    assert connection.connected
+
+
+def test_what_arrives_during_a_publish_is_read_and_dispatched_later(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    acks: list[int] = []
+    channel.on_ack = lambda tag, multiple: acks.append(tag)
+    broker.method(1, (60, 80), "Lb", 1, False)
+    with pytest.raises(TimeoutError, match="does not read"):
+        channel.publish([Publication("", "q", b"x" * 10_000_000, {})])
+    assert acks == []
+    broker.connection.drain_events(0)
+    assert acks == [1]
+
+
+def test_an_unencodable_message_leaves_nothing_of_its_batch_sent(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    while_opening = broker.socket.recv(65536)
+    assert while_opening
+    good, bad = Publication("", "q", b"1", {}), Publication("", "q", b"2", {"message_id": "x" * 256})
+    with pytest.raises(ValueError, match="256 bytes long"):
+        channel.publish([good, bad])
+    broker.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        broker.socket.recv(1)
+
+
+# --- properties -------------------------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+values = st.recursive(
+    st.one_of(texts, st.booleans(), st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=5,
+)
+octets = st.integers(0, 255)
+properties = st.fixed_dictionaries(
+    {},
+    optional={
+        "content_type": texts,
+        "content_encoding": texts,
+        "headers": st.dictionaries(texts, values, max_size=5),
+        "delivery_mode": octets,
+        "priority": octets,
+        "correlation_id": texts,
+        "reply_to": texts,
+        "expiration": texts,
+        "message_id": texts,
+        "timestamp": st.integers(0, 2**64 - 1),
+        "type": texts,
+        "user_id": texts,
+        "app_id": texts,
+    },
+)
+
+
+def py_amqp_s(properties: dict[str, Any]) -> dict[str, Any]:
+    """The same under py-amqp's names."""
+    return {"application_headers" if name == "headers" else name: value for name, value in properties.items()}
+
+
+@given(properties)
+def test_py_amqp_reads_the_properties_that_we_write(given_properties: dict[str, Any]) -> None:
+    written = amqp_wire.encode_properties(given_properties)
+    read, end = serialization.decode_properties_basic(written, 0)
+    assert (read, end) == (py_amqp_s(given_properties), len(written))
+
+
+@given(properties)
+def test_we_read_the_properties_that_py_amqp_writes(given_properties: dict[str, Any]) -> None:
+    written = amqp.Message("", **py_amqp_s(given_properties))._serialize_properties()
+    assert amqp_wire.decode_properties(written) == given_properties
+
+
+@given(properties, st.data())
+def test_properties_that_are_cut_short_are_a_value_error(given_properties: dict[str, Any], data: st.DataObject) -> None:
+    written = amqp_wire.encode_properties(given_properties)
+    with pytest.raises(ValueError, match="malformed"):
+        amqp_wire.decode_properties(written[: data.draw(st.integers(0, len(written) - 1))])
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_properties_or_a_value_error(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        amqp_wire.decode_properties(data)
+
+
+def test_properties_nested_without_end_are_a_value_error() -> None:
+    table = b""
+    for _ in range(3000):
+        table = b"\x00F" + struct.pack(">I", len(table)) + table
+    with pytest.raises(ValueError, match="malformed"):
+        amqp_wire.decode_properties(b"\x20\x00" + struct.pack(">I", len(table)) + table)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"message_id": "x" * 256}, "message_id.*256 bytes"),
+        ({"message_id": 7}, "message_id=7"),
+        ({"priority": 256}, "priority=256"),
+        ({"timestamp": -1}, "timestamp=-1"),
+        ({"headers": {"a": object()}}, "headers"),
+        ({"headers": {"a" * 256: 1}}, "headers"),
+        ({"application_headers": {}}, "no property 'application_headers'"),
+    ],
+)
+def test_a_property_that_cannot_be_sent_is_named(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        amqp_wire.encode_properties(wrong)
+
+
+def test_names_that_are_not_utf_8_survive() -> None:
+    name = b"\xff\xfe".decode(errors="surrogateescape")
+    sent = amqp_wire.encode_publish(1, Publication("x", name, b"", {}))
+    start = sent.index(b"\x01x")
+    assert amqp_wire.decode_names(sent[start : start + 5]) == ("x", name)
