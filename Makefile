@@ -1,0 +1,106 @@
+# What a contributor runs: `make help` lists it. Each target sets up what it needs when it is missing, so that
+# a fresh clone needs nothing but Python (3.11 or newer) and make.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/ready-in
+PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet --quiet
+RABBITMQ_FOLDERS := /usr/lib/rabbitmq/bin:/usr/sbin:/opt/homebrew/sbin:/usr/local/sbin
+
+# A clone that was moved or copied needs its environment anew: the paths in it are absolute.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
+
+.PHONY: help demo test lint setup rabbitmq lock clean
+
+help:  ## show this list
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  %-10s%s\n", name, $$0 }'
+
+demo: $(READY)  ## three services over the embedded broker; options go in ARGS, as in ARGS="--url amqp://localhost"
+	@$(PYTHON) -m lightbus demo $(ARGS)
+
+test: $(READY) rabbitmq  ## all tests; some of them with pytest's options in ARGS, as in ARGS="tests/unit -x"
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff, mypy and pyright
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -m pyright
+
+setup: $(READY) rabbitmq  ## only set up: the environment in .venv, and RabbitMQ for the tests
+
+# Exact versions, so that a test that passes today passes tomorrow.
+$(READY): pyproject.toml requirements-dev.txt
+	@$(find_python) \
+	echo "Setting up $(VENV) with $$("$$python" --version) ..."; \
+	rm -rf $(VENV); "$$python" -m venv $(VENV)
+	@$(PIP) install --requirement requirements-dev.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@echo "$(CURDIR)" > $@
+
+# Sets the shell's $python; where venv is missing, as on a bare Debian, installs it if that is allowed.
+define find_python
+set -e; python=; \
+for candidate in python3.13 python3.12 python3.11 python3.14 python3; do \
+  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+  echo "Lightbus needs Python 3.11 or newer; found $$(python3 --version 2>/dev/null || echo none). Install one (on Debian 12 and later: apt-get install python3 python3-venv)." >&2; \
+  exit 1; \
+fi; \
+if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+  package=$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+    echo "$$python cannot make virtual environments: its module venv is missing. On Debian and Ubuntu: sudo apt-get install $$package" >&2; \
+    exit 1; \
+  fi; \
+  echo "Installing $$package with apt-get ..."; \
+  export DEBIAN_FRONTEND=noninteractive; \
+  apt-get -qq update && apt-get -qq install --no-install-recommends "$$package" </dev/null >/dev/null; \
+fi;
+endef
+
+# The tests start nodes of their own, so the package's service must not start: policy-rc.d forbids it meanwhile.
+rabbitmq:
+	@if PATH="$(RABBITMQ_FOLDERS):$$PATH" command -v rabbitmq-server >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "RabbitMQ is not installed, so its tests will be skipped. On Debian and Ubuntu: sudo apt-get install rabbitmq-server" >&2; \
+	  exit 0; \
+	fi; \
+	echo "Installing rabbitmq-server with apt-get (no service will run) ..."; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	policy=/usr/sbin/policy-rc.d; \
+	if [ -e $$policy ]; then policy=; else \
+	  trap 'rm -f $$policy' EXIT; trap 'exit 130' INT TERM; \
+	  printf '#!/bin/sh\nexit 101\n' > $$policy; chmod 755 $$policy; \
+	fi; \
+	log=$$(mktemp); \
+	if apt-get -qq update </dev/null >$$log 2>&1 \
+	  && apt-get -qq install --no-install-recommends rabbitmq-server </dev/null >>$$log 2>&1; then :; \
+	else \
+	  tail -n 5 $$log >&2; \
+	  echo "apt-get could not install rabbitmq-server, so its tests will be skipped." >&2; \
+	fi; \
+	rm -f $$log
+
+# The groups in pyproject.toml say what is needed; the lock file says which versions. The oldest supported Python
+# writes it, so that it holds what only that one needs.
+lock:  ## update requirements-dev.txt to the newest versions that pyproject.toml allows
+	@rm -rf .make/lock && python3.11 -m venv .make/lock
+	@.make/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	@.make/lock/bin/python -m pip install --quiet --editable ".[reload,trio,uvloop]" --group build --group test --group lint
+	@{ echo "# Written by \`make lock\` from pyproject.toml: the versions that tests and checks run with."; \
+	  .make/lock/bin/python -m pip freeze --exclude-editable; } > requirements-dev.txt
+	@rm -rf .make/lock
+	@git diff --stat -- requirements-dev.txt
+
+clean:  ## remove the environment and what tools left behind
+	@rm -rf $(VENV) .make .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
