@@ -1,5 +1,8 @@
 """`Lightbus`: what an application says and what it hears, as decorators."""
 
+# The end of a timeout is a PublishError, which says what is known of the outcome; a cancel scope could not:
+# ruff: noqa: ASYNC109
+
 from __future__ import annotations
 
 import difflib
@@ -76,11 +79,7 @@ class Lightbus:
         owner = f"Lightbus({name!r})"
         if queue_type not in ("quorum", "classic"):
             raise errors.InvalidOption(f"{owner}: queue_type={queue_type!r}: use 'quorum' or 'classic'.")
-        if retry is not None and not isinstance(retry, Retry):
-            raise errors.InvalidOption(
-                f"{owner}: retry={retry!r}: use lightbus.Retry(delays=(1, 5, 30)) or Retry.none()."
-            )
-        self.retry = Retry() if retry is None else retry
+        self.retry = Retry() if retry is None else handler.check_retry(retry, owner)
         self.prefetch = handler.check_count(prefetch, owner, "prefetch", 65535)
         self.concurrency = handler.check_count(concurrency, owner, "concurrency", 10_000)
         self.lifespan = lifespan
@@ -119,17 +118,21 @@ class Lightbus:
         """
         if isinstance(target, type):
             return self._declare(target, None, version)
-        return lambda cls: self._declare(cls, target, version)
 
-    def _declare(self, cls: type[Any], name: str | None, version: int) -> type[Any]:
+        def declare(cls: object) -> type[Any]:
+            return self._declare(cls, target, version)
+
+        return declare
+
+    def _declare(self, cls: object, name: str | None, version: int) -> type[Any]:
         if not isinstance(cls, type):
             raise errors.InvalidEvent(f"@app.event decorates a class, not {cls!r}.")
         planned = name if name is not None else events.default_name(cls.__name__)
         if planned in self.events:
             other = self.events[planned].cls
             raise errors.DuplicateEvent(
-                f"{cls.__name__}: app {self.name!r} has an event {planned!r} already ({other.__module__}.{other.__qualname__}). "
-                "Give one of them another name: @app.event('...')."
+                f"{cls.__name__}: app {self.name!r} has an event {planned!r} already "
+                f"({other.__module__}.{other.__qualname__}). Give one of them another name: @app.event('...')."
             )
         event_type = events.define(cls, name, version)
         self.events[event_type.name] = event_type
@@ -161,7 +164,9 @@ class Lightbus:
             errors.InvalidHandler: the function's parameters cannot be filled; says which and why.
             errors.InvalidName, errors.InvalidOption: an argument outside of what it can be.
         """
-        local_names = sys._getframe(1).f_locals
+        handler.refuse_bare(targets)
+        # Annotations that are strings may name what is local to the caller.
+        local_names = sys._getframe(1).f_locals  # pyright: ignore[reportPrivateUsage]  # documented, despite its name
 
         def register(function: F) -> F:
             self._register(
@@ -177,8 +182,6 @@ class Lightbus:
             )
             return function
 
-        if len(targets) == 1 and not isinstance(targets[0], (str, type)):
-            handler.names_of(targets, "@app.on")  # used without parentheses: says so
         return register
 
     def _register(
@@ -198,17 +201,13 @@ class Lightbus:
         owner = f"handler {own_name!r} of app {self.name!r}"
         if own_name in self.handlers:
             raise errors.InvalidHandler(f"{owner}: there is one of that name already. Give one of them a name=.")
-        if retry is not None and not isinstance(retry, Retry):
-            raise errors.InvalidOption(
-                f"{owner}: retry={retry!r}: use lightbus.Retry(delays=(1, 5, 30)) or Retry.none()."
-            )
         suffix = MAIN if queue is None else topology.check_queue_suffix(queue, owner)
         self.handlers[own_name] = Handler(
             name=own_name,
             patterns=handler.names_of(targets, owner),
             source=None if source is None else topology.check_app_name(source),
             queue=suffix,
-            retry=self.retry if retry is None else retry,
+            retry=self.retry if retry is None else handler.check_retry(retry, owner),
             timeout=HANDLER_TIMEOUT
             if timeout is None
             else handler.check_timeout(timeout, owner, LONGEST_HANDLER_TIMEOUT),
@@ -337,11 +336,12 @@ class Lightbus:
 
     @property
     def publisher(self) -> Publisher:
-        if self._publisher is None:
+        publisher = self._publisher
+        if publisher is None:
             publisher = Publisher(self.name, self.broker, timeout=self.publish_timeout, queue_type=self.queue_type)
             # Two threads may both get here: one of them wins, the other's publisher was never started.
-            self._publisher = self.__dict__.setdefault("_first_publisher", publisher)
-        return self._publisher
+            publisher = self._publisher = self.__dict__.setdefault("_first_publisher", publisher)
+        return publisher
 
     async def __aenter__(self) -> Self:
         await anyio.to_thread.run_sync(self.publisher.open, self.publish_timeout)
@@ -426,7 +426,7 @@ class _EventDecorator:
         raise NotImplementedError
 
 
-def _check_publish_timeout(value: float, owner: str) -> float:
+def _check_publish_timeout(value: object, owner: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 3600:
         raise errors.InvalidOption(
             f"{owner}: a publish timeout of {value!r}: use seconds, more than 0 and up to 3,600."

@@ -151,7 +151,7 @@ def event_properties(app: str, event_type: EventType, headers: Mapping[str, Any]
     }
 
 
-def _checked_headers(name: str, headers: Mapping[str, Any]) -> Mapping[str, Any]:
+def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]:
     for key, value in headers.items():
         if not isinstance(key, str) or len(key.encode()) > 255:
             raise errors.InvalidPayload(

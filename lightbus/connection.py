@@ -216,13 +216,14 @@ def describe(error: BaseException, address: Address) -> errors.BrokerError:
             return error
         case ssl.SSLError():
             return errors.TLSRefused(
-                f"{where}: TLS failed: {error}. Is the host name the one in the certificate, and its authority known here? "
+                f"{where}: TLS failed: {error}. Is the host name the one in the certificate, "
+                "and its authority known here? "
                 "Name the authority's file with ?cafile=..., a client certificate with ?certfile=...&keyfile=..."
             )
         case amqp.exceptions.AccessRefused() if "login" in str(error).lower() or getattr(error, "method", None) is None:
             return errors.AccessRefused(
-                f"{where} refused the user name or password ({_words(error)}). Check LIGHTBUS_URL; RabbitMQ lets 'guest' in "
-                "from the same machine only."
+                f"{where} refused the user name or password ({_words(error)}). Check LIGHTBUS_URL; "
+                "RabbitMQ lets 'guest' in from the same machine only."
             )
         case amqp.exceptions.NotAllowed():
             return errors.AccessRefused(

@@ -389,7 +389,7 @@ class Consumer:
             context.run(codec.current_delivery.set, delivery)
             slot.deadline = time.monotonic() + handler.timeout
             await run_in_context(context, handler.function(*arguments))
-        except (Exception, SystemExit, BaseExceptionGroup) as error:
+        except (Exception, SystemExit, BaseExceptionGroup) as error:  # noqa: BLE001  # whatever the user's code raises
             slot.error = None if slot.scope.cancel_called else error
         except anyio.get_cancelled_exc_class() as error:
             if slot.scope.cancel_called or self._stopping:
@@ -463,8 +463,9 @@ class Consumer:
                 "Deploy the code that has it, or retry the dead letter once it is back."
             )
         return errors.NoHandler(
-            f"no handler of {self.app!r} on queue {lane.name!r} hears {envelope.event!r} from {envelope.source!r}. If the handler was "
-            f"removed, so must its binding be: lightbus unbind MODULE:ATTR PATTERN (one that matches {envelope.event!r})"
+            f"no handler of {self.app!r} on queue {lane.name!r} hears {envelope.event!r} from {envelope.source!r}. "
+            "If the handler was removed, so must its binding be: "
+            f"lightbus unbind MODULE:ATTR PATTERN (one that matches {envelope.event!r})"
         )
 
     async def _conclude(self, lane: Lane, job: Job, error: BaseException) -> None:
@@ -535,7 +536,8 @@ class Consumer:
         decision: RetryIn | DeadLetter,
         error: BaseException,
     ) -> None:
-        what = f"{delivery.routing_key if delivery.exchange != self._internal else self._event(delivery)!r} in {lane.name!r}"
+        event = self._event(delivery) if delivery.exchange == self._internal else delivery.routing_key
+        what = f"{event!r} in {lane.name!r}"
         who = "no handler" if handler is None else handler.name
         said = f"{type(error).__name__}: {error}"
         match decision:
@@ -583,7 +585,7 @@ def run_in_context(context: contextvars.Context, coroutine: Any) -> Generator[An
         except GeneratorExit:
             coroutine.close()
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # it is the coroutine's to handle
             step = functools.partial(coroutine.throw, error)
         else:
             step = functools.partial(coroutine.send, value)

@@ -33,7 +33,7 @@ def default_name(class_name: str) -> str:
     return ".".join(word.lower() for word in _WORDS.findall(class_name))
 
 
-def define(cls: type[Any], name: str | None, version: int) -> EventType:
+def define(cls: type[Any], name: object, version: object) -> EventType:
     """Make an event type of a class.
 
     Raises:
@@ -59,7 +59,7 @@ def event_type_of(cls: type[Any]) -> EventType | None:
     return found if isinstance(found, EventType) else None
 
 
-def check_name(name: str, owner: str) -> str:
+def check_name(name: object, owner: str) -> str:
     """The name itself, if a routing key can be made of it.
 
     Raises:

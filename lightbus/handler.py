@@ -65,20 +65,28 @@ def names_of(targets: Sequence[str | type[Any]], owner: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_name_of(target, owner) for target in targets))
 
 
+def refuse_bare(targets: Sequence[object]) -> None:
+    """
+    Raises:
+        errors.InvalidHandler: `@app.on` was used without parentheses, so that its only target is the function.
+    """
+    if len(targets) == 1 and callable(targets[0]) and not isinstance(targets[0], type):
+        raise errors.InvalidHandler("@app.on needs an event's name, as in @app.on('user.registered').")
+
+
 def _name_of(target: object, owner: str) -> str:
     if isinstance(target, type):
         event_type = event_type_of(target)
         if event_type is None:
             raise errors.InvalidHandler(
-                f"{owner}: {target.__name__} is not an event class. Decorate it with @app.event, or give the event's name."
+                f"{owner}: {target.__name__} is not an event class. "
+                "Decorate it with @app.event, or give the event's name."
             )
         return event_type.name
-    if callable(target):
-        raise errors.InvalidHandler(f"{owner}: @app.on needs an event's name, as in @app.on('user.registered').")
-    return topology.check_pattern(typing.cast(str, target), owner)
+    return topology.check_pattern(target, owner)
 
 
-def check_timeout(value: float, owner: str, limit: float) -> float:
+def check_timeout(value: object, owner: str, limit: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= limit:
         raise errors.InvalidOption(
             f"{owner}: timeout={value!r}: use seconds, more than 0 and up to {limit:g}, which is below RabbitMQ's "
@@ -87,7 +95,13 @@ def check_timeout(value: float, owner: str, limit: float) -> float:
     return float(value)
 
 
-def check_count(value: int, owner: str, option: str, highest: int) -> int:
+def check_retry(value: object, owner: str) -> Retry:
+    if not isinstance(value, Retry):
+        raise errors.InvalidOption(f"{owner}: retry={value!r}: use lightbus.Retry(delays=(1, 5, 30)) or Retry.none().")
+    return value
+
+
+def check_count(value: object, owner: str, option: str, highest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
         raise errors.InvalidOption(f"{owner}: {option}={value!r}: use a whole number from 1 to {highest:,}.")
     return value
@@ -97,9 +111,14 @@ def check_count(value: int, owner: str, option: str, highest: int) -> int:
 
 
 def is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(_routine(function))
+
+
+def _routine(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What is run in the end: the function inside of partials, or the method of an object that can be called."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 _threads: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("lightbus_threads")
@@ -123,7 +142,7 @@ def as_async(function: Callable[..., Any], owner: str) -> Callable[..., Awaitabl
     """
     if isinstance(function, type) or not callable(function):
         raise errors.InvalidHandler(f"{owner} is not a function. Decorate a function, async or plain.")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if inspect.isgeneratorfunction(_routine(function)) or inspect.isasyncgenfunction(_routine(function)):
         raise errors.InvalidHandler(f"{owner} is a generator, which nobody would iterate. Return instead of yielding.")
     if is_async(function):
         return function
@@ -153,7 +172,8 @@ def read_signature(
         elif payload is not None:
             raise errors.InvalidHandler(
                 f"{owner}: the parameters {payload!r} and {parameter.name!r} both ask for the payload. "
-                "Take one payload (a class of your own with the fields you need), and the envelope as `message: Message`."
+                "Take one payload (a class of your own with the fields you need), and the envelope as "
+                "`message: Message`."
             )
         else:
             payload = parameter.name
@@ -174,12 +194,14 @@ def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[s
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise errors.InvalidHandler(
-                f"{owner}: '*{parameter.name}' cannot be filled. Take one payload parameter and, if needed, `message: Message`."
+                f"{owner}: '*{parameter.name}' cannot be filled. "
+                "Take one payload parameter and, if needed, `message: Message`."
             )
         if parameter.kind is parameter.KEYWORD_ONLY:
             if parameter.default is parameter.empty:
                 raise errors.InvalidHandler(
-                    f"{owner}: the keyword-only parameter {parameter.name!r} cannot be filled. Put it before the '*', or give it a default."
+                    f"{owner}: the keyword-only parameter {parameter.name!r} cannot be filled. "
+                    "Put it before the '*', or give it a default."
                 )
             continue
         parameters.append(parameter.replace(annotation=hints.get(parameter.name, parameter.annotation)))
@@ -187,13 +209,8 @@ def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[s
 
 
 def _hints(function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]) -> dict[str, Any]:
-    target = function
-    while isinstance(target, functools.partial):
-        target = target.func
-    if not inspect.isroutine(target):
-        target = type(target).__call__
     try:
-        return typing.get_type_hints(target, localns=dict(local_names), include_extras=True)
+        return typing.get_type_hints(_routine(function), localns=dict(local_names), include_extras=True)
     except NameError as error:
         raise errors.InvalidHandler(
             f"{owner}: an annotation is not known here ({error}). Import the type where the function is defined "
@@ -217,12 +234,14 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
         field = f" (its field {where} is a {part})" if where else ""
         raise errors.InvalidHandler(
             f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' cannot be filled from JSON{field}. "
-            "Annotate it with an attrs class, a dataclass, a msgspec.Struct, a TypedDict or dict; or the envelope with Message."
+            "Annotate it with an attrs class, a dataclass, a msgspec.Struct, a TypedDict or dict; "
+            "or the envelope with Message."
         )
     if isinstance(info, _SCALARS):
         raise errors.InvalidHandler(
-            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' asks for one value, but an event's payload is "
-            "an object with fields. Annotate it with a class (or dict) that has the fields you need."
+            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' asks for one value, "
+            "but an event's payload is an object "
+            "with fields. Annotate it with a class (or dict) that has the fields you need."
         )
     read = codec.payload_reader(wanted)
     return lambda delivery: read(delivery.body)

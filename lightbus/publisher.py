@@ -4,6 +4,9 @@ py-amqp's own `confirm_publish` takes any ack for the right one. Here delivery t
 nack and return are told apart, and after a reconnect what was not confirmed is published again (same id).
 """
 
+# The end of a timeout is a PublishError, which says what is known of the outcome; a cancel scope could not:
+# ruff: noqa: ASYNC109
+
 from __future__ import annotations
 
 import atexit
@@ -204,16 +207,19 @@ class Publisher(ConnectionThread):
 
     def _timed_out(self, outgoing: Outgoing, limit: float) -> errors.PublishError:
         publication = outgoing.publication
-        what = f"event {publication.properties.get('type') or publication.routing_key!r} ({publication.properties['message_id']})"
+        name = publication.properties.get("type") or publication.routing_key
+        what = f"event {name!r} ({publication.properties['message_id']})"
         if outgoing.sent:
             return errors.PublishTimeout(
-                f"{what}: no confirm from {self.broker.masked} within {limit:g} s. The outcome is unknown: it may have arrived, or may "
-                "yet. Publish it again if a listener can bear a duplicate; look at the broker's health."
+                f"{what}: no confirm from {self.broker.masked} within {limit:g} s. The outcome is unknown: "
+                "it may have arrived, or may yet. "
+                "Publish it again if a listener can bear a duplicate; look at the broker's health."
             )
         connection = self.connection
         if connection is not None and connection.blocked:
             return errors.PublishBlocked(
-                f"{what} was not sent: {self.broker.masked} takes no messages (a memory or disk alarm), for {limit:g} s now. "
+                f"{what} was not sent: {self.broker.masked} takes no messages (a memory or disk alarm), "
+                f"for {limit:g} s now. "
                 "Free memory or disk on the broker (rabbitmq-diagnostics alarms); publishing resumes by itself."
             )
         if self.error is not None:
@@ -221,7 +227,8 @@ class Publisher(ConnectionThread):
             error.__cause__ = self.error
             return error
         return errors.PublishTimeout(
-            f"{what} was not sent within {limit:g} s: too many others wait before it. Publish fewer at once, or allow more time."
+            f"{what} was not sent within {limit:g} s: too many others wait before it. "
+            "Publish fewer at once, or allow more time."
         )
 
     def open(self, timeout: float) -> None:
@@ -323,7 +330,8 @@ class Publisher(ConnectionThread):
     def _on_nack(self, tag: int, multiple: bool) -> None:
         for outgoing in self._confirmed(tag, multiple):
             outgoing.error = errors.PublishNacked(
-                f"event {outgoing.publication.routing_key!r} ({outgoing.publication.properties['message_id']}): the broker refused it: "
+                f"event {outgoing.publication.routing_key!r} ({outgoing.publication.properties['message_id']}): "
+                "the broker refused it: "
                 "a queue that is bound to hear it is full, or has no majority of its nodes. Other queues may have it. "
                 "Publish it again later (the same event, a new id); see `rabbitmqctl list_queues name messages policy`."
             )
@@ -430,8 +438,8 @@ def _all_receipts(outcomes: list[Receipt | errors.PublishError]) -> list[Receipt
         return receipts
     place, first = next((n, outcome) for n, outcome in enumerate(outcomes) if isinstance(outcome, errors.PublishError))
     raise errors.PublishManyError(
-        f"{len(outcomes) - len(receipts)} of {len(outcomes)} events were not confirmed, the first at index {place}: {first} "
-        "(`outcomes` on this error has a Receipt or an error for each).",
+        f"{len(outcomes) - len(receipts)} of {len(outcomes)} events were not confirmed, "
+        f"the first at index {place}: {first} (`outcomes` on this error has a Receipt or an error for each).",
         outcomes,
     ) from first
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 
@@ -41,11 +42,17 @@ Decision = Ack | RetryIn | DeadLetter
 ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
 
 
+def _as_delays(delays: object) -> tuple[Any, ...]:
+    if isinstance(delays, (str, bytes)) or not isinstance(delays, Sequence):
+        raise errors.InvalidOption(f"Retry: delays={delays!r} is not a sequence of seconds, as in delays=(1, 5, 30).")
+    return tuple(delays)
+
+
 def _as_tuple(types: ErrorTypes) -> tuple[type[BaseException], ...]:
     return types if isinstance(types, tuple) else (types,)
 
 
-def _check_delays(_instance: object, _attribute: object, delays: Sequence[float]) -> None:
+def _check_delays(_instance: object, _attribute: object, delays: Sequence[object]) -> None:
     for delay in delays:
         if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not math.isfinite(delay):
             raise errors.InvalidOption(f"Retry: the delay {delay!r} is not a number of seconds.")
@@ -56,13 +63,13 @@ def _check_delays(_instance: object, _attribute: object, delays: Sequence[float]
             )
 
 
-def _check_errors(_instance: object, attribute: attrs.Attribute[object], types: tuple[object, ...]) -> None:
+def _check_errors(_instance: object, attribute: attrs.Attribute[Any], types: tuple[object, ...]) -> None:
     for error in types:
         if not isinstance(error, type) or not issubclass(error, BaseException):
             raise errors.InvalidOption(f"Retry: {attribute.name}={error!r} is not an exception class.")
 
 
-def _check_jitter(_instance: object, _attribute: object, jitter: float) -> None:
+def _check_jitter(_instance: object, _attribute: object, jitter: Any) -> None:
     if isinstance(jitter, bool) or not isinstance(jitter, (int, float)) or not 0 <= jitter < 1:
         raise errors.InvalidOption(f"Retry: jitter={jitter!r} is not a part from 0 up to (not including) 1.")
 
@@ -102,11 +109,7 @@ class Retry:
         Raises:
             errors.InvalidOption: a value outside of what it can be.
         """
-        if isinstance(delays, (int, float, str)):
-            raise errors.InvalidOption(
-                f"Retry: delays={delays!r} is not a sequence of seconds, as in delays=(1, 5, 30)."
-            )
-        self.__attrs_init__(tuple(delays), _as_tuple(on), _as_tuple(never), jitter)  # type: ignore[attr-defined]
+        self.__attrs_init__(_as_delays(delays), _as_tuple(on), _as_tuple(never), jitter)  # pyright: ignore[reportAttributeAccessIssue]  # attrs makes it
 
     @classmethod
     def none(cls) -> Retry:
