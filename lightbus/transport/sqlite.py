@@ -36,6 +36,7 @@ from amqp.protocol import queue_declare_ok_t
 from kombu import message
 from kombu.transport import base
 
+from lightbus import errors
 from lightbus.transport import Delivery, Properties, Publication
 from lightbus.transport import sqlite_store as store
 from lightbus.transport.sqlite_store import Outcome, Queue, Store, forget_memory
@@ -59,7 +60,7 @@ def advance_clock(url: str, seconds: float) -> None:
     try:
         client.advance_clock(seconds)
     finally:
-        client.close()
+        client.close([])
 
 
 class Transport(base.Transport):
@@ -162,25 +163,19 @@ class Connection:
             return
         self._open = False
         try:
-            if self._store.is_open:
-                self._settle_quietly()
-                self._store.close()
+            self._store.close([entry for channel in self.channels.values() for entry in channel.take_acks()])
         finally:
-            self._store.drop()
             self.channels.clear()
 
     def collect(self) -> None:
         """Drop the connection; what it held returns to its queues once others find it dead."""
         self._open = False
-        if self._store.is_open:
-            self._settle_quietly()
+        if self._store.is_open and any(channel.has_acks for channel in self.channels.values()):
+            # An ack that is lost makes a duplicate: no reason to fail here.
+            with contextlib.suppress(errors.BrokerFileError, amqp_errors.AMQPError, OSError), self.transaction():
+                pass
         self._store.drop()
         self.channels.clear()
-
-    def _settle_quietly(self) -> None:
-        # An ack that is lost makes a duplicate: no reason for a close to fail.
-        with contextlib.suppress(Exception), self.transaction():
-            pass
 
     def _check_open(self) -> None:
         if not self.connected:
@@ -508,7 +503,7 @@ class Channel(base.StdChannel):
     def _settle(self, delivery_tag: int, multiple: bool) -> list[int]:
         """The entries that a settlement is about, which are unacked no more."""
         tags = [delivery_tag] if not multiple else self._tags_up_to(delivery_tag)
-        if delivery_tag and delivery_tag not in self._unacked:
+        if delivery_tag not in self._unacked and not (multiple and delivery_tag == 0):
             raise store.precondition_failed(f"unknown delivery tag {delivery_tag}")
         entries: list[int] = []
         for tag in tags:

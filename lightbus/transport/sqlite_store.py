@@ -43,6 +43,7 @@ from lightbus.transport import Properties, Publication
 APPLICATION_ID = 0x4C627573  # "Lbus": what makes a file ours
 SCHEMA_VERSION = 1
 LOCK_TIMEOUT = 10.0  # seconds to wait for another client's transaction
+CLOSE_TIMEOUT = 3.0  # seconds likewise, when closing: others will find out anyway
 RETRY_HELD = (1.0, 60.0)  # seconds until a message that could not be dead-lettered is tried again: at first, at last
 MAX_BODY = 128 * 1024 * 1024  # bytes: RabbitMQ's own default until 3.13
 CLAIM_MESSAGES = 100  # at most this many a claim, so that competing consumers get their share
@@ -230,6 +231,24 @@ def _remove_memory_folders() -> None:
 
 _SIMPLE = frozenset({str, int, bool, float, bytes, type(None)})
 _TIME = 1  # msgpack extension: seconds since 1970
+PROPERTIES = frozenset(
+    {
+        "app_id",
+        "cluster_id",
+        "content_encoding",
+        "content_type",
+        "correlation_id",
+        "delivery_mode",
+        "expiration",
+        "headers",
+        "message_id",
+        "priority",
+        "reply_to",
+        "timestamp",
+        "type",
+        "user_id",
+    }
+)
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -241,16 +260,18 @@ def _read_extension(code: int, data: memoryview) -> datetime:
 _decoder = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_read_extension)
 
 
-def encode_table(table: Arguments) -> bytes:
-    """Write an AMQP table.
+def encode_properties(properties: Properties) -> bytes:
+    """Write a message's properties.
 
     Raises:
-        FrameSyntaxError: a value is of a type that AMQP has no word for.
+        ValueError: one is not known, or of a type that AMQP has no word for.
     """
+    if not properties.keys() <= PROPERTIES:
+        raise ValueError(f"AMQP knows no property {sorted(properties.keys() - PROPERTIES)[0]!r}")
     try:
-        return _encoder.encode(_plain(table))
+        return _encoder.encode(_plain(properties))
     except (TypeError, OverflowError) as error:
-        raise amqp_error(amqp_errors.FrameSyntaxError, f"SYNTAX_ERROR - {table!r} cannot be sent: {error}") from error
+        raise ValueError(f"the properties {properties!r} cannot be encoded: {error}") from error
 
 
 def decode_table(data: bytes) -> Properties:
@@ -271,7 +292,10 @@ def _plain(value: Any) -> Any:
 
 
 def _encode_arguments(arguments: Arguments | None) -> bytes:
-    return encode_table(dict(sorted((arguments or {}).items())))
+    try:
+        return _encoder.encode(_plain(dict(sorted((arguments or {}).items()))))
+    except (TypeError, OverflowError) as error:
+        raise amqp_error(amqp_errors.FrameSyntaxError, f"{arguments!r} cannot be sent: {error}") from error
 
 
 # --- topology ---------------------------------------------------------------------------------
@@ -760,12 +784,14 @@ class Store:
     def is_open(self) -> bool:
         return self._database is not None
 
-    def close(self) -> None:
-        """Leave: what this client holds goes back to its queues, its exclusive queues go."""
+    def close(self, acked: Sequence[int]) -> None:
+        """Leave: what this client holds beyond `acked` goes back to its queues, its exclusive queues go."""
         if self._database is None:
             return
         try:
+            self._sql(f"PRAGMA busy_timeout = {CLOSE_TIMEOUT * 1000:.0f}")
             with self.transaction():
+                self.ack(acked)
                 self._bury(self.client)
         finally:
             self.bell.close()
@@ -848,9 +874,9 @@ class Store:
             self._ring_bell(client)
 
     @contextlib.contextmanager
-    def _raw_transaction(self) -> Generator[None]:
+    def _raw_transaction(self, begin: str = "BEGIN IMMEDIATE") -> Generator[None]:
         try:
-            self._sql("BEGIN IMMEDIATE")
+            self._sql(begin)
             yield
             self._sql("COMMIT")
         except BaseException as error:
@@ -869,7 +895,12 @@ class Store:
 
     def refresh(self) -> None:
         """See what others have changed."""
-        self._refresh(*self._read(STATE, self.client)[0])
+        state = self._read(STATE, self.client)[0]
+        if state[0] == self._version:
+            self._refresh(*state)
+            return
+        with self._raw_transaction("BEGIN"):  # one picture, whatever others commit meanwhile
+            self._refresh(*self._sql(STATE, self.client).fetchone())
 
     def _refresh(self, version: int, clock: float, last_entry: int, known: int) -> None:
         if not known:
@@ -1101,6 +1132,8 @@ class Store:
                 f"message size {len(publication.body)} is larger than configured max size {MAX_BODY}"
             )
         name, properties = publication.exchange, publication.properties
+        if len(publication.routing_key.encode()) > 255:
+            raise ValueError(f"the routing key {publication.routing_key!r} is longer than 255 bytes")
         if name and self.exchange(name).internal:
             raise access_refused(f"cannot publish to internal exchange '{name}' in vhost '/'")
         queues = self._topology.route(name, publication.routing_key, properties.get("headers") or {})
@@ -1120,7 +1153,7 @@ class Store:
         return self._room[queue.id] >= 0
 
     def _rows(self, message: _Message, queues: Sequence[Queue]) -> Iterator[_Row]:
-        data = encode_table(message.properties)
+        data = encode_properties(message.properties)
         for queue in queues:
             self._last_entry += 1
             to_live = _seconds_to_live(queue, message.properties)

@@ -459,17 +459,25 @@ _values = st.recursive(
 
 @given(st.dictionaries(st.text(), _values, max_size=4))
 def test_headers_come_back_as_they_went(headers: dict[str, Any]) -> None:
-    assert store.decode_table(store.encode_table(headers)) == headers
+    assert store.decode_table(store.encode_properties({"headers": headers})) == {"headers": headers}
 
 
 def test_a_datetime_comes_back_naive_and_in_utc_as_over_the_wire() -> None:
-    table = {"time": datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)}
-    assert store.decode_table(store.encode_table(table)) == {"time": datetime(2024, 1, 2, 3, 4, 5)}
+    table = {"headers": {"time": datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)}}
+    read = store.decode_table(store.encode_properties(table))
+    assert read == {"headers": {"time": datetime(2024, 1, 2, 3, 4, 5)}}
 
 
-def test_a_header_that_amqp_has_no_word_for_is_refused(client: Client) -> None:
-    with pytest.raises(amqp_errors.FrameSyntaxError, match="cannot be sent"):
-        client.publish("app", "a", headers={"a": object()})
+@pytest.mark.parametrize(
+    ("properties", "words"),
+    [({"headers": {"a": object()}}, "cannot be encoded"), ({"colour": "red"}, "AMQP knows no property 'colour'")],
+)
+def test_a_property_that_amqp_has_no_word_for_is_refused(
+    client: Client, properties: dict[str, Any], words: str
+) -> None:
+    client.queue("q", "#")
+    with pytest.raises(ValueError, match=words):
+        client.publish("app", "a", **properties)
 
 
 def test_a_large_body_arrives_whole(client: Client) -> None:
