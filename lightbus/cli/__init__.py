@@ -1,0 +1,61 @@
+"""The `lightbus` command. Each command group is a file of its own, imported when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "worker": "lightbus.cli.worker:worker",
+}
+"""Where each command is defined. Those files import click at the top, and what is heavy inside of the command."""
+
+
+class Commands(click.Group):
+    """Imports a command when it is asked for, and says errors of Lightbus in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(COMMANDS)}."
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from lightbus import errors
+
+        try:
+            return super().invoke(ctx)
+        except errors.LightbusError as error:
+            click.echo(f"Error: {error}", err=True)
+            usage = (errors.TargetError, errors.DeclarationError, errors.UnknownEvent)
+            ctx.exit(2 if isinstance(error, usage) else 1)
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 it is done; 1 it failed; 2 the command line, or what MODULE:ATTR names, is wrong.",
+)
+@click.version_option(package_name="lightbus", prog_name="lightbus", message="%(prog)s %(version)s")
+def main() -> None:
+    """Lightbus: an event bus for Python over AMQP.
+
+    MODULE:ATTR names your app, as `billing.bus:app` does for `app = Lightbus("billing")` in billing/bus.py.
+    It is looked for from the current folder.
+
+    The broker is the app's url=, else LIGHTBUS_URL (amqp://user:password@host:5672/vhost), else the embedded one.
+    """

@@ -1,0 +1,91 @@
+"""What a worker says about itself at its start: which broker, what it hears, and who handles it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from lightbus import Lightbus, Retry
+    from lightbus.connection import Address
+    from lightbus.consumer import Consumer
+
+
+def lines(app: Lightbus, target: str, consumer: Consumer, *, processes: int = 1) -> list[str]:
+    """The banner, without colours. The password is masked."""
+    from lightbus import __version__
+
+    workers = f", {processes} processes" if processes > 1 else ""
+    return [
+        f"Lightbus {__version__}: a worker of app {app.name!r} ({target}){workers}",
+        *_block("broker", [[broker_line(app)]]),
+        *_block("exchange", [[f"{app.name} (what it says), bound to lightbus (what everybody says)"]]),
+        *_block("queues", _queues(consumer)),
+        *_block("bindings", _bindings(app, consumer)),
+        *_block("handlers", _handlers(consumer)),
+    ]
+
+
+def broker_line(app: Lightbus) -> str:
+    """Where the app connects to. The embedded broker is called by its name."""
+    return ", or ".join(_place(address) for address in app.broker.addresses)
+
+
+def _place(address: Address) -> str:
+    if not address.embedded:
+        return address.masked
+    if address.scheme == "memory":
+        return "embedded, in memory: nobody outside of this process can publish to it or hear it"
+    from lightbus.transport.sqlite_store import locate
+
+    return f"embedded (SQLite file {locate(address.plain).path}); set LIGHTBUS_URL to use RabbitMQ"
+
+
+def _queues(consumer: Consumer) -> list[list[str]]:
+    return [[lane.name, f"prefetch {lane.prefetch}", f"concurrency {lane.concurrency}"] for lane in consumer.lanes]
+
+
+def _bindings(app: Lightbus, consumer: Consumer) -> list[list[str]]:
+    consumed = {lane.name for lane in consumer.lanes}
+    return [
+        [exchange, f"-- {pattern} -->", queue.name]
+        for queue in app.consumed_queues()
+        if queue.name in consumed
+        for exchange, pattern in queue.patterns
+    ]
+
+
+def _handlers(consumer: Consumer) -> list[list[str]]:
+    rows = [
+        [
+            ", ".join(handler.patterns) + (f" from {handler.source}" if handler.source else ""),
+            f"-> {handler.name}",
+            "async" if handler.function is handler.original else "in a thread",
+            f"retry {ladder(handler.retry)}",
+            f"timeout {handler.timeout:g} s" + (f", {handler.concurrency} at once" if handler.concurrency else ""),
+        ]
+        for lane in consumer.lanes
+        for handler in lane.handlers.values()
+    ]
+    return rows or [["none. Decorate functions with @app.on('user.registered')."]]
+
+
+def ladder(retry: Retry) -> str:
+    """`1, 5, 30 s`, or `never`."""
+    return ", ".join(f"{delay:g}" for delay in retry.delays) + " s" if retry.delays else "never"
+
+
+def _block(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [f"  {title if number == 0 else '':<9} {row}" for number, row in enumerate(table)]
+
+
+def show(text: Sequence[str], *, colour: bool) -> None:
+    """Write the banner to stderr."""
+    first, *rest = text
+    click.echo(click.style(first, bold=True) if colour else first, err=True)
+    for line in rest:
+        click.echo(line, err=True)

@@ -1,0 +1,81 @@
+"""Log lines for people (time, level, message) and for machines (one JSON object a line)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import click
+
+LEVELS = ("debug", "info", "warning", "error")
+
+_COLOURS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
+_OWN = "lightbus"
+
+
+def configure(level: str, *, as_json: bool = False, label: str = "", stream: TextIO | None = None) -> None:
+    """Send all log records to stderr. The app's own loggers are shown as well, with their names.
+
+    Args:
+        label: which of several worker processes this is.
+    """
+    stream = sys.stderr if stream is None else stream
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JSONLines(label) if as_json else Lines(label, in_colour(stream)))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("amqp", "kombu", "asyncio", "watchfiles"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def in_colour(stream: TextIO) -> bool:
+    """Whether colours are wanted: on a terminal, and not refused with NO_COLOR (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class Lines(logging.Formatter):
+    """`2026-05-04 10:20:30.123 WARNING  message`."""
+
+    def __init__(self, label: str, colour: bool) -> None:
+        super().__init__()
+        self.label = f"{label} " if label else ""
+        self.colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")
+        level = f"{record.levelname:<8}"
+        if self.colour and record.levelname in _COLOURS:
+            level = click.style(level, fg=_COLOURS[record.levelname])
+        name = "" if record.name == _OWN else f"{record.name}: "
+        lines = [f"{time}.{int(record.msecs):03d} {level} {self.label}{name}{record.getMessage()}"]
+        if record.exc_info:
+            lines.append(self.formatException(record.exc_info))
+        if record.stack_info:
+            lines.append(self.formatStack(record.stack_info))
+        return "\n".join(lines)
+
+
+class JSONLines(logging.Formatter):
+    """`{"time": ..., "level": ..., "logger": ..., "message": ...}`, and `exception` where there is one."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if self.label:
+            line["worker"] = self.label.strip("[]")
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)

@@ -1,0 +1,153 @@
+"""`MODULE:ATTR` to an app, and in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import pkgutil
+import sys
+import traceback
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lightbus import Lightbus
+
+HELP = "MODULE:ATTR"
+
+
+def load_app(target: str) -> Lightbus:
+    """The app that `billing.bus:app` names; `billing.bus` will do where the module has one app.
+
+    Raises:
+        errors.TargetError: it does not lead to an app.
+    """
+    from lightbus import Lightbus, errors
+
+    module_name, _, attribute = target.partition(":")
+    _check_spelling(target, module_name)
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = _import(module_name, folder)
+    if not attribute:
+        return _only_app(module)
+    found: Any = module
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise errors.TargetError(f"module {module_name!r} has no {attribute!r}. {_apps_in(module)}") from None
+    if not isinstance(found, Lightbus):
+        what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise errors.TargetError(f"{target} is {what}, not a Lightbus. {_apps_in(module)}")
+    return found
+
+
+def _check_spelling(target: str, module_name: str) -> None:
+    from lightbus import errors
+
+    if all(part.isidentifier() for part in module_name.split(".")):
+        if not module_name.endswith(".py"):
+            return
+    path, _, attribute = target.partition(":")
+    if path.endswith(".py") or os.sep in path:
+        dotted = path.removesuffix(".py").removesuffix("/").removeprefix("./").replace("/", ".").strip(".")
+        raise errors.TargetError(
+            f"{target!r} is a file's path. Name the module, from the current folder: {dotted}:{attribute or 'app'}"
+        )
+    raise errors.TargetError(f"{target!r} is not MODULE:ATTR, as in billing.bus:app")
+
+
+def _import(name: str, folder: str) -> ModuleType:
+    from lightbus import errors
+
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise errors.TargetError(_not_found(name, error.name, folder)) from None
+        _show(error)
+        raise errors.TargetError(
+            f"module {name!r} cannot be imported: it needs {error.name!r}, which is not installed here"
+            f" ({sys.executable})."
+        ) from None
+    except (Exception, SystemExit) as error:
+        _show(error)
+        raise errors.TargetError(f"module {name!r} cannot be imported: {_said(error)}") from None
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno} of {error.filename})"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _show(error: BaseException) -> None:
+    """The traceback, without the frames of the machinery around the user's code."""
+    shown = traceback.TracebackException.from_exception(error)
+    kept = [frame for frame in shown.stack if not _is_machinery(frame.filename)]
+    shown.stack = traceback.StackSummary.from_list(kept)
+    click.echo("".join(shown.format()), nl=False, err=True)
+
+
+def _is_machinery(filename: str) -> bool:
+    own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return filename.startswith((own + os.sep, "<frozen importlib")) or os.path.dirname(filename).endswith(
+        f"{os.sep}importlib"
+    )
+
+
+def _not_found(name: str, missing: str, folder: str) -> str:
+    parent, _, last = missing.rpartition(".")
+    if parent:
+        package = sys.modules.get(parent)
+        places = list(getattr(package, "__path__", []))
+        if package is not None and not places:
+            return f"no module {missing!r}: {parent!r} is a module, not a package. {_apps_in(package)}"
+        where = f"in the package {parent!r} ({', '.join(places)})"
+    else:
+        places = [folder]
+        where = f"in {folder} or among what is installed for {sys.executable}"
+    names = [module.name for module in pkgutil.iter_modules(places)]
+    if not parent:  # packages without an __init__.py are found too
+        names += [one.name for one in os.scandir(folder) if one.is_dir() and one.name.isidentifier()]
+    near = difflib.get_close_matches(last, sorted(set(names)), n=1)
+    if near:
+        meant = f"{parent}.{near[0]}" if parent else near[0]
+        return f"no module {missing!r} {where}. Did you mean {meant + name[len(missing) :]!r}?"
+    return f"no module {missing!r} {where}. Run this from the folder that your imports start from, or set PYTHONPATH."
+
+
+def _apps(module: ModuleType) -> dict[str, Lightbus]:
+    from lightbus import Lightbus
+
+    return {name: value for name, value in vars(module).items() if isinstance(value, Lightbus)}
+
+
+def _apps_in(module: ModuleType) -> str:
+    apps = _apps(module)
+    if not apps:
+        return f"There is no Lightbus in {module.__file__ or module.__name__}: app = Lightbus('{_guess(module)}') makes one."
+    return f"Did you mean {' or '.join(f'{module.__name__}:{name}' for name in apps)}?"
+
+
+def _guess(module: ModuleType) -> str:
+    return module.__name__.partition(".")[0].lower().strip("_") or "billing"
+
+
+def _only_app(module: ModuleType) -> Lightbus:
+    from lightbus import errors
+
+    apps = _apps(module)
+    if not apps:
+        raise errors.TargetError(f"{module.__name__!r} is not MODULE:ATTR. {_apps_in(module)}")
+    if len({id(app) for app in apps.values()}) > 1:
+        raise errors.TargetError(
+            f"module {module.__name__!r} has several apps. Name one: "
+            f"{' or '.join(f'{module.__name__}:{name}' for name in apps)}"
+        )
+    return next(iter(apps.values()))
