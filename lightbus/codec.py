@@ -290,7 +290,7 @@ def error_headers(error: BaseException) -> dict[str, Any]:
     trace = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else ""
     return {
         ERROR_TYPE: f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")[:200],
-        ERROR_MESSAGE: _clipped(str(error), _MAX_MESSAGE),
+        ERROR_MESSAGE: _clipped(errors.words(error), _MAX_MESSAGE),
         ERROR_TRACEBACK: _clipped(trace, _MAX_TRACEBACK, keep_end=True),
         ERROR_TIME: datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -539,7 +539,7 @@ class Consumer:
         event = self._event(delivery) if delivery.exchange == self._internal else delivery.routing_key
         what = f"{event!r} in {lane.name!r}"
         who = "no handler" if handler is None else handler.name
-        said = f"{type(error).__name__}: {error}"
+        said = f"{type(error).__name__}: {errors.words(error)}"
         match decision:
             case RetryIn(delay, _):
                 logger.warning("%s failed on %s, attempt %d: %s; again in %g s", who, what, attempt, said, delay)

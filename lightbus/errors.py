@@ -9,6 +9,14 @@ class LightbusError(Exception):
     """The base of everything that Lightbus raises on purpose."""
 
 
+def words(error: BaseException) -> str:
+    """What an error says. A user's exception may not even do that: its `__str__` raises."""
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001
+        return f"(its __str__ raised {type(broken).__name__})"
+
+
 # --- what an application declares -------------------------------------------------------------
 
 
