@@ -1,0 +1,236 @@
+"""A bus for tests: apps that consume on this event loop, and waits that say what they saw.
+
+async with running(auth, billing):
+    await auth.publish(UserRegistered(user_id=1))
+    await eventually(lambda: heard, [1])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import amqp.exceptions
+import anyio
+import anyio.to_thread
+import attrs
+
+from lightbus import Lightbus, Retry
+from lightbus.connection import Broker
+from lightbus.consumer import Consumer
+from lightbus.transport import Channel, Connection, Delivery, Publication
+
+QUICK = Retry(delays=(0.05, 0.1))
+"""A ladder of three attempts within a fraction of a second."""
+
+LIMIT = 20.0
+"""Seconds after which nothing more is hoped for. Far above what anything takes: a busy machine is no failure."""
+
+SENTINEL = "tests-sentinel.all.is.quiet"
+
+_missing: Any = object()
+
+
+# --- events, as a shop would have them --------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class OrderPlaced:
+    """What most tests publish."""
+
+    number: int
+    note: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class OrderCancelled:
+    number: int
+
+
+# --- waiting ----------------------------------------------------------------------------------
+
+
+async def eventually(look: Callable[[], Any], wanted: Any = _missing, *, limit: float = LIMIT) -> Any:
+    """Wait until `look()` is `wanted` (or just true), and return it; else fail with what it was at the end."""
+    deadline = time.monotonic() + limit
+    while True:
+        seen = look()
+        if (bool(seen) if wanted is _missing else seen == wanted) is True:
+            return seen
+        if time.monotonic() > deadline:
+            expected = "something true" if wanted is _missing else repr(wanted)
+            raise AssertionError(f"after {limit:g} s: wanted {_short(expected)}, saw {_short(repr(seen))}")
+        await anyio.sleep(0.005)
+
+
+def _short(text: str) -> str:
+    return text if len(text) < 2000 else f"{text[:1000]} ... {text[-1000:]}"
+
+
+# --- apps that run ----------------------------------------------------------------------------
+
+
+class Bus:
+    """The consumers of some apps, and the way to know that nothing more comes."""
+
+    def __init__(self) -> None:
+        self.consumers: dict[str, list[Consumer]] = {}
+        self._heard: dict[str, list[int]] = {}
+        self._rounds = itertools.count(1)
+
+    def expect_sentinels(self, app: Lightbus) -> None:
+        if "sentinel" not in app.handlers:
+            heard: list[int] = []
+            app.on(SENTINEL, name="sentinel")(lambda payload: heard.append(payload["round"]))
+            self._heard[app.name] = heard
+
+    async def quiet(self, app: Lightbus) -> None:
+        """Return once the app has taken all that was confirmed before this call from its queue.
+
+        Queues keep their order: what has not begun when a later event is handled, does not come.
+        """
+        this_round = next(self._rounds)
+        body = b'{"round": %d}' % this_round
+        async with stranger(app) as channel:
+            await anyio.to_thread.run_sync(publish_plainly, channel, app.name, SENTINEL, body)
+        await eventually(lambda: this_round in self._heard[app.name], True)
+
+    async def stop(self, app: Lightbus, grace: float = 5.0) -> bool:
+        """Stop the app's consumers in good order; whether all that was in flight ended."""
+        ended = [await consumer.stop(grace) for consumer in self.consumers.pop(app.name)]
+        return all(ended)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    *apps: Lightbus,
+    queues: Sequence[str] = (),
+    prefetch: int | None = None,
+    concurrency: int | None = None,
+    grace: float = 5.0,
+) -> AsyncIterator[Bus]:
+    """Consumers of these apps, subscribed; an app that is named twice has two. All are stopped at the end."""
+    bus = Bus()
+    async with contextlib.AsyncExitStack() as opened, anyio.create_task_group() as tasks:
+        for app in dict.fromkeys(apps):
+            if not queues:
+                bus.expect_sentinels(app)
+            await opened.enter_async_context(app)
+        for app in apps:
+            consumer = app.consumer(queues=queues, prefetch=prefetch, concurrency=concurrency)
+            bus.consumers.setdefault(app.name, []).append(consumer)
+            await tasks.start(consumer.run)
+        yield bus
+        for consumers in bus.consumers.values():
+            for consumer in consumers:
+                await consumer.stop(grace)
+
+
+async def declare(*apps: Lightbus) -> None:
+    """Start and stop each app once, so that its queues are there and it is not."""
+    async with running(*apps):
+        pass
+
+
+class InBackground:
+    """One consumer of an app in a thread with an event loop of its own, for tests without one."""
+
+    def __init__(self, app: Lightbus) -> None:
+        self.app = app
+
+    def __enter__(self) -> InBackground:
+        self._started, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=anyio.run, args=(self._run,), daemon=True)
+        self._thread.start()
+        assert self._started.wait(LIMIT)
+        return self
+
+    async def _run(self) -> None:
+        async with running(self.app):
+            self._started.set()
+            await anyio.to_thread.run_sync(self._over.wait)
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(LIMIT)
+
+
+# --- strangers and dead letters ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def connected(app_or_url: Lightbus | str) -> Iterator[Connection]:
+    """A plain connection to the broker of an app, as an operator's tool would have."""
+    broker = Broker.parse(app_or_url) if isinstance(app_or_url, str) else app_or_url.broker
+    connection = broker.connect("tests")
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextlib.asynccontextmanager
+async def stranger(app_or_url: Lightbus | str) -> AsyncIterator[Channel]:
+    """A plain channel, as a program without Lightbus would have."""
+    opened = connected(app_or_url)
+    connection = await anyio.to_thread.run_sync(opened.__enter__)
+    try:
+        yield connection.channel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(opened.__exit__, None, None, None)
+
+
+def publish_plainly(
+    channel: Channel, exchange: str, routing_key: str, body: bytes, properties: dict[str, Any] | None = None
+) -> None:
+    """Publish with nothing but what is given; returns when the broker has seen it."""
+    channel.publish([Publication(exchange, routing_key, body, properties or {}, mandatory=False)])
+    # A synchronous method behind it: the broker takes them in order.
+    channel.exchange_declare(exchange, "topic", passive=True, durable=True, auto_delete=False)
+
+
+def take_all(app: Lightbus, queue: str) -> list[Delivery]:
+    """Everything in a queue, taken out of it; nothing where there is no such queue."""
+    with connected(app) as connection:
+        channel = connection.channel()
+        taken: list[Delivery] = []
+        while (delivery := channel.get(queue)) is not None:
+            taken.append(delivery)
+        if taken:
+            channel.basic_ack(taken[-1].delivery_tag, multiple=True)
+        channel.close()
+        return taken
+
+
+async def left_in(app: Lightbus, queue: str | None = None) -> list[Delivery]:
+    """What waits in the app's queue (or another), taken out of it."""
+    return await anyio.to_thread.run_sync(take_all, app, queue or app.name)
+
+
+async def dead_letters(app: Lightbus, count: int = 1) -> list[Delivery]:
+    """The app's dead letters, taken out of their queue once there are `count` of them."""
+    taken: list[Delivery] = []
+    deadline = time.monotonic() + LIMIT
+    while True:
+        with contextlib.suppress(amqp.exceptions.NotFound):
+            taken += await left_in(app, f"{app.name}.dead")
+        if len(taken) >= count:
+            return taken
+        assert time.monotonic() < deadline, f"wanted {count} dead letters of {app.name!r}, there are {len(taken)}"
+        await anyio.sleep(0.02)
+
+
+def reason(dead_letter: Delivery) -> str:
+    """Why a dead letter is one, as an operator reads it: `TypeError: the message`."""
+    headers = dead_letter.properties["headers"]
+    return f"{headers['lightbus-error-type']}: {headers['lightbus-error-message']}"
+
+
+def order_numbers(deliveries: Iterable[Delivery]) -> list[int]:
+    return [json.loads(delivery.body)["number"] for delivery in deliveries]

@@ -1,0 +1,62 @@
+"""Each test here runs on every broker, with apps that know nothing of which one it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lightbus import Lightbus
+from tests.bus import QUICK, OrderCancelled, OrderPlaced
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+MakeApp = Callable[..., Lightbus]
+
+
+@pytest.fixture
+def make_app(broker_url: str) -> Iterator[MakeApp]:
+    """`make_app("billing")`: an app on this test's broker, with a quick ladder; closed at the end."""
+    yield from _apps(broker_url)
+
+
+@pytest.fixture
+def make_rabbitmq_app(rabbitmq_url: str) -> Iterator[MakeApp]:
+    """The same, on RabbitMQ only."""
+    yield from _apps(rabbitmq_url)
+
+
+def _apps(url: str) -> Iterator[MakeApp]:
+    made: list[Lightbus] = []
+
+    def make(name: str, **options: Any) -> Lightbus:
+        app = Lightbus(name, **{"url": url, "retry": QUICK, **options})
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.__exit__(None, None, None)
+
+
+@pytest.fixture
+def shop(make_app: MakeApp) -> Lightbus:
+    """An app that says `order.placed` and `order.cancelled`."""
+    return declare_orders(make_app("shop"))
+
+
+@pytest.fixture
+def billing(make_app: MakeApp) -> Lightbus:
+    """An app that hears what the test lets it hear."""
+    return make_app("billing")
+
+
+def declare_orders(app: Lightbus) -> Lightbus:
+    app.event(OrderPlaced)
+    app.event(OrderCancelled)
+    return app

@@ -1,0 +1,315 @@
+"""A handler is a function; its annotations say what it wants to be given."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Any, TypedDict
+
+import anyio
+import attrs
+import msgspec
+import pytest
+
+from lightbus import Lightbus, Message
+from tests.bus import OrderCancelled, OrderPlaced, dead_letters, eventually, left_in, running
+
+pytestmark = pytest.mark.anyio
+
+MakeApp = Callable[..., Lightbus]
+
+
+@attrs.frozen
+class AttrsOrder:
+    number: int
+
+
+@dataclasses.dataclass
+class DataclassOrder:
+    number: int
+
+
+class StructOrder(msgspec.Struct):
+    number: int
+
+
+class TypedDictOrder(TypedDict):
+    number: int
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@attrs.frozen
+class Line:
+    name: str
+    price: Decimal
+
+
+class Till:
+    """Its methods handle, as those of a service object would."""
+
+    def __init__(self) -> None:
+        self.rung: list[int] = []
+
+    async def ring(self, order: AttrsOrder) -> None:
+        self.rung.append(order.number)
+
+    def ring_loudly(self, order: AttrsOrder) -> None:
+        self.rung.append(order.number * 10)
+
+
+class Callable_:
+    def __init__(self) -> None:
+        self.called: list[int] = []
+
+    async def __call__(self, order: AttrsOrder) -> None:
+        self.called.append(order.number)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_async_and_plain_functions_both_handle(shop: Lightbus, billing: Lightbus) -> None:
+    heard: set[str] = set()
+    main = threading.get_ident()
+
+    @billing.on("order.placed")
+    async def in_the_loop(order: OrderPlaced) -> None:
+        await anyio.lowlevel.checkpoint()
+        assert threading.get_ident() == main
+        heard.add("async")
+
+    @billing.on("order.placed")
+    def in_a_thread(order: OrderPlaced) -> None:
+        assert threading.get_ident() != main
+        heard.add("plain")
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(lambda: heard, {"async", "plain"})
+    assert await left_in(billing, "billing.dead") == []
+
+
+async def test_a_plain_function_that_blocks_holds_nobody_up(shop: Lightbus, billing: Lightbus) -> None:
+    go_on = threading.Event()
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    def block(order: OrderPlaced) -> None:
+        assert go_on.wait(20)
+
+    @billing.on("order.cancelled")
+    async def note(order: OrderCancelled) -> None:
+        heard.append(order.number)
+
+    async with running(shop, billing):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(5)])
+        await shop.publish(OrderCancelled(number=6))
+        await eventually(lambda: heard, [6])
+        go_on.set()
+
+
+async def test_methods_partials_and_callable_objects_handle(shop: Lightbus, billing: Lightbus) -> None:
+    till, called, partly = Till(), Callable_(), []
+
+    async def note(where: list[int], order: AttrsOrder) -> None:
+        where.append(order.number)
+
+    billing.on("order.placed")(till.ring)
+    billing.on("order.placed")(till.ring_loudly)
+    billing.on("order.placed")(called)
+    billing.on("order.placed", name="partial")(functools.partial(note, partly))
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=4))
+        await eventually(lambda: (sorted(till.rung), called.called, partly), ([4, 40], [4], [4]))
+    assert {"ring", "ring_loudly", "Callable_", "partial"} < set(billing.handlers)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "number_of"),
+    [
+        (AttrsOrder, lambda payload: payload.number),
+        (DataclassOrder, lambda payload: payload.number),
+        (StructOrder, lambda payload: payload.number),
+        (TypedDictOrder, lambda payload: payload["number"]),
+        (dict, lambda payload: payload["number"]),
+        (dict[str, Any], lambda payload: payload["number"]),
+        (Mapping[str, Any], lambda payload: payload["number"]),
+        (Any, lambda payload: payload["number"]),
+        (AttrsOrder | None, lambda payload: payload.number),
+        (Annotated[AttrsOrder, "as billing sees it"], lambda payload: payload.number),
+    ],
+    ids=str,
+)
+async def test_the_payload_comes_as_it_is_annotated(
+    shop: Lightbus, billing: Lightbus, annotation: Any, number_of: Callable[[Any], int]
+) -> None:
+    heard: list[Any] = []
+
+    async def note(payload: Any) -> None:
+        heard.append(payload)
+
+    note.__annotations__["payload"] = annotation
+    billing.on("order.placed")(note)
+    async with running(shop, billing):
+        # `note` is a field that AttrsOrder and the others do not have: it is ignored.
+        await shop.publish(OrderPlaced(number=3, note="unknown to the listener"))
+        await eventually(lambda: heard)
+    assert number_of(heard[0]) == 3
+
+
+async def test_without_annotation_the_payload_is_a_dict(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[Any] = []
+    billing.on("order.placed")(lambda anything: heard.append(anything))
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=3, note="Grüße"))
+        await eventually(lambda: heard, [{"number": 3, "note": "Grüße"}])
+
+
+async def test_a_handler_may_take_nothing_or_only_the_message_or_both_in_any_order(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    heard: dict[str, Any] = {}
+
+    @billing.on("order.placed")
+    async def nothing() -> None:
+        heard["nothing"] = True
+
+    @billing.on("order.placed")
+    async def only_the_message(message: Message) -> None:
+        heard["message"] = message.event
+
+    @billing.on("order.placed")
+    async def message_first(message: Message, order: AttrsOrder, extra: int = 5, *, more: int = 6) -> None:
+        heard["both"] = (message.event, order.number, extra, more)
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=3))
+        wanted = {"nothing": True, "message": "order.placed", "both": ("order.placed", 3, 5, 6)}
+        await eventually(lambda: heard, wanted)
+
+
+async def test_an_event_class_stands_for_its_name(make_app: MakeApp) -> None:
+    shop = make_app("shop")
+    heard: list[Any] = []
+
+    @shop.event("order.shipped", version=3)
+    class Shipped:
+        number: int
+
+    @shop.on(Shipped)
+    async def note(event: Shipped, message: Message) -> None:
+        heard.append((event, message.event, message.version))
+
+    async with running(shop):
+        await shop.publish(Shipped(number=1))
+        await eventually(lambda: heard, [(Shipped(number=1), "order.shipped", 3)])
+
+
+async def test_the_message_has_every_field(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[Message] = []
+
+    @billing.on("order.placed")
+    async def note(message: Message) -> None:
+        heard.append(message)
+
+    async with running(shop, billing):
+        before = datetime.now(UTC).replace(microsecond=0)
+        receipt = await shop.publish(OrderPlaced(number=1), headers={"tenant": "acme"})
+        await eventually(lambda: heard)
+    (message,) = heard
+    assert message == Message(
+        id=receipt.id,
+        event="order.placed",
+        source="shop",
+        time=message.time,
+        version=1,
+        attempt=1,
+        correlation_id=receipt.id,
+        causation_id=None,
+        headers={"tenant": "acme"},
+        body=message.body,
+        redelivered=False,
+    )
+    assert msgspec.json.decode(message.body) == {"number": 1, "note": ""}
+    assert before <= message.time <= before + timedelta(seconds=30)
+    assert message.time.tzinfo is UTC
+
+
+async def test_a_message_cannot_be_changed(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[type[BaseException]] = []
+
+    @billing.on("order.placed")
+    async def change(message: Message) -> None:
+        try:
+            message.attempt = 7  # type: ignore[misc]
+        except AttributeError as error:
+            heard.append(type(error))
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(lambda: heard, [attrs.exceptions.FrozenInstanceError])
+
+
+async def test_rich_types_survive_the_way(make_app: MakeApp) -> None:
+    app = make_app("shop")
+
+    @app.event
+    class BasketFilled:
+        id: uuid.UUID
+        at: datetime
+        after: timedelta
+        total: Decimal
+        colour: Colour
+        lines: list[Line]
+        by_name: dict[str, Line | None]
+        raw: bytes
+        maybe: int | None = None
+
+    heard: list[Any] = []
+
+    @app.on("basket.filled")
+    async def note(basket: BasketFilled) -> None:
+        heard.append(basket)
+
+    line = Line("pen", Decimal("1.10"))
+    basket = BasketFilled(
+        id=uuid.uuid4(),
+        at=datetime.now(UTC),
+        after=timedelta(seconds=90),
+        total=Decimal("1.10"),
+        colour=Colour.RED,
+        lines=[line],
+        by_name={"pen": line, "none": None},
+        raw=b"\x00\xff",
+    )
+    async with running(app):
+        await app.publish(basket)
+        await eventually(lambda: heard, [basket])
+
+
+async def test_a_handler_that_does_not_fit_its_version_of_the_event_says_which_field(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    @attrs.frozen
+    class OlderOrder:
+        customer: str
+
+    @billing.on("order.placed")
+    async def note(order: OlderOrder) -> None:
+        raise AssertionError("never called")
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+    headers = dead.properties["headers"]
+    assert headers["lightbus-error-type"] == "lightbus.errors.DecodeError"
+    assert "OlderOrder" in headers["lightbus-error-message"]
+    assert "missing required field `customer`" in headers["lightbus-error-message"]
+    assert headers["lightbus-attempt"] == 1

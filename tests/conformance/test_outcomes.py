@@ -1,0 +1,409 @@
+"""What becomes of an event: acked, retried, or dead-lettered with its reason. Never lost."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from lightbus import Lightbus, Message, Reject, Retry
+from tests.bus import (
+    OrderCancelled,
+    OrderPlaced,
+    dead_letters,
+    eventually,
+    left_in,
+    reason,
+    running,
+    stranger,
+)
+
+pytestmark = pytest.mark.anyio
+
+MakeApp = Callable[..., Lightbus]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_handler_that_returns_is_done_with_the_event(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[int] = []
+    billing.on("order.placed")(_collects(heard))
+    async with running(shop, billing):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(300)])
+        await eventually(lambda: len(heard), 300)
+    assert sorted(heard) == list(range(300))
+    assert await left_in(billing) == []
+    assert await left_in(billing, "billing.dead") == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_handler_that_raises_is_tried_again_after_each_delay_and_then_dead_lettered(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    attempts: list[tuple[int, str, str, str, bool, float]] = []
+
+    @billing.on("order.placed")
+    async def fail(order: OrderPlaced, message: Message) -> None:
+        attempts.append(
+            (message.attempt, message.id, message.event, message.source, message.redelivered, time.monotonic())
+        )
+        raise ValueError(f"no stock for {order.number}")
+
+    async with running(shop, billing):
+        receipt = await shop.publish(OrderPlaced(number=9), headers={"tenant": "acme"})
+        (dead,) = await dead_letters(billing)
+    assert [attempt[:5] for attempt in attempts] == [
+        (n, receipt.id, "order.placed", "shop", False) for n in (1, 2, 3)
+    ]
+    # The queue's clock and ours count from slightly different moments.
+    assert attempts[1][5] - attempts[0][5] > 0.045
+    assert attempts[2][5] - attempts[1][5] > 0.095
+    headers = dead.properties["headers"]
+    assert reason(dead) == "ValueError: no stock for 9"
+    assert "raise ValueError" in headers["lightbus-error-traceback"]
+    assert headers["lightbus-handler"] == "fail"
+    assert headers["lightbus-attempt"] == 3
+    assert headers["lightbus-source"] == "shop"
+    assert headers["lightbus-routing-key"] == "order.placed"
+    assert headers["lightbus-queue"] == "billing"
+    assert headers["tenant"] == "acme"
+    assert dead.properties["message_id"] == receipt.id
+    assert dead.body == b'{"note":"","number":9}'
+    assert await left_in(billing) == []
+
+
+async def test_a_handler_that_recovers_is_done_with_the_event(shop: Lightbus, billing: Lightbus) -> None:
+    attempts: list[int] = []
+
+    @billing.on("order.placed")
+    async def fail_twice(message: Message) -> None:
+        attempts.append(message.attempt)
+        if message.attempt < 3:
+            raise ConnectionError("the bank does not answer")
+
+    async with running(shop, billing) as bus:
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(lambda: attempts, [1, 2, 3])
+        await bus.quiet(billing)
+    assert await left_in(billing, "billing.dead") == []
+    assert attempts == [1, 2, 3]
+
+
+async def test_plain_functions_are_retried_as_well(shop: Lightbus, billing: Lightbus) -> None:
+    attempts: list[int] = []
+
+    @billing.on("order.placed")
+    def fail(message: Message) -> None:
+        attempts.append(message.attempt)
+        raise ValueError("no")
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+    assert attempts == [1, 2, 3]
+    assert reason(dead) == "ValueError: no"
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "wanted"),
+    [
+        (Retry.none(), ValueError("x"), 1),
+        (Retry(delays=(0.05,)), ValueError("x"), 2),
+        (Retry(delays=(0.05, 0.05, 0.05)), ValueError("x"), 4),
+        (Retry(delays=(0.05,), on=ConnectionError), ConnectionResetError("x"), 2),
+        (Retry(delays=(0.05,), on=ConnectionError), ValueError("x"), 1),
+        (Retry(delays=(0.05,), on=(ConnectionError, ValueError)), ValueError("x"), 2),
+        (Retry(delays=(0.05,), never=LookupError), KeyError("x"), 1),
+        (Retry(delays=(0.05,), never=LookupError), ValueError("x"), 2),
+        (Retry(delays=(0.05,), jitter=0.9), ValueError("x"), 2),
+        (None, Reject("we do not deliver there"), 1),
+    ],
+    ids=["none", "one", "three", "on", "not-on", "on-many", "never", "not-never", "jitter", "reject"],
+)
+async def test_the_policy_says_how_often(
+    shop: Lightbus, billing: Lightbus, policy: Retry | None, error: Exception, wanted: int
+) -> None:
+    attempts: list[int] = []
+
+    @billing.on("order.placed", retry=policy)
+    async def fail(message: Message) -> None:
+        attempts.append(message.attempt)
+        raise error
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+    assert attempts == list(range(1, wanted + 1))
+    assert dead.properties["headers"]["lightbus-attempt"] == wanted
+
+
+async def test_a_reject_is_a_dead_letter_at_once_with_its_reason(shop: Lightbus, billing: Lightbus) -> None:
+    @billing.on("order.placed")
+    async def refuse(message: Message) -> None:
+        raise Reject("we do not deliver there")
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+    assert reason(dead) == "lightbus.errors.Reject: we do not deliver there"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_an_async_handler_over_its_timeout_is_cancelled_and_tried_again(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    attempts: list[int] = []
+
+    @billing.on("order.placed", timeout=0.1, retry=Retry(delays=(0.05,)))
+    async def sleep(message: Message) -> None:
+        attempts.append(message.attempt)
+        await anyio.sleep(30)
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+    assert attempts == [1, 2]
+    assert "HandlerTimeout: handler 'sleep' ran longer than its timeout of 0.1 s" in reason(dead)
+    assert "timeout=" in reason(dead)
+
+
+async def test_a_plain_handler_over_its_timeout_is_tried_again_and_holds_nobody_up(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    attempts: list[int] = []
+    heard: list[int] = []
+    end = threading.Event()
+
+    @billing.on("order.placed", timeout=0.1)
+    def block(message: Message) -> None:
+        attempts.append(message.attempt)
+        if message.attempt < 3:
+            end.wait(30)
+
+    billing.on("order.cancelled")(_collects(heard))
+    async with running(shop, billing, concurrency=1):
+        await shop.publish(OrderPlaced(number=1))
+        await shop.publish(OrderCancelled(number=2))
+        await eventually(lambda: (attempts, heard), ([1, 2, 3], [2]))
+        end.set()
+    assert await left_in(billing, "billing.dead") == []
+
+
+async def test_a_timeout_that_the_handler_raises_itself_keeps_its_own_words(shop: Lightbus, billing: Lightbus) -> None:
+    @billing.on("order.placed", retry=Retry.none())
+    async def fail() -> None:
+        with anyio.fail_after(0.01):
+            await anyio.sleep(5)
+
+    @billing.on("order.cancelled", retry=Retry.none())
+    async def fail_otherwise() -> None:
+        raise TimeoutError("the bank took too long")
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        await shop.publish(OrderCancelled(number=1))
+        dead = await dead_letters(billing, 2)
+    assert {reason(one) for one in dead} == {"TimeoutError: ", "TimeoutError: the bank took too long"}
+
+
+@pytest.mark.parametrize("leave", [lambda: sys.exit(3), lambda: _raise(KeyError("gone")), lambda: _raise(_group())])
+@pytest.mark.parametrize("plain", [False, True])
+async def test_no_exception_of_a_handler_ends_the_worker(
+    shop: Lightbus, billing: Lightbus, leave: Callable[[], None], plain: bool
+) -> None:
+    heard: list[int] = []
+
+    @billing.on("order.placed", name="leaves", retry=Retry.none())
+    async def leaves() -> None:
+        if plain:
+            await anyio.to_thread.run_sync(leave)
+        leave()
+
+    billing.on("order.cancelled")(_collects(heard))
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+        await shop.publish(OrderCancelled(number=2))
+        await eventually(lambda: heard, [2])
+    assert reason(dead).startswith(("SystemExit: 3", "KeyError: 'gone'", "ExceptionGroup: both"))
+
+
+async def test_a_handlers_own_cancellation_is_a_failure_and_not_the_workers(make_app: MakeApp) -> None:
+    import asyncio
+
+    shop = make_app("shop")
+    shop.event(OrderPlaced)
+
+    @shop.on("order.placed", retry=Retry.none())
+    async def await_what_was_cancelled() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(30))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    async with running(shop):
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(shop)
+        await shop.publish(OrderPlaced(number=2))
+        await dead_letters(shop)
+    assert "CancelledError" in reason(dead)
+
+
+async def test_one_handlers_failure_never_reruns_its_siblings(shop: Lightbus, billing: Lightbus) -> None:
+    runs: dict[str, list[int]] = {"good": [], "bad": [], "also_good": []}
+
+    @billing.on("order.placed")
+    async def good(message: Message) -> None:
+        runs["good"].append(message.attempt)
+
+    @billing.on("order.*")
+    async def bad(message: Message) -> None:
+        runs["bad"].append(message.attempt)
+        raise ValueError("no")
+
+    @billing.on("#")
+    def also_good(message: Message) -> None:
+        if message.source == "shop":
+            runs["also_good"].append(message.attempt)
+
+    async with running(shop, billing) as bus:
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+        await bus.quiet(billing)
+    assert runs == {"good": [1], "bad": [1, 2, 3], "also_good": [1]}
+    assert dead.properties["headers"]["lightbus-handler"] == "bad"
+
+
+async def test_two_failing_siblings_are_each_retried_and_dead_lettered(shop: Lightbus, billing: Lightbus) -> None:
+    runs: dict[str, list[int]] = {"one": [], "two": []}
+
+    @billing.on("order.placed", retry=Retry(delays=(0.05,)))
+    async def one(message: Message) -> None:
+        runs["one"].append(message.attempt)
+        raise ValueError("one")
+
+    @billing.on("order.placed", retry=Retry(delays=(0.05, 0.05)))
+    def two(message: Message) -> None:
+        runs["two"].append(message.attempt)
+        raise ValueError("two")
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        dead = await dead_letters(billing, 2)
+    assert runs == {"one": [1, 2], "two": [1, 2, 3]}
+    assert {reason(letter) for letter in dead} == {"ValueError: one", "ValueError: two"}
+
+
+async def test_an_event_that_no_handler_matches_walks_the_ladder_and_the_warning_names_unbind(
+    shop: Lightbus, billing: Lightbus, caplog: pytest.LogCaptureFixture
+) -> None:
+    billing.on("order.placed")(lambda: None)
+    async with running(shop, billing), stranger(billing) as channel:
+        # A binding left over from a handler that is gone.
+        await anyio.to_thread.run_sync(channel.queue_bind, "billing", "lightbus", "order.cancelled")
+        with caplog.at_level(logging.WARNING, "lightbus"):
+            await shop.publish(OrderCancelled(number=1))
+            (dead,) = await dead_letters(billing)
+    assert "NoHandler" in reason(dead)
+    assert "'order.cancelled'" in reason(dead)
+    assert dead.properties["headers"]["lightbus-attempt"] == 3
+    warnings = [record.getMessage() for record in caplog.records if "order.cancelled" in record.getMessage()]
+    assert "lightbus unbind" in warnings[0]
+    assert len(warnings) == 3
+
+
+async def test_a_rolling_deploy_brings_the_handler_in_time(shop: Lightbus, make_app: MakeApp) -> None:
+    old = make_app("billing", retry=Retry(delays=(0.3,) * 5))
+    new = make_app("billing", retry=Retry(delays=(0.3,) * 5))
+    heard: list[int] = []
+    old.on("order.placed")(lambda: None)
+    new.on("order.placed", "order.cancelled")(_collects(heard))
+    async with running(shop, old), stranger(old) as channel:
+        await anyio.to_thread.run_sync(channel.queue_bind, "billing", "lightbus", "order.cancelled")
+        await shop.publish(OrderCancelled(number=8))
+    async with running(new):
+        await eventually(lambda: heard, [8])
+
+
+async def test_a_retry_whose_handler_is_gone_ends_as_a_dead_letter_that_names_it(
+    shop: Lightbus, make_app: MakeApp
+) -> None:
+    old, new = make_app("billing", retry=Retry(delays=(0.5,))), make_app("billing", retry=Retry(delays=(0.5,)))
+    failed = anyio.Event()
+
+    @old.on("order.placed")
+    async def removed_later() -> None:
+        failed.set()
+        raise ValueError("no")
+
+    new.on("order.placed", name="another")(lambda: None)
+    async with running(shop, old):
+        await shop.publish(OrderPlaced(number=1))
+        await failed.wait()
+    async with running(new):
+        (dead,) = await dead_letters(new)
+    assert "'removed_later'" in reason(dead)
+
+
+async def test_a_failing_handler_does_not_stop_those_after_it(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def fail_on_odd(order: OrderPlaced) -> None:
+        if order.number % 2:
+            raise ValueError(order.number)
+        heard.append(order.number)
+
+    async with running(shop, billing):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(100)])
+        dead = await dead_letters(billing, 50)
+        await eventually(lambda: len(heard), 50)
+    assert {reason(letter) for letter in dead} == {f"ValueError: {n}" for n in range(1, 100, 2)}
+    assert sorted(heard) == list(range(0, 100, 2))
+
+
+async def test_an_error_that_cannot_be_printed_is_still_a_dead_letter(shop: Lightbus, billing: Lightbus) -> None:
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("not even this")
+
+    @billing.on("order.placed", retry=Retry.none())
+    async def fail() -> None:
+        raise Unprintable
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+    assert "Unprintable" in dead.properties["headers"]["lightbus-error-type"]
+
+
+async def test_an_error_of_a_megabyte_is_cut_to_fit_a_header(shop: Lightbus, billing: Lightbus) -> None:
+    @billing.on("order.placed", retry=Retry.none())
+    async def fail() -> None:
+        raise ValueError("ü" * 1_000_000)
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+    assert reason(dead).startswith("ValueError: üüü")
+    assert sum(len(str(value)) for value in dead.properties["headers"].values()) < 8000
+
+
+def _collects(heard: list[int]) -> Callable[[dict[str, Any]], None]:
+    def collect(payload: dict[str, Any]) -> None:
+        heard.append(payload["number"])
+
+    return collect
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _group() -> BaseExceptionGroup[Exception]:
+    return ExceptionGroup("both", [ValueError("one"), ValueError("two")])
