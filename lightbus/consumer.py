@@ -237,7 +237,7 @@ class Consumer:
             errors.BrokerError: the first connection failed in a way that trying again will not mend.
         """
         self._schedule = current_loop().soon_from_thread
-        self._context = contextvars.copy_context()  # handlers see what the worker's lifespan has set
+        self._context = _context_of_callbacks()  # handlers see what the worker's lifespan has set
         self._ready = anyio.Event()
         self._drained = anyio.Event()
         self._ended = anyio.Event()
@@ -560,6 +560,20 @@ class Consumer:
             return codec.read_envelope(self.app, delivery).event
         except errors.DecodeError:
             return delivery.routing_key
+
+
+def _context_of_callbacks() -> contextvars.Context:
+    """A copy of the context here, in which anyio finds its event loop outside of tasks too.
+
+    Where sniffio is installed, anyio asks it alone; sniffio knows the loop by the task, which a callback does
+    not have, or by a variable that `anyio.run` sets and `asyncio.run` does not.
+    """
+    context = contextvars.copy_context()
+    with contextlib.suppress(ImportError):
+        import sniffio
+
+        context.run(sniffio.current_async_library_cvar.set, sniffio.current_async_library())
+    return context
 
 
 def _timeout_error(job: Job) -> errors.HandlerTimeout:
