@@ -10,6 +10,9 @@ import click
 
 COMMANDS = {
     "worker": "lightbus.cli.worker:worker",
+    "publish": "lightbus.cli.publish:publish",
+    "unbind": "lightbus.cli.unbind:unbind",
+    "demo": "lightbus.cli.demo:demo",
 }
 """Where each command is defined. Those files import click at the top, and what is heavy inside of the command."""
 
@@ -27,7 +30,9 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(COMMANDS)}."

@@ -66,6 +66,8 @@ def demo(url: str | None, events: int | None, no_color: bool) -> None:
     With --url, all queues and exchanges of the demo have names of this run, and are deleted at the end. (The bus
     exchange, `lightbus`, stays. Apps that hear `#` from every app on that virtual host hear the demo too.)
     """
+    if url is not None and url.startswith("memory:"):
+        raise click.UsageError("memory:// is within one process; the demo has four. Leave --url out, or name RabbitMQ.")
     lines = (_services() / "commits.jsonl").read_bytes().splitlines(keepends=True)
     screen = Screen(terminal=sys.stdout.isatty(), color=False if no_color or "NO_COLOR" in os.environ else None)
     with Stopping() as stopping, _temporary_folder() as folder:

@@ -1,0 +1,31 @@
+"""Where code is pushed to: it says `commit.pushed`, and does not know who listens."""
+
+import os
+import sys
+from datetime import datetime
+from itertools import islice
+
+import msgspec
+
+from lightbus import Lightbus
+
+PREFIX = os.environ.get("DEMO_PREFIX", "")  # tells one demo from another on a shared broker
+app = Lightbus(PREFIX + "forge")
+
+
+@app.event  # -> "commit.pushed"
+class CommitPushed:
+    repository: str
+    sha: str
+    committed_at: datetime
+    files: int
+    insertions: int
+    deletions: int
+
+
+if __name__ == "__main__":  # python forge.py < commits.jsonl
+    commits = (msgspec.json.decode(line, type=CommitPushed) for line in sys.stdin.buffer)
+    with app:
+        while some := list(islice(commits, 100)):
+            app.publish_many_sync(some)  # returns once the broker has confirmed all of them
+            print(len(some), flush=True)

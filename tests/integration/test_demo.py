@@ -1,0 +1,171 @@
+"""`lightbus demo`, as a person starts it: a process of its own, watched from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import amqp.exceptions
+import pytest
+
+from lightbus.connection import Broker
+
+COMMAND = [sys.executable, "-m", "lightbus", "demo"]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    """Where the demo makes its folder."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    return folder
+
+
+def start(temporary: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def processes_of(temporary: Path) -> list[int]:
+    """The processes that work in the demo's folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(temporary) in os.readlink(entry / "cwd"):
+                found.append(int(entry.name))
+    return found
+
+
+def columns(output: str) -> dict[str, tuple[int, int]]:
+    """The closing table: what -> (handled, in the file)."""
+    table = output[output.index("in the file") :].splitlines()[1:]
+    rows = [row.rsplit(maxsplit=2) for row in table[: table.index("")]]
+    return {
+        what.strip(): (int(handled.replace(",", "")), int(expected.replace(",", "")))
+        for what, handled, expected in rows
+    }
+
+
+def test_everything_is_handled_as_the_file_says(temporary: Path) -> None:
+    began = time.monotonic()
+    done = start(temporary)
+    output, _ = done.communicate(timeout=100)
+    assert done.returncode == 0, output
+    assert time.monotonic() - began < 60
+    found = columns(output)
+    assert found["reviews  commits looked at"] == (2000, 2000)
+    assert found["of more than 500 lines: review.requested"] == (116, 116)
+    assert found["dead letters, kept in inbox.dead"] == (8, 8)
+    assert all(handled == expected for handled, expected in found.values())
+    assert "attempt 1: MailTooLong" in output
+    assert "attempt 3: MailTooLong" in output
+    assert "\x1b" not in output, "colours and cursor movements are for terminals"
+    assert not list(temporary.iterdir())
+    assert not processes_of(temporary)
+
+
+@pytest.mark.rabbitmq
+def test_on_rabbitmq_it_handles_the_same_and_deletes_what_it_declared(temporary: Path, rabbitmq_url: str) -> None:
+    done = start(temporary, "--url", rabbitmq_url, "--events", "600")
+    output, _ = done.communicate(timeout=100)
+    assert done.returncode == 0, output
+    assert all(handled == expected for handled, expected in columns(output).values())
+    assert columns(output)["reviews  commits looked at"] == (600, 600)
+    prefix = next(word for word in output.split() if word.startswith("'demo-")).strip("'").removesuffix("inbox")
+    assert leftovers(rabbitmq_url, prefix) == []
+
+
+@pytest.mark.rabbitmq
+def test_stopped_on_rabbitmq_it_deletes_what_it_declared(temporary: Path, rabbitmq_url: str) -> None:
+    running = start(temporary, "--url", rabbitmq_url)
+    seen = ""
+    assert running.stdout is not None
+    for line in running.stdout:
+        seen += line
+        if "'demo-" in line:  # a failure of inbox, which names its queue
+            break
+    running.send_signal(signal.SIGINT)
+    rest, _ = running.communicate(timeout=30)
+    assert running.returncode == 130, seen + rest
+    prefix = next(word for word in seen.split() if word.startswith("'demo-")).strip("'").removesuffix("inbox")
+    assert leftovers(rabbitmq_url, prefix) == []
+
+
+def leftovers(url: str, prefix: str) -> list[str]:
+    """The demo's queues and exchanges that are still there."""
+    connection = Broker.parse(url).connect("test")
+    found = []
+    for app in ("forge", "stats", "reviews", "inbox"):
+        for name in (f"{prefix}{app}", f"{prefix}{app}.dead", f"{prefix}{app}.retry.1s"):
+            with contextlib.suppress(amqp.exceptions.NotFound):
+                connection.channel().queue_declare(name, passive=True)
+                found.append(f"queue {name}")
+        for name in (f"{prefix}{app}", f"{prefix}{app}.internal"):
+            with contextlib.suppress(amqp.exceptions.NotFound):
+                connection.channel().exchange_declare(name, "topic", passive=True)
+                found.append(f"exchange {name}")
+    connection.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("how", "moment"),
+    [
+        (signal.SIGINT, 0.6),
+        (signal.SIGINT, 1.2),
+        (signal.SIGINT, 3.0),
+        (signal.SIGTERM, 1.5),
+        (signal.SIGHUP, 2.0),
+    ],
+)
+def test_stopped_at_any_moment_it_leaves_nothing_behind(temporary: Path, how: signal.Signals, moment: float) -> None:
+    running = start(temporary)
+    time.sleep(moment * random.uniform(0.8, 1.2))
+    running.send_signal(how)
+    output, _ = running.communicate(timeout=30)
+    assert running.returncode in (130, -how), output  # the latter where it had not begun
+    assert not list(temporary.iterdir())
+    assert not processes_of(temporary)
+
+
+def test_a_service_that_dies_is_an_error_and_not_a_wait(temporary: Path) -> None:
+    running = start(temporary)
+    deadline = time.monotonic() + 20
+    while len(processes_of(temporary)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(processes_of(temporary)[0], signal.SIGKILL)
+    output, _ = running.communicate(timeout=30)
+    assert running.returncode == 1, output
+    assert "ended with status -9" in output
+    assert not list(temporary.iterdir())
+    assert not processes_of(temporary)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("amqp://127.0.0.1:1", "Is the broker running there?"),
+        ("redis://localhost", "cannot carry an event bus"),
+        ("nonsense", "is not a broker URL"),
+        ("memory://", "within one process"),
+    ],
+)
+def test_a_bad_url_is_explained(temporary: Path, url: str, said: str) -> None:
+    done = start(temporary, "--url", url)
+    output, _ = done.communicate(timeout=30)
+    assert done.returncode in (1, 2)
+    assert said in " ".join(output.split())
+    assert "Traceback" not in output
+    assert not list(temporary.iterdir())
