@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Self, TypeVar, dataclass_transform, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, dataclass_transform, overload
 
 import anyio
 import anyio.lowlevel
@@ -20,15 +20,18 @@ import attrs
 
 from lightbus import codec, errors, handler, topology
 from lightbus import event as events
-from lightbus.connection import EMBEDDED, Broker
-from lightbus.consumer import Consumer, Lane
 from lightbus.event import EventType
 from lightbus.handler import Handler
 from lightbus.message import Receipt
-from lightbus.publisher import Publisher
 from lightbus.retry import Retry
 from lightbus.topology import BUS, MAIN, ConsumedQueue, QueueType
 from lightbus.transport import Publication
+
+# What connects is imported when it is first needed: kombu and py-amqp take half of the time that an import would.
+if TYPE_CHECKING:
+    from lightbus.connection import Broker
+    from lightbus.consumer import Consumer
+    from lightbus.publisher import Publisher
 
 URL_VARIABLE = "LIGHTBUS_URL"
 HANDLER_TIMEOUT = 60.0
@@ -331,6 +334,8 @@ class Lightbus:
             errors.InvalidURL, errors.UnsupportedBroker: it cannot be read or used.
         """
         if self._broker is None:
+            from lightbus.connection import EMBEDDED, Broker
+
             self._broker = Broker.parse(self._url or os.environ.get(URL_VARIABLE) or EMBEDDED)
         return self._broker
 
@@ -338,6 +343,8 @@ class Lightbus:
     def publisher(self) -> Publisher:
         publisher = self._publisher
         if publisher is None:
+            from lightbus.publisher import Publisher
+
             publisher = Publisher(self.name, self.broker, timeout=self.publish_timeout, queue_type=self.queue_type)
             # Two threads may both get here: one of them wins, the other's publisher was never started.
             publisher = self._publisher = self.__dict__.setdefault("_first_publisher", publisher)
@@ -390,6 +397,8 @@ class Lightbus:
         Raises:
             errors.InvalidOption: a queue that the app does not have.
         """
+        from lightbus.consumer import Consumer, Lane
+
         known = self.queue_suffixes()
         for queue in queues:
             if queue not in known:

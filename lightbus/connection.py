@@ -32,8 +32,8 @@ import kombu.exceptions
 from kombu.transport import TRANSPORT_ALIASES
 
 from lightbus import errors
-from lightbus.topology import Topology
-from lightbus.transport import Connection
+from lightbus.topology import Exchange, Topology
+from lightbus.transport import Channel, Connection
 
 logger = logging.getLogger("lightbus")
 
@@ -268,7 +268,7 @@ def _conflict(words: str) -> str:
 # --- declaring --------------------------------------------------------------------------------
 
 
-def declare(connection: Connection, wanted: Topology, address_of: str = "the broker") -> None:
+def declare(connection: Connection, wanted: Topology) -> None:
     """Declare all of it; what is there already and equal stays as it is.
 
     Raises:
@@ -279,23 +279,31 @@ def declare(connection: Connection, wanted: Topology, address_of: str = "the bro
         _declare_shared(connection, exchange)
     channel = connection.channel()
     for exchange in wanted.exchanges:
-        exchange.declare(channel=channel)
+        _declare_exchange(channel, exchange)
     for queue in wanted.queues:
-        queue.queue_declare(channel=channel)
+        kombu.entity.Queue(queue.name, durable=True, queue_arguments=queue.arguments).queue_declare(channel=channel)
     for binding in wanted.bindings:
         bind = channel.queue_bind if binding.to_queue else channel.exchange_bind
         bind(binding.destination, binding.source, binding.key, arguments=binding.arguments)
     channel.close()
 
 
-def _declare_shared(connection: Connection, exchange: kombu.entity.Exchange) -> None:
+def _declare_exchange(channel: Channel, exchange: Exchange, *, passive: bool = False) -> None:
+    if exchange.internal:  # which kombu's entity knows nothing of
+        channel.exchange_declare(exchange.name, exchange.type, passive, durable=True, auto_delete=False, internal=True)
+    else:
+        entity = kombu.entity.Exchange(exchange.name, exchange.type, durable=True, arguments=exchange.arguments)
+        entity.declare(passive=passive, channel=channel)
+
+
+def _declare_shared(connection: Connection, exchange: Exchange) -> None:
     """Passively first: a user with few permissions may use the bus exchange, but not declare it."""
     probe = connection.channel()
     try:
-        exchange.declare(passive=True, channel=probe)
+        _declare_exchange(probe, exchange, passive=True)
     except amqp.exceptions.NotFound:
         channel = connection.channel()
-        exchange.declare(channel=channel)
+        _declare_exchange(channel, exchange)
         channel.close()
     else:
         probe.close()

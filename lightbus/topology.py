@@ -1,25 +1,20 @@
-"""Which exchanges, queues and bindings an app has: pure names and kombu entities, nothing connects here.
+"""Which exchanges, queues and bindings an app has: pure values; `connection.declare` makes them kombu's entities.
 
 Every name carries the arguments that may change (a delay), so that changing an option never meets
 406 PRECONDITION_FAILED.
 """
-
-# kombu has no types:
-# mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import attrs
-from kombu.entity import Exchange, Queue
 
 from lightbus import errors
 from lightbus.event import MAX_NAME_BYTES
-from lightbus.transport import Channel
 
 BUS = "lightbus"
 MAIN = "main"
@@ -34,21 +29,23 @@ _PATTERN = re.compile(r"([A-Za-z0-9_-]+|\*|#)(\.([A-Za-z0-9_-]+|\*|#))*")
 _RESERVED = frozenset({MAIN, "dead", "retry", "delay", "internal"})
 
 
-class InternalExchange(Exchange):
-    """An exchange that takes messages from other exchanges only: nobody can publish to it."""
+@attrs.frozen
+class Exchange:
+    """A durable exchange."""
 
-    def declare(self, nowait: bool = False, passive: bool | None = None, channel: Any = None) -> Any:
-        # kombu's own type of channel knows no `internal`; those of our transports do.
-        on: Channel = channel or cast(Any, self.channel)
-        return on.exchange_declare(
-            exchange=self.name,
-            type=self.type,
-            passive=bool(passive),
-            durable=self.durable,
-            auto_delete=self.auto_delete,
-            nowait=nowait,
-            internal=True,
-        )
+    name: str
+    type: str
+    internal: bool = False
+    """Takes messages from other exchanges only: nobody can publish to it."""
+    arguments: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Queue:
+    """A durable queue."""
+
+    name: str
+    arguments: dict[str, Any] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -164,7 +161,7 @@ DEAD_KEY = "dead"
 
 
 def bus_exchange() -> Exchange:
-    return InternalExchange(BUS, type="topic", durable=True)
+    return Exchange(BUS, "topic", internal=True)
 
 
 def app_exchange(app: str) -> Exchange:
@@ -172,7 +169,7 @@ def app_exchange(app: str) -> Exchange:
 
 
 def _exchange(name: str, kind: str, arguments: dict[str, Any] | None = None) -> Exchange:
-    return Exchange(name, type=kind, durable=True, arguments=arguments)
+    return Exchange(name, kind, arguments=arguments or {})
 
 
 def publishing(app: str) -> Topology:
@@ -232,7 +229,7 @@ def _queue(name: str, queue_type: QueueType, arguments: dict[str, Any], *, deliv
     else:
         # A classic queue knows neither at-least-once dead-lettering nor a delivery limit.
         arguments.pop("x-dead-letter-strategy", None)
-    return Queue(name, durable=True, queue_arguments=arguments)
+    return Queue(name, arguments)
 
 
 # --- delayed events ---------------------------------------------------------------------------
