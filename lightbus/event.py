@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import sys
+import typing
+from collections.abc import Generator
 from typing import Any
 
 import attrs
@@ -48,7 +52,8 @@ def define(cls: type[Any], name: object, version: object) -> EventType:
             "Count versions up from 1, one for each change that a listener must know of."
         )
     event_type = EventType(event_name, version, _as_value_class(cls))
-    _check_fields(event_type)
+    with _known_by_its_name(event_type.cls):
+        _check_fields(event_type)
     setattr(event_type.cls, _ATTRIBUTE, event_type)
     return event_type
 
@@ -95,6 +100,21 @@ def _as_value_class(cls: type[Any]) -> type[Any]:
     return attrs.define(cls, frozen=True, slots=True, kw_only=True)
 
 
+@contextlib.contextmanager
+def _known_by_its_name(cls: type[Any]) -> Generator[None]:
+    """While a class is decorated, its module does not have it yet; but its fields may name it, as a tree's do."""
+    module = getattr(sys.modules.get(cls.__module__), "__dict__", {})
+    before = module.get(cls.__name__, module)
+    module[cls.__name__] = cls
+    try:
+        yield
+    finally:
+        if before is module:
+            del module[cls.__name__]
+        else:
+            module[cls.__name__] = before
+
+
 def _check_fields(event_type: EventType) -> None:
     cls = event_type.cls
     try:
@@ -102,11 +122,11 @@ def _check_fields(event_type: EventType) -> None:
     except NameError as error:
         raise errors.InvalidEvent(
             f"event {event_type.name!r}: {cls.__name__} has a field whose type is not known here ({error}). "
-            "Import that type where the class is defined (not under TYPE_CHECKING)."
+            "Import or define that type at the top of the module (not in a function, nor under TYPE_CHECKING)."
         ) from error
     except TypeError as error:
         raise errors.InvalidEvent(
-            f"event {event_type.name!r}: {cls.__name__} cannot be read from JSON: {error}"
+            f"event {event_type.name!r}: {_unreadable_field(cls)} cannot be read from JSON: {error}"
         ) from error
     unreadable = unreadable_part(info)
     if unreadable is not None:
@@ -124,12 +144,24 @@ def _check_fields(event_type: EventType) -> None:
         ) from error
 
 
+def _unreadable_field(cls: type[Any]) -> str:
+    """The field whose type msgspec refuses."""
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        try:
+            msgspec.inspect.type_info(hint)
+        except TypeError:
+            return f"field {cls.__name__}.{name}, a {hint},"
+    return cls.__name__
+
+
 def unreadable_part(info: msgspec.inspect.Type) -> tuple[str, str] | None:
     """The first part of a type that JSON cannot carry, as (path, type name); None where all is well."""
     return _search(info, "", set())
 
 
 def _search(info: Any, path: str, seen: set[type]) -> tuple[str, str] | None:
+    if isinstance(info, msgspec.inspect.CustomType) and info.cls is object:
+        return None  # whatever JSON has
     if isinstance(info, (msgspec.inspect.CustomType, msgspec.inspect.RawType, msgspec.inspect.ExtType)):
         return path, getattr(getattr(info, "cls", None), "__name__", type(info).__name__)
     cls = getattr(info, "cls", None)
