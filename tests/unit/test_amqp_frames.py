@@ -141,6 +141,28 @@ def test_a_stream_gives_the_same_deliveries_wherever_it_is_cut(
     broker.close()
 
 
+def test_one_delivery_survives_every_cut(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    deliveries: list[Delivery] = []
+    broker.consume(channel, deliveries)
+    stream = b"".join(message_frames(1, 1, amqp_wire.encode_properties({"type": "a"}), b"body", []))
+    for cut in range(len(stream)):
+        broker.socket.sendall(stream[:cut])
+        drain(broker.connection)
+        assert len(deliveries) == cut
+        broker.socket.sendall(stream[cut:])
+        drain(broker.connection)
+        assert (deliveries[cut].body, deliveries[cut].properties) == (b"body", {"type": "a"})
+
+
+def test_a_cancel_that_comes_in_one_piece_with_the_answer_to_consume_is_told(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    cancelled: list[str] = []
+    broker.socket.sendall(method(1, (60, 21), "s", "1.1") + method(1, (60, 30), "sb", "1.1", False))
+    channel.consume("q", print, on_cancel=cancelled.append)
+    assert cancelled == ["1.1"]
+
+
 def test_deliveries_that_come_in_one_piece_with_the_answer_to_consume_are_not_lost(broker: FakeBroker) -> None:
     channel = broker.channel()
     delivery = b"".join(message_frames(1, 1, amqp_wire.encode_properties({}), b"at once", []))
