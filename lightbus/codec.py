@@ -153,7 +153,7 @@ def event_properties(app: str, event_type: EventType, headers: Mapping[str, Any]
 
 def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]:
     for key, value in headers.items():
-        if not isinstance(key, str) or len(key.encode()) > 255:
+        if not isinstance(key, str) or len(key.encode(errors="replace")) > 255:
             raise errors.InvalidPayload(
                 f"event {name!r} was not sent: the header {key!r} is not a string of up to 255 bytes."
             )
@@ -162,6 +162,10 @@ def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]
                 f"event {name!r} was not sent: the header {key!r} begins with 'lightbus-' or 'x-', "
                 "which belong to Lightbus and the broker. Choose another name."
             )
+        if not _is_text(key) or (isinstance(value, str) and not _is_text(value)):
+            raise errors.InvalidPayload(
+                f"event {name!r} was not sent: the header {key!r} has characters that UTF-8 cannot carry (surrogates)."
+            )
         if not isinstance(value, (str, int, float, bool, datetime, type(None))):
             raise errors.InvalidPayload(
                 f"event {name!r} was not sent: the header {key!r} is a {type(value).__name__}. "
@@ -169,7 +173,20 @@ def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]
             )
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise errors.InvalidPayload(f"event {name!r} was not sent: the header {key!r} does not fit 64 bits.")
+        if isinstance(value, datetime) and value.year < 1970:
+            raise errors.InvalidPayload(
+                f"event {name!r} was not sent: the header {key!r} is before 1970, which AMQP cannot say. "
+                "Send it as a str."
+            )
     return headers
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @attrs.frozen
@@ -200,7 +217,7 @@ def read_envelope(app: str, delivery: Delivery) -> Envelope:
     return Envelope(
         event=_text(headers.get(ROUTING_KEY)) or delivery.routing_key,
         source=_text(headers.get(SOURCE)) or app,
-        attempt=attempt if isinstance(attempt, int) and 1 <= attempt < 2**31 else 1,
+        attempt=attempt if type(attempt) is int and 1 <= attempt < 2**31 else 1,
         handler=handler if isinstance(handler, str) and handler else None,
     )
 
@@ -279,7 +296,7 @@ def copy_properties(
     properties.pop("expiration", None)
     if expiration is not None:
         properties["expiration"] = str(max(1, round(expiration * 1000)))
-    properties.setdefault("message_id", _remembered_id(delivery))
+    properties["message_id"] = _remembered_id(delivery)
     properties["delivery_mode"] = PERSISTENT
     properties["headers"] = headers
     return properties
@@ -297,10 +314,13 @@ def error_headers(error: BaseException) -> dict[str, Any]:
 
 
 def _clipped(text: str, limit: int, *, keep_end: bool = False) -> str:
-    text = text.encode("utf-8", "backslashreplace").decode()
-    if len(text) <= limit:
-        return text
-    return "... " + text[-limit:] if keep_end else text[:limit] + " ..."
+    """At most `limit` bytes of it, but for the mark that some are left out."""
+    encoded = text.encode("utf-8", "backslashreplace")
+    if len(encoded) <= limit:
+        return encoded.decode()
+    if keep_end:
+        return "... " + encoded[-limit:].decode("utf-8", "ignore")
+    return encoded[:limit].decode("utf-8", "ignore") + " ..."
 
 
 def _headers(properties: Properties) -> dict[str, Any]:
