@@ -41,7 +41,17 @@ _REFUSALS = (311, 403, 404, 405, 406, 501, 502, 503, 504, 505, 530, 540)
 class Outgoing:
     """A message on its way, and whoever waits for its confirm."""
 
-    __slots__ = ("abandoned", "delay_level", "done", "error", "publication", "returned", "sent", "wait_loop")
+    __slots__ = (
+        "abandoned",
+        "delay_level",
+        "done",
+        "error",
+        "missed",
+        "publication",
+        "returned",
+        "sent",
+        "wait_loop",
+    )
 
     def __init__(self, publication: Publication, delay_level: int | None) -> None:
         self.publication = publication
@@ -51,6 +61,8 @@ class Outgoing:
         self.returned = False
         self.abandoned = False
         """Nobody waits for it any more: do not send it (again)."""
+        self.missed = False
+        """Its exchange was missing once, which a new epoch mends: it declares it."""
         self.error: errors.PublishError | None = None
         self.wait_loop: Schedule | None = None
         self.done: Any = None
@@ -375,8 +387,11 @@ class Publisher(ConnectionThread):
         unconfirmed = [outgoing for outgoing in self._unconfirmed.values() if not outgoing.abandoned]
         self._unconfirmed.clear()
         if _is_refusal(error):
-            if len(unconfirmed) == 1:
-                (culprit,) = unconfirmed
+            culprit = unconfirmed[0] if len(unconfirmed) == 1 else None
+            if culprit is not None and isinstance(error, amqp.exceptions.NotFound) and not culprit.missed:
+                culprit.missed = True
+                self._suspects = 1
+            elif culprit is not None:
                 unconfirmed = []
                 culprit.error = errors.PublishRefused(
                     f"event {culprit.publication.routing_key!r} ({culprit.publication.properties['message_id']}): "
