@@ -58,9 +58,7 @@ async def test_a_handler_that_raises_is_tried_again_after_each_delay_and_then_de
     async with running(shop, billing):
         receipt = await shop.publish(OrderPlaced(number=9), headers={"tenant": "acme"})
         (dead,) = await dead_letters(billing)
-    assert [attempt[:5] for attempt in attempts] == [
-        (n, receipt.id, "order.placed", "shop", False) for n in (1, 2, 3)
-    ]
+    assert [attempt[:5] for attempt in attempts] == [(n, receipt.id, "order.placed", "shop", False) for n in (1, 2, 3)]
     # The queue's clock and ours count from slightly different moments.
     assert attempts[1][5] - attempts[0][5] > 0.045
     assert attempts[2][5] - attempts[1][5] > 0.095

@@ -13,7 +13,17 @@ import attrs
 import pytest
 
 from lightbus import Lightbus, Message, errors
-from tests.bus import InBackground, OrderCancelled, OrderPlaced, declare, eventually, left_in, order_numbers, running, stranger
+from tests.bus import (
+    InBackground,
+    OrderCancelled,
+    OrderPlaced,
+    declare,
+    eventually,
+    left_in,
+    order_numbers,
+    running,
+    stranger,
+)
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,189 @@
+"""A delayed event is held by the broker: never early, soon after it is due, whatever else waits or restarts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from lightbus import Lightbus, Message, errors
+from tests.bus import (
+    QUICK,
+    OrderCancelled,
+    OrderPlaced,
+    connected,
+    declare,
+    eventually,
+    left_in,
+    order_numbers,
+    running,
+)
+from tests.conformance.conftest import declare_orders
+from tests.rabbitmq import Node
+
+pytestmark = pytest.mark.anyio
+
+MakeApp = Callable[..., Lightbus]
+
+LATENESS = 5.0
+"""Seconds that a machine busy with other tests may be late."""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_delayed_events_are_not_early_and_do_not_wait_for_each_other(shop: Lightbus, billing: Lightbus) -> None:
+    heard: dict[int, float] = {}
+
+    @billing.on("order.placed")
+    async def note(order: OrderPlaced) -> None:
+        heard[order.number] = time.monotonic()
+
+    async with running(shop, billing):
+        start = time.monotonic()
+        for delay in (3, 1, 2, 0.5, 1):  # the longest first; 0.5 is rounded up to 1
+            assert (await shop.publish(OrderPlaced(number=round(delay * 10)), delay=delay)).routed
+        await shop.publish(OrderPlaced(number=0), delay=0)
+        await eventually(lambda: set(heard), {0, 5, 10, 20, 30})
+    waited = {number: at - start for number, at in heard.items()}
+    assert waited[0] < 1
+    for number, earliest in {5: 1, 10: 1, 20: 2, 30: 3}.items():
+        assert earliest <= waited[number] < earliest + LATENESS
+    assert waited[10] < waited[20] < waited[30]
+
+
+async def test_a_delayed_event_is_the_same_event(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[Message] = []
+
+    @billing.on("order.placed", source="shop")
+    async def note(message: Message) -> None:
+        heard.append(message)
+        if message.attempt == 1:
+            raise ValueError("once more")
+
+    async with running(shop, billing):
+        receipt = await shop.publish(OrderPlaced(number=1), delay=1, headers={"tenant": "acme"})
+        await eventually(lambda: len(heard), 2)
+    for attempt, message in enumerate(heard, 1):
+        assert (message.id, message.event, message.source) == (receipt.id, "order.placed", "shop")
+        assert (message.attempt, message.redelivered) == (attempt, False)
+        assert dict(message.headers) == {"tenant": "acme"}
+        assert (message.correlation_id, message.causation_id) == (receipt.id, None)
+    assert await left_in(billing, "billing.dead") == []
+
+
+def test_code_without_an_event_loop_delays_as_well(shop: Lightbus, billing: Lightbus) -> None:
+    billing.on("order.placed")(lambda: None)
+    anyio.run(declare, billing)
+    start = time.monotonic()
+    with shop, connected(billing) as connection:
+        shop.publish_sync(OrderPlaced(number=1), delay=1)
+        channel = connection.channel()
+        while (delivery := channel.get("billing")) is None:
+            assert time.monotonic() < start + 1 + LATENESS
+            time.sleep(0.01)
+    assert time.monotonic() - start >= 1
+    assert delivery.routing_key == "order.placed"
+
+
+async def test_a_listener_that_came_after_the_publish_hears_it(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def note(order: OrderPlaced) -> None:
+        heard.append(order.number)
+
+    await shop.publish(OrderPlaced(number=1), delay=1)
+    async with running(billing):
+        await eventually(lambda: heard, [1])
+
+
+async def test_delayed_events_that_nobody_hears_hold_up_none_of_those_that_somebody_does(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def note(order: OrderPlaced) -> None:
+        heard.append(order.number)
+
+    async with running(shop, billing), anyio.create_task_group() as tasks:
+        for number in range(60):  # RabbitMQ's dead-lettering holds 32 that no queue takes, and then nothing goes on
+            tasks.start_soon(lambda n=number: shop.publish(OrderCancelled(number=n), delay=1))
+        await anyio.sleep(0.3)
+        await shop.publish(OrderPlaced(number=1), delay=1)
+        await eventually(lambda: heard, [1])
+
+
+async def test_many_delayed_events_all_arrive(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def note(order: OrderPlaced) -> None:
+        heard.append(order.number)
+
+    async with running(shop, billing):
+        async with anyio.create_task_group() as tasks:
+            for number in range(200):
+                tasks.start_soon(lambda n=number: shop.publish(OrderPlaced(number=n), delay=1 + n % 3))
+        await eventually(lambda: sorted(heard), [*range(200)])
+
+
+@pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), 30 * 24 * 3600 + 1, "5", True], ids=str)
+async def test_an_impossible_delay_is_refused_with_its_bounds(shop: Lightbus, delay: float) -> None:
+    with pytest.raises(errors.InvalidOption, match=r"delay=.*more than 0 and up to 2,592,000 \(30 days\)"):
+        await shop.publish(OrderPlaced(number=1), delay=delay)
+
+
+async def test_the_longest_delay_is_taken(shop: Lightbus) -> None:
+    receipt = await shop.publish(OrderPlaced(number=1), delay=30 * 24 * 3600)
+    assert receipt.routed
+
+
+@pytest.mark.rabbitmq
+async def test_a_delayed_event_survives_a_restart_of_rabbitmq(rabbitmq_node: Callable[..., Node]) -> None:
+    node = rabbitmq_node()
+    shop, billing = declare_orders(Lightbus("shop", url=node.url)), Lightbus("billing", url=node.url, retry=QUICK)
+    billing.on("order.placed")(lambda: None)
+    await declare(billing)
+    async with shop:
+        await shop.publish(OrderPlaced(number=1), delay=2)
+        await shop.publish(OrderPlaced(number=2), delay=3)
+    await anyio.to_thread.run_sync(node.restart)
+    waiting: list[int] = []
+
+    async def take() -> None:
+        waiting.extend(order_numbers(await left_in(billing)))
+
+    with anyio.fail_after(30):
+        while len(waiting) < 2:
+            await take()
+            await anyio.sleep(0.05)
+    assert waiting == [1, 2]
+
+
+def test_a_delayed_event_survives_the_end_of_every_process_on_sqlite(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/bus.db"
+    program = (
+        "from tests.bus import OrderPlaced; from tests.conformance.conftest import declare_orders\n"
+        "from lightbus import Lightbus\n"
+        f"shop = declare_orders(Lightbus('shop', url={url!r}))\n"
+        "shop.publish_sync(OrderPlaced(number=1), delay=1)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    billing = Lightbus("billing", url=url, retry=QUICK)
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def note(order: OrderPlaced) -> None:
+        heard.append(order.number)
+
+    async def listen() -> None:
+        async with running(billing):
+            await eventually(lambda: heard, [1])
+
+    anyio.run(listen)

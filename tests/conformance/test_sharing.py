@@ -1,0 +1,337 @@
+"""Who gets which copy: every app its own, workers of one app share, and nothing is lost while nobody is there."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import anyio
+import pytest
+
+from lightbus import Lightbus, Message, Retry, errors
+from tests.bus import (
+    OrderCancelled,
+    OrderPlaced,
+    dead_letters,
+    declare,
+    eventually,
+    left_in,
+    order_numbers,
+    running,
+    take_all,
+)
+
+pytestmark = pytest.mark.anyio
+
+MakeApp = Callable[..., Lightbus]
+
+
+async def test_every_app_gets_its_own_copy(shop: Lightbus, make_app: MakeApp) -> None:
+    heard: dict[str, list[int]] = {"billing": [], "shipping": [], "stats": []}
+    apps = [make_app(name) for name in heard]
+    for app in apps:
+        app.on("order.placed")(_collects(heard[app.name]))
+    async with running(shop, *apps):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(50)])
+        await eventually(
+            lambda: {name: sorted(got) for name, got in heard.items()}, {name: [*range(50)] for name in heard}
+        )
+
+
+async def test_an_app_may_hear_itself(shop: Lightbus) -> None:
+    heard: list[int] = []
+    shop.on(OrderPlaced)(_collects(heard))
+    async with running(shop):
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(lambda: heard, [1])
+
+
+async def test_an_event_that_matches_several_patterns_of_a_handler_is_handled_once(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    heard: list[int] = []
+    billing.on("order.placed", "order.*", "*.placed", "order.#")(_collects(heard))
+    async with running(shop, billing) as bus:
+        await shop.publish(OrderPlaced(number=1))
+        await bus.quiet(billing)
+    assert heard == [1]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_workers_of_one_app_share_its_events(shop: Lightbus, make_app: MakeApp) -> None:
+    heard: dict[str, list[int]] = {"first": [], "second": []}
+    first, second = make_app("billing"), make_app("billing")
+
+    def handle_in(worker: str) -> Callable[[OrderPlaced], object]:
+        async def handle(order: OrderPlaced) -> None:
+            await anyio.sleep(0.001)
+            heard[worker].append(order.number)
+
+        return handle
+
+    first.on("order.placed", name="handle")(handle_in("first"))
+    second.on("order.placed", name="handle")(handle_in("second"))
+    async with running(shop, first, second, prefetch=10):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(400)])
+        await eventually(lambda: len(heard["first"]) + len(heard["second"]), 400)
+    assert Counter(heard["first"] + heard["second"]) == Counter(range(400))
+    assert min(len(heard["first"]), len(heard["second"])) > 20
+
+
+async def test_a_subscriber_that_was_down_is_given_what_it_missed(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[int] = []
+    billing.on("order.placed")(_collects(heard))
+    async with running(shop, billing) as bus:
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(lambda: heard, [1])
+        await bus.stop(billing)
+        receipts = await shop.publish_many([OrderPlaced(number=n) for n in range(2, 30)])
+        assert all(receipt.routed for receipt in receipts)
+        assert heard == [1]
+        async with running(billing):
+            await eventually(lambda: heard, [*range(1, 30)])
+
+
+async def test_a_graceful_stop_ends_what_began_and_leaves_the_rest_in_the_queue(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    begun: list[int] = []
+    ended: list[int] = []
+    go_on = anyio.Event()
+
+    @billing.on("order.placed")
+    async def slow(order: OrderPlaced) -> None:
+        begun.append(order.number)
+        await go_on.wait()
+        ended.append(order.number)
+
+    async with running(shop, billing, concurrency=3, prefetch=8) as bus:
+        await shop.publish_many([OrderPlaced(number=n) for n in range(20)])
+        await eventually(lambda: begun, [0, 1, 2])
+        async with anyio.create_task_group() as tasks:
+
+            @tasks.start_soon
+            async def stop() -> None:
+                assert await bus.stop(billing, grace=20)
+
+            await anyio.sleep(0.1)
+            go_on.set()
+    assert (begun, ended) == ([0, 1, 2], [0, 1, 2])
+    assert sorted(order_numbers(await left_in(billing))) == list(range(3, 20))
+
+
+async def test_what_does_not_end_within_the_grace_time_comes_again(shop: Lightbus, billing: Lightbus) -> None:
+    begun: list[tuple[int, bool]] = []
+
+    @billing.on("order.placed")
+    async def hang(message: Message) -> None:
+        begun.append((message.attempt, message.redelivered))
+        if not message.redelivered:
+            await anyio.sleep(60)
+
+    async with running(shop, billing) as bus:
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(lambda: begun, [(1, False)])
+        with anyio.fail_after(5):
+            assert not await bus.stop(billing, grace=0.1)
+    async with running(billing):
+        await eventually(lambda: begun, [(1, False), (1, True)])
+    assert await left_in(billing) == []
+
+
+async def test_a_plain_function_in_flight_is_waited_for_at_a_stop(shop: Lightbus, billing: Lightbus) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    ended: list[int] = []
+
+    @billing.on("order.placed")
+    def slow(order: OrderPlaced) -> None:
+        begun.set()
+        go_on.wait(20)
+        ended.append(order.number)
+
+    async with running(shop, billing) as bus:
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(begun.is_set)
+        threading.Timer(0.1, go_on.set).start()
+        assert await bus.stop(billing, grace=20)
+    assert ended == [1]
+    assert await left_in(billing) == []
+
+
+async def test_a_failure_during_the_stop_is_still_put_on_the_ladder(shop: Lightbus, billing: Lightbus) -> None:
+    begun = anyio.Event()
+
+    @billing.on("order.placed", retry=Retry.none())
+    async def fail_slowly() -> None:
+        begun.set()
+        await anyio.sleep(0.2)
+        raise ValueError("late")
+
+    async with running(shop, billing) as bus:
+        await shop.publish(OrderPlaced(number=1))
+        await begun.wait()
+        assert await bus.stop(billing, grace=20)
+        assert len(await dead_letters(billing)) == 1
+    assert await left_in(billing) == []
+
+
+async def test_stopping_an_idle_worker_is_quick(shop: Lightbus, billing: Lightbus) -> None:
+    billing.on("order.placed")(lambda: None)
+    async with running(shop, billing) as bus:
+        with anyio.fail_after(2):
+            assert await bus.stop(billing, grace=30)
+
+
+# --- concurrency and queues of their own ------------------------------------------------------
+
+
+async def test_a_handlers_concurrency_of_one_is_kept_while_others_run(shop: Lightbus, billing: Lightbus) -> None:
+    running_now = {"one": 0, "many": 0}
+    most = {"one": 0, "many": 0}
+    done: list[str] = []
+
+    def handle_as(name: str) -> Callable[[], object]:
+        async def handle() -> None:
+            running_now[name] += 1
+            most[name] = max(most[name], running_now[name])
+            await anyio.sleep(0.005)
+            running_now[name] -= 1
+            done.append(name)
+
+        return handle
+
+    billing.on("order.placed", name="one", concurrency=1)(handle_as("one"))
+    billing.on("order.placed", name="many")(handle_as("many"))
+    async with running(shop, billing):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(40)])
+        await eventually(lambda: (done.count("one"), done.count("many")), (40, 40))
+    assert most["one"] == 1
+    assert most["many"] > 1
+    assert await left_in(billing) == []
+
+
+async def test_a_handler_of_concurrency_one_that_fails_lets_the_next_begin(shop: Lightbus, billing: Lightbus) -> None:
+    attempts: Counter[int] = Counter()
+
+    @billing.on("order.placed", concurrency=1)
+    async def fail(order: OrderPlaced) -> None:
+        attempts[order.number] += 1
+        raise ValueError("no")
+
+    async with running(shop, billing):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(5)])
+        await dead_letters(billing, 5)
+    assert attempts == Counter(dict.fromkeys(range(5), 3))
+
+
+async def test_the_workers_concurrency_is_the_most_that_runs_at_once(shop: Lightbus, billing: Lightbus) -> None:
+    now, most, done = 0, 0, 0
+
+    @billing.on("order.placed")
+    async def handle() -> None:
+        nonlocal now, most, done
+        now += 1
+        most = max(most, now)
+        await anyio.sleep(0.005)
+        now -= 1
+        done += 1
+
+    async with running(shop, billing, concurrency=4):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(60)])
+        await eventually(lambda: done, 60)
+    assert most == 4
+
+
+async def test_a_queue_of_its_own_does_not_hold_up_the_main_one(shop: Lightbus, billing: Lightbus) -> None:
+    quick: list[int] = []
+    slow: list[int] = []
+    go_on = anyio.Event()
+
+    @billing.on("order.placed", queue="slow")
+    async def handle_slowly(order: OrderPlaced) -> None:
+        await go_on.wait()
+        slow.append(order.number)
+
+    billing.on("order.placed")(_collects(quick))
+    async with running(shop, billing, concurrency=2, prefetch=2):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(20)])
+        await eventually(lambda: quick, [*range(20)])
+        assert slow == []
+        go_on.set()
+        await eventually(lambda: sorted(slow), [*range(20)])
+
+
+async def test_a_worker_of_one_queue_consumes_only_that(shop: Lightbus, billing: Lightbus) -> None:
+    heard: dict[str, list[int]] = {"main": [], "slow": []}
+    billing.on("order.placed", name="main")(_collects(heard["main"]))
+    billing.on("order.placed", name="slow", queue="slow")(_collects(heard["slow"]))
+    async with running(billing, queues=["slow"]):
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(lambda: heard, {"main": [], "slow": [1]})
+    async with running(billing, queues=["main"]):
+        await shop.publish(OrderPlaced(number=2))
+        await eventually(lambda: heard, {"main": [1, 2], "slow": [1]})
+    assert order_numbers(await left_in(billing, "billing.slow")) == [2]
+
+
+async def test_retries_come_back_to_the_queue_that_they_left(shop: Lightbus, billing: Lightbus) -> None:
+    attempts: list[int] = []
+
+    @billing.on("order.placed", queue="slow")
+    async def fail(message: Message) -> None:
+        attempts.append(message.attempt)
+        raise ValueError("no")
+
+    async with running(billing, queues=["slow"]):
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+    assert attempts == [1, 2, 3]
+    assert dead.properties["headers"]["lightbus-queue"] == "billing.slow"
+
+
+async def test_a_queue_that_the_app_does_not_have_is_refused_with_those_it_has(billing: Lightbus) -> None:
+    billing.on("order.placed", queue="slow")(lambda: None)
+    with pytest.raises(errors.InvalidOption, match=r"'billing' has no queue 'quick'\. It has: main, slow"):
+        billing.consumer(queues=["quick"])
+
+
+async def test_prefetch_is_the_most_that_a_worker_holds(shop: Lightbus, billing: Lightbus) -> None:
+    go_on = anyio.Event()
+
+    @billing.on("order.placed")
+    async def wait() -> None:
+        await go_on.wait()
+
+    await declare(billing)
+    await shop.publish_many([OrderPlaced(number=n) for n in range(20)])
+    async with running(billing, prefetch=5, concurrency=50) as bus:
+        (consumer,) = bus.consumers["billing"]
+        await eventually(lambda: len(consumer.in_flight), 5)
+        others = await anyio.to_thread.run_sync(take_all, billing, "billing")
+        assert len(others) == 15
+        assert len(consumer.in_flight) == 5
+        go_on.set()
+
+
+async def test_two_event_names_of_one_app_do_not_mix(shop: Lightbus, billing: Lightbus) -> None:
+    placed: list[int] = []
+    cancelled: list[int] = []
+    billing.on("order.placed")(_collects(placed))
+
+    @billing.on("order.cancelled")
+    async def note(order: OrderCancelled) -> None:
+        cancelled.append(order.number)
+
+    async with running(shop, billing):
+        await shop.publish_many(
+            [OrderPlaced(number=n) if n % 2 else OrderCancelled(number=n) for n in range(20)],
+        )
+        await eventually(lambda: (placed, cancelled), ([*range(1, 20, 2)], [*range(0, 20, 2)]))
+
+
+def _collects(heard: list[int]) -> Callable[[OrderPlaced], object]:
+    async def collect(order: OrderPlaced) -> None:
+        heard.append(order.number)
+
+    return collect

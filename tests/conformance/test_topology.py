@@ -1,0 +1,170 @@
+"""Exchanges, queues and bindings: declared by whoever comes first, and again by all others."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import amqp.exceptions
+import anyio
+import anyio.to_thread
+import pytest
+
+from lightbus import Lightbus, Retry, errors
+from lightbus.transport import Publication
+from tests.bus import LIMIT, OrderPlaced, connected, dead_letters, declare, eventually, left_in, running, stranger
+
+pytestmark = pytest.mark.anyio
+
+MakeApp = Callable[..., Lightbus]
+
+
+async def test_declaring_again_changes_nothing(shop: Lightbus, make_app: MakeApp) -> None:
+    for _ in range(2):
+        billing = make_app("billing")
+        billing.on("order.placed", name="handle")(lambda: None)
+        await declare(shop, billing)
+    await shop.publish(OrderPlaced(number=1))
+    assert len(await left_in(billing)) == 1
+
+
+async def test_publisher_and_worker_may_come_in_any_order_and_at_once(make_app: MakeApp) -> None:
+    apps = [make_app(name) for name in ("shop", "billing", "shipping", "stats")]
+    for app in apps:
+        app.event(OrderPlaced)
+        app.on("order.placed", source="shop", name="handle")(lambda: None)
+    async with anyio.create_task_group() as tasks:
+        for app in apps:
+            tasks.start_soon(declare, app)
+            tasks.start_soon(app.publish, OrderPlaced(number=1))
+
+
+async def test_another_ladder_is_no_conflict(shop: Lightbus, make_app: MakeApp) -> None:
+    for delays in ((0.05, 1), (0.05, 2, 0.07), ()):
+        billing = make_app("billing", retry=Retry(delays=delays))
+        billing.on("order.placed", name="handle")(lambda: None)
+        await declare(billing)
+
+
+async def test_a_pattern_that_was_removed_leaves_its_binding(shop: Lightbus, make_app: MakeApp) -> None:
+    """Workers of the older code may still run: nothing is unbound behind their back."""
+    older, newer = make_app("billing"), make_app("billing")
+    older.on("order.placed", name="handle")(lambda: None)
+    newer.on("order.shipped", name="handle")(lambda: None)
+    await declare(older)
+    await declare(newer)
+    assert (await shop.publish(OrderPlaced(number=1))).routed
+
+
+@pytest.mark.parametrize("queue_type", ["quorum", "classic"])
+async def test_both_types_of_queue_retry_and_keep_dead_letters(
+    shop: Lightbus, make_app: MakeApp, queue_type: str
+) -> None:
+    billing = make_app("billing", queue_type=queue_type)
+    attempts: list[int] = []
+
+    @billing.on("order.placed")
+    async def fail(order: OrderPlaced) -> None:
+        attempts.append(order.number)
+        raise ValueError("no")
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        await dead_letters(billing)
+    assert attempts == [1, 1, 1]
+
+
+async def test_a_queue_of_other_arguments_is_a_conflict_that_says_what_differs_and_what_to_do(
+    billing: Lightbus,
+) -> None:
+    billing.on("order.placed")(lambda: None)
+    async with stranger(billing) as channel:
+        arguments = {"x-queue-type": "classic", "x-max-length": 10}
+        await anyio.to_thread.run_sync(
+            lambda: channel.queue_declare("billing", durable=True, auto_delete=False, arguments=arguments)
+        )
+    with pytest.raises(errors.TopologyConflict) as conflict:
+        await billing.consumer().run()
+    words = str(conflict.value)
+    assert "inequivalent arg" in words
+    assert "queue 'billing'" in words
+    assert "other arguments than this app declares" in words
+    assert "delete_queue" in words
+
+
+async def test_an_exchange_of_another_type_is_a_conflict_for_the_publisher(shop: Lightbus) -> None:
+    async with stranger(shop) as channel:
+        await anyio.to_thread.run_sync(
+            lambda: channel.exchange_declare("shop", "fanout", durable=True, auto_delete=False)
+        )
+    with anyio.fail_after(5), pytest.raises(errors.PublishRefused) as refused:
+        await shop.publish(OrderPlaced(number=1))
+    assert isinstance(refused.value.__cause__, errors.TopologyConflict)
+    assert "inequivalent arg 'type' for exchange 'shop'" in str(refused.value)
+    assert "was not sent" in str(refused.value)
+
+
+async def test_a_queue_that_is_deleted_while_it_is_consumed_comes_back(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def note(order: OrderPlaced) -> None:
+        heard.append(order.number)
+
+    async with running(shop, billing) as bus:
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(lambda: heard, [1])
+        (consumer,) = bus.consumers["billing"]
+        async with stranger(billing) as channel:
+            await anyio.to_thread.run_sync(channel.queue_delete, "billing")
+        with anyio.fail_after(LIMIT):
+            for number in itertools.count(2):
+                if (await shop.publish(OrderPlaced(number=number))).routed:
+                    break
+                await anyio.sleep(0.02)
+        await eventually(lambda: heard, [1, number])
+        assert consumer.connected
+
+
+@pytest.mark.parametrize("exchange", ["shop", "lightbus"])
+async def test_a_publish_after_its_exchange_was_deleted_declares_it_again(
+    shop: Lightbus, billing: Lightbus, exchange: str
+) -> None:
+    billing.on("order.placed")(lambda: None)
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        async with stranger(shop) as channel:
+            await anyio.to_thread.run_sync(channel.exchange_delete, exchange)
+        receipt = await shop.publish(OrderPlaced(number=2))
+        assert receipt.id
+
+
+async def test_a_retry_whose_queue_was_deleted_is_not_lost(shop: Lightbus, billing: Lightbus) -> None:
+    attempts: list[bool] = []
+
+    @billing.on("order.placed")
+    async def fail(order: OrderPlaced) -> None:
+        attempts.append(True)
+        raise ValueError("no")
+
+    async with running(shop, billing):
+        async with stranger(billing) as channel:
+            await anyio.to_thread.run_sync(channel.queue_delete, "billing.retry.50ms")
+            await anyio.to_thread.run_sync(channel.queue_delete, "billing.dead")
+        await shop.publish(OrderPlaced(number=1))
+        (dead,) = await dead_letters(billing)
+    assert len(attempts) >= 3
+    assert dead.properties["headers"]["lightbus-attempt"] == 3
+
+
+async def test_nobody_can_publish_to_the_bus_exchange(shop: Lightbus) -> None:
+    await declare(shop)
+
+    def publish() -> None:
+        with connected(shop) as connection:
+            channel = connection.channel()
+            channel.publish([Publication("lightbus", "order.placed", b"{}", {"message_id": "m"})])
+            channel.exchange_declare("lightbus", "topic", passive=True)
+
+    with pytest.raises(amqp.exceptions.AccessRefused, match="internal exchange"):
+        await anyio.to_thread.run_sync(publish)

@@ -1,0 +1,127 @@
+"""`*` is one word, `#` is any number of them: in Lightbus, in the embedded broker and in RabbitMQ alike."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lightbus import Lightbus, Message
+from lightbus.pattern import topic_matches
+from lightbus.transport import Channel, Publication
+from tests.bus import connected, eventually, running
+
+WORDS = ("a", "b", "ab", "user", "x-1")
+
+words = st.sampled_from(WORDS)
+keys = st.lists(words, min_size=1, max_size=5).map(".".join)
+patterns = st.lists(st.one_of(words, st.just("*"), st.just("#")), min_size=1, max_size=5).map(".".join)
+
+odd_words = st.sampled_from(("a", "b", "", "*", "#", "ab"))
+odd_keys = st.lists(odd_words, max_size=4).map(".".join)
+"""Keys and patterns that only strangers use: empty, with empty words, with `*` and `#` in keys."""
+
+
+@pytest.mark.anyio
+async def test_handlers_hear_what_their_patterns_match(make_app: Callable[..., Lightbus]) -> None:
+    shop, stats = make_app("shop"), make_app("stats")
+    names = ["order", "order.placed", "order.line.added", "orders.placed", "invoice.placed", "user.signed.up"]
+    classes = {name: shop.event(name)(type("Event", (), {"__annotations__": {}})) for name in names}
+    heard: dict[str, set[str]] = defaultdict(set)
+    wanted = {
+        "order.placed": {"order.placed"},
+        "order.*": {"order.placed"},
+        "*.placed": {"order.placed", "orders.placed", "invoice.placed"},
+        "order.#": {"order", "order.placed", "order.line.added"},
+        "#.placed": {"order.placed", "orders.placed", "invoice.placed"},
+        "#": set(names),
+        "*": {"order"},
+        "*.*.*": {"order.line.added", "user.signed.up"},
+        "order.*.#": {"order.placed", "order.line.added"},
+        "#.signed.#": {"user.signed.up"},
+    }
+
+    def hear(pattern: str) -> None:
+        @stats.on(pattern, name=f"hear {pattern}")
+        async def note(message: Message) -> None:
+            if message.source == "shop" and message.event in names:
+                heard[pattern].add(message.event)
+
+    for pattern in wanted:
+        hear(pattern)
+    async with running(shop, stats) as bus:
+        for cls in classes.values():
+            await shop.publish(cls())
+        await bus.quiet(stats)
+        await eventually(lambda: dict(heard), wanted)
+
+
+class TopicExchange:
+    """One exchange of a broker, and a queue: which of these patterns does it say match this key?"""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.channel.confirm_select()
+        self.queues: dict[str, str] = {}
+        channel.exchange_declare("topics", "topic", durable=False, auto_delete=False)
+
+    def matches(self, patterns: Sequence[str], keys: Sequence[str]) -> set[tuple[str, str]]:
+        """The pairs (pattern, key) that match: the broker has a queue for each pattern, and is sent each key."""
+        for pattern in patterns:
+            if pattern not in self.queues:
+                queue = self.queues[pattern] = f"q{len(self.queues)}"
+                self.channel.queue_declare(queue, durable=False, auto_delete=False, exclusive=True, nowait=True)
+                self.channel.queue_bind(queue, "topics", pattern, nowait=True)
+        publications = [Publication("topics", key, key.encode(), {"message_id": "m"}, mandatory=False) for key in keys]
+        self.channel.publish(publications)
+        # Whatever is in a queue is there once a synchronous method behind it is answered.
+        self.channel.exchange_declare("topics", "topic", durable=False, auto_delete=False, passive=True)
+        found = set()
+        for pattern in self.queues:
+            while (delivery := self.channel.get(self.queues[pattern])) is not None:
+                self.channel.basic_ack(delivery.delivery_tag)
+                if pattern in patterns:
+                    found.add((pattern, delivery.body.decode()))
+        return found
+
+
+def test_matching_is_the_brokers(broker_url: str) -> None:
+    """Against the broker itself: ten patterns and thirty keys at once, since each question costs a round trip."""
+    with connected(broker_url) as connection:
+        _compare(TopicExchange(connection.channel()))
+
+
+def _compare(exchange: TopicExchange) -> None:
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        st.lists(st.one_of(patterns, odd_keys), min_size=5, max_size=10, unique=True),
+        st.lists(st.one_of(keys, odd_keys), min_size=20, max_size=30, unique=True),
+    )
+    def ask(some_patterns: list[str], some_keys: list[str]) -> None:
+        said = exchange.matches(some_patterns, some_keys)
+        computed = {(p, k) for p in some_patterns for k in some_keys if topic_matches(p, k)}
+        assert computed == said
+
+    ask()
+
+
+@given(keys)
+def test_a_hash_matches_every_key(key: str) -> None:
+    assert topic_matches("#", key)
+    assert topic_matches(f"#.{key}.#", key)
+    assert topic_matches(key, key)
+
+
+@given(patterns, keys)
+def test_a_star_for_each_word_matches_what_the_word_does(pattern: str, key: str) -> None:
+    if topic_matches(pattern, key):
+        assert topic_matches(pattern.replace("user", "*"), key)
+        assert topic_matches(f"{pattern}.#", key)
+        assert topic_matches(f"{pattern}.*", f"{key}.more")
+
+
+def test_many_hashes_take_no_time() -> None:
+    assert not topic_matches(".".join(["#", "a"] * 60), ".".join(["a"] * 100 + ["b"]))
