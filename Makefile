@@ -32,7 +32,7 @@ lint: $(READY)  ## ruff, mypy and pyright
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
-	@$(PYTHON) -m pyright
+	@$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
 setup: $(READY) rabbitmq  ## only set up: the environment in .venv, and RabbitMQ for the tests
 
