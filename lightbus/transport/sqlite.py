@@ -15,7 +15,8 @@ also expires messages and finds the clients that died.
 
 It differs from RabbitMQ where nobody should notice: a message expires when its time has come, not only at
 its queue's head; queues that are not durable last as long as the file (the broker is never restarted);
-`x-expires`, `x-max-length-bytes` and priorities are accepted and ignored.
+`x-expires`, `x-max-length-bytes` and priorities are accepted and ignored; an error in a batch undoes the whole
+batch; a message that waits to be dead-lettered at least once moves on as soon as there is a way.
 """
 
 from __future__ import annotations
@@ -233,8 +234,11 @@ class Connection:
             seconds = self._seconds_to_wait(now, deadline)
 
     def _was_interrupted(self) -> bool:
-        interrupted, self._interrupted = self._interrupted, False
-        return interrupted
+        # Cleared only where it was seen: another thread may set it between the two.
+        if self._interrupted:
+            self._interrupted = False
+            return True
+        return False
 
     def _dispatch(self) -> bool:
         # Only what is there now: a callback that publishes must not keep us here for ever.
@@ -365,6 +369,10 @@ class Channel(base.StdChannel):
                 self._later("on_return", publication.properties.get("message_id", ""))
         if self._confirms:
             self._confirm(outcomes)
+
+    def publish_nowait(self, publications: Sequence[Publication]) -> bool:
+        """Never: a transaction may wait for the disk, and SQLite's connection is its owner's."""
+        return False
 
     def _confirm(self, outcomes: Sequence[Outcome]) -> None:
         for refused, group in itertools.groupby(outcomes, key=lambda outcome: outcome is Outcome.REFUSED):

@@ -504,6 +504,9 @@ def _seconds_to_live(queue: Queue, properties: Properties) -> float | None:
 # --- bells ------------------------------------------------------------------------------------
 
 
+_bells: weakref.WeakSet[Bell] = weakref.WeakSet()
+
+
 class Bell:
     """A client's named pipe: its sign of life, and what others ring to wake it."""
 
@@ -518,6 +521,7 @@ class Bell:
         self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._reader, select.POLLIN)
+        _bells.add(self)
 
     def ring(self) -> None:
         """From any thread, also after `close`."""
@@ -571,7 +575,6 @@ def _is_alive(path: Path) -> bool:
 
 # --- the file ---------------------------------------------------------------------------------
 
-_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 _create_lock = threading.Lock()
 
 
@@ -724,6 +727,122 @@ def explain(path: Path, error: sqlite3.Error) -> Exception:
     return errors.BrokerFileError(f"The embedded broker cannot use its file {path}: {error}. {step}")
 
 
+class File:
+    """One client's handle on the file.
+
+    SQLite keeps what it has locked in the memory of the process, where a forked child would find locks that
+    nobody will ever give back, and would miss those that it needs. So no file is open while a process forks:
+    the forking thread waits until the others have ended their transactions, and closes their files. The
+    parent opens them again when they are next used.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.lock = threading.RLock()  # held while in use
+        self.closed = False
+        self._database: sqlite3.Connection | None = None
+        self._synced = False
+        with self.lock:
+            with _files_lock:
+                _files.add(self)
+            self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        if self.place.path in _unusable:
+            raise errors.BrokerFileError(
+                f"The embedded broker cannot use its file {self.place.path} in this process, which was forked in "
+                "the middle of a transaction, or without Python's knowledge. Fork before connecting, or start a "
+                "new process."
+            )
+        self._database = database = _open_file(self.place)
+        if self._synced and not self.place.in_memory:
+            database.execute("PRAGMA synchronous = FULL")
+        return database
+
+    def get(self) -> sqlite3.Connection:
+        """The open file; the caller holds `lock`."""
+        if self.closed:
+            raise amqp_error(
+                amqp_errors.RecoverableConnectionError,
+                f"This connection to the embedded broker's file {self.place.path} is closed, or belongs to the "
+                "process that this one was forked from. Open another.",
+            )
+        return self._database or self._open()
+
+    def sync_on_commit(self) -> None:
+        with self.lock:
+            self._synced = True
+            if not self.place.in_memory:
+                self.get().execute("PRAGMA synchronous = FULL")
+
+    def let_go(self) -> None:
+        """Close for now."""
+        if self._database is not None and not self._database.in_transaction:
+            self._database.close()
+            self._database = None
+
+    def close(self) -> None:
+        with self.lock:
+            self.closed = True
+            if self._database is not None:
+                self._database.close()
+                self._database = None
+
+    def abandon(self) -> None:
+        """In a forked child: the file is the parent's."""
+        self.lock = threading.RLock()
+        self.closed = True
+        if self._database is not None:
+            # SQLite forbids to use it here, or even to close it: it is never freed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
+            self._database = None
+            _unusable.add(self.place.path)
+
+
+_files: weakref.WeakSet[File] = weakref.WeakSet()
+_files_lock = threading.Lock()
+_fork_lock = threading.Lock()
+_let_go: list[File] = []  # while forking: those whose locks are held
+_unusable: set[Path] = set()
+
+
+def _before_fork() -> None:
+    _fork_lock.acquire()
+    while new := _other_files():
+        for file in new:
+            file.lock.acquire()
+            _let_go.append(file)
+    for file in _let_go:
+        file.let_go()
+
+
+def _other_files() -> list[File]:
+    with _files_lock:
+        return [file for file in _files if file not in _let_go]
+
+
+def _after_fork_in_parent() -> None:
+    while _let_go:
+        _let_go.pop().lock.release()
+    _fork_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _create_lock, _files_lock, _fork_lock, _memory_lock
+    _create_lock, _files_lock = threading.Lock(), threading.Lock()
+    _fork_lock, _memory_lock = threading.Lock(), threading.Lock()
+    _memory_folders.clear()  # the parent's: a child has a memory of its own
+    _let_go.clear()
+    for bell in list(_bells):
+        bell.close_in_child()  # else this copy would keep the parent alive
+    for file in list(_files):
+        file.abandon()
+    _files.clear()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
 @attrs.frozen
 class Claim:
     """A message that a client has taken."""
@@ -741,9 +860,8 @@ class Store:
 
     def __init__(self, place: Place) -> None:
         self.path = place.path
-        self._in_memory = place.in_memory
         self._folder = place.path.with_name(place.path.name + ".clients")
-        self._database: sqlite3.Connection | None = _open_file(place)
+        self._file = File(place)
         self._version = -1
         self._topology = Topology({}, {})
         self._clock = 0.0
@@ -754,14 +872,13 @@ class Store:
         self.client = -1
         try:
             self.bell = self._register()
+            self.reap()
         except OSError as error:
-            self._database.close()
+            self._file.close()
             raise _cannot_open(self._folder, error) from error
         except BaseException:
-            self._database.close()
+            self._file.close()
             raise
-        _open_stores.add(self)
-        self.reap()
 
     # --- life -----------------------------------------------------------------------------
 
@@ -782,37 +899,26 @@ class Store:
 
     @property
     def is_open(self) -> bool:
-        return self._database is not None
+        return not self._file.closed
 
     def close(self, acked: Sequence[int]) -> None:
         """Leave: what this client holds beyond `acked` goes back to its queues, its exclusive queues go."""
-        if self._database is None:
+        if self._file.closed:
             return
         try:
-            self._sql(f"PRAGMA busy_timeout = {CLOSE_TIMEOUT * 1000:.0f}")
-            with self.transaction():
-                self.ack(acked)
-                self._bury(self.client)
+            with self._file.lock:
+                self._sql(f"PRAGMA busy_timeout = {CLOSE_TIMEOUT * 1000:.0f}")
+                with self.transaction():
+                    self.ack(acked)
+                    self._bury(self.client)
         finally:
-            self.bell.close()
+            self.drop()
             self.bell.path.unlink(missing_ok=True)
-            self._database.close()
-            self._database = None
 
     def drop(self) -> None:
         """Close the file without a word; others find the client dead."""
-        if self._database is not None:
-            self.bell.close()
-            self._database.close()
-            self._database = None
-
-    def abandon(self) -> None:
-        """In a forked child: let go of the parent's file without touching it."""
-        if self._database is not None:
-            self.bell.close_in_child()  # else this copy would keep the parent alive
-            # SQLite forbids even closing it here: never freed, at the price of some memory.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
-            self._database = None
+        self.bell.close()
+        self._file.close()
 
     def reap(self) -> None:
         """Find clients that died, and return what they held."""
@@ -838,22 +944,18 @@ class Store:
 
     # --- transactions ---------------------------------------------------------------------
 
+    # In these two the caller holds the file's lock: it is in a transaction.
+
     def _sql(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
-        if self._database is None:
-            raise amqp_error(
-                amqp_errors.RecoverableConnectionError,
-                f"This connection to the embedded broker's file {self.path} is closed, or belongs to the process "
-                "that this one was forked from. Open another.",
-            )
-        return self._database.execute(statement, parameters)
+        return self._file.get().execute(statement, parameters)
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        assert self._database is not None
-        self._database.executemany(statement, rows)
+        self._file.get().executemany(statement, rows)
 
     def _read(self, statement: str, *parameters: Any) -> list[Any]:
         try:
-            return self._sql(statement, *parameters).fetchall()
+            with self._file.lock:
+                return self._sql(statement, *parameters).fetchall()
         except sqlite3.Error as error:
             raise explain(self.path, error) from error
 
@@ -866,32 +968,32 @@ class Store:
             yield
             if self._last_entry != last_entry:
                 self._sql("UPDATE broker SET last_entry = ?", self._last_entry)
-        ring_for, self._ring_for = self._ring_for, set()
-        if self._ring_all:
-            self._ring_all = False
-            ring_for = {row[0] for row in self._read("SELECT id FROM clients")}
+            if self._ring_all:
+                self._ring_for.update(row[0] for row in self._sql("SELECT id FROM clients"))
+        ring_for, self._ring_for, self._ring_all = self._ring_for, set(), False
         for client in ring_for:
             self._ring_bell(client)
 
     @contextlib.contextmanager
     def _raw_transaction(self, begin: str = "BEGIN IMMEDIATE") -> Generator[None]:
-        try:
-            self._sql(begin)
-            yield
-            self._sql("COMMIT")
-        except BaseException as error:
-            self._roll_back()
-            if isinstance(error, sqlite3.Error):
-                raise explain(self.path, error) from error
-            raise
+        with self._file.lock:
+            try:
+                self._sql(begin)
+                yield
+                self._sql("COMMIT")
+            except BaseException as error:
+                self._roll_back()
+                if isinstance(error, sqlite3.Error):
+                    raise explain(self.path, error) from error
+                raise
 
     def _roll_back(self) -> None:
         self._version = -1  # what was declared in it never was
         self._ring_for.clear()
         self._ring_all = False
-        if self._database is not None and self._database.in_transaction:
+        if not self._file.closed and self._file.get().in_transaction:
             with contextlib.suppress(sqlite3.Error):
-                self._database.execute("ROLLBACK")
+                self._sql("ROLLBACK")
 
     def refresh(self) -> None:
         """See what others have changed."""
@@ -932,8 +1034,7 @@ class Store:
 
     def sync_on_commit(self) -> None:
         """From now on a commit has reached the disk when it returns."""
-        if not self._in_memory:
-            self._sql("PRAGMA synchronous = FULL")
+        self._file.sync_on_commit()
 
     # --- topology -------------------------------------------------------------------------
 
@@ -1267,8 +1368,7 @@ class Store:
     def _hold(self, id: int, reason: str) -> None:
         shortest, longest = RETRY_HELD
         times = {"now": self.now(), "shortest": shortest, "longest": longest}
-        assert self._database is not None
-        self._database.execute(HOLD, {"nobody": NOBODY, "reason": reason, "id": id, **times})
+        self._file.get().execute(HOLD, {"nobody": NOBODY, "reason": reason, "id": id, **times})
         self._ring_all = True
 
     def _release_held(self) -> None:
@@ -1364,15 +1464,3 @@ def _outside_cycles(queues: Sequence[Queue], message: _Message, reason: str) -> 
 def _is_cycle(queue: str, deaths: Sequence[Arguments]) -> bool:
     at = next((index for index, death in enumerate(deaths) if death.get("queue") == queue), None)
     return at is not None and all(death.get("reason") != "rejected" for death in deaths[: at + 1])
-
-
-def _after_fork() -> None:
-    global _create_lock, _memory_lock
-    _create_lock, _memory_lock = threading.Lock(), threading.Lock()
-    _memory_folders.clear()  # the parent's: a child has a memory of its own
-    for store in list(_open_stores):
-        store.abandon()
-    _open_stores.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -1027,6 +1027,33 @@ def _in_fork(action: Callable[[], None]) -> int:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forking_while_other_threads_are_busy_harms_neither_side(file_url: str, here: Client) -> None:
+    stop = threading.Event()
+
+    def publish() -> None:
+        publisher = Client(file_url)
+        while not stop.is_set():
+            publisher.publish("app", "a", *[b"parent"] * 20)
+        publisher.connection.close()
+
+    def child() -> None:
+        signal.alarm(15)
+        own = Client(file_url)
+        own.publish("app", "a", b"child")
+        own.connection.close()
+
+    here.consume("q", no_ack=True)
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        assert [_in_fork(child) for _ in range(20)] == [0] * 20
+    finally:
+        stop.set()
+        thread.join()
+    here.until(lambda: here.bodies().count(b"child") == 20)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_leaves_the_parents_connection_alone(file_url: str, here: Client) -> None:
     here.send("q", b"1")
     here.consume("q")
@@ -1166,8 +1193,7 @@ def test_a_full_disk_is_an_error_and_nothing_confirmed_is_lost(here: Client) -> 
     here.channel.confirm_select()
     here.publish("app", "a", b"small")
     here.settle()
-    database = here.connection._store._database  # no public way to fill a disk
-    assert database is not None
+    database = here.connection._store._file.get()  # no public way to fill a disk
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     database.execute(f"PRAGMA max_page_count = {pages + 1}")
     with pytest.raises(errors.BrokerFileError, match=r"full.*Make room on the disk"):
@@ -1182,8 +1208,7 @@ def test_a_full_disk_is_an_error_and_nothing_confirmed_is_lost(here: Client) -> 
 def test_a_file_locked_for_too_long_is_a_lost_connection(
     tmp_path: Path, here: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = here.connection._store._database
-    assert database is not None
+    database = here.connection._store._file.get()
     database.execute("PRAGMA busy_timeout = 50")
     with contextlib.closing(sqlite3.connect(tmp_path / "bus.db", isolation_level=None)) as blocker:
         blocker.execute("BEGIN IMMEDIATE")
