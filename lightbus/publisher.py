@@ -315,10 +315,18 @@ class Publisher(ConnectionThread):
         # After a refusal the suspects go one by one, so that the one to blame is alone when it happens again.
         window = 1 if self._suspects else WINDOW
         batch: list[Publication] = []
-        while self._waiting and len(self._unconfirmed) < window:
+        for _ in range(len(self._waiting)):
+            if len(self._unconfirmed) >= window or not self._waiting:
+                break
             outgoing = self._waiting.popleft()
             if outgoing.abandoned:
                 self._suspects = max(0, self._suspects - 1)
+                continue
+            message_id = outgoing.publication.properties["message_id"]
+            twin = self._by_id.get(message_id)
+            if twin is not None and not twin.abandoned:
+                # A return names its message by the id alone: no two of one id (as copies have) are in flight at once.
+                self._waiting.append(outgoing)
                 continue
             self._unconfirmed[self._next_tag] = outgoing
             self._next_tag += 1
@@ -326,7 +334,7 @@ class Publisher(ConnectionThread):
                 declare(connection, topology.delaying(self.app, outgoing.delay_level, self.queue_type))
                 self._delay_levels = outgoing.delay_level
             outgoing.sent = True
-            self._by_id[outgoing.publication.properties["message_id"]] = outgoing
+            self._by_id[message_id] = outgoing
             batch.append(outgoing.publication)
         return batch
 
@@ -363,7 +371,9 @@ class Publisher(ConnectionThread):
         return confirmed
 
     def _finish(self, outgoing: Outgoing) -> None:
-        self._by_id.pop(outgoing.publication.properties["message_id"], None)
+        message_id = outgoing.publication.properties["message_id"]
+        if self._by_id.get(message_id) is outgoing:
+            del self._by_id[message_id]
         self._suspects = max(0, self._suspects - 1)
         self._finished.append(outgoing)
 
@@ -434,7 +444,9 @@ class Publisher(ConnectionThread):
 
 
 def _is_refusal(error: BaseException) -> bool:
-    return isinstance(error, amqp.exceptions.AMQPError) and error.code in _REFUSALS
+    if isinstance(error, amqp.exceptions.AMQPError):
+        return error.code in _REFUSALS
+    return isinstance(error, ValueError)  # the transport cannot encode one of the batch
 
 
 def _chained(error: errors.PublishError, cause: BaseException) -> errors.PublishError:

@@ -1,0 +1,248 @@
+"""The publisher over a scripted connection: confirms, returns, refusals, and what cannot be encoded."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import amqp.exceptions
+import pytest
+
+from lightbus import Receipt, errors
+from lightbus.connection import Broker
+from lightbus.message import new_id
+from lightbus.publisher import Publisher
+from lightbus.transport import Publication
+
+Script = Callable[["ScriptedChannel", int, Publication], None]
+
+
+class ScriptedChannel:
+    """Takes what is published and answers each message by the script, in the connection's thread, as brokers do."""
+
+    def __init__(self, connection: ScriptedConnection) -> None:
+        self.connection = connection
+        self.tag = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **options: arguments[0] if name.startswith("prepare") else None
+
+    def publish(self, publications: Sequence[Publication]) -> None:
+        for publication in publications:
+            if "unencodable" in publication.properties["headers"]:
+                raise ValueError("the property headers cannot be encoded")
+        for publication in publications:
+            self.tag += 1
+            self.connection.broker.published.append(publication)
+            self.connection.answers.append((self, self.tag, publication))
+        self.connection.interrupt()
+
+
+class ScriptedConnection:
+    blocked = False
+
+    def __init__(self, broker: ScriptedBroker) -> None:
+        self.broker = broker
+        self.answers: list[tuple[ScriptedChannel, int, Publication]] = []
+        self.woken = threading.Event()
+
+    def channel(self) -> ScriptedChannel:
+        return ScriptedChannel(self)
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        if not self.woken.wait(timeout):
+            raise TimeoutError
+        self.woken.clear()
+        answers, self.answers = self.answers, []
+        for answer in answers:
+            self.broker.script(*answer)
+
+    def interrupt(self) -> None:
+        self.woken.set()
+
+    def heartbeat_tick(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def collect(self) -> None: ...
+
+
+class ScriptedBroker:
+    masked = "scripted://"
+    addresses = Broker.parse("memory://scripted").addresses
+
+    def __init__(self) -> None:
+        self.script: Script = ack
+        self.published: list[Publication] = []
+        self.connections = 0
+
+    def connect(self, name: str, **options: Any) -> ScriptedConnection:
+        self.connections += 1
+        return ScriptedConnection(self)
+
+
+def ack(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+    channel.on_ack(tag, False)
+
+
+def publication(headers: dict[str, Any] | None = None, message_id: str | None = None, key: str = "a.b") -> Publication:
+    return Publication(
+        "billing", key, b"{}", {"message_id": message_id or new_id(), "headers": headers or {}, "type": key}
+    )
+
+
+@pytest.fixture
+def broker() -> ScriptedBroker:
+    return ScriptedBroker()
+
+
+@pytest.fixture
+def publisher(broker: ScriptedBroker) -> Iterator[Publisher]:
+    publisher = Publisher("billing", cast(Broker, broker), timeout=5.0, queue_type="quorum")
+    yield publisher
+    publisher.close(0.1)
+
+
+def test_a_confirm_becomes_a_receipt(publisher: Publisher) -> None:
+    one = publication()
+    assert publisher.publish_sync(one) == Receipt(one.properties["message_id"], routed=True)
+
+
+def test_a_return_before_the_ack_says_that_nobody_listens(publisher: Publisher, broker: ScriptedBroker) -> None:
+    def unroutable(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        channel.on_return(publication.properties["message_id"])
+        channel.on_ack(tag, False)
+
+    broker.script = unroutable
+    assert publisher.publish_sync(publication()).routed is False
+
+
+def test_a_nack_is_an_error_of_its_message_only(publisher: Publisher, broker: ScriptedBroker) -> None:
+    def full(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        (channel.on_nack if publication.routing_key == "full" else channel.on_ack)(tag, False)
+
+    broker.script = full
+    with pytest.raises(errors.PublishManyError) as caught:
+        publisher.publish_many_sync([publication(), publication(key="full"), publication()])
+    assert [type(outcome) for outcome in caught.value.outcomes] == [Receipt, errors.PublishNacked, Receipt]
+
+
+def test_one_multiple_ack_confirms_all_up_to_it(publisher: Publisher, broker: ScriptedBroker) -> None:
+    def every_tenth(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        if tag % 10 == 0:
+            channel.on_ack(tag, True)
+
+    broker.script = every_tenth
+    many = [publication() for _ in range(100)]
+    receipts = publisher.publish_many_sync(many)
+    assert [receipt.id for receipt in receipts] == [one.properties["message_id"] for one in many]
+
+
+def test_confirms_out_of_order_reach_the_right_message(publisher: Publisher, broker: ScriptedBroker) -> None:
+    waiting: list[tuple[ScriptedChannel, int, Publication]] = []
+
+    def backwards(*answer: Any) -> None:
+        waiting.append(answer)
+        if len(waiting) == 20:
+            for channel, tag, publication in reversed(waiting):
+                if tag % 2:
+                    channel.on_return(publication.properties["message_id"])
+                channel.on_ack(tag, False)
+
+    broker.script = backwards
+    receipts = publisher.publish_many_sync([publication() for _ in range(20)])
+    assert [receipt.routed for receipt in receipts] == [False, True] * 10
+
+
+def test_a_lost_connection_publishes_what_was_not_confirmed_again_with_the_same_id(
+    publisher: Publisher, broker: ScriptedBroker
+) -> None:
+    def dies_once(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        if broker.connections == 1:
+            raise ConnectionResetError("peer")
+        channel.on_ack(tag, False)
+
+    broker.script = dies_once
+    one = publication()
+    assert publisher.publish_sync(one).routed
+    assert [sent.properties["message_id"] for sent in broker.published] == [one.properties["message_id"]] * 2
+
+
+def test_a_message_that_cannot_be_encoded_is_refused_and_holds_nobody_up(publisher: Publisher) -> None:
+    with pytest.raises(errors.PublishRefused, match="cannot be encoded"):
+        publisher.publish_sync(publication({"unencodable": 1}), timeout=5)
+    assert publisher.publish_sync(publication(), timeout=5).routed
+
+
+def test_among_many_only_the_one_that_cannot_be_encoded_is_refused(publisher: Publisher) -> None:
+    many = [publication({"unencodable": 1} if place == 7 else None) for place in range(20)]
+    with pytest.raises(errors.PublishManyError) as caught:
+        publisher.publish_many_sync(many, timeout=10)
+    refused = [place for place, one in enumerate(caught.value.outcomes) if isinstance(one, errors.PublishRefused)]
+    assert refused == [7]
+
+
+def test_a_refusal_of_the_broker_finds_the_one_to_blame(publisher: Publisher, broker: ScriptedBroker) -> None:
+    def refuses(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        if publication.routing_key == "bad":
+            raise amqp.exceptions.PreconditionFailed("invalid expiration")
+        channel.on_ack(tag, False)
+
+    broker.script = refuses
+    with pytest.raises(errors.PublishManyError) as caught:
+        publisher.publish_many_sync([publication(), publication(key="bad"), publication()], timeout=10)
+    assert [type(one) for one in caught.value.outcomes] == [Receipt, errors.PublishRefused, Receipt]
+
+
+def test_of_two_messages_with_one_id_each_hears_of_its_own_return(publisher: Publisher, broker: ScriptedBroker) -> None:
+    """Two handlers of one delivery that fail together publish copies with one message id."""
+
+    def one_is_unroutable(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        if publication.routing_key == "gone":
+            channel.on_return(publication.properties["message_id"])
+        channel.on_ack(tag, False)
+
+    broker.script = one_is_unroutable
+    for keys in (["gone", "there"], ["there", "gone"]):
+        message_id = new_id()
+        receipts = publisher.publish_many_sync([publication(message_id=message_id, key=key) for key in keys])
+        assert [receipt.routed for receipt in receipts] == [key == "there" for key in keys]
+
+
+def test_a_message_that_is_never_confirmed_holds_up_neither_others_nor_its_own_next_try(
+    publisher: Publisher, broker: ScriptedBroker
+) -> None:
+    first_try = True
+
+    def forgets_once(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        nonlocal first_try
+        if publication.properties["message_id"] == "lost" and first_try:
+            first_try = False
+        else:
+            channel.on_ack(tag, False)
+
+    broker.script = forgets_once
+    with ThreadPoolExecutor(1) as threads:
+        lost = threads.submit(publisher.publish_sync, publication(message_id="lost"), timeout=0.5)
+        time.sleep(0.1)
+        assert publisher.publish_sync(publication(), timeout=0.3).routed
+        assert isinstance(lost.exception(), errors.PublishTimeout)
+    assert publisher.publish_sync(publication(message_id="lost"), timeout=3).routed
+
+
+def test_an_unconfirmed_message_is_a_timeout_of_unknown_outcome(publisher: Publisher, broker: ScriptedBroker) -> None:
+    broker.script = lambda *answer: None
+    began = time.monotonic()
+    with pytest.raises(errors.PublishTimeout, match="outcome is unknown"):
+        publisher.publish_sync(publication(), timeout=0.2)
+    assert 0.2 <= time.monotonic() - began < 1
+
+
+def test_many_threads_each_get_their_own_receipt(publisher: Publisher) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        many = [publication() for _ in range(400)]
+        receipts = list(threads.map(publisher.publish_sync, many))
+    assert [receipt.id for receipt in receipts] == [one.properties["message_id"] for one in many]
