@@ -1,0 +1,389 @@
+"""What a publisher and a consumer meet when the broker, or their own process, is not well. On RabbitMQ."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from lightbus import Lightbus, errors
+from tests.bus import (
+    QUICK,
+    InBackground,
+    OrderPlaced,
+    declare,
+    eventually,
+    left_in,
+    order_numbers,
+    running,
+    stranger,
+    take_all,
+)
+from tests.conformance.conftest import declare_orders
+from tests.rabbitmq import Node, free_port
+
+pytestmark = pytest.mark.anyio
+
+MakeApp = Callable[..., Lightbus]
+
+LARGE = "x" * 100_000
+"""More than the frail node takes."""
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def frail_node() -> Iterator[Node]:
+    """A node that the tests here may stop, alarm and configure, one after the other."""
+    from tests.conftest import _need_rabbitmq
+
+    _need_rabbitmq()
+    with Node(f"max_message_size = {len(LARGE) - 1}\n") as node:
+        yield node
+
+
+@pytest.fixture
+def frail(frail_node: Node) -> Iterator[tuple[Node, Lightbus, Lightbus, list[int]]]:
+    """The node, an app that publishes, one that listens, and what that one heard."""
+    vhost = f"frail-{next(_numbers)}"
+    frail_node.add_vhosts([vhost])
+    url = frail_node.vhost_url(vhost)
+    shop, billing = declare_orders(Lightbus("shop", url=url)), Lightbus("billing", url=url, retry=QUICK)
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def note(order: OrderPlaced) -> None:
+        heard.append(order.number)
+
+    yield frail_node, shop, billing, heard
+    for app in (shop, billing):
+        app.__exit__(None, None, None)
+
+
+# --- the broker is away -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_publish_without_a_broker_fails_within_its_timeout() -> None:
+    url = f"amqp://guest:secret@127.0.0.1:{free_port()}/"
+    shop = declare_orders(Lightbus("shop", url=url, publish_timeout=0.5))
+    start = time.monotonic()
+    with pytest.raises(errors.PublishUnreachable) as unreachable:
+        await shop.publish(OrderPlaced(number=1))
+    assert time.monotonic() - start < 0.5 + 2
+    assert isinstance(unreachable.value, errors.PublishError)
+    words = str(unreachable.value)
+    assert "'order.placed'" in words
+    assert "was not sent within 0.5 s" in words
+    assert "amqp://guest:**@127.0.0.1" in words
+    assert "Is the broker running there?" in words
+    assert "secret" not in words
+    await anyio.to_thread.run_sync(shop.__exit__, None, None, None)
+
+
+def test_code_without_an_event_loop_gets_the_same_error_in_the_same_time() -> None:
+    shop = declare_orders(Lightbus("shop", url=f"amqp://127.0.0.1:{free_port()}", publish_timeout=0.5))
+    start = time.monotonic()
+    with pytest.raises(errors.PublishUnreachable):
+        shop.publish_sync(OrderPlaced(number=1), timeout=0.3)
+    with pytest.raises(errors.PublishManyError, match="2 of 2 events were not confirmed, the first at index 0"):
+        shop.publish_many_sync([OrderPlaced(number=1), OrderPlaced(number=2)])
+    with pytest.raises(errors.BrokerUnreachable), shop:
+        pass
+    assert time.monotonic() - start < 0.3 + 0.5 + 0.5 + 0.5 + 2
+    shop.__exit__(None, None, None)
+
+
+@pytest.mark.rabbitmq
+async def test_publishing_and_consuming_go_on_after_a_restart_of_the_broker(
+    frail: tuple[Node, Lightbus, Lightbus, list[int]],
+) -> None:
+    node, shop, billing, heard = frail
+    async with running(shop, billing) as bus:
+        (consumer,) = bus.consumers["billing"]
+        await shop.publish(OrderPlaced(number=1))
+        await anyio.to_thread.run_sync(node.stop)
+        with pytest.raises(errors.PublishUnreachable):
+            await shop.publish(OrderPlaced(number=2), timeout=0.5)
+        assert not consumer.connected
+        async with anyio.create_task_group() as tasks:  # this one waits for the broker, and gets there
+            tasks.start_soon(lambda: shop.publish(OrderPlaced(number=3), timeout=60))
+            await anyio.to_thread.run_sync(node.start)
+        await shop.publish(OrderPlaced(number=4))
+        await eventually(lambda: {1, 3, 4} <= set(heard))
+        await eventually(lambda: consumer.connected)
+    assert 2 not in heard  # what timed out before it was sent is not sent behind its caller's back
+
+
+@pytest.mark.rabbitmq
+async def test_a_broker_that_freezes_is_a_timeout_that_says_that_the_outcome_is_unknown(
+    frail: tuple[Node, Lightbus, Lightbus, list[int]],
+) -> None:
+    node, shop, billing, heard = frail
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        node.suspend()
+        try:
+            start = time.monotonic()
+            with pytest.raises(errors.PublishTimeout, match="outcome is unknown") as timeout:
+                await shop.publish(OrderPlaced(number=2), timeout=0.5)
+            assert time.monotonic() - start < 0.5 + 2
+            assert "order.placed" in str(timeout.value)
+        finally:
+            node.resume()
+        await shop.publish(OrderPlaced(number=3))
+        await eventually(lambda: {1, 3} <= set(heard))
+
+
+# --- the broker says no -----------------------------------------------------------------------
+
+
+@pytest.mark.rabbitmq
+async def test_a_memory_alarm_blocks_publishing_but_not_handling(
+    frail: tuple[Node, Lightbus, Lightbus, list[int]],
+) -> None:
+    node, shop, billing, heard = frail
+    await declare(billing)
+    await shop.publish_many([OrderPlaced(number=n) for n in range(50)])
+    await anyio.to_thread.run_sync(node.ctl, "set_vm_memory_high_watermark", "0.0000001")
+    try:
+        with pytest.raises(errors.PublishTimeout):  # the first one after an alarm finds out about it
+            await shop.publish(OrderPlaced(number=100), timeout=0.5)
+        start = time.monotonic()
+        with pytest.raises(errors.PublishBlocked, match="memory or disk alarm") as blocked:
+            await shop.publish(OrderPlaced(number=101), timeout=0.5)
+        assert time.monotonic() - start < 0.5 + 2
+        assert "was not sent" in str(blocked.value)
+        assert "resumes by itself" in str(blocked.value)
+        consumer = billing.consumer()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(consumer.run)
+            await eventually(lambda: sorted(heard), [*range(50)])
+            await consumer.stop(5)
+        assert await left_in(billing) == []
+    finally:
+        await anyio.to_thread.run_sync(node.ctl, "set_vm_memory_high_watermark", "0.6")
+    await shop.publish(OrderPlaced(number=102))
+    assert 102 in order_numbers(await left_in(billing))
+
+
+async def test_a_queue_that_is_full_is_a_nack(shop: Lightbus, billing: Lightbus) -> None:
+    arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
+    async with shop, stranger(shop) as channel:
+
+        def bind_a_small_queue() -> None:
+            channel.queue_declare("small", durable=True, auto_delete=False, arguments=arguments)
+            channel.queue_bind("small", "lightbus", "order.placed")
+
+        await anyio.to_thread.run_sync(bind_a_small_queue)
+        for number in range(3):
+            assert (await shop.publish(OrderPlaced(number=number))).routed
+        with pytest.raises(errors.PublishNacked, match=r"order\.placed.*is full, or has no majority") as nacked:
+            await shop.publish(OrderPlaced(number=4))
+        assert "Publish it again later" in str(nacked.value)
+        with pytest.raises(errors.PublishManyError, match="2 of 2 events were not confirmed") as many:
+            await shop.publish_many([OrderPlaced(number=5), OrderPlaced(number=6)])
+        assert [type(outcome) for outcome in many.value.outcomes] == [errors.PublishNacked] * 2
+
+
+@pytest.mark.rabbitmq
+async def test_an_event_that_the_broker_refuses_fails_alone(
+    frail: tuple[Node, Lightbus, Lightbus, list[int]],
+) -> None:
+    _, shop, billing, heard = frail
+    outcomes: dict[int, object] = {}
+
+    async def publish(number: int) -> None:
+        try:
+            outcomes[number] = await shop.publish(
+                OrderPlaced(number=number, note="x" * (200_000 if number == 7 else 1))
+            )
+        except errors.PublishError as error:
+            outcomes[number] = error
+
+    async with running(shop, billing):
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(publish, number)
+        refused = outcomes.pop(7)
+        assert isinstance(refused, errors.PublishRefused)
+        assert "larger than" in str(refused)
+        assert "order.placed" in str(refused)
+        assert all(outcome.routed for outcome in outcomes.values())  # type: ignore[attr-defined]
+        # Those that were in flight with it were published again: twice is allowed, never is not.
+        await eventually(lambda: set(heard), set(range(20)) - {7})
+        many = [OrderPlaced(number=n, note=LARGE if n == 103 else "") for n in range(100, 110)]
+        with pytest.raises(errors.PublishManyError, match="1 of 10 events were not confirmed, the first at index 3"):
+            await shop.publish_many(many)
+        await eventually(lambda: set(heard) - set(range(20)), set(range(100, 110)) - {103})
+
+
+@pytest.mark.rabbitmq
+async def test_a_worker_starts_before_its_broker(rabbitmq_url: str) -> None:
+    """The first connection is worth waiting for, unlike a wrong password."""
+    port = free_port()
+    billing = Lightbus("billing", url=f"amqp://guest:guest@127.0.0.1:{port}/{rabbitmq_url.rpartition('/')[2]}")
+    billing.on("order.placed")(lambda: None)
+    consumer = billing.consumer()
+    target = int(rabbitmq_url.rpartition("@")[2].partition("/")[0].rpartition(":")[2])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(0.3)
+        assert not consumer.connected
+        forwarder = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
+        tasks.start_soon(forwarder.serve, lambda client: _forward(client, target))
+        await eventually(lambda: consumer.connected)
+        await consumer.stop(1)
+        tasks.cancel_scope.cancel()
+
+
+async def _forward(client: anyio.abc.SocketStream, port: int) -> None:
+    async def copy(source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream) -> None:
+        try:
+            async for data in source:
+                await sink.send(data)
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            pass
+        tasks.cancel_scope.cancel()
+
+    async with client, await anyio.connect_tcp("127.0.0.1", port) as server, anyio.create_task_group() as tasks:
+        tasks.start_soon(copy, client, server)
+        tasks.start_soon(copy, server, client)
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def outlasting_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A broker that outlasts a process."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/bus.db"
+    url: str = request.getfixturevalue("rabbitmq_url")
+    return url
+
+
+def test_a_forked_child_publishes_too_and_the_parent_does_not_notice(outlasting_url: str) -> None:
+    shop, billing = declare_orders(Lightbus("shop", url=outlasting_url)), Lightbus("billing", url=outlasting_url)
+    billing.on("order.placed")(lambda: None)
+    anyio.run(declare, billing)
+    with shop:
+        shop.publish_sync(OrderPlaced(number=1))
+        children = []
+        for number in (10, 20):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    shop.publish_sync(OrderPlaced(number=number))
+                    shop.publish_sync(OrderPlaced(number=number + 1))
+                    status = 0
+                finally:
+                    os._exit(status)
+            children.append(child)
+        for number in range(2, 10):
+            shop.publish_sync(OrderPlaced(number=number))
+        assert [_status(child) for child in children] == [0, 0]
+        shop.publish_sync(OrderPlaced(number=100))
+    assert sorted(order_numbers(take_all(billing, "billing"))) == [*range(1, 10), 10, 11, 20, 21, 100]
+
+
+def _status(child: int) -> int:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError("the child still publishes after 30 s")
+
+
+def _program(url: str, body: str) -> str:
+    head = f"""
+        import threading
+        from lightbus import Lightbus
+        from tests.bus import OrderPlaced
+        from tests.conformance.conftest import declare_orders
+        shop = declare_orders(Lightbus("shop", url={url!r}))
+    """
+    return textwrap.dedent(head) + textwrap.dedent(body)
+
+
+def test_a_thread_that_publishes_when_main_ends_gets_its_confirms(outlasting_url: str) -> None:
+    billing = Lightbus("billing", url=outlasting_url)
+    billing.on("order.placed")(lambda: None)
+    anyio.run(declare, billing)
+    program = _program(
+        outlasting_url,
+        """
+        begun = threading.Event()
+        def publish():
+            for number in range(200):
+                shop.publish_sync(OrderPlaced(number=number))
+                begun.set()
+            print("confirmed", flush=True)
+        threading.Thread(target=publish).start()
+        begun.wait()
+        """,
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "confirmed\n", "")
+    assert order_numbers(take_all(billing, "billing")) == [*range(200)]
+
+
+def test_a_program_that_publishes_and_ends_leaves_nothing_unsaid(outlasting_url: str) -> None:
+    billing = Lightbus("billing", url=outlasting_url)
+    billing.on("order.placed")(lambda: None)
+    anyio.run(declare, billing)
+    program = _program(outlasting_url, "shop.publish_many_sync([OrderPlaced(number=n) for n in range(3000)])")
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - start < 30
+    assert order_numbers(take_all(billing, "billing")) == [*range(3000)]
+
+
+def test_a_listener_that_is_killed_loses_nothing(outlasting_url: str) -> None:
+    program = _program(
+        outlasting_url,
+        """
+        import anyio
+        billing = Lightbus("billing", url=shop.broker.addresses[0].url)
+        @billing.on("order.placed")
+        async def hang(order: OrderPlaced) -> None:
+            print("begun", flush=True)
+            await anyio.sleep(600)
+        anyio.run(billing.consumer().run)
+        """,
+    )
+    shop, billing = declare_orders(Lightbus("shop", url=outlasting_url)), Lightbus("billing", url=outlasting_url)
+    heard: list[int] = []
+
+    @billing.on("order.placed", name="hang")
+    async def note(order: OrderPlaced) -> None:
+        heard.append(order.number)
+
+    anyio.run(declare, billing)
+    with shop:
+        shop.publish_many_sync([OrderPlaced(number=n) for n in range(200)])
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"begun\n"
+        child.kill()
+    with InBackground(billing):
+        deadline = time.monotonic() + 20
+        while len(heard) < 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert sorted(heard) == [*range(200)]
