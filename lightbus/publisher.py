@@ -10,6 +10,7 @@ nack and return are told apart, and after a reconnect what was not confirmed is 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 import time
@@ -31,6 +32,9 @@ logger = logging.getLogger("lightbus")
 
 WINDOW = 1000
 """Unconfirmed messages at most: enough to hide the round trip, little enough to publish again after a fault."""
+NOT_DELAYED = -1
+HERE_AT_ONCE = 500
+"""Messages that a caller's own thread sends at once at most; more are the connection's thread's work."""
 IDLE = 60.0
 EXPIRY_CHECK = 0.5
 
@@ -55,8 +59,8 @@ class Outgoing:
 
     def __init__(self, publication: Publication, delay_level: int | None) -> None:
         self.publication = publication
-        self.delay_level = delay_level
-        """The levels of delayed publishing that must be there, if it is delayed."""
+        self.delay_level = NOT_DELAYED if delay_level is None else delay_level
+        """The highest level of delayed publishing that must be there for it."""
         self.sent = False
         self.returned = False
         self.abandoned = False
@@ -85,12 +89,14 @@ class Publisher(ConnectionThread):
         super().__init__(broker, f"lightbus {app} publisher")
 
     def _reset(self) -> None:
+        self._sending = threading.Lock()  # whoever holds it may take from the window and send
         self._channel: Channel | None = None
         self._waiting: deque[Outgoing] = deque()
         self._unconfirmed: dict[int, Outgoing] = {}
         self._next_tag = 1
         self._suspects = 0
-        self._delay_levels = -1
+        self._delay_level = self._wanted_delay_level = NOT_DELAYED
+        self._by_id: dict[str, Outgoing] = {}
         self._finished: list[Outgoing] = []
         self._registered = False
         self._wake_planned_in: Schedule | None = None
@@ -189,15 +195,47 @@ class Publisher(ConnectionThread):
 
     def _wake_as_planned(self) -> None:
         self._wake_planned_in = None
-        self.wake()
+        self._send_or_wake()
 
     def _submit_from_thread(self, publication: Publication, delay_level: int | None) -> Outgoing:
         outgoing = Outgoing(publication, delay_level)
         outgoing.done = threading.Lock()
         outgoing.done.acquire()
         self._submit(outgoing)
-        self.wake()
+        self._send_or_wake()
         return outgoing
+
+    def _send_or_wake(self) -> None:
+        """Send what is waiting from this very thread where nothing stands in the way, else wake the one that owns the
+        connection: without the change of threads, an event published alone takes a third less time.
+        """
+        if not self._sending.acquire(blocking=False):
+            self.wake()
+            return
+        try:
+            sent = self._send_here()
+        finally:
+            self._sending.release()
+        if not sent or self._waiting:
+            self.wake()
+
+    def _send_here(self) -> bool:
+        connection, channel = self.connection, self._channel
+        if connection is None or channel is None or connection.blocked or self._suspects:
+            return False
+        taken = self._next_batch(HERE_AT_ONCE)
+        if not taken:
+            return True
+        with contextlib.suppress(ValueError):  # one cannot be encoded: the connection's thread finds out which
+            if channel.publish_nowait([outgoing.publication for outgoing in taken]):
+                return True
+        for outgoing in reversed(taken):  # nothing was sent: as if they had never been taken
+            self._next_tag -= 1
+            del self._unconfirmed[self._next_tag]
+            del self._by_id[outgoing.publication.properties["message_id"]]
+            outgoing.sent = False
+            self._waiting.appendleft(outgoing)
+        return False
 
     def _submit(self, outgoing: Outgoing) -> None:
         self._waiting.append(outgoing)
@@ -288,8 +326,8 @@ class Publisher(ConnectionThread):
         channel.on_return = self._on_return
         channel.confirm_select()
         self._next_tag = 1
-        self._delay_levels = -1
-        self._by_id: dict[str, Outgoing] = {}
+        self._delay_level = self._wanted_delay_level = NOT_DELAYED
+        self._by_id = {}
         self._channel = channel
 
     def work(self) -> float:
@@ -300,10 +338,15 @@ class Publisher(ConnectionThread):
         self._tell_openers()
         if connection.blocked or not self._waiting:
             return IDLE
-        self._check_window()
-        batch = self._next_batch(connection)
-        if batch:
-            channel.publish(batch)
+        with self._sending:
+            self._check_window()
+            batch = self._next_batch(WINDOW)
+            if self._wanted_delay_level > self._delay_level:
+                declare(connection, topology.delaying(self.app, self._wanted_delay_level, self.queue_type))
+                self._delay_level = self._wanted_delay_level
+                batch += self._next_batch(WINDOW)
+            if batch:
+                channel.publish([outgoing.publication for outgoing in batch])
         return IDLE
 
     def _check_window(self) -> None:
@@ -311,31 +354,30 @@ class Publisher(ConnectionThread):
         if len(self._unconfirmed) >= WINDOW and next(iter(self._unconfirmed.values())).abandoned:
             raise OSError(f"{WINDOW} messages stayed unconfirmed until nobody waited for them")
 
-    def _next_batch(self, connection: Connection) -> list[Publication]:
+    def _next_batch(self, most: int) -> list[Outgoing]:
+        """Take what may be sent now, each with its tag. Only while `_sending` is held."""
         # After a refusal the suspects go one by one, so that the one to blame is alone when it happens again.
         window = 1 if self._suspects else WINDOW
-        batch: list[Publication] = []
-        for _ in range(len(self._waiting)):
-            if len(self._unconfirmed) >= window or not self._waiting:
-                break
+        batch: list[Outgoing] = []
+        # A return names its message by the id alone, so no two of one id (as copies have) are in flight at once.
+        held: list[Outgoing] = []
+        while self._waiting and len(self._unconfirmed) < window and len(batch) < most:
             outgoing = self._waiting.popleft()
             if outgoing.abandoned:
                 self._suspects = max(0, self._suspects - 1)
                 continue
             message_id = outgoing.publication.properties["message_id"]
             twin = self._by_id.get(message_id)
-            if twin is not None and not twin.abandoned:
-                # A return names its message by the id alone: no two of one id (as copies have) are in flight at once.
-                self._waiting.append(outgoing)
+            self._wanted_delay_level = max(self._wanted_delay_level, outgoing.delay_level)
+            if outgoing.delay_level > self._delay_level or (twin is not None and not twin.abandoned):
+                held.append(outgoing)
                 continue
             self._unconfirmed[self._next_tag] = outgoing
             self._next_tag += 1
-            if outgoing.delay_level is not None and outgoing.delay_level > self._delay_levels:
-                declare(connection, topology.delaying(self.app, outgoing.delay_level, self.queue_type))
-                self._delay_levels = outgoing.delay_level
             outgoing.sent = True
             self._by_id[message_id] = outgoing
-            batch.append(outgoing.publication)
+            batch.append(outgoing)
+        self._waiting.extendleft(reversed(held))
         return batch
 
     def _on_return(self, message_id: str) -> None:
@@ -393,9 +435,10 @@ class Publisher(ConnectionThread):
                 logger.debug("an event loop ended before it heard of %d confirms", len(wake_ups))
 
     def lost(self, error: BaseException) -> None:
-        self._channel = None
-        unconfirmed = [outgoing for outgoing in self._unconfirmed.values() if not outgoing.abandoned]
-        self._unconfirmed.clear()
+        with self._sending:
+            self._channel = None
+            unconfirmed = [outgoing for outgoing in self._unconfirmed.values() if not outgoing.abandoned]
+            self._unconfirmed.clear()
         if _is_refusal(error):
             culprit = unconfirmed[0] if len(unconfirmed) == 1 else None
             if culprit is not None and isinstance(error, amqp.exceptions.NotFound) and not culprit.missed:
@@ -430,7 +473,8 @@ class Publisher(ConnectionThread):
 
     def closing(self) -> None:
         self._announce()
-        self._channel = None
+        with self._sending:
+            self._channel = None
 
     def _fail_all(self, error: errors.PublishError | Callable[[], errors.PublishError]) -> None:
         while self._waiting:

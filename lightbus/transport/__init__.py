@@ -89,6 +89,9 @@ class Channel(Protocol):
         After `confirm_select` each counts one delivery tag, from 1.
         """
 
+    def publish_nowait(self, publications: Sequence[Publication]) -> bool:
+        """`publish` for any thread, where that needs no waiting. False: nothing was sent, the owner has to do it."""
+
     def consume(
         self,
         queue: str,

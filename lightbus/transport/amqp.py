@@ -21,6 +21,7 @@ import platform
 import select
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from time import monotonic
 from typing import Any
@@ -45,6 +46,7 @@ USER_TIMEOUT = 30
 _READ_SIZE = 65536
 _READS_AT_ONCE = 4
 _WRITE_SIZE = 262144
+_NOWAIT_BODY = 4096  # the smallest frame that a broker negotiates has 8 KiB
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -90,6 +92,24 @@ class Channel(kombu.transport.pyamqp.Channel):
                     parts, size = [], 0
         connection.send(b"".join(parts))
         connection.bytes_sent += 1  # for heartbeats
+
+    def publish_nowait(self, publications: Sequence[Publication]) -> bool:
+        """`publish` for any thread, where it needs no waiting; False where nothing was sent.
+
+        Raises:
+            ValueError: one cannot be encoded; nothing was sent.
+        """
+        connection, number = self.connection, self.channel_id
+        if connection is None or any(len(publication.body) > _NOWAIT_BODY for publication in publications):
+            return False
+        parts: list[bytes] = []
+        for publication in publications:
+            body = publication.body
+            parts.append(wire.encode_publish(number, publication))
+            if body:
+                parts += (wire.frame.pack(wire.BODY, number, len(body)), body, b"\xce")
+        sent: bool = connection.send_nowait(b"".join(parts))
+        return sent
 
     def consume(
         self,
@@ -243,6 +263,8 @@ class Connection(kombu.transport.pyamqp.Connection):
         self._contents: dict[int, _Content] = {}  # by channel
         self._deadline: float | None = None
         self._interrupted = False
+        self._sending = threading.Lock()
+        self._unsent: bytes | memoryview = b""  # what another thread began to send
         self._wake_up, self._woken = socket.socketpair()
         self._wake_up.setblocking(False)
         self._woken.setblocking(False)
@@ -296,10 +318,15 @@ class Connection(kombu.transport.pyamqp.Connection):
         """Drop the connection without a word to the peer: what is left to do after a fault or a fork."""
         transport, self._transport = self._transport, None
         if transport is not None and transport.sock is not None:
+            # Not while another thread sends, or it might send to whatever gets the same descriptor next. (In a forked
+            # child that thread is not there, and its lock may stay held.)
+            held = self._sending.acquire(timeout=0.1)
             # Not `transport.close()`: its shutdown and its TLS goodbye, in a forked child, would end the connection
             # for the parent too.
             transport.sock.close()
             transport.connected = False
+            if held:
+                self._sending.release()
         self._wake_up.close()
         self._woken.close()
         self._buffer, self._position = b"", 0
@@ -319,6 +346,8 @@ class Connection(kombu.transport.pyamqp.Connection):
             poll, deadline = self._read_poll, self._deadline
             if monotonic() > deadline:
                 raise TimeoutError
+        if self._unsent:
+            self.send(b"")
         if self._dispatch():  # what an error left behind in the last call
             return
         while True:
@@ -497,7 +526,12 @@ class Connection(kombu.transport.pyamqp.Connection):
             TimeoutError: the peer did not read in time. A part is written, so the connection is lost.
             OSError or amqp.exceptions.AMQPError: the connection is lost.
         """
-        left = memoryview(data)
+        with self._sending:
+            if self._unsent:
+                data, self._unsent = b"".join((self._unsent, data)), b""
+            self._send_all(memoryview(data))
+
+    def _send_all(self, left: memoryview) -> None:
         deadline = monotonic() + self.write_timeout
         if self._deadline is not None:
             deadline = min(deadline, self._deadline)
@@ -516,6 +550,31 @@ class Connection(kombu.transport.pyamqp.Connection):
             except OSError:
                 self._transport.connected = False
                 raise
+
+    def send_nowait(self, data: bytes) -> bool:
+        """Send from any thread, if that needs no waiting; False where nothing was sent, and the owner has to do it.
+
+        It saves a publisher the change to the owner's thread and back. What the system does not take at once is the
+        owner's to send.
+        """
+        # Two threads must not use one TLS session at once.
+        if self.ssl or not self._sending.acquire(blocking=False):
+            return False
+        try:
+            transport = self._transport
+            if transport is None or not transport.connected or self._unsent:
+                return False
+            try:
+                sent = transport.sock.send(data)
+            except OSError:  # would block, or is lost: the owner finds out
+                return False
+            if sent < len(data):
+                self._unsent = memoryview(data)[sent:]
+                self.interrupt()
+            self.bytes_sent += 1
+            return True
+        finally:
+            self._sending.release()
 
 
 class Transport(kombu.transport.pyamqp.Transport):
