@@ -37,6 +37,8 @@ LAST_STEPS = 10.0
 ECHO = 0.3
 """Seconds within which a second signal is an echo of the first: `timeout` and `make` send two at once."""
 
+LAST_WORDS = "Stopped at once. What was in flight is delivered again.\n"
+
 STOP, READY, FATAL = b"S", b"R", b"F"
 """What a supervisor and its worker say to each other; the end of the stream says that the other one has gone."""
 
@@ -165,7 +167,7 @@ def run(
     backend: str = "asyncio",
     supervisor: socket.socket | None = None,
     on_started: Callable[[], object] | None = None,
-    last_words: str = "Stopped at once. What was in flight is delivered again.\n",
+    last_words: str = LAST_WORDS,
 ) -> int:
     """Serve until SIGTERM or SIGINT; then finish, settle, and return the process's exit code. For the main thread.
 
@@ -215,7 +217,7 @@ class _End:
     def __init__(self, worker: Worker, supervisor: socket.socket | None, last_words: str) -> None:
         self.worker = worker
         self.supervisor = supervisor
-        self.last_words = last_words.encode()
+        self.last_words = ("\n" + last_words).encode() if last_words else b""
         self._asked: queue.SimpleQueue[str] = queue.SimpleQueue()  # its put() may be called in a signal handler
         self._first_signal = math.inf
         self._schedule: Schedule | None = None
@@ -256,7 +258,7 @@ class _End:
             self._asked.put(signal.Signals(number).name)
         elif now - self._first_signal > ECHO:
             with contextlib.suppress(OSError):
-                os.write(2, b"\n" + self.last_words)
+                os.write(2, self.last_words)
             os._exit(128 + number)
 
     def _listen(self) -> None:
@@ -265,7 +267,7 @@ class _End:
             word = self.supervisor.recv(1)
         except OSError:
             word = b""
-        self._asked.put("the supervisor" if word == STOP else "the supervisor's death")
+        self._asked.put("asked by the supervisor" if word == STOP else "the supervisor has gone")
 
     def _watch(self) -> None:
         """Ask the loop to stop; where it does not answer in time, end the process."""
@@ -288,7 +290,9 @@ class _End:
             self.leave(self.worker.in_flight())
         time.sleep(LAST_STEPS)
         if not self.worker.unfinished:
-            logger.error("The handlers have ended, but the lifespan or the connection did not, within %g s.", LAST_STEPS)
+            logger.error(
+                "The handlers have ended, but the lifespan or the connection did not, within %g s.", LAST_STEPS
+            )
         self.leave(self.worker.unfinished or [])
 
     def _loop_answers(self) -> bool:

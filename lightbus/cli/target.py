@@ -50,9 +50,8 @@ def load_app(target: str) -> Lightbus:
 def _check_spelling(target: str, module_name: str) -> None:
     from lightbus import errors
 
-    if all(part.isidentifier() for part in module_name.split(".")):
-        if not module_name.endswith(".py"):
-            return
+    if all(part.isidentifier() for part in module_name.split(".")) and not module_name.endswith(".py"):
+        return
     path, _, attribute = target.partition(":")
     if path.endswith(".py") or os.sep in path:
         dotted = path.removesuffix(".py").removesuffix("/").removeprefix("./").replace("/", ".").strip(".")
@@ -75,7 +74,7 @@ def _import(name: str, folder: str) -> ModuleType:
             f"module {name!r} cannot be imported: it needs {error.name!r}, which is not installed here"
             f" ({sys.executable})."
         ) from None
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's module raises while it is imported
         _show(error)
         raise errors.TargetError(f"module {name!r} cannot be imported: {_said(error)}") from None
 
@@ -131,7 +130,8 @@ def _apps(module: ModuleType) -> dict[str, Lightbus]:
 def _apps_in(module: ModuleType) -> str:
     apps = _apps(module)
     if not apps:
-        return f"There is no Lightbus in {module.__file__ or module.__name__}: app = Lightbus('{_guess(module)}') makes one."
+        where = module.__file__ or module.__name__
+        return f"There is no Lightbus in {where}: app = Lightbus('{_guess(module)}') makes one."
     return f"Did you mean {' or '.join(f'{module.__name__}:{name}' for name in apps)}?"
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import signal
+import socket
 import sys
 
 import click
@@ -38,10 +43,18 @@ Exit codes:
     help="Consume this queue only: 'main' is the app's own, 'slow' is that of @app.on(..., queue='slow'). "
     "May be given several times. All of them by default.",
 )
-@click.option("--concurrency", type=click.IntRange(1, 10_000), help="Handlers that run at once, for each queue and process.")
-@click.option("--prefetch", type=click.IntRange(1, 65_535), help="Events taken ahead at most, for each queue and process.")
-@click.option("--processes", type=click.IntRange(1, 512), default=1, show_default=True, help="One that dies is replaced.")
-@click.option("--reload", is_flag=True, help="Start again when a .py file in this folder changes. Needs lightbus[reload].")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 10_000), help="Handlers that run at once, for each queue and process."
+)
+@click.option(
+    "--prefetch", type=click.IntRange(1, 65_535), help="Events taken ahead at most, for each queue and process."
+)
+@click.option(
+    "--processes", type=click.IntRange(1, 512), default=1, show_default=True, help="One that dies is replaced."
+)
+@click.option(
+    "--reload", is_flag=True, help="Start again when a .py file in this folder changes. Needs lightbus[reload]."
+)
 @click.option(
     "--grace",
     type=click.FloatRange(0, 86_400),
@@ -59,6 +72,9 @@ Exit codes:
     show_default=True,
     help="The event loop; asyncio uses uvloop where it is installed.",
 )
+@click.option(
+    "--supervised", hidden=True, help="Of a worker that a supervisor has started: its socket, number, banner."
+)
 def worker(
     target: str,
     queues: tuple[str, ...],
@@ -70,22 +86,83 @@ def worker(
     log_level: str,
     json_logs: bool,
     backend: str,
+    supervised: str | None,
 ) -> None:
     """Handle the events of one app, until stopped.
 
     Declares the app's exchange, queues and bindings, says what it hears and who handles it, and runs the handlers.
     Start as many workers of one app as you like, on as many machines: they share the work.
     """
-    import logging
-
+    from lightbus import errors
     from lightbus import worker as workers
-    from lightbus.cli import banner, target as targets
+    from lightbus.cli import banner
+    from lightbus.cli import target as targets
+    from lightbus.cli.supervisor import Supervisor
 
-    logs.configure(log_level, as_json=json_logs)
-    app = targets.load_app(target)
-    logging.getLogger("lightbus").disabled = False  # the app's own logging configuration may disable "existing" loggers
-    one = workers.Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
-    if not json_logs:
-        banner.show(banner.lines(app, target, one.consumer), colour=logs.in_colour(sys.stderr))
-    ready = f"Ready: {app.name!r} waits for events. Press Ctrl-C to stop."
-    sys.exit(workers.run(one, backend=backend, on_started=lambda: logging.getLogger("lightbus").info(ready)))
+    if supervised is None and (processes > 1 or reload):
+        logs.configure(log_level, as_json=json_logs)
+        command = [
+            target,
+            *(f"--queue={queue}" for queue in queues),
+            *([] if concurrency is None else [f"--concurrency={concurrency}"]),
+            *([] if prefetch is None else [f"--prefetch={prefetch}"]),
+            f"--grace={grace}",
+            f"--log-level={log_level}",
+            f"--backend={backend}",
+            *(["--json-logs"] if json_logs else []),
+        ]
+        folder = os.getcwd() if reload else None
+        sys.exit(Supervisor(command, processes=processes, grace=grace, reload=folder).run())
+    place = Place() if supervised is None else Place.taken(supervised)
+    logs.configure(log_level, as_json=json_logs, label=place.label)
+    try:
+        app = targets.load_app(target)
+        one = workers.Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
+    except errors.LightbusError:
+        place.say_fatal()
+        raise
+    logger = logging.getLogger("lightbus")
+    logger.disabled = False  # the app's own logging configuration may disable all loggers that exist
+    if place.processes and not json_logs:
+        about = banner.lines(app, target, one.consumer, processes=place.processes)
+        banner.show(about, colour=logs.in_colour(sys.stderr))
+    how = " Press Ctrl-C to stop." if sys.stderr.isatty() else ""
+    sys.exit(
+        workers.run(
+            one,
+            backend=backend,
+            supervisor=place.line,
+            on_started=lambda: logger.info("Ready: %r waits for events.%s", app.name, how),
+            last_words="" if json_logs else workers.LAST_WORDS,
+        )
+    )
+
+
+class Place:
+    """Which of how many processes this is, and its line to the supervisor."""
+
+    line: socket.socket | None = None
+    label = ""
+    processes = 1
+    """For the banner; 0 where another process shows it."""
+
+    @classmethod
+    def taken(cls, supervised: str) -> Place:
+        # The supervisor has blocked SIGINT for the time until here: Ctrl-C is its to answer, not ours.
+        signal.signal(signal.SIGINT, lambda _number, _frame: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        descriptor, number, processes = map(int, supervised.split(","))
+        place = cls()
+        place.line = socket.socket(fileno=descriptor)
+        place.line.set_inheritable(False)
+        place.label = f"[{number}]" if number else ""
+        place.processes = processes
+        return place
+
+    def say_fatal(self) -> None:
+        """Another process would fare no better."""
+        from lightbus.worker import FATAL
+
+        if self.line is not None:
+            with contextlib.suppress(OSError):
+                self.line.send(FATAL)
