@@ -149,7 +149,9 @@ def as_async(function: Callable[..., Any], owner: str) -> Callable[..., Awaitabl
 
     async def in_thread(*arguments: Any) -> Any:
         # A thread cannot be stopped: after a timeout it is left to end by itself, the event is retried meanwhile.
-        return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=_thread_limiter())
+        result = await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=_thread_limiter())
+        # A plain function around an async one (a decorator's, mostly) returns what is yet to be run.
+        return await result if inspect.isawaitable(result) else result
 
     return in_thread
 
@@ -164,11 +166,17 @@ def read_signature(
     """
     readers: list[Callable[[Delivery], Any]] = []
     payload: str | None = None
+    left_out: str | None = None
     for parameter in _parameters(function, owner, local_names):
         if parameter.annotation is Message:
+            if left_out is not None:
+                raise errors.InvalidHandler(
+                    f"{owner}: the parameter {parameter.name!r} comes after {left_out!r}, which is left "
+                    "to its default. Put the envelope before it."
+                )
             readers.append(functools.partial(codec.read_message, app))
         elif parameter.default is not inspect.Parameter.empty:
-            break
+            left_out = left_out or parameter.name
         elif payload is not None:
             raise errors.InvalidHandler(
                 f"{owner}: the parameters {payload!r} and {parameter.name!r} both ask for the payload. "
@@ -190,8 +198,14 @@ def _combine(readers: list[Callable[[Delivery], Any]]) -> Callable[[Delivery], A
 
 def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]) -> list[inspect.Parameter]:
     hints = _hints(function, owner, local_names)
-    parameters = []
-    for parameter in inspect.signature(function).parameters.values():
+    parameters: list[inspect.Parameter] = []
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:
+        raise errors.InvalidHandler(
+            f"{owner}: its parameters are not known ({error}). Wrap it in a function."
+        ) from error
+    for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise errors.InvalidHandler(
                 f"{owner}: '*{parameter.name}' cannot be filled. "
@@ -210,10 +224,11 @@ def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[s
 
 def _hints(function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(_routine(function), localns=dict(local_names), include_extras=True)
+        wrapped = inspect.unwrap(_routine(inspect.unwrap(function)))  # whose signature it is that counts
+        return typing.get_type_hints(wrapped, localns=dict(local_names), include_extras=True)
     except NameError as error:
         raise errors.InvalidHandler(
-            f"{owner}: an annotation is not known here ({error}). Import the type where the function is defined "
+            f"{owner}: an annotation is not known here ({error}). Import or define the type at the top of the module "
             "(not under TYPE_CHECKING)."
         ) from error
 
@@ -222,6 +237,11 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
     wanted = parameter.annotation
     if wanted is parameter.empty:
         wanted = dict[str, Any]
+    if Message in typing.get_args(wanted):
+        raise errors.InvalidHandler(
+            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' is not the payload, nor quite the envelope. "
+            f"The envelope is always there: ask for it as '{parameter.name}: Message'."
+        )
     try:
         info = msgspec.inspect.type_info(wanted)
         readable = unreadable_part(info)
@@ -237,7 +257,7 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
             "Annotate it with an attrs class, a dataclass, a msgspec.Struct, a TypedDict or dict; "
             "or the envelope with Message."
         )
-    if isinstance(info, _SCALARS):
+    if _is_scalar(info):
         raise errors.InvalidHandler(
             f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' asks for one value, "
             "but an event's payload is an object "
@@ -247,8 +267,14 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
     return lambda delivery: read(delivery.body)
 
 
+def _is_scalar(info: msgspec.inspect.Type) -> bool:
+    if isinstance(info, msgspec.inspect.UnionType):
+        return all(_is_scalar(one) for one in info.types)
+    return isinstance(info, _SCALARS)
+
+
 def _shown(annotation: Any) -> str:
-    return getattr(annotation, "__name__", None) or str(annotation)
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 _SCALARS = (
