@@ -121,6 +121,8 @@ class Lightbus:
         """
         if isinstance(target, type):
             return self._declare(target, None, version)
+        if target is not None and not isinstance(target, str):
+            raise errors.InvalidEvent(f"@app.event takes a class, or an event's name, not {target!r}.")
 
         def declare(cls: object) -> type[Any]:
             return self._declare(cls, target, version)
@@ -200,7 +202,7 @@ class Lightbus:
         name: str | None,
         local_names: Mapping[str, Any],
     ) -> None:
-        own_name = name or getattr(function, "__name__", None) or type(function).__name__
+        own_name = handler.check_name(name, function)
         owner = f"handler {own_name!r} of app {self.name!r}"
         if own_name in self.handlers:
             raise errors.InvalidHandler(f"{owner}: there is one of that name already. Give one of them a name=.")

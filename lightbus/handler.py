@@ -86,6 +86,19 @@ def _name_of(target: object, owner: str) -> str:
     return topology.check_pattern(target, owner)
 
 
+def check_name(name: object, function: Callable[..., Any]) -> str:
+    """What the handler is called: its `name=`, else the function's.
+
+    Raises:
+        errors.InvalidName: not a text of up to 255 characters, which a retried copy carries in a header.
+    """
+    if name is None:
+        name = getattr(function, "__name__", None) or type(function).__name__
+    if not isinstance(name, str) or not 0 < len(name) <= 255 or not name.isprintable():
+        raise errors.InvalidName(f"@app.on: name={name!r} cannot name a handler. Use up to 255 printable characters.")
+    return name
+
+
 def check_timeout(value: object, owner: str, limit: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= limit:
         raise errors.InvalidOption(

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import uuid
+from typing import Any
 
 import anyio
+import anyio.to_thread
+import attrs
+import pytest
 
-from lightbus import Lightbus
+from lightbus import Lightbus, Retry, errors
+
+
+@pytest.fixture
+def app() -> Lightbus:
+    return Lightbus("billing", url=f"memory://{uuid.uuid4().hex}")
 
 
 def test_an_app_that_is_started_by_asyncio_rather_than_anyio_hears_its_events() -> None:
@@ -35,3 +46,330 @@ def test_an_app_that_is_started_by_asyncio_rather_than_anyio_hears_its_events() 
     done = anyio.Event()
     asyncio.run(main())
     assert heard == [{"invoice_id": "i-1"}]
+
+
+# --- declaring events
+
+
+def test_an_event_is_declared_by_its_class_or_by_name(app: Lightbus) -> None:
+    @app.event
+    class InvoicePaid:
+        id: int
+
+    @app.event("user.registered", version=2)
+    class Registered:
+        id: int
+
+    @app.event()
+    class InvoiceSent:
+        id: int
+
+    @app.event(version=3)
+    class InvoiceLost:
+        id: int
+
+    found = {name: (one.version, one.cls) for name, one in app.events.items()}
+    assert found == {
+        "invoice.paid": (1, InvoicePaid),
+        "user.registered": (2, Registered),
+        "invoice.sent": (1, InvoiceSent),
+        "invoice.lost": (3, InvoiceLost),
+    }
+
+
+def test_two_events_of_one_name_are_refused_and_the_first_stays(app: Lightbus) -> None:
+    @app.event
+    class InvoicePaid:
+        id: int
+
+    with pytest.raises(errors.DuplicateEvent, match=r"Receipt.*'invoice.paid' already \(.*InvoicePaid\).*another name"):
+
+        @app.event("invoice.paid")
+        class Receipt:
+            id: int
+
+    assert app.events["invoice.paid"].cls is InvoicePaid
+
+
+def test_two_apps_may_declare_the_same_name(app: Lightbus) -> None:
+    for one in (app, Lightbus("shop")):
+
+        @one.event
+        class InvoicePaid:
+            id: int
+
+        assert "invoice.paid" in one.events
+
+
+@pytest.mark.parametrize("target", [5, ["a"], print, lambda: None, object()], ids=lambda target: type(target).__name__)
+def test_an_event_that_is_no_class_is_refused(app: Lightbus, target: Any) -> None:
+    with pytest.raises(errors.InvalidEvent, match=r"@app\.event takes a class, or an event's name"):
+        app.event(target)
+    with pytest.raises(errors.InvalidEvent, match="decorates a class"):
+        app.event("a.b")(target)
+
+
+@pytest.mark.parametrize("name", ["a b", "", "a.*", "a..b"])
+def test_an_event_name_that_amqp_cannot_route_is_refused(app: Lightbus, name: str) -> None:
+    with pytest.raises(errors.InvalidName):
+
+        @app.event(name)
+        class InvoicePaid:
+            id: int
+
+    assert app.events == {}
+
+
+# --- declaring handlers
+
+
+async def hear(payload: dict[str, Any]) -> None: ...
+
+
+def test_two_handlers_of_one_name_are_refused(app: Lightbus) -> None:
+    app.on("a.b")(hear)
+    with pytest.raises(errors.InvalidHandler, match=r"handler 'hear' of app 'billing': there is one.*name="):
+        app.on("a.c")(hear)
+    app.on("a.c", name="hear_again")(hear)
+    assert sorted(app.handlers) == ["hear", "hear_again"]
+
+
+def test_on_without_parentheses_says_so(app: Lightbus) -> None:
+    with pytest.raises(errors.InvalidHandler, match=r"as in @app.on\('user.registered'\)"):
+        app.on(hear)  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidHandler, match="name at least one event"):
+        app.on()(hear)
+
+
+@pytest.mark.parametrize("target", [5, None, b"a", ["a"]], ids=repr)
+def test_on_something_that_is_no_pattern_is_refused(app: Lightbus, target: Any) -> None:
+    with pytest.raises(errors.InvalidName, match="topic pattern"):
+        app.on(target)(hear)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": 0},
+        {"timeout": -1},
+        {"timeout": 1501},
+        {"timeout": math.nan},
+        {"timeout": math.inf},
+        {"timeout": "5"},
+        {"timeout": True},
+        {"concurrency": 0},
+        {"concurrency": 10_001},
+        {"concurrency": 1.5},
+        {"concurrency": True},
+        {"retry": 5},
+        {"retry": (1, 5)},
+        {"queue": "main"},
+        {"queue": "dead"},
+        {"queue": "Slow"},
+        {"queue": "a.b"},
+        {"queue": 5},
+        {"source": "Auth"},
+        {"source": "a.b"},
+        {"source": "lightbus"},
+        {"name": 5},
+        {"name": ""},
+        {"name": "a" * 256},
+        {"name": "a\n"},
+        {"name": "\ud800"},
+    ],
+    ids=lambda options: repr(options)[:30],
+)
+def test_a_handlers_option_outside_of_what_it_can_be_is_refused(app: Lightbus, options: dict[str, Any]) -> None:
+    with pytest.raises((errors.InvalidOption, errors.InvalidName)) as caught:
+        app.on("a.b", **options)(hear)
+    (value,) = options.values()
+    assert repr(value)[:40] in str(caught.value)
+    assert app.handlers == {}
+
+
+# --- the app
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prefetch": 0},
+        {"prefetch": 65536},
+        {"prefetch": True},
+        {"prefetch": "100"},
+        {"concurrency": 0},
+        {"concurrency": None},
+        {"publish_timeout": 0},
+        {"publish_timeout": 3601},
+        {"publish_timeout": math.nan},
+        {"publish_timeout": "10"},
+        {"publish_timeout": None},
+        {"queue_type": "stream"},
+        {"queue_type": None},
+        {"retry": 5},
+        {"retry": [1, 5]},
+    ],
+    ids=str,
+)
+def test_an_apps_option_outside_of_what_it_can_be_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(errors.InvalidOption, match=r"Lightbus\('billing'\)") as caught:
+        Lightbus("billing", **options)
+    (value,) = options.values()
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Billing", "a.b", "", "lightbus", 5, None])
+def test_an_app_name_that_amqp_or_lightbus_cannot_use_is_refused(name: Any) -> None:
+    with pytest.raises(errors.InvalidName, match="app name"):
+        Lightbus(name)
+
+
+def test_nothing_connects_at_construction() -> None:
+    app = Lightbus("billing", url="amqp://nobody:secret@127.0.0.1:1//")
+    app.on("a.b")(hear)
+    assert app.topology().queues
+    assert "secret" not in repr(app)
+
+
+def test_the_url_is_the_apps_else_the_environments_else_the_embedded_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTBUS_URL", "amqp://user:secret@rabbit/")
+    assert Lightbus("billing", url="memory://a").broker.masked == "memory://a"
+    assert Lightbus("billing").broker.masked == "amqp://user:**@rabbit/"
+    monkeypatch.delenv("LIGHTBUS_URL")
+    assert Lightbus("billing").broker.masked == "sqlite://"
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("nonsense", errors.InvalidURL),
+        ("amqp://host:port/", errors.InvalidURL),
+        ("amqp://host/?colour=red", errors.InvalidURL),
+        ("amqp://user:secret@host:port/", errors.InvalidURL),
+        ("redis://localhost", errors.UnsupportedBroker),
+        (["amqp://a/", 5], errors.InvalidURL),
+    ],
+    ids=str,
+)
+def test_a_url_that_cannot_be_used_is_refused_when_it_is_needed(url: Any, error: type[Exception]) -> None:
+    app = Lightbus("billing", url=url)
+    with pytest.raises(error) as caught:
+        _ = app.broker
+    assert "secret" not in str(caught.value)
+
+
+def test_queues_collect_what_their_handlers_hear_once_each(app: Lightbus) -> None:
+    app.on("a.*", "b.c", name="one", retry=Retry(delays=(2, 1)))(hear)
+    app.on("a.*", name="two", source="auth")(hear)
+    app.on("a.*", name="three", retry=Retry.none())(hear)
+    app.on("#", name="four", queue="slow")(hear)
+    main, slow = app.consumed_queues()
+    assert main.patterns == (("lightbus", "a.*"), ("lightbus", "b.c"), ("auth", "a.*"))
+    assert main.delays == (1, 2, 5, 30, 120, 600)
+    assert (slow.name, slow.patterns, slow.delays) == ("billing.slow", (("lightbus", "#"),), (1, 5, 30, 120, 600))
+
+
+def test_a_consumer_of_a_queue_that_the_app_does_not_have_is_refused(app: Lightbus) -> None:
+    app.on("#", queue="slow")(hear)
+    with pytest.raises(errors.InvalidOption, match=r"no queue 'fast'\. It has: main, slow"):
+        app.consumer(queues=["fast"])
+
+
+# --- publishing what cannot be
+
+
+async def publish_each(app: Lightbus, event: object, **options: Any) -> list[BaseException]:
+    """What `publish` and `publish_sync` raise; both must say the same."""
+    raised: list[BaseException] = []
+    for attempt in (lambda: app.publish(event, **options), lambda: anyio.to_thread.run_sync(in_thread)):
+
+        def in_thread() -> None:
+            app.publish_sync(event, **options)
+
+        with pytest.raises(errors.LightbusError) as caught:
+            await attempt()
+        raised.append(caught.value)
+    assert [str(one) for one in raised] == [str(raised[0])] * 2
+    return raised
+
+
+@pytest.fixture
+def billing(app: Lightbus) -> Lightbus:
+    app.event("invoice.paid")(attrs.frozen(type("InvoicePaid", (), {"__annotations__": {"id": int}})))
+    return app
+
+
+class InvoicePayed:
+    pass
+
+
+class Unrelated:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (
+            InvoicePayed(),
+            r"InvoicePayed is not declared on app 'billing'. Did you mean 'invoice.paid' \(InvoicePaid\)\?",
+        ),
+        ("invoice.pai", r"'invoice.pai' is not declared on app 'billing'. Did you mean 'invoice.paid'"),
+        (Unrelated(), r"Unrelated is not declared.*publish one of: invoice.paid"),
+        (Unrelated, r"Unrelated is a class. Publish an instance of it: Unrelated\(...\)"),
+        ({"id": 1}, "dict is not declared"),
+        (None, "NoneType is not declared"),
+    ],
+    ids=repr,
+)
+@pytest.mark.anyio
+async def test_an_event_that_is_not_declared_is_refused_with_a_suggestion(
+    billing: Lightbus, event: object, words: str
+) -> None:
+    for error in await publish_each(billing, event):
+        assert isinstance(error, errors.UnknownEvent)
+        assert re.search(words, str(error))
+
+
+@pytest.mark.anyio
+async def test_an_app_without_events_says_how_to_declare_one(app: Lightbus) -> None:
+    for error in await publish_each(app, Unrelated()):
+        assert "It declares no events yet: decorate a class with @app.event." in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"delay": -1}, errors.InvalidOption),
+        ({"delay": 31 * 24 * 3600}, errors.InvalidOption),
+        ({"delay": "5"}, errors.InvalidOption),
+        ({"timeout": 0}, errors.InvalidOption),
+        ({"timeout": math.inf}, errors.InvalidOption),
+        ({"headers": {"x-death": 1}}, errors.InvalidPayload),
+        ({"headers": {"a": []}}, errors.InvalidPayload),
+    ],
+    ids=str,
+)
+@pytest.mark.anyio
+async def test_a_publish_with_an_option_outside_of_what_it_can_be_is_refused(
+    billing: Lightbus, options: dict[str, Any], error: type[Exception]
+) -> None:
+    event = billing.events["invoice.paid"].cls(1)
+    assert all(isinstance(one, error) for one in await publish_each(billing, event, **options))
+
+
+@pytest.mark.anyio
+async def test_one_wrong_event_among_many_is_found_before_any_is_sent(billing: Lightbus) -> None:
+    cls = billing.events["invoice.paid"].cls
+    with pytest.raises(errors.InvalidPayload, match=r"Expected `int`, got `str`.*id"):
+        await billing.publish_many([cls(1), cls("2")])
+    assert billing._publisher is None, "nothing connected"
+
+
+@pytest.mark.anyio
+async def test_publish_sync_in_an_event_loop_names_publish(billing: Lightbus) -> None:
+    event = billing.events["invoice.paid"].cls(1)
+    with pytest.raises(errors.PublishInEventLoop, match=r"await app.publish\("):
+        billing.publish_sync(event)
+    with pytest.raises(errors.PublishInEventLoop, match=r"await app.publish_many\("):
+        billing.publish_many_sync([event])
