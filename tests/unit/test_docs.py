@@ -1,0 +1,170 @@
+"""What the documentation says is so: its code is files that run, its links lead somewhere, its lists are the code's."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import textwrap
+from pathlib import Path
+from types import CodeType, FrameType
+
+import anyio
+import pytest
+
+import lightbus
+from lightbus import Lightbus, codec
+from lightbus.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "docs" / "examples").rglob("*.py"))
+PACKAGE = str(Path(lightbus.__file__).parent)
+
+BLOCK = re.compile(r"(?:<!-- (?P<file>\S+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_each_block_of_python_is_a_file_of_the_examples_or_lines_of_one(page: Path) -> None:
+    for block in BLOCK.finditer(page.read_text()):
+        assert block["file"], f"{name_of(page)}: no <!-- docs/examples/... --> before the block:\n{block['code']}"
+        source = (ROOT / block["file"]).read_text()
+        assert block["code"] in (source, *excerpts(source, block["code"])), (
+            f"{name_of(page)}: differs from {block['file']}"
+        )
+
+
+def excerpts(source: str, code: str) -> list[str]:
+    """The runs of whole lines of a file, as many as `code` has, without their indentation."""
+    lines = source.splitlines(keepends=True)
+    size = code.count("\n")
+    return [textwrap.dedent("".join(lines[start : start + size])) for start in range(len(lines))]
+
+
+def test_readme_shows_the_examples_whole() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name in ("auth.py", "welcome.py", "billing.py", "demo/reviews.py", "demo/inbox.py"):
+        assert (ROOT / "docs" / "examples" / name).read_text() in readme
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_each_example_can_be_imported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path.name == "foreign.py":
+        pytest.importorskip("pika")
+        compile(path.read_text(), path, "exec")
+        return
+    monkeypatch.syspath_prepend(str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    for command in re.findall(r"(?:^\$ |`)lightbus ([a-z]+)", text, re.MULTILINE):
+        assert command in COMMANDS, f"{name_of(page)} names `lightbus {command}`"
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"(?:^\$ |`)make ([a-z]+)", text, re.MULTILINE):
+        assert target in targets, f"{name_of(page)} names `make {target}`"
+
+
+def test_the_map_of_the_house_has_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for module in Path(PACKAGE).rglob("*.py"):
+        shown = module.relative_to(PACKAGE)
+        if shown.parts[0] not in ("cli", "__init__.py", "__main__.py"):
+            assert f"`{shown}`" in page or f"`{shown.name}`" in page, f"{shown} is missing in docs/architecture.md"
+
+
+def test_the_page_on_the_wire_has_every_header() -> None:
+    page = (ROOT / "docs" / "wire.md").read_text().replace("`-", "`lightbus-error-")
+    for header in (
+        codec.VERSION,
+        codec.CAUSATION,
+        codec.ATTEMPT,
+        codec.HANDLER,
+        codec.SOURCE,
+        codec.ROUTING_KEY,
+        codec.QUEUE,
+        codec.ERROR_TYPE,
+        codec.ERROR_MESSAGE,
+        codec.ERROR_TRACEBACK,
+        codec.ERROR_TIME,
+    ):
+        assert f"`{header}`" in page
+
+
+def test_six_calls_lead_from_a_deliverys_arrival_to_the_users_function() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    documented = re.findall(r"^\d\. `([\w.]+)\(", page, re.MULTILINE)
+    assert documented == calls_to_the_users_function()
+    assert len(documented) <= 6
+
+
+def calls_to_the_users_function() -> list[str]:
+    """The calls of ours from the event loop's first touch of a delivery to the user's function, as they happen.
+
+    Those that return on the way are left out (each is a detail of the one that calls it), except for the one that
+    fills the function's parameters.
+    """
+    app = Lightbus("traced", url="memory://traced-by-a-test")
+
+    @app.event
+    class Said:
+        number: int
+
+    calls: list[CodeType] = []
+    stack: list[CodeType] = []
+    heard: dict[int, anyio.Event] = {}
+
+    @app.on("said")
+    async def hear(said: Said) -> None:
+        if said.number == 2:
+            sys.setprofile(None)
+            frame: FrameType | None = sys._getframe()
+            while frame is not None:
+                stack.append(frame.f_code)
+                frame = frame.f_back
+        heard[said.number].set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            if frame.f_code.co_qualname == "Consumer.receive":
+                calls.clear()
+            calls.append(frame.f_code)
+
+    async def main() -> None:
+        heard.update({1: anyio.Event(), 2: anyio.Event()})
+        consumer = app.consumer()
+        async with app, anyio.create_task_group() as tasks:
+            await tasks.start(consumer.run)
+            await app.publish(Said(number=1))  # what happens once (a route is looked up) is not what is counted
+            await heard[1].wait()
+            sys.setprofile(note)
+            with anyio.fail_after(10):
+                await app.publish(Said(number=2))
+                await heard[2].wait()
+            await consumer.stop(5)
+
+    try:
+        anyio.run(main)
+    finally:
+        sys.setprofile(None)
+    fills = app.handlers["hear"].arguments.__code__  # type: ignore[attr-defined]
+    way = [code for code in calls if code in stack or code is fills or code.co_qualname == "Consumer.receive"]
+    return ["handler.arguments" if code is fills else code.co_qualname for code in way]
