@@ -1,0 +1,142 @@
+"""The order of the house: imports point one way, and importing Lightbus is cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lightbus
+
+HOUSE = Path(lightbus.__file__).parent
+
+ORDER = [
+    "errors",
+    "pattern",
+    "event",
+    "message",
+    "transport",
+    "codec",
+    "topology",
+    "retry",
+    "handler",
+    "settlement",
+    "connection",
+    "publisher",
+    "consumer",
+    "app",
+    "worker",
+    "testing",
+    "cli",
+    "__main__",
+]
+"""A module imports from those before it only."""
+
+TRANSPORTS = {"errors", "pattern", "transport"}
+"""What the transports themselves may import."""
+
+HEAVY = {
+    "aiohttp",
+    "amqp",
+    "cookiecutter",
+    "cryptography",
+    "hypothesis",
+    "kombu",
+    "lightbus.cli",
+    "lightbus.connection",
+    "lightbus.testing",
+    "lightbus.transport.amqp",
+    "lightbus.transport.sqlite",
+    "lightbus.worker",
+    "multiprocessing",
+    "platformdirs",
+    "pytest",
+    "sqlite3",
+    "trio",
+    "uvloop",
+    "watchfiles",
+}
+"""What `import lightbus` does not need: what connects, what a command needs, what an extra brings."""
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(HOUSE.rglob("*.py")):
+        parts = path.relative_to(HOUSE).with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imported(name: str, path: Path) -> Iterator[tuple[str, int]]:
+    """(module of the house, line) for each import anywhere in a file: in functions and for type checkers too."""
+    package = ["lightbus", *name.split(".")] if path.name == "__init__.py" else ["lightbus", *name.split(".")[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names):
+                found = [alias.name for alias in names]
+            case ast.ImportFrom(module, names, level):
+                base = (
+                    ".".join([*package[: len(package) - level + 1], *([module] if module else [])]) if level else module
+                )
+                found = [f"{base}.{alias.name}" for alias in names]
+            case _:
+                continue
+        for one in found:
+            if one == "lightbus" or one.startswith("lightbus."):
+                yield one.removeprefix("lightbus").removeprefix("."), node.lineno
+
+
+def is_module(name: str) -> bool:
+    return name != "" and ((HOUSE / name).is_dir() or (HOUSE / f"{name}.py").is_file())
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    rooms = {name.partition(".")[0] for name, _ in modules()} - {""}
+    assert rooms <= set(ORDER)
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(name, path, id=name) for name, path in modules() if name])
+def test_a_module_imports_only_from_those_before_it(name: str, path: Path) -> None:
+    room, _, inner = name.partition(".")
+    allowed = TRANSPORTS if room == "transport" and inner else {*ORDER[: ORDER.index(room)], *([room] if inner else [])}
+    if path.name == "__init__.py":
+        allowed = allowed | {room}  # a package may gather what is its own
+    for one, line in imported(name, path):
+        target = one.partition(".")[0]
+        if not is_module(target):
+            continue  # a public name of the package: `from lightbus import Lightbus`
+        assert target in allowed, f"{path.relative_to(HOUSE)}:{line} imports {one}, which stands below it"
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(name, path, id=name) for name, path in modules() if name])
+def test_a_module_takes_names_from_where_they_are_made(name: str, path: Path) -> None:
+    """`from lightbus import Message` inside of the package would be a cycle through its front door."""
+    if name.partition(".")[0] in ("testing", "cli", "__main__"):
+        return
+    through_the_door = [(one, line) for one, line in imported(name, path) if not is_module(one.partition(".")[0])]
+    assert not through_the_door
+
+
+def test_importing_lightbus_brings_in_nothing_heavy() -> None:
+    code = "import sys; before = set(sys.modules); import lightbus; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOUSE.parent)
+    assert set(done.stdout.split()) & HEAVY == set()
+
+
+def test_declaring_events_and_handlers_brings_in_nothing_heavy_either() -> None:
+    code = """
+import sys
+from lightbus import Lightbus
+app = Lightbus("billing", url="amqp://localhost/")
+@app.event
+class InvoicePaid:
+    id: int
+@app.on("user.registered", queue="slow")
+async def hear(user: dict): ...
+app.topology()
+print(*sorted(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOUSE.parent)
+    assert set(done.stdout.split()) & HEAVY == set()
