@@ -9,6 +9,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/ready-in
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet --quiet
+POLICY := /usr/sbin/policy-rc.d
+APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
 RABBITMQ_FOLDERS := /usr/lib/rabbitmq/bin:/usr/sbin:/opt/homebrew/sbin:/usr/local/sbin
 
 # A clone that was moved or copied needs its environment anew: the paths in it are absolute.
@@ -62,8 +64,7 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
     exit 1; \
   fi; \
   echo "Installing $$package with apt-get ..."; \
-  export DEBIAN_FRONTEND=noninteractive; \
-  apt-get -qq update && apt-get -qq install --no-install-recommends "$$package" </dev/null >/dev/null; \
+  $(APT_GET) update && $(APT_GET) install --yes --no-install-recommends "$$package" </dev/null >/dev/null; \
 fi;
 endef
 
@@ -75,15 +76,13 @@ rabbitmq:
 	  exit 0; \
 	fi; \
 	echo "Installing rabbitmq-server with apt-get (no service will run) ..."; \
-	export DEBIAN_FRONTEND=noninteractive; \
-	policy=/usr/sbin/policy-rc.d; \
-	if [ -e $$policy ]; then policy=; else \
-	  trap 'rm -f $$policy' EXIT; trap 'exit 130' INT TERM; \
-	  printf '#!/bin/sh\nexit 101\n' > $$policy; chmod 755 $$policy; \
+	if [ ! -e $(POLICY) ]; then \
+	  trap 'rm -f $(POLICY)' EXIT; trap 'exit 130' INT TERM; \
+	  printf '#!/bin/sh\nexit 101\n' > $(POLICY); chmod 755 $(POLICY); \
 	fi; \
 	log=$$(mktemp); \
-	if apt-get -qq update </dev/null >$$log 2>&1 \
-	  && apt-get -qq install --no-install-recommends rabbitmq-server </dev/null >>$$log 2>&1; then :; \
+	if $(APT_GET) update </dev/null >$$log 2>&1 \
+	  && $(APT_GET) install --yes --no-install-recommends rabbitmq-server </dev/null >>$$log 2>&1; then :; \
 	else \
 	  tail -n 5 $$log >&2; \
 	  echo "apt-get could not install rabbitmq-server, so its tests will be skipped." >&2; \
