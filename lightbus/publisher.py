@@ -143,36 +143,37 @@ class Publisher(ConnectionThread):
         limit = self.timeout if timeout is None else timeout
         loop = current_loop()
         outcomes: list[Receipt | errors.PublishError] = []
-        window: deque[Outgoing] = deque()
+        window: deque[tuple[float, Outgoing]] = deque()
         for publication in publications:
-            window.append(self._submit_from_loop(publication, None, loop))
+            window.append((time.monotonic() + limit, self._submit_from_loop(publication, None, loop)))
             if len(window) >= WINDOW:
-                outcomes.append(await self._await_one(window.popleft(), limit))
-        for outgoing in window:
-            outcomes.append(await self._await_one(outgoing, limit))
+                outcomes.append(await self._await_one(*window.popleft(), limit))
+        for deadline, outgoing in window:
+            outcomes.append(await self._await_one(deadline, outgoing, limit))
         return _all_receipts(outcomes)
 
     def publish_many_sync(self, publications: Sequence[Publication], *, timeout: float | None = None) -> list[Receipt]:
         """The same for a thread without an event loop."""
         limit = self.timeout if timeout is None else timeout
         outcomes: list[Receipt | errors.PublishError] = []
-        window: deque[Outgoing] = deque()
+        window: deque[tuple[float, Outgoing]] = deque()
 
         def finish_oldest() -> None:
-            outgoing = window.popleft()
-            outcomes.append(self._settled(outgoing, limit, outgoing.done.acquire(timeout=limit)))
+            deadline, outgoing = window.popleft()
+            in_time = outgoing.done.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            outcomes.append(self._settled(outgoing, limit, in_time))
 
         for publication in publications:
-            window.append(self._submit_from_thread(publication, None))
+            window.append((time.monotonic() + limit, self._submit_from_thread(publication, None)))
             if len(window) >= WINDOW:
                 finish_oldest()
         while window:
             finish_oldest()
         return _all_receipts(outcomes)
 
-    async def _await_one(self, outgoing: Outgoing, limit: float) -> Receipt | errors.PublishError:
+    async def _await_one(self, deadline: float, outgoing: Outgoing, limit: float) -> Receipt | errors.PublishError:
         if not outgoing.done.is_set():
-            with anyio.move_on_after(limit):
+            with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
                 await outgoing.done.wait()
         return self._settled(outgoing, limit, outgoing.done.is_set())
 

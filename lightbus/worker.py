@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
@@ -38,6 +38,8 @@ ECHO = 0.3
 """Seconds within which a second signal is an echo of the first: `timeout` and `make` send two at once."""
 
 LAST_WORDS = "Stopped at once. What was in flight is delivered again.\n"
+
+_MACHINERY = frozenset({"lightbus", "anyio", "asyncio", "trio", "uvloop", "contextlib"})
 
 STOP, READY, FATAL = b"S", b"R", b"F"
 """What a supervisor and its worker say to each other; the end of the stream says that the other one has gone."""
@@ -199,12 +201,21 @@ def run(
             end.tell(FATAL)
             logger.error("%s", error)
             return 1
-        except Exception:
-            logger.exception("The worker failed %s.", "while it ran" if worker.started else "at its start")
+        except Exception as error:
+            when = "while it ran" if worker.started else "at its start"
+            logger.error("The worker failed %s.", when, exc_info=_without_machinery(error))
             return 1
     if not all_ended:
         end.leave(worker.unfinished or [])
     return 0
+
+
+def _without_machinery(error: Exception) -> Exception:
+    """The error with its traceback from the user's first frame on, where there is one."""
+    trace = error.__traceback__
+    while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in _MACHINERY:
+        trace = trace.tb_next
+    return error if trace is None else error.with_traceback(trace)
 
 
 def _backend_options(backend: str) -> dict[str, Any]:
@@ -223,6 +234,7 @@ class _End:
         self._schedule: Schedule | None = None
         self._stop: anyio.Event | None = None
         self._stopping = False
+        self._ended = threading.Event()
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -236,6 +248,7 @@ class _End:
         try:
             yield
         finally:
+            self._ended.set()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -285,10 +298,12 @@ class _End:
         while self.worker.unfinished is None and (time.monotonic() < deadline or self._loop_answers()):
             if time.monotonic() > deadline + LAST_STEPS:
                 break
-            time.sleep(0.05)
+            if self._ended.wait(0.05):
+                return
         if self.worker.unfinished is None:
             self.leave(self.worker.in_flight())
-        time.sleep(LAST_STEPS)
+        if self._ended.wait(LAST_STEPS):
+            return
         if not self.worker.unfinished:
             logger.error(
                 "The handlers have ended, but the lifespan or the connection did not, within %g s.", LAST_STEPS
@@ -317,6 +332,25 @@ class _End:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(1)
+
+
+def leave_process(code: int) -> NoReturn:
+    """End the process with this code, whatever threads still run: a plain handler that ran over its timeout was given
+    up, but its thread may never end, and the interpreter would wait for it."""
+
+    def cut_short() -> None:
+        time.sleep(LAST_STEPS / 2)
+        names = ", ".join(thread.name for thread in threading.enumerate() if _holds_up_exit(thread))
+        logger.warning("Not waiting for threads that do not end: %s.", names or "unknown")
+        logging.shutdown()
+        os._exit(code)
+
+    threading.Thread(target=cut_short, name="lightbus exit", daemon=True).start()
+    sys.exit(code)
+
+
+def _holds_up_exit(thread: threading.Thread) -> bool:
+    return not thread.daemon and thread is not threading.main_thread()
 
 
 def _count(handlers: Sequence[str]) -> str:

@@ -127,7 +127,7 @@ def worker(
         about = banner.lines(app, target, one.consumer, processes=place.processes)
         banner.show(about, colour=logs.in_colour(sys.stderr))
     how = " Press Ctrl-C to stop." if sys.stderr.isatty() else ""
-    sys.exit(
+    workers.leave_process(
         workers.run(
             one,
             backend=backend,
