@@ -338,7 +338,8 @@ class Lightbus:
         if self._broker is None:
             from lightbus.connection import EMBEDDED, Broker
 
-            self._broker = Broker.parse(self._url or os.environ.get(URL_VARIABLE) or EMBEDDED)
+            given = self._url if self._url is not None else os.environ.get(URL_VARIABLE) or EMBEDDED
+            self._broker = Broker.parse(given)
         return self._broker
 
     @property

@@ -109,8 +109,14 @@ def parse_address(url: object) -> Address:
         parts = urlsplit(url)
         _ = parts.port
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    except ValueError as error:
-        raise errors.InvalidURL(f"{_hide(url)} is not a broker URL: {error}.") from error
+        if parts.fragment or "@" in parts.query:
+            raise ValueError
+    except ValueError:
+        # Without the cause: Python's words quote a part of the URL, which may be one of the password.
+        raise errors.InvalidURL(
+            f"{_hide(url)} is not a broker URL: its host, port or options cannot be read. "
+            "In a user name or password, write / ? # @ and : as %2F %3F %23 %40 and %3A."
+        ) from None
     scheme = parts.scheme
     if scheme not in _TRANSPORTS:
         raise errors.UnsupportedBroker(_why_unsupported(scheme))
@@ -152,7 +158,7 @@ class Broker:
 
     @classmethod
     def parse(cls, url: str | Sequence[str]) -> Broker:
-        urls = url.split(";") if isinstance(url, str) else list(url)
+        urls = list(url) if isinstance(url, (list, tuple)) else str(url).split(";")
         if not urls:
             raise errors.InvalidURL("The list of broker URLs is empty. Give at least one.")
         return cls(tuple(parse_address(one) for one in urls))
@@ -192,7 +198,9 @@ def _connect(address: Address, name: str, timeout: float) -> Connection:
     client = kombu.connection.Connection(address.plain, transport=_TRANSPORTS[address.scheme], **settings)
     try:
         connection: Connection = client.transport.establish_connection()
-    except (errors.LightbusError, *LOST) as error:
+    except errors.BrokerError:
+        raise
+    except LOST as error:
         raise describe(error, address) from error
     return connection
 
@@ -494,7 +502,7 @@ class ConnectionThread:
         self.connection = connection
         try:
             self.opened(connection)
-        except (errors.BrokerError, *LOST) as error:
+        except LOST as error:
             raise describe(error, self.broker.addresses[0]) from error
         self.epoch += 1
         self.error = None
