@@ -215,8 +215,8 @@ def read_envelope(app: str, delivery: Delivery) -> Envelope:
     attempt = headers.get(ATTEMPT)
     handler = headers.get(HANDLER)
     return Envelope(
-        event=_text(headers.get(ROUTING_KEY)) or delivery.routing_key,
-        source=_text(headers.get(SOURCE)) or app,
+        event=_name(headers.get(ROUTING_KEY)) or delivery.routing_key,
+        source=_name(headers.get(SOURCE)) or app,
         attempt=attempt if type(attempt) is int and 1 <= attempt < 2**31 else 1,
         handler=handler if isinstance(handler, str) and handler else None,
     )
@@ -288,7 +288,12 @@ def copy_properties(
             for key, value in headers.items()
             if key in (VERSION, CAUSATION) or not key.startswith(_OWN_PREFIX)
         }
-    headers |= {ATTEMPT: attempt, SOURCE: envelope.source, ROUTING_KEY: envelope.event, QUEUE: queue}
+    headers |= {
+        ATTEMPT: attempt,
+        SOURCE: _wire_name(envelope.source),
+        ROUTING_KEY: _wire_name(envelope.event),
+        QUEUE: queue,
+    }
     if handler is not None:
         headers[HANDLER] = handler
     # RabbitMQ closes the channel over a user_id that is not the publisher's own.
@@ -330,6 +335,20 @@ def _headers(properties: Properties) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _wire_name(name: str) -> str | bytes:
+    """An exchange's name or a routing key as a header. A stranger's may have bytes that are no UTF-8 (see
+    `amqp_wire.decode_names`), and no text header can carry those."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return name.encode(errors="surrogateescape")
+    return name
+
+
+def _name(value: object) -> str:
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else _text(value)
 
 
 def _time(timestamp: object) -> datetime:
