@@ -119,6 +119,11 @@ def _check_fields(event_type: EventType) -> None:
     cls = event_type.cls
     try:
         info = msgspec.inspect.type_info(cls)
+    except KeyError as error:  # what msgspec says of attrs.field() alone
+        raise errors.InvalidEvent(
+            f"event {event_type.name!r}: field {cls.__name__}.{error.args[0]} has no type. "
+            f"Annotate it, as in `{error.args[0]}: int`."
+        ) from error
     except NameError as error:
         raise errors.InvalidEvent(
             f"event {event_type.name!r}: {cls.__name__} has a field whose type is not known here ({error}). "
@@ -164,6 +169,8 @@ def _search(info: Any, path: str, seen: set[type]) -> tuple[str, str] | None:
         return None  # whatever JSON has
     if isinstance(info, (msgspec.inspect.CustomType, msgspec.inspect.RawType, msgspec.inspect.ExtType)):
         return path, getattr(getattr(info, "cls", None), "__name__", type(info).__name__)
+    if isinstance(info, msgspec.inspect.DictType) and not _may_be_key(info.key_type):
+        return path, f"dict with keys that are no text or number ({type(info.key_type).__name__.removesuffix('Type')})"
     cls = getattr(info, "cls", None)
     if isinstance(cls, type) and hasattr(info, "fields"):
         if cls in seen:  # a class that holds itself, as a tree does
@@ -174,6 +181,21 @@ def _search(info: Any, path: str, seen: set[type]) -> tuple[str, str] | None:
         if found is not None:
             return found
     return None
+
+
+def _may_be_key(info: msgspec.inspect.Type) -> bool:
+    if isinstance(info, msgspec.inspect.UnionType):
+        return any(_may_be_key(one) for one in info.types)
+    return not (isinstance(info, _NO_KEYS) or hasattr(info, "fields"))
+
+
+_NO_KEYS = (
+    msgspec.inspect.BoolType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.CollectionType,
+    msgspec.inspect.TupleType,
+    msgspec.inspect.DictType,
+)
 
 
 def _parts(info: Any) -> list[tuple[str, Any]]:

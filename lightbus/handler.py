@@ -258,6 +258,11 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
     try:
         info = msgspec.inspect.type_info(wanted)
         readable = unreadable_part(info)
+    except KeyError as error:  # what msgspec says of attrs.field() alone
+        raise errors.InvalidHandler(
+            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' cannot be filled: "
+            f"its field {error.args[0]!r} has no type. Annotate it, as in `{error.args[0]}: int`."
+        ) from error
     except (TypeError, NameError) as error:
         raise errors.InvalidHandler(
             f"{owner}: the parameter '{parameter.name}: {wanted}' cannot be filled: {error}"
