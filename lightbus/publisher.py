@@ -273,8 +273,9 @@ class Publisher(ConnectionThread):
                 f"for {limit:g} s now. "
                 "Free memory or disk on the broker (rabbitmq-diagnostics alarms); publishing resumes by itself."
             )
-        if self.error is not None:
-            error = errors.PublishUnreachable(f"{what} was not sent within {limit:g} s. {self.error}")
+        if self.error is not None or self._channel is None:
+            slow = f"No connection to {self.broker.masked} yet: no answer so far. Is a broker listening there?"
+            error = errors.PublishUnreachable(f"{what} was not sent within {limit:g} s. {self.error or slow}")
             error.__cause__ = self.error
             return error
         return errors.PublishTimeout(
