@@ -1,0 +1,349 @@
+"""What strangers publish: whatever it is, it is handled or a dead letter with a reason; the next event is handled."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import attrs
+import pytest
+
+from lightbus import Lightbus, Message, Retry
+from lightbus.codec import MAX_BODY_BYTES
+from lightbus.transport import Channel, Publication
+from lightbus.transport import amqp_wire as wire
+from tests.bus import connected, dead_letters, eventually, publish_plainly, reason, running, stranger
+
+pytestmark = pytest.mark.anyio
+
+MakeApp = Callable[..., Lightbus]
+
+
+@attrs.frozen
+class Order:
+    number: int
+    note: str = ""
+    ratio: float = 0.0
+
+
+BAD_BODIES: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    "malformed": (b'{"number": 1', ("Order", "Input data was truncated")),
+    "not-json": (b"number=1", ("Order", "JSON is malformed")),
+    "empty": (b"", ("Order", "Input data was truncated")),
+    "trailing": (b'{"number": 1} {"number": 2}', ("trailing characters",)),
+    "single-quotes": (b"{'number': 1}", ("JSON is malformed",)),
+    "yaml": (b"number: 1\n", ("JSON is malformed",)),
+    "a-list": (b"[1, 2]", ("Expected `object`, got `array`",)),
+    "a-number": (b"7", ("Expected `object`, got `int`",)),
+    "null": (b"null", ("Expected `object`, got `null`",)),
+    "wrong-type": (b'{"number": "one"}', ("Expected `int`, got `str`", "$.number")),
+    "float-for-int": (b'{"number": 1.5}', ("$.number",)),
+    "missing-field": (b'{"note": "x"}', ("missing required field `number`",)),
+    "field-is-null": (b'{"number": null}', ("Expected `int`, got `null`", "$.number")),
+    "nan": (b'{"number": 1, "ratio": NaN}', ("JSON is malformed",)),
+    "infinity": (b'{"number": 1, "ratio": -Infinity}', ("JSON is malformed",)),
+    "float-out-of-range": (b'{"number": 1, "ratio": 1e999}', ("out of range", "$.ratio")),
+    "huge-int": (b'{"number": 1, "ratio": ' + b"9" * 5000 + b"}", ("out of range",)),
+    "not-utf-8": (b'{"number": 1, "note": "\xff\xfe"}', ("utf-8",)),
+    "utf-16": ('{"number": 1}'.encode("utf-16"), ("malformed",)),
+    "latin-1": ('{"number": 1, "note": "Grüße"}'.encode("latin-1"), ("utf-8",)),
+    "lone-surrogate": (b'{"number": 1, "note": "\\ud800"}', ("Order",)),
+    "nested": (b'{"number": 1, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ("recursion",)),
+    "nested-and-cut": (b"[" * 100_000, ("Order",)),
+    "pickled": (pickle.dumps({"number": 1}), ("JSON is malformed",)),
+    "nul-bytes": (b"\0" * 100, ("JSON is malformed",)),
+}
+
+
+async def test_a_body_that_cannot_be_read_is_a_dead_letter_at_once_that_says_why(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def note(order: Order) -> None:
+        heard.append(order.number)
+
+    def publish_all(channel: Channel) -> None:
+        for name, (body, _) in BAD_BODIES.items():
+            kind = "application/x-python-serialize" if name == "pickled" else "application/json"
+            publish_plainly(channel, "shop", "order.placed", body, {"message_id": name, "content_type": kind})
+        publish_plainly(channel, "shop", "order.placed", b'{"number": 5}')
+
+    async with running(shop, billing), stranger(billing) as channel:
+        await anyio.to_thread.run_sync(publish_all, channel)
+        dead = await dead_letters(billing, len(BAD_BODIES))
+        await eventually(lambda: heard, [5])
+    letters = {letter.properties["message_id"]: letter for letter in dead}
+    assert set(letters) == set(BAD_BODIES)
+    for name, (body, words) in BAD_BODIES.items():
+        letter = letters[name]
+        said = reason(letter)
+        assert said.startswith("lightbus.errors.DecodeError: the body cannot be read as Order: "), name
+        assert all(word.lower() in said.lower() for word in words), (name, said)
+        assert letter.body == body
+        headers = letter.properties["headers"]
+        assert (headers["lightbus-attempt"], headers["lightbus-handler"]) == (1, "note")
+        assert headers["lightbus-routing-key"] == "order.placed"
+
+
+async def test_nothing_is_ever_unpickled(shop: Lightbus, billing: Lightbus, tmp_path: Any) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (tmp_path.joinpath("exploded").touch, ())
+
+    billing.on("order.placed")(lambda payload: None)
+    body = pickle.dumps(Bomb())
+    for content_type in ("application/x-python-serialize", "application/x-pickle", "application/x-yaml"):
+        async with running(shop, billing), stranger(billing) as channel:
+            properties = {"content_type": content_type, "content_encoding": "binary"}
+            await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", body, properties)
+            (dead,) = await dead_letters(billing)
+        assert "JSON is malformed" in reason(dead)
+    assert not tmp_path.joinpath("exploded").exists()
+
+
+async def test_deep_nesting_that_the_handler_takes_as_a_dict_is_refused_too(shop: Lightbus, billing: Lightbus) -> None:
+    billing.on("order.placed")(lambda anything: None)
+    async with running(shop, billing), stranger(billing) as channel:
+        body = b'{"x":' * 100_000 + b"1" + b"}" * 100_000
+        await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", body)
+        (dead,) = await dead_letters(billing)
+    assert "recursion" in reason(dead)
+
+
+async def test_a_body_over_the_limit_is_a_dead_letter(shop: Lightbus, billing: Lightbus) -> None:
+    billing.on("order.placed")(lambda anything: None)
+    body = b'{"note": "' + b"x" * MAX_BODY_BYTES + b'"}'
+    async with running(shop, billing), stranger(billing) as channel:
+        await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", body)
+        (dead,) = await dead_letters(billing)
+    assert f"the body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}" in reason(dead)
+    assert dead.body == body
+
+
+async def test_a_handler_that_reads_only_the_message_takes_any_body(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[bytes] = []
+
+    @billing.on("order.placed")
+    async def note(message: Message) -> None:
+        heard.append(message.body)
+
+    bodies = [body for body, _ in BAD_BODIES.values()]
+    async with running(shop, billing), stranger(billing) as channel:
+        for body in bodies:
+            await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", body)
+        await eventually(lambda: heard, bodies)
+
+
+async def test_big_numbers_and_odd_texts_that_json_can_carry_are_heard(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[Any] = []
+    billing.on("order.placed")(lambda payload: heard.append(payload))
+    payload = {"number": 2**53 + 1, "long": 2**64 - 1, "note": "\u0000 \U0001f600 \u202e", "": [], "a": {"b": [None]}}
+    async with running(shop, billing), stranger(billing) as channel:
+        body = json.dumps(payload).encode()
+        await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", body)
+        await eventually(lambda: heard, [payload])
+
+
+# --- properties -------------------------------------------------------------------------------
+
+HOSTILE_HEADERS: dict[str, dict[str, Any]] = {
+    "version-text": {"lightbus-version": "two"},
+    "version-negative": {"lightbus-version": -5},
+    "version-bool": {"lightbus-version": True},
+    "version-table": {"lightbus-version": {"a": 1}},
+    "causation-int": {"lightbus-causation": 7},
+    "causation-list": {"lightbus-causation": ["x"]},
+    "attempt-text": {"lightbus-attempt": "many"},
+    "attempt-huge": {"lightbus-attempt": 2**62},
+    "handler-int": {"lightbus-handler": 3},
+    "source-table": {"lightbus-source": {"x": 1}},
+    "key-list": {"lightbus-routing-key": [1]},
+    "errors": {"lightbus-error-type": 1, "lightbus-error-message": {"x": 1}, "lightbus-error-time": "never"},
+    "x-death-odd": {"x-death": "not a list", "x-first-death-queue": 7, "x-delivery-count": "many"},
+    "x-death-cycle": {"x-death": [{"queue": "billing", "reason": "expired", "count": 3, "exchange": ""}]},
+    "traceparent": {"traceparent": 17},
+}
+
+
+async def test_headers_of_wrong_types_fall_back_and_are_retried_like_any_other(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    heard: dict[str, list[Message]] = {name: [] for name in HOSTILE_HEADERS}
+
+    @billing.on("order.placed")
+    async def fail(message: Message) -> None:
+        heard[message.id].append(message)
+        raise ValueError("no")
+
+    def publish_all(channel: Channel) -> None:
+        for name, headers in HOSTILE_HEADERS.items():
+            properties = {"message_id": name, "headers": headers}
+            publish_plainly(channel, "shop", "order.placed", b"{}", properties)
+
+    async with running(shop, billing), stranger(billing) as channel:
+        await anyio.to_thread.run_sync(publish_all, channel)
+        dead = await dead_letters(billing, len(HOSTILE_HEADERS))
+    for name, messages in heard.items():
+        assert [message.attempt for message in messages] == [1, 2, 3], name
+        for message in messages:
+            assert (message.event, message.source, message.version) == ("order.placed", "shop", 1), name
+            assert message.causation_id is None, name
+            assert not [key for key in message.headers if key.startswith(("lightbus-", "x-"))], name
+    assert {letter.properties["message_id"] for letter in dead} == set(HOSTILE_HEADERS)
+    for letter in dead:
+        assert letter.properties["headers"]["lightbus-handler"] == "fail"
+        assert reason(letter) == "ValueError: no"
+
+
+@pytest.mark.parametrize("timestamp", [0, 2**31, 2**40, 2**63, 2**64 - 1])
+async def test_a_timestamp_from_beyond_time_is_now(shop: Lightbus, billing: Lightbus, timestamp: int) -> None:
+    heard: list[datetime] = []
+
+    @billing.on("order.placed")
+    async def note(message: Message) -> None:
+        heard.append(message.time)
+        if message.attempt == 1:
+            raise ValueError("once more")
+
+    async with running(shop, billing), stranger(billing) as channel:
+        properties = {"timestamp": timestamp}
+        await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b"{}", properties)
+        await eventually(lambda: len(heard), 2)
+    if timestamp < 2**40:
+        assert heard == [datetime.fromtimestamp(timestamp, UTC)] * 2
+    else:
+        assert all(abs(at - datetime.now(UTC)) < timedelta(seconds=60) for at in heard)
+
+
+async def test_empty_properties_are_as_good_as_none(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[Message] = []
+
+    @billing.on("order.placed")
+    async def note(message: Message) -> None:
+        heard.append(message)
+
+    async with running(shop, billing), stranger(billing) as channel:
+        empty = {"message_id": "", "correlation_id": "", "type": "", "app_id": "", "headers": {}}
+        await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b"{}", empty)
+        await eventually(lambda: len(heard), 1)
+    assert heard[0].id
+    assert heard[0].correlation_id == heard[0].id
+
+
+async def test_headers_that_nearly_fill_a_frame_cost_no_event_and_no_worker(shop: Lightbus, billing: Lightbus) -> None:
+    """A copy of it, with the reason in more headers, may be more than the broker takes; then it goes without one."""
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def fail(message: Message) -> None:
+        raise ValueError("x" * 2000)
+
+    @billing.on("order.cancelled")
+    async def note(payload: dict[str, int]) -> None:
+        heard.append(payload["number"])
+
+    async with running(shop, billing), stranger(billing) as channel:
+        properties = {"message_id": "large", "headers": {"large": "x" * 130_900}}
+        await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b'{"n": 1}', properties)
+        (dead,) = await dead_letters(billing)
+        await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.cancelled", b'{"number": 1}')
+        await eventually(lambda: heard, [1])
+    assert dead.body == b'{"n": 1}'
+    assert dead.properties["message_id"] == "large"
+
+
+async def test_an_event_by_the_default_exchange_is_unmatched_and_not_lost(billing: Lightbus) -> None:
+    """Any program that may write to the default exchange can put something into a queue, past every binding."""
+    heard: list[tuple[str, str]] = []
+
+    @billing.on("order.placed", source="shop")
+    async def note(message: Message) -> None:
+        heard.append((message.source, message.event))
+
+    def publish(channel: Channel) -> None:
+        channel.publish([Publication("", "billing", b"{}", {"message_id": "m"}, mandatory=False)])
+        channel.exchange_declare("billing", "topic", passive=True)
+
+    async with running(billing), stranger(billing) as channel:
+        await anyio.to_thread.run_sync(publish, channel)
+        (dead,) = await dead_letters(billing)
+    assert "NoHandler" in reason(dead)
+    assert heard == []
+
+
+# --- bytes that only RabbitMQ lets through ----------------------------------------------------
+
+
+def _publish_raw(app: Lightbus, routing_key: bytes, properties: bytes, body: bytes) -> None:
+    """Publish what no client would write: `properties` are the flags and values of the header frame."""
+    arguments = b"".join(
+        (b"\x00\x3c\x00\x28\x00\x00", *(bytes((len(n),)) + n for n in (b"shop", routing_key)), b"\x00")
+    )
+    with connected(app) as connection:
+        channel: Any = connection.channel()
+        number = channel.channel_id
+        header = wire.header_frame.pack(wire.HEADER, number, 12 + len(properties), 60, 0, len(body)) + properties
+        method = wire.frame.pack(wire.METHOD, number, len(arguments)) + arguments
+        content = wire.frame.pack(wire.BODY, number, len(body)) + body
+        channel.connection.send(b"".join((method, b"\xce", header, b"\xce", content, b"\xce")))
+        channel.exchange_declare("shop", "topic", passive=True)
+
+
+MESSAGE_ID = 0x0080
+
+
+@pytest.mark.rabbitmq
+async def test_properties_that_are_not_utf_8_are_a_dead_letter_for_who_asks_for_them(
+    make_rabbitmq_app: MakeApp,
+) -> None:
+    shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing")
+    heard: list[dict[str, Any]] = []
+
+    @billing.on("order.placed")
+    async def with_message(message: Message) -> None:
+        raise AssertionError("never called")
+
+    @billing.on("order.placed")
+    async def without(payload: dict[str, Any]) -> None:
+        heard.append(payload)
+
+    properties = MESSAGE_ID.to_bytes(2) + b"\x02\xff\xfe"
+    async with running(shop, billing):
+        await anyio.to_thread.run_sync(_publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
+        (dead,) = await dead_letters(billing)
+        await eventually(lambda: heard, [{"number": 1}])
+    said = reason(dead)
+    assert "the AMQP properties cannot be read" in said
+    assert "utf-8" in said
+    headers = dead.properties["headers"]
+    assert (headers["lightbus-handler"], headers["lightbus-source"]) == ("with_message", "shop")
+    assert dead.body == b'{"number": 1}'
+
+
+@pytest.mark.rabbitmq
+async def test_a_routing_key_that_is_not_utf_8_is_retried_and_dead_lettered_like_any_other(
+    make_rabbitmq_app: MakeApp,
+) -> None:
+    shop = make_rabbitmq_app("shop")
+    billing = make_rabbitmq_app("billing", retry=Retry(delays=(0.05,)))
+    attempts: list[tuple[int, str]] = []
+
+    @billing.on("#")
+    async def fail(message: Message) -> None:
+        if message.event.startswith("order."):
+            attempts.append((message.attempt, message.source))
+            raise ValueError("no")
+
+    async with running(shop, billing):
+        await anyio.to_thread.run_sync(_publish_raw, billing, b"order.\xff", b"\0\0", b'{"number": 1}')
+        (dead,) = await dead_letters(billing)
+    assert attempts == [(1, "shop"), (2, "shop")]
+    assert reason(dead) == "ValueError: no"
+    assert dead.properties["headers"]["lightbus-routing-key"] == b"order.\xff"

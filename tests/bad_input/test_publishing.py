@@ -1,0 +1,164 @@
+"""What the publisher itself gives: refused where the mistake is, before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import msgspec
+import pytest
+
+from lightbus import Lightbus, errors
+from lightbus.codec import MAX_BODY_BYTES
+from tests.bus import OrderPlaced, declare, left_in
+
+pytestmark = pytest.mark.anyio
+
+MakeApp = Callable[..., Lightbus]
+
+
+@attrs.frozen(kw_only=True)
+class Measured:
+    value: float = 0.0
+    count: int = 0
+    text: str = ""
+    tags: list[str] = attrs.field(factory=list)
+    extra: dict[str, Any] = attrs.field(factory=dict)
+    tree: list[Any] = attrs.field(factory=list)
+
+
+class Opaque:
+    pass
+
+
+def _deep(levels: int) -> list[Any]:
+    tree: list[Any] = []
+    for _ in range(levels):
+        tree = [tree]
+    return tree
+
+
+def _endless() -> list[Any]:
+    tree: list[Any] = []
+    tree.append(tree)
+    return tree
+
+
+BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
+    "text-for-float": ({"value": "warm"}, r"Expected `float`, got `str` - at `\$\.value`"),
+    "nan": ({"value": math.nan}, r"Expected `float`, got `null` - at `\$\.value`"),
+    "infinity": ({"value": math.inf}, r"Expected `float`, got `null` - at `\$\.value`"),
+    "float-for-int": ({"count": 1.5}, r"Expected `int`, got `float` - at `\$\.count`"),
+    "none": ({"text": None}, r"Expected `str`, got `null` - at `\$\.text`"),
+    "bytes-for-list": ({"tags": b"abc"}, r"Expected `array`, got `str` - at `\$\.tags`"),
+    "in-a-list": ({"tags": ["good", 7]}, r"Expected `str`, got `int` - at `\$\.tags\[1\]`"),
+    "lone-surrogate": ({"text": "\ud800"}, r"surrogates not allowed"),
+    "opaque": ({"extra": {"x": Opaque()}}, r"Opaque is unsupported"),
+    "key-of-a-dict": ({"extra": {(1, 2): 1}}, r"dict.*keys"),
+    "too-deep": ({"tree": _deep(100_000)}, r"recursion"),
+    "endless": ({"tree": _endless()}, r"recursion"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+async def test_a_value_that_does_not_fit_is_refused_with_event_field_and_next_step(
+    make_app: MakeApp, case: str
+) -> None:
+    values, words = BAD_VALUES[case]
+    app = make_app("lab")
+    app.event(Measured)
+    with pytest.raises(errors.InvalidPayload, match=rf"(?s)event 'measured' was not sent: .*{words}") as refused:
+        await app.publish(Measured(**values))
+    assert "Give the fields of Measured values of the types that it declares" in str(refused.value)
+    assert not any(thread.name == "lightbus lab publisher" for thread in threading.enumerate())
+
+
+async def test_integers_of_any_size_and_all_of_unicode_pass(make_app: MakeApp) -> None:
+    app = make_app("lab")
+    app.event(Measured)
+    app.on(Measured)(lambda: None)
+    await declare(app)
+    sent = [Measured(count=count) for count in (2**63, 2**64 - 1, -(2**63))] + [Measured(text="\0\U0001f600\u202e")]
+    await app.publish_many(sent)
+    assert [msgspec.json.decode(one.body, type=Measured) for one in await left_in(app)] == sent
+
+
+async def test_a_body_over_the_limit_is_refused_with_both_sizes_and_a_way_out(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    billing.on("order.placed")(lambda: None)
+    await declare(billing)
+    event = OrderPlaced(number=1, note="x" * MAX_BODY_BYTES)
+    with pytest.raises(
+        errors.BodyTooLarge, match=r"event 'order\.placed' was not sent: its body has 16,777,2"
+    ) as large:
+        await shop.publish(event)
+    assert "the limit is 16,777,216" in str(large.value)
+    assert "Put the data where both sides can read it" in str(large.value)
+    assert await left_in(billing) == []
+    # As large as can be, to the byte, is taken.
+    overhead = len(b'{"note":"","number":1}')
+    await shop.publish(OrderPlaced(number=1, note="x" * (MAX_BODY_BYTES - overhead)))
+    assert [len(delivery.body) for delivery in await left_in(billing)] == [MAX_BODY_BYTES]
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({"tenant": ["a"]}, r"the header 'tenant' is a list\. Headers take str, int"),
+        ({"tenant": {"a": 1}}, r"the header 'tenant' is a dict"),
+        ({"tenant": b"a"}, r"the header 'tenant' is a bytes"),
+        ({"tenant": Opaque()}, r"the header 'tenant' is a Opaque"),
+        ({7: "x"}, r"the header 7 is not a string"),
+        ({"x" * 256: "x"}, r"not a string of up to 255 bytes"),
+        ({"ü" * 128: "x"}, r"not a string of up to 255 bytes"),
+        ({"lightbus-source": "bank"}, r"'lightbus-source' begins with 'lightbus-' or 'x-'.*Choose another name"),
+        ({"x-death": "x"}, r"'x-death' begins with 'lightbus-' or 'x-'"),
+        ({"n": 2**63}, r"the header 'n' does not fit 64 bits"),
+        ({"n": -(2**63) - 1}, r"the header 'n' does not fit 64 bits"),
+        ({"text": "\ud800"}, r"the header 'text'"),
+        ({"\ud800": "text"}, r"the header"),
+    ],
+    ids=str,
+)
+async def test_a_header_that_amqp_cannot_carry_is_refused_by_name(
+    shop: Lightbus, headers: dict[Any, Any], words: str
+) -> None:
+    with pytest.raises(errors.InvalidPayload, match=rf"event 'order\.placed' was not sent: .*{words}"):
+        await shop.publish(OrderPlaced(number=1), headers=headers)
+
+
+async def test_headers_that_are_larger_than_the_broker_takes_fail_alone(shop: Lightbus, billing: Lightbus) -> None:
+    billing.on("order.placed")(lambda: None)
+    await declare(shop, billing)
+    try:
+        await shop.publish(OrderPlaced(number=1), headers={"large": "x" * 1_000_000}, timeout=5)
+    except errors.PublishRefused as refused:
+        assert "order.placed" in str(refused)  # noqa: PT017
+    await shop.publish(OrderPlaced(number=2))
+    assert len(await left_in(billing)) in (1, 2)
+
+
+@pytest.mark.parametrize("thing", ["order.placed", {"number": 1}, None, 7, Opaque(), object, OrderPlaced])
+async def test_what_is_no_event_is_refused_with_what_is(shop: Lightbus, thing: object) -> None:
+    with pytest.raises(errors.UnknownEvent, match=r"is not declared on app 'shop'|is a class\. Publish an instance"):
+        await shop.publish(thing)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "5", 3601, True], ids=str)
+async def test_an_impossible_timeout_is_refused(shop: Lightbus, seconds: float) -> None:
+    with pytest.raises(errors.InvalidOption, match=r"timeout.*more than 0 and up to 3,600"):
+        await shop.publish(OrderPlaced(number=1), timeout=seconds)
+
+
+async def test_one_bad_event_of_many_stops_all_before_the_first_is_sent(shop: Lightbus, billing: Lightbus) -> None:
+    billing.on("order.placed")(lambda: None)
+    await declare(billing)
+    for bad, error in ((OrderPlaced(number="x"), errors.InvalidPayload), (Opaque(), errors.UnknownEvent)):  # type: ignore[arg-type]
+        with pytest.raises(error):
+            await shop.publish_many([OrderPlaced(number=1), bad])
+    assert await left_in(billing) == []
+    assert await shop.publish_many([]) == []
