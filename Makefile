@@ -18,7 +18,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 
-.PHONY: help demo test lint setup rabbitmq lock clean
+.PHONY: help demo test lint bench setup rabbitmq lock clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -35,6 +35,9 @@ lint: $(READY)  ## ruff, mypy and pyright
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -m pyright --pythonpath $(PYTHON)
+
+bench: $(READY) rabbitmq  ## measure against the peers (under 30 minutes), or a part of it, as in CASE=consume (under 3)
+	@$(PYTHON) -m benchmarks $(if $(CASE),--case $(CASE)) $(ARGS)
 
 setup: $(READY) rabbitmq  ## only set up: the environment in .venv, and RabbitMQ for the tests
 
@@ -64,7 +67,10 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
     exit 1; \
   fi; \
   echo "Installing $$package with apt-get ..."; \
-  $(APT_GET) update && $(APT_GET) install --yes --no-install-recommends "$$package" </dev/null >/dev/null; \
+  if ! { $(APT_GET) update && $(APT_GET) install --yes --no-install-recommends "$$package"; } </dev/null >.venv-apt.log 2>&1; then \
+    cat .venv-apt.log >&2; rm -f .venv-apt.log; exit 1; \
+  fi; \
+  rm -f .venv-apt.log; \
 fi;
 endef
 
@@ -101,5 +107,5 @@ lock:  ## update requirements-dev.txt to the newest versions that pyproject.toml
 	@git diff --stat -- requirements-dev.txt
 
 clean:  ## remove the environment and what tools left behind
-	@rm -rf $(VENV) .make .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@rm -rf $(VENV) .venv-bench .make .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -83,9 +83,11 @@ def demo(url: str | None, events: int | None, no_color: bool) -> None:
         try:
             equal = run.play()
         except Stopped:
+            screen.keep()
             screen.say("Stopped.")
             sys.exit(130)
         except (Failed, errors.LightbusError) as error:
+            screen.keep()
             screen.say(f"The demo failed: {error}", fg="red")
             sys.exit(1)
     sys.exit(0 if equal else 1)
@@ -172,7 +174,11 @@ class Screen:
             self._shown_at = time.monotonic()
             self._echo(" | ".join(lines))
         if last:
-            self._live = []
+            self.keep()
+
+    def keep(self) -> None:
+        """Let the lines that changed stay as they are now."""
+        self._live = []
 
     def _erase(self) -> None:
         if self._live:
