@@ -21,11 +21,8 @@ from tests.bus import (
     declare,
     eventually,
     left_in,
-    order_numbers,
     running,
 )
-from tests.conformance.conftest import declare_orders
-from tests.rabbitmq import Node
 
 pytestmark = pytest.mark.anyio
 
@@ -142,28 +139,6 @@ async def test_an_impossible_delay_is_refused_with_its_bounds(shop: Lightbus, de
 async def test_the_longest_delay_is_taken(shop: Lightbus) -> None:
     receipt = await shop.publish(OrderPlaced(number=1), delay=30 * 24 * 3600)
     assert receipt.routed
-
-
-@pytest.mark.rabbitmq
-async def test_a_delayed_event_survives_a_restart_of_rabbitmq(rabbitmq_node: Callable[..., Node]) -> None:
-    node = rabbitmq_node()
-    shop, billing = declare_orders(Lightbus("shop", url=node.url)), Lightbus("billing", url=node.url, retry=QUICK)
-    billing.on("order.placed")(lambda: None)
-    await declare(billing)
-    async with shop:
-        await shop.publish(OrderPlaced(number=1), delay=2)
-        await shop.publish(OrderPlaced(number=2), delay=3)
-    await anyio.to_thread.run_sync(node.restart)
-    waiting: list[int] = []
-
-    async def take() -> None:
-        waiting.extend(order_numbers(await left_in(billing)))
-
-    with anyio.fail_after(30):
-        while len(waiting) < 2:
-            await take()
-            await anyio.sleep(0.05)
-    assert waiting == [1, 2]
 
 
 def test_a_delayed_event_survives_the_end_of_every_process_on_sqlite(tmp_path: Path) -> None:

@@ -10,9 +10,22 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from lightbus import Lightbus, Retry, errors
+from lightbus import Lightbus, Message, Retry, errors
 from lightbus.transport import Publication
-from tests.bus import LIMIT, OrderPlaced, connected, dead_letters, declare, eventually, left_in, running, stranger
+from tests.bus import (
+    LIMIT,
+    QUICK,
+    OrderPlaced,
+    connected,
+    dead_letters,
+    declare,
+    eventually,
+    left_in,
+    running,
+    stranger,
+)
+from tests.conformance.conftest import declare_orders
+from tests.rabbitmq import Node
 
 pytestmark = pytest.mark.anyio
 
@@ -168,3 +181,47 @@ async def test_nobody_can_publish_to_the_bus_exchange(shop: Lightbus) -> None:
 
     with pytest.raises(amqp.exceptions.AccessRefused, match="internal exchange"):
         await anyio.to_thread.run_sync(publish)
+
+
+@pytest.mark.rabbitmq
+async def test_each_app_can_run_as_a_user_that_may_touch_only_its_own_names(rabbitmq: Node, rabbitmq_url: str) -> None:
+    """Configure, write and read one's own; read and write the bus, to which nobody can publish: it is internal."""
+    vhost = rabbitmq_url.rpartition("/")[2]
+    async with Lightbus("admin", url=rabbitmq_url):  # somebody who may has declared the bus exchange
+        pass
+    statements = []
+    for user in ("shop", "billing"):
+        own, both = rf"^{user}(\\..+)?$", rf"^({user}(\\..+)?|lightbus)$"
+        statements.append(f'catch rabbit_auth_backend_internal:add_user(<<"{user}">>, <<"{user}">>, <<>>)')
+        statements.append(
+            f'rabbit_auth_backend_internal:set_permissions(<<"{user}">>, <<"{vhost}">>, '
+            f'<<"{own}">>, <<"{both}">>, <<"{both}">>, <<>>)'
+        )
+    await anyio.to_thread.run_sync(rabbitmq.ctl, "eval", ", ".join([*statements, "ok."]))
+    shop = declare_orders(Lightbus("shop", url=rabbitmq.vhost_url(vhost, "shop", "shop")))
+    billing = Lightbus("billing", url=rabbitmq.vhost_url(vhost, "billing", "billing"), retry=QUICK)
+    heard: list[tuple[int, int]] = []
+
+    @billing.on("order.#", queue="slow")
+    async def fail(order: OrderPlaced, message: Message) -> None:
+        heard.append((order.number, message.attempt))
+        raise ValueError("no")
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        await shop.publish(OrderPlaced(number=2), delay=1)
+        await dead_letters(billing, 2)
+    assert sorted(heard) == [(number, attempt) for number in (1, 2) for attempt in (1, 2, 3)]
+
+    def publish_as_billing_to(exchange: str, routing_key: str) -> None:
+        with connected(billing) as connection:
+            channel = connection.channel()
+            channel.confirm_select()
+            channel.publish([Publication(exchange, routing_key, b"{}", {"message_id": "m"})])
+            channel.exchange_declare("billing", "topic", durable=True, auto_delete=False)
+
+    for exchange, routing_key in (("shop", "order.placed"), ("lightbus", "order.placed"), ("", "billing")):
+        with pytest.raises(amqp.exceptions.AccessRefused):
+            await anyio.to_thread.run_sync(publish_as_billing_to, exchange, routing_key)
+    with pytest.raises(amqp.exceptions.AccessRefused):
+        await left_in(billing, "shop")
