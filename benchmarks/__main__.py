@@ -1,0 +1,135 @@
+"""`python -m benchmarks [--case consume ...] [--rounds 3] [--scale 1.0]`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment, machine, report, results
+from benchmarks.cases import CASES, Case
+from benchmarks.process import Failed
+from benchmarks.suite import ROOT, Suite
+from tests.rabbitmq import Node
+
+# As on a machine of its own: all cores, but no spinning while idle, which would take CPU from the contestants.
+ERLANG = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
+DOCS = ROOT / "docs"
+
+
+def main() -> int:
+    options = _options()
+    chosen = [case for case in CASES if not options.case or case.name in options.case]
+    if options.list:
+        for case in CASES:
+            print(f"{case.name:22} {case.title} ({len(case.rows)} contestants, {case.rounds} rounds)")
+        return 0
+    began = time.monotonic()
+    work = ROOT / ".make" / "bench"
+    work.mkdir(parents=True, exist_ok=True)
+    if options.peers_python:
+        peers, missing = options.peers_python.absolute(), []
+    else:
+        peers, missing = environment.prepare()
+    own = Path(sys.executable)
+    output: Path = options.output or (DOCS if options.scale == 1 else work / "docs")
+    (output / "performance").mkdir(parents=True, exist_ok=True)
+    results_file = output / "performance" / "results.json"
+    data: dict[str, Any] = json.loads(results_file.read_text()) if results_file.exists() else {"cases": {}}
+    with Node(environment={"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG}) as node:
+        version = node.ctl("version").strip()
+        facts = machine.describe(own, peers, version, missing)
+        node.add_vhosts([case.name for case in chosen])
+        for case in chosen:
+            suite = Suite(
+                node.vhost_url(case.name), own=str(own), peers=str(peers), folder=work / case.name, scale=options.scale
+            )
+            data["cases"][case.name] = _run(case, suite, options.rounds or case.rounds, facts)
+            node.ctl("delete_vhost", case.name)
+            # After each case, so that a run that is broken off leaves what it has.
+            data["cases"] = {one.name: data["cases"][one.name] for one in CASES if one.name in data["cases"]}
+            results_file.write_text(json.dumps(_with_summaries(data), indent=1) + "\n")
+    _finish(output, results_file, data, peers)
+    print(f"{time.monotonic() - began:.0f} s. Written: {_shown(output / 'performance.md')}, {_shown(results_file)}")
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--case", nargs="*", default=[], choices=[case.name for case in CASES], metavar="CASE")
+    parser.add_argument("--rounds", type=int, help="rounds of every case; else each case's own number")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="times the number of events; other than 1 leaves docs/ alone"
+    )
+    parser.add_argument("--output", type=Path, help="instead of docs/")
+    parser.add_argument("--peers-python", type=Path, help="an environment that has the peers already")
+    parser.add_argument("--list", action="store_true", help="only list the cases")
+    return parser.parse_args()
+
+
+def _run(case: Case, suite: Suite, rounds: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """A B C, A B C, ...: what else the machine does meanwhile meets all contestants alike."""
+    print(f"\n{case.title} ({case.name})", flush=True)
+    began = time.monotonic()
+    runs = []
+    for number in range(1, rounds + 1):
+        for row in case.rows:
+            run: dict[str, Any] = {"round": number, "label": row.label, "group": row.group, "lacks": row.lacks}
+            try:
+                run["parts"] = case.measure(suite, row)
+            except (Failed, OSError, TimeoutError) as error:
+                run["error"] = f"{error}"
+            runs.append(run)
+            _tell(run)
+    print(f"  {time.monotonic() - began:.0f} s", flush=True)
+    return {
+        "title": case.title,
+        "note": case.note,
+        "rounds": rounds,
+        "baseline": case.baseline,
+        "machine": facts,
+        "runs": runs,
+    }
+
+
+def _tell(run: dict[str, Any]) -> None:
+    head = f"  {run['round']}  {run['label']}{', ' + run['group'] if run['group'] else ''}"
+    if "error" in run:
+        print(f"{head:60} failed: {run['error']}", flush=True)
+    for part, values in run.get("parts", {}).items():
+        shown = ", ".join(
+            f"{values[metric]:,.{0 if values[metric] >= 100 else 2}f} {unit}"
+            for metric, (unit, _) in results.METRICS.items()
+            if metric in values
+        )
+        print(f"{head + (': ' + part if part else ''):60} {shown}", flush=True)
+
+
+def _with_summaries(data: dict[str, Any]) -> dict[str, Any]:
+    cases = {name: {**case, "summary": results.summarise(case)} for name, case in data["cases"].items()}
+    return {**data, "cases": cases}
+
+
+def _finish(output: Path, results_file: Path, data: dict[str, Any], peers: Path) -> None:
+    plot = output / "performance" / "performance.svg"
+    command = [str(peers), "-m", "benchmarks.plot", str(results_file), str(plot)]
+    drawn = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    if drawn.returncode:
+        print(f"No plot: {drawn.stderr.strip().splitlines()[-1:]}")
+    report.write(output / "performance.md", data, "performance/performance.svg" if plot.exists() else "")
+    summaries = {name: results.summarise(case) for name, case in data["cases"].items()}
+    print("\nTargets")
+    for target, shown, verdict in results.targets(summaries):
+        print(f"  {target.what:60} {target.goal:20} {shown:>10}  {verdict.strip('*')}")
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

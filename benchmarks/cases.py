@@ -1,0 +1,419 @@
+"""All cases: who takes part, with which settings and how many events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from benchmarks.suite import Result, Row, Suite
+
+EQUAL = 100
+"""The equal prefetch: Lightbus' own, and within RabbitMQ's advice for throughput (100 to 300)."""
+
+FASTSTREAM = "retry, handler timeout, dead letters"
+BARE = "types and validation, retry, handler timeout, dead letters"
+TASKS = "types and validation, dead letters; many apps for one event"
+CELERY = "types and validation, async handlers, dead letters; many apps for one event"
+
+
+@attrs.frozen
+class Case:
+    name: str
+    title: str
+    measure: Callable[[Suite, Row], dict[str, Result]]
+    rows: tuple[Row, ...]
+    note: str = ""
+    rounds: int = 3
+    baseline: str = "Lightbus"
+    """The label of the row that the others of its group are compared with."""
+
+
+def _with_limit(measure: Callable[[Suite, Row], dict[str, Result]]) -> Callable[[Suite, Row], dict[str, Result]]:
+    return lambda suite, row: suite.limit(row) if row.peer == "limit_" else measure(suite, row)
+
+
+def _consumers(kind: str, queue_type: str = "quorum", share: float = 1.0) -> tuple[Row, ...]:
+    """Who consumes with an async handler (or, where there is none, with what comes nearest)."""
+    base = {"kind": kind, "queue_type": queue_type}
+    same = {**base, "prefetch": EQUAL}
+
+    def count(events: int) -> int:
+        return round(events * share)
+
+    return (
+        Row("Lightbus", "lightbus_", count(24000), settings=same),
+        Row("FastStream", "faststream_", count(4000), lacks=FASTSTREAM, settings=same),
+        Row("FastStream, its own prefetch (no limit)", "faststream_", count(4000), lacks=FASTSTREAM, settings=base),
+        Row("aio-pika", "aio_pika_", count(6000), lacks=BARE, settings=same),
+        Row("taskiq", "taskiq_", count(3000), lacks=TASKS, settings=same),
+        Row("taskiq, its own prefetch (10)", "taskiq_", count(3000), lacks=TASKS, settings=base),
+        Row("Celery, solo", "celery_", count(4000), lacks=CELERY, settings={**same, "handler": "sync"}),
+        Row(
+            "Celery, solo, its own prefetch (4)",
+            "celery_",
+            count(3000),
+            lacks=CELERY,
+            settings={**base, "handler": "sync"},
+        ),
+    )
+
+
+READER = Row(
+    "the limit: a byte reader", "limit_", 40000, lacks="decoding, handling, acks", settings={"handler": "read"}
+)
+WRITER = Row(
+    "the limit: a byte writer", "limit_", 40000, lacks="events, encoding, confirms", settings={"handler": "write"}
+)
+NAMEKO = {"handler": "sync", "queue_type": "classic"}
+
+
+def _threads(handler: str, threads: int, share: float = 1.0) -> tuple[Row, ...]:
+    same = {"handler": handler, "prefetch": EQUAL}
+    pool = {**same, "concurrency": threads}
+    return (
+        Row(f"Celery, {threads} threads", "celery_", round(4000 * share), lacks=CELERY, settings=pool),
+        Row(f"Dramatiq, {threads} threads", "dramatiq_", round(4000 * share), lacks=TASKS, settings=pool),
+    )
+
+
+def _publishers(in_flight: int, count: int, queue_type: str = "quorum") -> tuple[Row, ...]:
+    settings = {"in_flight": in_flight, "queue_type": queue_type}
+    return (
+        Row("Lightbus", "lightbus_", count, settings=settings),
+        Row(
+            "FastStream",
+            "faststream_",
+            count // 3,
+            lacks="the check of types is in building the event",
+            settings=settings,
+        ),
+        Row("aio-pika", "aio_pika_", count // 3, lacks="types and validation", settings=settings),
+        Row("taskiq", "taskiq_", count // 3, lacks="the check of types is in building the event", settings=settings),
+    )
+
+
+def _publish_one() -> tuple[Row, ...]:
+    blocking = {"threads": 1}
+    return (
+        *(attrs.evolve(row, count=1500) for row in _publishers(1, 1500)),
+        Row("Lightbus, publish_sync", "lightbus_", 1500, group="sync", settings=blocking),
+        Row("Celery", "celery_", 1500, group="sync", lacks="types and validation", settings=blocking),
+        Row("Dramatiq", "dramatiq_", 1500, group="sync", lacks="types and validation", settings=blocking),
+        Row(
+            "Nameko",
+            "nameko_",
+            1000,
+            group="sync",
+            lacks="types and validation; quorum queues",
+            settings={**blocking, "queue_type": "classic"},
+        ),
+    )
+
+
+def _fan_out() -> tuple[Row, ...]:
+    rows = []
+    for apps, count in ((1, 8000), (4, 3000), (16, 1000)):
+        settings = {"apps": apps, "prefetch": EQUAL}
+        group = f"{apps} app{'s' if apps > 1 else ''}"
+        rows.append(Row("Lightbus", "lightbus_", count, group=group, settings=settings))
+        rows.append(Row("FastStream", "faststream_", count // 3, group=group, lacks=FASTSTREAM, settings=settings))
+    return tuple(rows)
+
+
+BODIES = (("100 B", 100, 8000), ("10 KB", 10_000, 3000), ("1 MB", 1_000_000, 60))
+
+
+def _bodies(publish: bool) -> tuple[Row, ...]:
+    rows = []
+    for group, size, count in BODIES:
+        few = {"warm": 20, "tail": 20} if size >= 1_000_000 else {}
+        settings = {"kind": "blob", "size": size, "prefetch": EQUAL, **few}
+        if publish:
+            settings["in_flight"] = min(500, 20_000_000 // size)
+        rows.append(Row("Lightbus", "lightbus_", count, group=group, settings=settings))
+        rows.append(
+            Row("FastStream", "faststream_", max(60, count // 3), group=group, lacks=FASTSTREAM, settings=settings)
+        )
+        rows.append(Row("aio-pika", "aio_pika_", max(60, count // 3), group=group, lacks=BARE, settings=settings))
+    return tuple(rows)
+
+
+def _queue_types(publish: bool) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    for queue_type in ("quorum", "classic"):
+        chosen = _publishers(500, 12000, queue_type) if publish else _consumers("order", queue_type, 0.5)
+        rows += [
+            attrs.evolve(row, group=queue_type) for row in chosen if row.label in ("Lightbus", "FastStream", "aio-pika")
+        ]
+    return tuple(rows)
+
+
+def _latency() -> tuple[Row, ...]:
+    same = {"prefetch": EQUAL}
+    return (
+        Row("Lightbus", "lightbus_", settings=same),
+        Row("FastStream", "faststream_", lacks=FASTSTREAM, settings=same),
+        Row("aio-pika", "aio_pika_", lacks=BARE, settings=same),
+        Row("Celery, solo", "celery_", lacks=CELERY, settings={**same, "handler": "sync"}),
+        Row("Dramatiq, 8 threads", "dramatiq_", lacks=TASKS, settings={**same, "handler": "sync"}),
+    )
+
+
+def _cold() -> tuple[Row, ...]:
+    folder = "benchmarks.peers.cold"
+    commands = {
+        "Lightbus": ("lightbus_", "python", "-m", "lightbus", "worker", f"{folder}.lightbus_:app"),
+        "FastStream": ("faststream_", "faststream", "run", f"{folder}.faststream_:app"),
+        "aio-pika": ("aio_pika_", "python", "-m", f"{folder}.aio_pika_"),
+        "Celery, solo": (
+            "celery_",
+            "celery",
+            "-A",
+            f"{folder}.celery_",
+            "worker",
+            "--pool",
+            "solo",
+            "--without-mingle",
+            "--without-gossip",
+        ),
+        "Dramatiq": ("dramatiq_", "dramatiq", f"{folder}.dramatiq_", "--processes", "1"),
+        "taskiq": ("taskiq_", "taskiq", "worker", f"{folder}.taskiq_:broker", "--workers", "1"),
+    }
+    sync = {"handler": "sync"}
+    return tuple(
+        Row(label, peer, settings={"command": command, **(sync if peer in ("celery_", "dramatiq_") else {})})
+        for label, (peer, *command) in commands.items()
+    )
+
+
+def _imports() -> tuple[Row, ...]:
+    statements = {
+        "Lightbus": ("lightbus_", "from lightbus import Lightbus, Message, Retry"),
+        "FastStream": ("faststream_", "from faststream import FastStream; from faststream.rabbit import RabbitBroker"),
+        "aio-pika": ("aio_pika_", "import aio_pika"),
+        "Celery": ("celery_", "from celery import Celery; app = Celery('a'); app.task(len, name='b')"),
+        "Dramatiq": ("dramatiq_", "import dramatiq; from dramatiq.brokers.rabbitmq import RabbitmqBroker"),
+        "taskiq": ("taskiq_", "from taskiq_aio_pika import AioPikaBroker"),
+        "Nameko": ("nameko_", "from nameko.events import event_handler"),
+        "kombu (which Lightbus and Celery stand on)": ("lightbus_", "import kombu.transport.pyamqp, kombu.entity"),
+    }
+    return tuple(Row(label, peer, settings={"statement": statement}) for label, (peer, statement) in statements.items())
+
+
+def _memory() -> tuple[Row, ...]:
+    full = {"prefetch": 1000, "handler": "hold"}
+    threads = {"prefetch": 1000, "handler": "hold-sync", "concurrency": 8}
+    return (
+        Row("Lightbus", "lightbus_", settings=full),
+        Row("FastStream", "faststream_", settings=full),
+        Row("aio-pika", "aio_pika_", settings=full),
+        Row("taskiq", "taskiq_", settings=full),
+        Row("Celery, 8 threads", "celery_", settings=threads),
+        Row("Dramatiq, 8 threads", "dramatiq_", settings=threads),
+    )
+
+
+def _processes() -> tuple[Row, ...]:
+    rows = []
+    for processes in (1, 2):
+        settings = {"processes": processes, "prefetch": EQUAL}
+        group = f"{processes} process{'es' if processes > 1 else ''}"
+        rows += [
+            Row("Lightbus", "lightbus_", 24000 + 12000 * processes, group=group, settings=settings),
+            Row("FastStream", "faststream_", 4000 + 3000 * processes, group=group, lacks=FASTSTREAM, settings=settings),
+            Row("aio-pika", "aio_pika_", 5000 + 4000 * processes, group=group, lacks=BARE, settings=settings),
+        ]
+    return tuple(rows)
+
+
+def _embedded() -> tuple[Row, ...]:
+    rows = []
+    for waiting in (0, 100_000):
+        for what, label in (
+            ("publish", "publish, 500 in flight"),
+            ("publish_many", "publish_many"),
+            ("consume", "consume"),
+            ("across", "publish and handle, two processes"),
+        ):
+            group = f"{waiting:,} waiting"
+            rows.append(Row(label, "lightbus_", 8000, group=group, settings={"what": what, "waiting": waiting}))
+    across = {"what": "across", "waiting": 0, "rabbitmq": True}
+    rows.append(
+        Row("on RabbitMQ: publish and handle, two processes", "lightbus_", 8000, group="0 waiting", settings=across)
+    )
+    return tuple(rows)
+
+
+CASES = tuple(
+    Case(*values)  # type: ignore[arg-type]
+    for values in (
+        (
+            "consume",
+            "Consume, async handler",
+            _with_limit(Suite.consume),
+            (*_consumers("order"), READER),
+            "Celery has no async handlers: here its pool `solo` runs a plain function.",
+            4,
+        ),
+        (
+            "consume-sync",
+            "Consume, plain (sync) handler",
+            Suite.consume,
+            (
+                Row("Lightbus", "lightbus_", 12000, settings={"handler": "sync", "prefetch": EQUAL}),
+                *_threads("sync", 8),
+                Row(
+                    "Dramatiq, 8 threads, its own prefetch (16)",
+                    "dramatiq_",
+                    4000,
+                    lacks=TASKS,
+                    settings={"handler": "sync"},
+                ),
+                Row(
+                    "FastStream", "faststream_", 3000, lacks=FASTSTREAM, settings={"handler": "sync", "prefetch": EQUAL}
+                ),
+                Row("Nameko", "nameko_", 3000, lacks=f"{TASKS}; quorum queues", settings={**NAMEKO, "prefetch": EQUAL}),
+            ),
+            "A plain handler runs in a thread, except in Nameko (a green thread).",
+            4,
+        ),
+        (
+            "consume-wait",
+            "Consume, a handler that awaits 10 ms",
+            Suite.consume,
+            (
+                Row("Lightbus", "lightbus_", 6000, settings={"handler": "wait", "prefetch": EQUAL, "concurrency": 100}),
+                Row("Lightbus, its own concurrency (32)", "lightbus_", 5000, settings={"handler": "wait"}),
+                Row(
+                    "FastStream", "faststream_", 3000, lacks=FASTSTREAM, settings={"handler": "wait", "prefetch": EQUAL}
+                ),
+                Row("aio-pika", "aio_pika_", 4000, lacks=BARE, settings={"handler": "wait", "prefetch": EQUAL}),
+                Row("taskiq", "taskiq_", 3000, lacks=TASKS, settings={"handler": "wait", "prefetch": EQUAL}),
+                *_threads("wait-sync", 32, 0.6),
+            ),
+            "All may have 100 handlers at once, unless said otherwise; with threads, 32.",
+        ),
+        (
+            "consume-commits",
+            "Consume real events (2,000 commits)",
+            Suite.consume,
+            tuple(row for row in _consumers("commit", share=0.7) if "own prefetch" not in row.label),
+            "Typed, with a date to parse, where the contestant has types.",
+        ),
+        (
+            "publish-one",
+            "Publish, awaited one by one",
+            Suite.publish,
+            _publish_one(),
+            "One event at a time: nearly all of it is waiting for the broker's confirm.",
+            4,
+        ),
+        (
+            "publish-500",
+            "Publish, 500 in flight",
+            _with_limit(Suite.publish),
+            (*_publishers(500, 15000), WRITER),
+            "The contestants that block (Celery, Dramatiq) are in publish-threads.",
+            4,
+        ),
+        (
+            "publish-threads",
+            "Publish from 8 threads",
+            Suite.publish,
+            (
+                Row("Lightbus", "lightbus_", 8000, settings={"threads": 8}),
+                Row("Celery", "celery_", 3000, lacks="types and validation", settings={"threads": 8}),
+                Row("Dramatiq", "dramatiq_", 3000, lacks="types and validation", settings={"threads": 8}),
+            ),
+        ),
+        (
+            "publish-many",
+            "Publish in bulk (publish_many)",
+            _with_limit(Suite.publish),
+            (Row("Lightbus", "lightbus_", 15000, settings={"in_flight": 0}), WRITER),
+            "No peer has it.",
+        ),
+        (
+            "latency",
+            "Latency from publish to handler, two processes",
+            Suite.latency,
+            _latency(),
+            "Half of saturation: half of what the contestant itself reached in the same run, publishing as fast as it "
+            "goes; so the rates differ.",
+            4,
+        ),
+        ("cold-start", "Cold start: from the command to the first event handled", Suite.cold_start, _cold()),
+        ("import", "Import", Suite.imports, _imports()),
+        (
+            "memory",
+            "Memory of a consumer",
+            Suite.memory,
+            _memory(),
+            "Prefetch 1,000; resident memory with its children.",
+        ),
+        ("queue-types", "Consume from quorum and classic queues", Suite.consume, _queue_types(False)),
+        (
+            "queue-types-publish",
+            "Publish (500 in flight) to quorum and classic queues",
+            Suite.publish,
+            _queue_types(True),
+        ),
+        (
+            "fan-out",
+            "Fan-out: one event, heard by several apps",
+            Suite.fan_out,
+            _fan_out(),
+            "Each app has a queue of its own. Publish: events a second, confirmed by all queues. Consume: deliveries "
+            "a second, all apps in one process.",
+        ),
+        (
+            "processes",
+            "Several processes on one queue",
+            Suite.processes,
+            _processes(),
+            "Over the time in which all were at work. CPU is the sum.",
+        ),
+        ("bodies", "Consume bodies of different sizes", Suite.consume, _bodies(False)),
+        ("bodies-publish", "Publish bodies of different sizes", Suite.publish, _bodies(True), "Up to 20 MB in flight."),
+        (
+            "embedded",
+            "The embedded broker (SQLite)",
+            Suite.embedded,
+            _embedded(),
+            "",
+            3,
+            "publish and handle, two processes",
+        ),
+        (
+            "handlers",
+            "More handlers and bindings in one app",
+            Suite.consume,
+            tuple(
+                Row(
+                    f"{handlers:,} handler{'s' if handlers > 1 else ''}",
+                    "lightbus_",
+                    20000,
+                    settings={"handlers": handlers, "warm": 2500},
+                )
+                for handlers in (1, 100, 1000)
+            ),
+            "Each handler hears an event of its own, and the events come in turn. The first event of each name, which "
+            "looks for its handlers, is not in what is measured.",
+            4,
+            "1 handler",
+        ),
+        (
+            "dead-letters",
+            "Reject every event, while dead letters pile up",
+            Suite.dead_letters,
+            tuple(
+                Row(f"{dead:,} dead letters", "lightbus_", 1500, settings={"dead": dead, "handler": "reject"})
+                for dead in (0, 10_000, 50_000)
+            ),
+            "Each rejected event is copied to the dead-letter queue with a confirm, then acked.",
+            3,
+            "0 dead letters",
+        ),
+    )
+)

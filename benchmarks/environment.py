@@ -1,0 +1,60 @@
+"""The peers' own environment, `.venv-bench`: made once, made anew when requirements.txt changes."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / ".venv-bench"
+REQUIREMENTS = Path(__file__).parent / "requirements.txt"
+
+
+def prepare() -> tuple[Path, list[str]]:
+    """The environment's Python, and what could not be installed there.
+
+    Raises:
+        RuntimeError: not even an empty environment could be made.
+    """
+    python = FOLDER / "bin" / "python"
+    ready = FOLDER / "ready"
+    key = hashlib.sha256(REQUIREMENTS.read_bytes() + f"{sys.version}{FOLDER}".encode()).hexdigest()
+    if ready.exists():
+        made_for, *missing = ready.read_text().splitlines()
+        if made_for == key:
+            return python, missing
+    print(f"Setting up {FOLDER.name} with the peers ...", flush=True)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    _run([sys.executable, "-m", "venv", str(FOLDER)], 120)
+    (FOLDER / ".gitignore").write_text("*\n")
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "install"]
+    missing = []
+    try:
+        _run([*pip, "--requirement", str(REQUIREMENTS)], 600)
+    except RuntimeError:
+        # One that cannot be installed (on a newer Python, say) must not keep the others away.
+        lines = [line for line in REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
+        for line in lines:
+            try:
+                _run([*pip, line], 300)
+            except RuntimeError as error:
+                missing.append(line)
+                print(f"  {line} cannot be installed: {str(error).strip().splitlines()[-1]}", flush=True)
+    ready.write_text("\n".join([key, *missing]))
+    return python, missing
+
+
+def versions(python: Path) -> dict[str, str]:
+    """What is installed for a Python, by name."""
+    listed = _run([str(python), "-m", "pip", "--disable-pip-version-check", "list", "--format=freeze"], 60)
+    return dict(line.split("==", 1) for line in listed.splitlines() if "==" in line)
+
+
+def _run(command: list[str], timeout: float) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout

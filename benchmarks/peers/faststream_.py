@@ -1,0 +1,85 @@
+"""FastStream: a pydantic model on both sides, its default channel (confirms on), ack after the handler."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
+from pydantic import BaseModel
+
+from benchmarks import payload
+from benchmarks.plan import Plan, handler
+
+
+class Order(BaseModel):
+    order_id: str
+    customer_id: int
+    email: str
+    total: float
+    currency: str
+    items: list[str]
+    paid: bool
+
+
+class Commit(BaseModel):
+    repository: str
+    sha: str
+    committed_at: datetime.datetime
+    files: int
+    insertions: int
+    deletions: int
+
+
+class Blob(BaseModel):
+    number: int
+    data: str
+
+
+MODELS = {"order": Order, "commit": Commit, "blob": Blob}
+
+
+def _queue(plan: Plan, name: str) -> RabbitQueue:
+    key = {"routing_key": plan.event_name()} if plan.apps > 1 else {}
+    return RabbitQueue(name, queue_type=QueueType(plan.queue_type), durable=True, **key)  # type: ignore[call-overload,no-any-return]
+
+
+def _exchange(plan: Plan) -> RabbitExchange | None:
+    return RabbitExchange(plan.name, type=ExchangeType.TOPIC, durable=True) if plan.apps > 1 else None
+
+
+def _broker(plan: Plan) -> RabbitBroker:
+    return RabbitBroker(plan.url, default_channel=Channel(prefetch_count=plan.prefetch), logger=None)
+
+
+@contextlib.asynccontextmanager
+async def consuming(plan: Plan, meter: Callable[[int], None]) -> AsyncIterator[None]:
+    broker = _broker(plan)
+    for name in plan.names():
+        broker.subscriber(_queue(plan, name), _exchange(plan))(handler(plan, meter, MODELS[plan.kind]))
+    await broker.start()
+    yield
+    await broker.stop()
+
+
+def make(plan: Plan, number: int, index: int) -> Any:
+    return MODELS[plan.kind](**payload.make(plan.kind, number, plan.size))
+
+
+@contextlib.asynccontextmanager
+async def publishing(plan: Plan, *, declare: bool) -> AsyncIterator[Any]:
+    if declare:
+        async with consuming(plan, lambda number: None):
+            pass
+    broker = _broker(plan)
+    await broker.connect()
+    exchange = _exchange(plan)
+    if exchange is not None:
+        await broker.declare_exchange(exchange)
+        yield lambda event: broker.publish(event, exchange=exchange, routing_key=plan.event_name(), persist=True)
+    else:
+        queue = _queue(plan, plan.name)
+        yield lambda event: broker.publish(event, queue, persist=True)
+    await broker.stop()

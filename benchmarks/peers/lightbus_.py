@@ -1,0 +1,118 @@
+"""Lightbus, with its default settings: confirmed, durable, validated on both sides, acked after the handler."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import anyio
+
+from benchmarks import payload
+from benchmarks.plan import Plan, handler
+from lightbus import Lightbus, Reject
+
+
+class Order:
+    order_id: str
+    customer_id: int
+    email: str
+    total: float
+    currency: str
+    items: list[str]
+    paid: bool
+
+
+class Commit:
+    repository: str
+    sha: str
+    committed_at: datetime.datetime
+    files: int
+    insertions: int
+    deletions: int
+
+
+class Blob:
+    number: int
+    data: str
+
+
+SHAPES = {"order": Order, "commit": Commit, "blob": Blob}
+
+_classes: list[type[Any]] = []
+
+
+def new_app(plan: Plan, name: str) -> Lightbus:
+    options: dict[str, Any] = {"url": plan.url, "queue_type": plan.queue_type}
+    if plan.prefetch is not None:
+        options["prefetch"] = plan.prefetch
+    if plan.concurrency is not None:
+        options["concurrency"] = plan.concurrency
+    app = Lightbus(name, **options)
+    shape = SHAPES[plan.kind]
+    _classes[:] = []
+    for index in range(plan.handlers):
+        copy = type(f"{shape.__name__}{index}", (), {"__annotations__": shape.__annotations__, "__module__": __name__})
+        _classes.append(app.event(plan.event_name(index))(copy))
+    return app
+
+
+def consuming_app(plan: Plan, name: str, meter: Callable[[int], None]) -> Lightbus:
+    app = new_app(plan, name)
+    for index, cls in enumerate(list(_classes)):
+        function = rejecting(meter, cls) if plan.handler == "reject" else handler(plan, meter, cls)
+        app.on(plan.event_name(index), name=f"handle_{index}")(function)
+    return app
+
+
+def rejecting(meter: Callable[[int], None], cls: type[Any]) -> Callable[..., Any]:
+    async def handle(event):  # type: ignore[no-untyped-def]
+        meter(event.customer_id)
+        raise Reject("for the benchmark")
+
+    handle.__annotations__["event"] = cls
+    return handle
+
+
+@contextlib.asynccontextmanager
+async def consuming(plan: Plan, meter: Callable[[int], None]) -> AsyncIterator[None]:
+    apps = [consuming_app(plan, name, meter) for name in plan.names()]
+    async with contextlib.AsyncExitStack() as stack:
+        consumers = [app.consumer() for app in apps]
+        for app in apps:
+            await stack.enter_async_context(app)
+        async with anyio.create_task_group() as tasks:
+            for consumer in consumers:
+                await tasks.start(consumer.run)
+            yield
+            for consumer in consumers:
+                await consumer.stop(5)
+
+
+def make(plan: Plan, number: int, index: int) -> Any:
+    fields = payload.make(plan.kind, number, plan.size)
+    if plan.kind == "commit":
+        fields = {**fields, "committed_at": datetime.datetime.fromisoformat(fields["committed_at"])}
+    return _classes[index % len(_classes)](**fields)
+
+
+@contextlib.asynccontextmanager
+async def publishing(plan: Plan, *, declare: bool) -> AsyncIterator[Any]:
+    if declare:  # a worker does
+        async with consuming(plan, lambda number: None):
+            pass
+    app = new_app(plan, plan.name if plan.apps == 1 else f"{plan.name}-source")
+    async with app:
+        yield app.publish
+
+
+async def send_many(publish: Any, events: list[Any]) -> None:
+    await publish.__self__.publish_many(events)
+
+
+@contextlib.contextmanager
+def publishing_sync(plan: Plan, *, declare: bool) -> Iterator[Any]:
+    app = new_app(plan, plan.name)
+    with app:
+        yield app.publish_sync

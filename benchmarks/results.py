@@ -1,0 +1,237 @@
+"""From runs to figures: medians, ratios paired by round, targets."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+
+METRICS: dict[str, tuple[str, bool]] = {
+    "rate": ("events/s", True),
+    "cpu_us": ("CPU an event, us", False),
+    "p50_ms": ("p50, ms", False),
+    "p99_ms": ("p99, ms", False),
+    "seconds": ("seconds", False),
+    "milliseconds": ("ms", False),
+    "cpu_ms": ("CPU, ms", False),
+    "rss_mb": ("MB", False),
+}
+"""What is shown, its unit, and whether more of it is better."""
+
+
+def summarise(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line for each contestant (and group, and part of a run): median, min, max and ratio of each metric.
+
+    A ratio says how many times better the baseline (Lightbus) was in the same round: more events a second, or less CPU.
+    """
+    runs = case["runs"]
+    keys: list[tuple[str, str, str]] = []
+    for run in runs:
+        for part in run.get("parts") or {"": {}}:
+            key = (run["label"], run["group"], part)
+            if key not in keys:
+                keys.append(key)
+    # A contestant that failed in one round has its parts from another one.
+    keys = [key for key in keys if key[2] or not any(key[:2] == other[:2] and other[2] for other in keys)]
+    return [_line(case, runs, *key) for key in keys]
+
+
+def _line(case: dict[str, Any], runs: list[dict[str, Any]], label: str, group: str, part: str) -> dict[str, Any]:
+    mine = [run for run in runs if (run["label"], run["group"]) == (label, group)]
+    line: dict[str, Any] = {"label": label, "group": group, "part": part, "lacks": mine[0]["lacks"], "metrics": {}}
+    line["errors"] = [run["error"] for run in mine if run.get("error")]
+    base = {run["round"]: run for run in runs if (run["label"], run["group"]) == (case["baseline"], group)}
+    for metric, (_, more_is_better) in METRICS.items():
+        values = {run["round"]: run["parts"][part][metric] for run in mine if metric in _part(run, part)}
+        if not values:
+            continue
+        ratios = []
+        for number, value in values.items():
+            other = _part(base.get(number, {}), part).get(metric)
+            if other and value:
+                ratios.append(other / value if more_is_better else value / other)
+        line["metrics"][metric] = {
+            "median": statistics.median(values.values()),
+            "min": min(values.values()),
+            "max": max(values.values()),
+            "rounds": len(values),
+            "ratio": statistics.median(ratios) if ratios else None,
+        }
+    return line
+
+
+def _part(run: dict[str, Any], part: str) -> dict[str, Any]:
+    found: dict[str, Any] = (run.get("parts") or {}).get(part, {})
+    return found
+
+
+# --- targets ----------------------------------------------------------------------------------
+
+Lookup = Callable[[str, str, str], list[float]]
+
+
+@attrs.frozen
+class Target:
+    what: str
+    goal: str
+    case: str
+    measured: Callable[[dict[str, list[dict[str, Any]]]], tuple[float, bool] | None]
+    unit: str = "x"
+
+
+def _ratios(case: str, metric: str, *labels: str, group: str = "", part: str = "") -> Callable[..., list[float]]:
+    """The ratios of the lines whose label begins so: those with the peer's own prefetch too."""
+
+    def find(summaries: dict[str, list[dict[str, Any]]]) -> list[float]:
+        return [
+            line["metrics"][metric]["ratio"]
+            for line in summaries.get(case, [])
+            if line["label"].startswith(labels)
+            and line["group"] == group
+            and line["part"] == part
+            and line["metrics"].get(metric, {}).get("ratio")
+        ]
+
+    return find
+
+
+def _at_least(times: float, find: Callable[..., list[float]]) -> Callable[..., tuple[float, bool] | None]:
+    """The hardest of them for Lightbus counts."""
+
+    def measured(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] | None:
+        found = find(summaries)
+        return (min(found), min(found) >= times) if found else None
+
+    return measured
+
+
+def _median(
+    summaries: dict[str, list[dict[str, Any]]], case: str, metric: str, label: str, group: str = "", part: str = ""
+) -> float | None:
+    for line in summaries.get(case, []):
+        if (line["label"], line["group"], line["part"]) == (label, group, part) and metric in line["metrics"]:
+            return float(line["metrics"][metric]["median"])
+    return None
+
+
+def _below(limit: float, *where: str, **more: str) -> Callable[..., tuple[float, bool] | None]:
+    def measured(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] | None:
+        value = _median(summaries, *where, **more)  # type: ignore[arg-type]
+        return None if value is None else (value, value < limit)
+
+    return measured
+
+
+def _reader_share(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] | None:
+    found = _ratios("consume", "rate", "the limit")(summaries)
+    return (found[0], found[0] >= 0.6) if found else None
+
+
+def _embedded(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] | None:
+    what = "publish and handle, two processes"
+    here = _median(summaries, "embedded", "rate", what, "0 waiting")
+    rabbitmq = _median(summaries, "embedded", "rate", f"on RabbitMQ: {what}", "0 waiting")
+    if here is None or rabbitmq is None:
+        return None
+    return here, here >= 5000 * min(1.0, rabbitmq / 8000)
+
+
+def _dispatch(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] | None:
+    found = _ratios("handlers", "cpu_us", "1,000 handlers")(summaries)
+    return (found[0], found[0] <= 1.3) if found else None
+
+
+TARGETS = (
+    Target(
+        "consume, async handler: CPU an event, against FastStream",
+        "1/12 at most",
+        "consume",
+        _at_least(12, _ratios("consume", "cpu_us", "FastStream")),
+    ),
+    Target(
+        "... against bare aio-pika", "1/6 at most", "consume", _at_least(6, _ratios("consume", "cpu_us", "aio-pika"))
+    ),
+    Target("... against Celery", "1/6 at most", "consume", _at_least(6, _ratios("consume", "cpu_us", "Celery"))),
+    Target(
+        "consume: wall rate, against FastStream",
+        "at least 5x",
+        "consume",
+        _at_least(5, _ratios("consume", "rate", "FastStream")),
+    ),
+    Target("... against aio-pika", "at least 3x", "consume", _at_least(3, _ratios("consume", "rate", "aio-pika"))),
+    Target("... against the byte reader", "at least 0.6x", "consume", _reader_share),
+    Target(
+        "sync handler: CPU an event, against Celery threads",
+        "1/3 at most",
+        "consume-sync",
+        _at_least(3, _ratios("consume-sync", "cpu_us", "Celery")),
+    ),
+    Target(
+        "... against Dramatiq",
+        "1/3 at most",
+        "consume-sync",
+        _at_least(3, _ratios("consume-sync", "cpu_us", "Dramatiq")),
+    ),
+    Target(
+        "publish, 500 in flight: rate, against FastStream",
+        "at least 2.5x",
+        "publish-500",
+        _at_least(2.5, _ratios("publish-500", "rate", "FastStream")),
+    ),
+    Target(
+        "... CPU an event, against FastStream",
+        "1/4 at most",
+        "publish-500",
+        _at_least(4, _ratios("publish-500", "cpu_us", "FastStream")),
+    ),
+    Target(
+        "publish, one by one: rate, against FastStream",
+        "at least 1x",
+        "publish-one",
+        _at_least(1, _ratios("publish-one", "rate", "FastStream")),
+    ),
+    Target(
+        "... against aio-pika", "at least 1x", "publish-one", _at_least(1, _ratios("publish-one", "rate", "aio-pika"))
+    ),
+    Target(
+        "latency p50 at 200 events/s, against FastStream",
+        "not above",
+        "latency",
+        _at_least(1, _ratios("latency", "p50_ms", "FastStream", part="200 events/s")),
+    ),
+    Target("import", "below 150 ms", "import", _below(150, "import", "milliseconds", "Lightbus"), "ms"),
+    Target(
+        "cold start to consuming", "below 0.7 s", "cold-start", _below(0.7, "cold-start", "seconds", "Lightbus"), "s"
+    ),
+    Target("memory at rest", "below 45 MB", "memory", _below(45, "memory", "rss_mb", "Lightbus", part="at rest"), "MB"),
+    Target(
+        "embedded, publish and handle across processes",
+        "at least 5,000/s (where RabbitMQ does not reach 8,000/s: in proportion)",
+        "embedded",
+        _embedded,
+        "/s",
+    ),
+    Target("1,000 handlers: CPU an event, against one handler", "1.3x at most", "handlers", _dispatch),
+)
+
+
+def targets(summaries: dict[str, list[dict[str, Any]]]) -> Iterable[tuple[Target, str, str]]:
+    """Each target with what was measured and whether that reaches it."""
+    for target in TARGETS:
+        found = target.measured(summaries)
+        if found is None:
+            yield target, "-", "not measured"
+            continue
+        value, reached = found
+        shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        if target.goal.startswith("1/"):
+            shown = f"1/{value:.1f}"
+            yield target, shown, "reached" if reached else "**not reached**"
+        else:
+            yield (
+                target,
+                f"{shown}{'' if target.unit in ('x', '/s') else ' '}{target.unit}",
+                "reached" if reached else "**not reached**",
+            )

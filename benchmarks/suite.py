@@ -1,0 +1,417 @@
+"""How each kind of case is measured. Every run is a fresh process (or several) of one contestant."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from benchmarks import broker
+from benchmarks.process import Failed, Process
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 90.0
+"""Seconds for one run of one contestant."""
+
+Result = dict[str, Any]
+
+
+@attrs.frozen
+class Row:
+    """One contestant in one case."""
+
+    label: str
+    peer: str
+    count: int = 0
+    """Events to measure."""
+    group: str = ""
+    """Rows are compared with Lightbus' row of the same group."""
+    lacks: str = ""
+    """What it does not do here that Lightbus does."""
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+class Suite:
+    """The node, the two Pythons, and what they need to be put to work."""
+
+    def __init__(self, url: str, *, own: str, peers: str, folder: Path, scale: float) -> None:
+        self.url = url
+        self.own, self.peers = own, peers
+        self.folder = folder
+        self.scale = scale
+        self._templates: dict[str, list[broker.Template]] = {}
+
+    # --- plans and processes
+
+    def count(self, row: Row) -> int:
+        lowest = 100 if row.count >= 1000 else 10
+        return max(min(row.count, lowest), round(row.count * self.scale))
+
+    def plan(self, row: Row, **changes: Any) -> dict[str, Any]:
+        count = self.count(row)
+        measured = {"count": count, "warm": max(300, count // 8), "tail": max(250, count // 20)}
+        # A name of its own: the same queue cannot be declared with two contestants' arguments.
+        name = f"bench-{zlib.crc32(repr(row).encode()):08x}"
+        return {"url": self.url, "name": name, **measured, **row.settings, **changes}
+
+    def python(self, row: Row) -> str:
+        return self.own if row.peer in ("lightbus_", "limit_") else self.peers
+
+    def start(self, row: Row, plan: Mapping[str, Any], name: str = "run") -> Process:
+        known = {field: value for field, value in plan.items() if field in PLAN_FIELDS}
+        command = [self.python(row), "-m", "benchmarks.contestant", row.peer, json.dumps(known)]
+        return Process(command, root=ROOT, log=self.folder / "logs" / f"{self._slug(row)}.{name}.log")
+
+    def _slug(self, row: Row) -> str:
+        return "".join(letter if letter.isalnum() else "-" for letter in f"{row.label} {row.group}".lower())
+
+    def queue(self, row: Row, plan: Mapping[str, Any]) -> str:
+        if row.peer == "nameko_":
+            return f"evt-source-order.placed--{plan['name']}.handle"
+        return str(plan["name"])
+
+    def queues(self, row: Row, plan: Mapping[str, Any]) -> list[str]:
+        apps = plan.get("apps", 1)
+        return [self.queue(row, plan)] if apps == 1 else [f"{plan['name']}-{index}" for index in range(apps)]
+
+    def templates(self, row: Row, plan: Mapping[str, Any]) -> list[broker.Template]:
+        """Messages as the contestant publishes them, by its own means: declared, published, and taken again."""
+        key = repr(row)
+        if key not in self._templates:
+            with self.start(row, {**plan, "role": "seed", "threads": 0}, "seed") as process:
+                sent = process.says(LIMIT)["sent"]
+            taken, *_ = [broker.take(self.url, queue, sent) for queue in self.queues(row, plan)]
+            if not all(template.persistent for template in taken):
+                raise Failed("its messages are not persistent")
+            self._templates[key] = taken
+        return self._templates[key]
+
+    # --- what is measured
+
+    def consume(self, row: Row) -> dict[str, Result]:
+        plan = self.plan(row)
+        templates = self.templates(row, plan)
+        queues = self.queues(row, plan)
+        total = plan["warm"] + plan["count"] + plan["tail"]
+        for queue in queues:
+            broker.purge(self.url, queue)
+        broker.fill(self.url, templates, total)
+        for queue in queues:
+            self._expect(queue, total, "were put there")
+        apps = len(queues)
+        if apps > 1:
+            plan |= {key: plan[key] * apps for key in ("warm", "count", "tail")}
+        with self.start(row, plan) as process:
+            result = process.says(LIMIT)
+        for queue in queues:
+            self._expect(queue, 0, "are left unacked")
+        if not result.pop("right") or result["handled"] != total * apps:
+            raise Failed(f"handled {result['handled']} events, not each of {total * apps} once")
+        return {"": _rated(result)}
+
+    def _expect(self, queue: str, count: int, what: str) -> None:
+        there = broker.until_waiting(self.url, queue, count)
+        if there != count:
+            raise Failed(f"{there} messages {what} in {queue!r}, not {count}")
+
+    def limit(self, row: Row) -> dict[str, Result]:
+        """The byte reader and the byte writer."""
+        if row.settings["handler"] == "write":
+            return self._limit_write(row)
+        plan = self.plan(row, role="raw")
+        total = plan["warm"] + plan["count"] + plan["tail"]
+        queue = plan["name"] = "bench-bytes"
+        reference = attrs.evolve(row, label="Lightbus", peer="lightbus_", settings={})
+        templates = self.templates(reference, self.plan(reference))
+        with broker.channel(self.url) as on:
+            arguments = {"x-queue-type": plan.get("queue_type", "quorum")}
+            on.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
+        broker.purge(self.url, queue)
+        # The very messages that Lightbus gets, with the exchange's and event's names in each delivery.
+        with broker.channel(self.url) as on:
+            on.queue_bind(queue, templates[0].exchange, templates[0].routing_key)
+        broker.fill(self.url, templates, total)
+        with broker.channel(self.url) as on:
+            on.queue_unbind(queue, templates[0].exchange, templates[0].routing_key)
+        self._expect(queue, total, "were put there")
+        with self.start(row, plan) as process:
+            result = process.says(LIMIT)
+        broker.purge(self.url, queue)
+        return {"": _rated(result)}
+
+    def _limit_write(self, row: Row) -> dict[str, Result]:
+        plan = self.plan(row, role="raw", name="bench-bytes")
+        broker.purge(self.url, "bench-bytes")
+        with self.start(row, plan) as process:
+            result = process.says(LIMIT)
+        self._expect("bench-bytes", result["sent"], "arrived")
+        broker.purge(self.url, "bench-bytes")
+        return {"": _rated(result)}
+
+    def publish(self, row: Row) -> dict[str, Result]:
+        plan = self.plan(row, role="publish")
+        self.templates(row, plan)
+        queues = self.queues(row, plan)
+        for queue in queues:
+            broker.purge(self.url, queue)
+        with self.start(row, plan) as process:
+            result = process.says(LIMIT)
+        for queue in queues:
+            self._expect(queue, result["sent"], "arrived")
+            broker.purge(self.url, queue)
+        return {"": _rated(result)}
+
+    def fan_out(self, row: Row) -> dict[str, Result]:
+        """One event for several apps: published, then handled by all of them in one process."""
+        published = self.publish(row)[""]
+        consumed = self.consume(row)[""]
+        return {"publish": published, "consume": consumed}
+
+    def latency(self, row: Row) -> dict[str, Result]:
+        """At 200 events a second, then as fast as it goes, then at half of that."""
+        plan = self.plan(row)
+        self.templates(row, plan)
+        for queue in self.queues(row, plan):
+            broker.purge(self.url, queue)
+        slow, fast, half = (max(50, round(count * self.scale)) for count in (1000, 4000, 3000))
+        phases = [slow, fast, half]
+        with self.start(row, {**plan, "role": "latency", "phases": phases}, "consumer") as consumer:
+            consumer.says(LIMIT)
+            at_200 = self._phase(row, plan, consumer, 200, slow)
+            full = self._phase(row, plan, consumer, 1e9, fast)
+            saturation = full["events"] / full["wall"]
+            at_half = self._phase(row, plan, consumer, saturation / 2, half)
+        return {
+            "200 events/s": _only(at_200, "events", "p50_ms", "p99_ms"),
+            "half of saturation": {**_only(at_half, "events", "p50_ms", "p99_ms"), "rate": saturation / 2},
+        }
+
+    def _phase(self, row: Row, plan: Mapping[str, Any], consumer: Process, rate: float, count: int) -> Result:
+        with self.start(row, {**plan, "role": "publish", "rate": rate, "count": count}, "publisher") as publisher:
+            said = consumer.says(LIMIT)
+            publisher.says(LIMIT)
+        return said
+
+    def cold_start(self, row: Row) -> dict[str, Result]:
+        """From the start of the command to the handler's first line, for an event that waits already."""
+        plan = self.plan(row)
+        templates = self.templates(row, plan)
+        broker.purge(self.url, self.queue(row, plan))
+        broker.fill(self.url, templates, 1)
+        self._expect(self.queue(row, plan), 1, "were put there")
+        out = self.folder / "cold"
+        out.write_text("")
+        environment = {"BENCH_URL": self.url, "BENCH_NAME": plan["name"], "BENCH_OUT": str(out)}
+        python = Path(self.python(row))
+        command = [str(python.parent / row.settings["command"][0]), *row.settings["command"][1:]]
+        with Process(command, root=ROOT, log=self.folder / "logs" / "cold.log", environment=environment) as process:
+            deadline = time.monotonic() + 30
+            while not out.read_text():
+                if process.process.poll() is not None or time.monotonic() > deadline:
+                    raise Failed(f"handled nothing. {process._tail()}")
+                time.sleep(0.01)
+            began = process.started
+            time.sleep(0.3)
+        return {"": {"seconds": float(out.read_text().split()[0]) - began}}
+
+    def imports(self, row: Row) -> dict[str, Result]:
+        """The import line of an application, in a fresh interpreter; the second of two, from compiled files."""
+        code = (
+            "import time, json; wall, cpu = time.perf_counter(), time.process_time()\n"
+            f"{row.settings['statement']}\n"
+            "print(json.dumps({'milliseconds': (time.perf_counter() - wall) * 1000,"
+            " 'cpu_ms': (time.process_time() - cpu) * 1000}), flush=True)"
+        )
+        result: Result = {}
+        for _ in range(2):
+            with Process([self.python(row), "-c", code], root=ROOT, log=self.folder / "logs" / "import.log") as process:
+                result = process.says(30)
+        return {"": result}
+
+    def memory(self, row: Row) -> dict[str, Result]:
+        """Resident memory with nothing to do, then with 1,000 events in hand that the handlers do not let go."""
+        plan = self.plan(row, role="memory")
+        templates = self.templates(row, plan)
+        queue = self.queue(row, plan)
+        broker.purge(self.url, queue)
+        with self.start(row, plan) as process:
+            rest = process.says(LIMIT)
+            broker.fill(self.url, templates, 1500)
+            self._expect(queue, 500, "are not in hand")
+            process.tell()
+            full = process.says(LIMIT)
+        broker.purge(self.url, queue)
+        return {"at rest": _only(rest, "rss_mb"), "1,000 in hand": _only(full, "rss_mb")}
+
+    def processes(self, row: Row) -> dict[str, Result]:
+        """Several processes on one queue, over the time in which all of them were at work."""
+        plan = self.plan(row, role="share")
+        templates = self.templates(row, plan)
+        queue = self.queue(row, plan)
+        total = plan["count"]
+        broker.purge(self.url, queue)
+        broker.fill(self.url, templates, total)
+        self._expect(queue, total, "were put there")
+        with contextlib.ExitStack() as stack:
+            started = [
+                stack.enter_context(self.start(row, plan, f"run{index}")) for index in range(row.settings["processes"])
+            ]
+            for process in started:
+                process.says(LIMIT)
+            broker.until_waiting(self.url, queue, 0, LIMIT)
+            time.sleep(1.0)
+            for process in started:
+                process.tell()
+            said = [process.says(LIMIT) for process in started]
+        handled = sorted(value for one in said for value in one["values"])
+        if len(handled) != total or len(set(handled)) != total:
+            raise Failed(f"handled {len(handled)} events ({len(set(handled))} different), not {total} once")
+        return {"": _rated(_overlap([one["stamps"] for one in said]))}
+
+    def dead_letters(self, row: Row) -> dict[str, Result]:
+        """A handler that rejects every event, while so many dead letters are there already."""
+        plan = self.plan(row)
+        templates = self.templates(row, plan)
+        dead = f"{plan['name']}.dead"
+        broker.purge(self.url, dead)
+        there = round(row.settings["dead"] * self.scale)
+        letters = [attrs.evolve(one, exchange=f"{plan['name']}.internal", routing_key="dead") for one in templates]
+        broker.fill(self.url, letters, there)
+        self._expect(dead, there, "were put there")
+        result = self.consume(row)[""]
+        self._expect(dead, there + plan["warm"] + plan["count"] + plan["tail"], "are dead letters")
+        return {"": result}
+
+    def embedded(self, row: Row) -> dict[str, Result]:
+        """The broker in a file: publish, consume, and both at once from two processes."""
+        what, waiting = row.settings["what"], round(row.settings["waiting"] * self.scale)
+        folder = Path(tempfile.mkdtemp(prefix="lightbus-bench-"))
+        try:
+            plan = self.plan(row, url=f"sqlite:///{folder}/bus.db", name="bench")
+            if row.settings.get("rabbitmq"):
+                plan["url"] = self.url
+                self.templates(row, plan)
+                broker.purge(self.url, plan["name"])
+            elif waiting:
+                shutil.copytree(self._filled(row, waiting), folder, dirs_exist_ok=True)
+            else:
+                self._tell(row, plan, "declare", role="declare")
+            if what == "across":
+                return {"": self._across(row, plan, waiting)}
+            if what == "consume":
+                return {"": self._consume_embedded(row, plan, waiting)}
+            in_flight = 0 if what == "publish_many" else 500
+            return {"": _rated(self._tell(row, plan, "publish", role="publish", in_flight=in_flight))}
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _tell(self, row: Row, plan: Mapping[str, Any], name: str, **changes: Any) -> Result:
+        with self.start(row, {**plan, **changes}, name) as process:
+            return process.says(2 * LIMIT)
+
+    def _consume_embedded(self, row: Row, plan: dict[str, Any], waiting: int) -> Result:
+        total = plan["warm"] + plan["count"] + plan["tail"]
+        if not waiting:
+            self._tell(row, plan, "fill", role="publish", in_flight=0, count=total, greet=0)
+        result = self._tell(row, plan, "consume")
+        if not result.pop("right"):
+            raise Failed(f"handled {result['handled']} events, not each of the first {total} once")
+        return _rated(result)
+
+    def _across(self, row: Row, plan: dict[str, Any], waiting: int) -> Result:
+        """One process publishes, another one handles, at the same time."""
+        count = plan["count"]
+        if not waiting:  # from the first publish to the last handler
+            with self.start(row, {**plan, "role": "latency", "phases": [count]}, "consumer") as consumer:
+                consumer.says(LIMIT)
+                self._tell(row, plan, "publisher", role="publish", rate=1e9)
+                return _rated(_only(consumer.says(LIMIT), "events", "wall"))
+        # The lower of the two rates while the publisher is at work: the backlog is not to grow.
+        with self.start(row, {**plan, "role": "share"}, "consumer") as consumer:
+            consumer.says(LIMIT)
+            published = self._tell(row, plan, "publisher", role="publish")
+            consumer.tell()
+            stamps = consumer.says(LIMIT)["stamps"]
+        began, ended = published["begun"], published["begun"] + published["wall"]
+        if len(stamps) < 2:
+            raise Failed("the consumer handled nearly nothing")
+        handled = _at(stamps, ended)[0] - _at(stamps, began)[0]
+        return {
+            **_rated({"events": min(handled, count), "wall": published["wall"]}),
+            "published_rate": count / published["wall"],
+            "handled_rate": handled / published["wall"],
+        }
+
+    def _filled(self, row: Row, waiting: int) -> Path:
+        """A folder whose file has so many events in it: made once, copied for each run."""
+        folder = self.folder / f"filled-{waiting}"
+        if not folder.exists():
+            making = self.folder / "filling"
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir(parents=True)
+            plan = self.plan(row, url=f"sqlite:///{making}/bus.db", name="bench")
+            self._tell(row, plan, "declare", role="declare")
+            self._tell(row, plan, "fill", role="publish", in_flight=0, count=waiting, greet=0)
+            making.rename(folder)
+        return folder
+
+
+PLAN_FIELDS: frozenset[str]
+
+
+def _plan_fields() -> frozenset[str]:
+    from benchmarks.plan import Plan
+
+    return frozenset(field.name for field in dataclasses.fields(Plan))
+
+
+PLAN_FIELDS = _plan_fields()
+
+
+def _only(result: Result, *names: str) -> Result:
+    return {name: result[name] for name in names}
+
+
+def _rated(result: Result) -> Result:
+    """With events a second and microseconds of CPU an event."""
+    rated = {**result, "rate": result["events"] / result["wall"]}
+    if "cpu" in result:
+        rated["cpu_us"] = result["cpu"] / result["events"] * 1e6
+    return rated
+
+
+def _overlap(stamps: list[list[tuple[int, float, float]]]) -> Result:
+    """Events and CPU of all processes in the time when all of them were at work: from the last one's fourth stamp to
+    the first one's last.
+    """
+    if any(len(one) < 8 for one in stamps):
+        raise Failed("one of the processes handled nearly nothing: too few events for so many processes")
+    began = max(one[3][1] for one in stamps)
+    ended = min(one[-1][1] for one in stamps)
+    if ended <= began:
+        raise Failed("the processes were not at work at the same time: too few events")
+    events = cpu = 0.0
+    for one in stamps:
+        first, last = _at(one, began), _at(one, ended)
+        events += last[0] - first[0]
+        cpu += last[1] - first[1]
+    return {"events": events, "wall": ended - began, "cpu": cpu}
+
+
+def _at(stamps: list[tuple[int, float, float]], when: float) -> tuple[float, float]:
+    """Events handled and CPU used until then, between two stamps by a straight line."""
+    for (number, time_, cpu), (next_number, next_time, next_cpu) in itertools.pairwise(stamps):
+        if time_ <= when <= next_time:
+            share = (when - time_) / max(next_time - time_, 1e-9)
+            return number + share * (next_number - number), cpu + share * (next_cpu - cpu)
+    return stamps[-1][0], stamps[-1][2]

@@ -1,0 +1,440 @@
+"""What an event costs, in counts that do not depend on time: Python calls, reads, writes and thread hops.
+
+The real app, publisher and consumer run here, with their threads; the broker is a script that answers from inside the
+socket, and that lets whole batches through at once. So the counts are the same on every machine and in every run.
+
+A test that fails here says that the path of an event has grown by more than 15 %. If that is meant, run
+`python -m tests.unit.test_cost_guard`, which prints the counts as they are now, and write them into RECORDED with
+the reason in the commit; `make bench CASE=consume` and `CASE=publish-500` say what it costs in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import pytest
+from amqp import serialization
+
+import lightbus
+from lightbus import Lightbus
+from lightbus.connection import Broker
+from lightbus.transport.amqp import Connection
+
+EVENTS = 400
+ROOM = 1.15
+LIMIT = 20.0
+"""Seconds after which a test fails rather than hangs; no count depends on it."""
+
+RECORDED: dict[str, dict[str, float]] = {
+    "consume": {
+        "__init__": 1.0,
+        "amqp": 2.03,
+        "codec": 3.0,
+        "connection": 0.0,
+        "consumer": 5.2,
+        "handler": 2.0,
+        "settlement": 0.01,
+        "reads": 2,
+        "writes": 1,
+        "hops": 1,
+    },
+    "publish": {
+        "amqp": 1.02,
+        "amqp_wire": 9.0,
+        "app": 5.0,
+        "codec": 4.0,
+        "connection": 3.0,
+        "message": 1.0,
+        "publisher": 8.03,
+        "reads": 1,
+        "writes": 1,
+        "hops": 1,
+    },
+    "publish_many": {
+        "amqp": 1.02,
+        "amqp_wire": 9.0,
+        "app": 1.01,
+        "codec": 4.0,
+        "connection": 1.0,
+        "message": 1.0,
+        "publisher": 8.04,
+        "reads": 1,
+        "writes": 1,
+        "hops": 1,
+    },
+}
+"""By path: calls of Lightbus' functions an event, by module; reads, writes and thread hops for all EVENTS."""
+
+
+# --- the script -------------------------------------------------------------------------------
+
+ANSWERS = {
+    (10, 40): ((10, 41), "s", [""]),  # connection.open
+    (10, 50): ((10, 51), "", []),  # connection.close
+    (20, 10): ((20, 11), "S", [""]),  # channel.open
+    (20, 40): ((20, 41), "", []),  # channel.close
+    (40, 10): ((40, 11), "", []),  # exchange.declare
+    (40, 30): ((40, 31), "", []),  # exchange.bind
+    (50, 10): ((50, 11), "sll", ["", 0, 0]),  # queue.declare
+    (50, 20): ((50, 21), "", []),  # queue.bind
+    (60, 10): ((60, 11), "", []),  # basic.qos
+    (60, 30): ((60, 31), "s", ["1.1"]),  # basic.cancel
+    (85, 10): ((85, 11), "", []),  # confirm.select
+}
+
+
+class ScriptedSocket:
+    """A socket with a broker inside: answers what is sent, in whole pieces, and counts reads and writes."""
+
+    def __init__(self) -> None:
+        self._real, self._signal = socket.socketpair()
+        self._real.setblocking(False)
+        self._incoming = b""
+        self._lock = threading.Lock()
+        self._sent = b""
+        self._published = self._publishing_channel = 0
+        self.consumer_channel = 0
+        self.acked = 0
+        self.reads = self.writes = self.frames_written = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.parked = threading.Event()
+        properties = {"product": "Script", "version": "1", "capabilities": {}}
+        start = method(0, (10, 10), "ooFSS", 0, 9, properties, "PLAIN", "en_US")
+        self.push(start + method(0, (10, 30), "BlB", 100, 131072, 0))
+
+    # what the connection calls
+
+    def fileno(self) -> int:
+        return self._real.fileno()
+
+    def setblocking(self, flag: bool) -> None: ...
+
+    def close(self) -> None:
+        self._real.close()
+        self._signal.close()
+
+    def recv(self, size: int) -> bytes:
+        if not self.gate.is_set():
+            self.parked.set()
+            assert self.gate.wait(LIMIT)
+        with self._lock:
+            piece, self._incoming = self._incoming[:size], self._incoming[size:]
+            if not self._incoming:
+                with contextlib.suppress(BlockingIOError):
+                    self._real.recv(4096)
+        if not piece:
+            raise BlockingIOError
+        self.reads += 1
+        return piece
+
+    def send(self, data: bytes | memoryview) -> int:
+        self.writes += 1
+        self._sent += bytes(data)
+        published = self._published
+        answers = b""
+        while len(self._sent) >= 8:
+            kind, channel, size = struct.unpack_from(">BHI", self._sent)
+            if len(self._sent) < size + 8:
+                break
+            payload, self._sent = self._sent[7 : 7 + size], self._sent[size + 8 :]
+            self.frames_written += 1
+            if kind == 1:
+                answers += self._answer(channel, payload)
+        if self._published > published:
+            answers += method(self._publishing_channel, (60, 80), "Lb", self._published, True)
+        if answers:
+            self.push(answers)
+        return len(data)
+
+    def _answer(self, channel: int, payload: bytes) -> bytes:
+        signature: tuple[int, int] = struct.unpack_from(">HH", payload)  # type: ignore[assignment]
+        if signature == (60, 40):
+            self._published += 1
+            self._publishing_channel = channel
+        elif signature == (60, 80):
+            self.acked = max(self.acked, struct.unpack_from(">Q", payload, 4)[0])
+        elif signature == (60, 20):
+            self.consumer_channel = channel
+            (_, tag), _ = serialization.loads("ss", payload, 6)
+            return method(channel, (60, 21), "s", tag)
+        if signature not in ANSWERS:
+            return b""
+        answer, types, values = ANSWERS[signature]
+        return method(channel, answer, types, *values)
+
+    # what the test calls
+
+    def push(self, data: bytes) -> None:
+        """Let the client receive this, in one piece."""
+        with self._lock:
+            self._incoming += data
+            self._signal.send(b"\0")
+
+    def park(self) -> None:
+        """Stop the connection's thread in its next read, and return once it stands there."""
+        self.parked.clear()
+        self.gate.clear()
+        self.push(b"\x08\x00\x00\x00\x00\x00\x00\xce")  # a heartbeat
+        assert self.parked.wait(LIMIT)
+
+    def go(self) -> None:
+        self.gate.set()
+
+
+def method(channel: int, signature: tuple[int, int], types: str, *values: Any) -> bytes:
+    payload = struct.pack(">HH", *signature) + serialization.dumps(types, values)
+    return struct.pack(">BHI", 1, channel, len(payload)) + payload + b"\xce"
+
+
+def delivery(channel: int, tag: int, body: bytes) -> bytes:
+    head = method(channel, (60, 60), "sLbss", f"{channel}.1", tag, False, "shop", "order.placed")
+    header = struct.pack(">HHQH", 60, 0, len(body), 0x9000) + b"\x10application/json\x02"
+    return head + b"".join(
+        struct.pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+        for kind, payload in ((2, header), (3, body))
+    )
+
+
+@pytest.fixture
+def sockets(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedSocket]:
+    """Every connection that is opened, in turn."""
+    opened: list[ScriptedSocket] = []
+    monkeypatch.setattr(Broker, "connect", lambda self, name, timeout=5.0: connect(opened))
+    return opened
+
+
+def connect(opened: list[ScriptedSocket]) -> Connection:
+    opened.append(ScriptedSocket())
+    transport = SimpleNamespace(sock=opened[-1], connected=True, connect_timeout=5, connect=lambda: None)
+
+    class Scripted(Connection):
+        def Transport(self, *args: Any, **kwargs: Any) -> Any:
+            return transport
+
+    connection = Scripted(login_method="PLAIN", operation_timeout=LIMIT)
+    connection.connect()
+    return connection
+
+
+# --- counting ---------------------------------------------------------------------------------
+
+PACKAGE = str(Path(lightbus.__file__).parent)
+
+
+class Calls:
+    """Counts the calls of Lightbus' own functions, in all threads that are started inside."""
+
+    def __init__(self) -> None:
+        self._by_thread: dict[int, Counter[str]] = {}
+        self.counting = False
+
+    def __enter__(self) -> Calls:
+        threading.setprofile(self._profile)
+        sys.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)
+        self.counting = False
+
+    def _profile(self, frame: FrameType, event: str, _: Any) -> None:
+        if event != "call" or not self.counting:
+            return
+        file = frame.f_code.co_filename
+        if file.startswith(PACKAGE):
+            mine = self._by_thread.setdefault(threading.get_ident(), Counter())
+            mine[Path(file).stem] += 1
+
+    @contextlib.contextmanager
+    def window(self) -> Iterator[None]:
+        self._by_thread.clear()
+        self.counting = True
+        yield
+        self.counting = False
+
+    def an_event(self) -> dict[str, float]:
+        total: Counter[str] = Counter()
+        for one in self._by_thread.values():
+            total += one
+        return {name: round(count / EVENTS, 2) for name, count in sorted(total.items())}
+
+
+class Hops:
+    """Counts what other threads schedule in this event loop."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        loop = asyncio.get_running_loop()
+        schedule = loop.call_soon_threadsafe
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            return schedule(*arguments, **options)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+
+
+async def until(done: Callable[[], object]) -> None:
+    async with asyncio.timeout(LIMIT):
+        while not done():  # noqa: ASYNC110 - it looks at what other threads have done
+            await asyncio.sleep(0.01)
+
+
+BODY = (
+    b'{"order_id":"o-1","customer_id":4711,"email":"somebody@example.com","total":99.5,'
+    b'"currency":"EUR","items":["a","b"],"paid":true}'
+)
+
+
+def new_app() -> tuple[Lightbus, type[Any]]:
+    app = Lightbus("shop", url="amqp://script", prefetch=4 * EVENTS)
+
+    @app.event("order.placed")
+    class Order:
+        order_id: str
+        customer_id: int
+        email: str
+        total: float
+        currency: str
+        items: list[str]
+        paid: bool
+
+    return app, Order
+
+
+async def consume(
+    sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch, work: Callable[[], object] = lambda: None
+) -> dict[str, float]:
+    """The counts for EVENTS deliveries that arrive at once, up to their acks; the handler also calls `work`."""
+    app, order = new_app()
+    handled = 0
+
+    async def handle(event: Any) -> None:
+        nonlocal handled
+        handled += 1
+        work()
+
+    handle.__annotations__["event"] = order
+    app.on("order.placed")(handle)
+    hops = Hops(monkeypatch)
+    with Calls() as calls:
+        consumer = app.consumer()
+        running = asyncio.ensure_future(consumer.run())
+        await until(lambda: sockets and sockets[0].consumer_channel and consumer.connected)
+        script = sockets[0]
+        channel = script.consumer_channel
+        script.push(delivery(channel, 1, BODY))  # the route is known from here on
+        await until(lambda: script.acked == 1)
+        script.park()
+        script.reads = script.writes = hops.count = 0
+        with calls.window():
+            script.push(b"".join(delivery(channel, tag, BODY) for tag in range(2, EVENTS + 2)))
+            script.go()
+            await until(lambda: script.acked == EVENTS + 1)
+        counts = {**calls.an_event(), "reads": script.reads, "writes": script.writes, "hops": hops.count}
+        assert handled == EVENTS + 1
+        await consumer.stop(1)
+        await running
+    return counts
+
+
+async def publish(sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch, *, many: bool) -> dict[str, float]:
+    """The counts for EVENTS events, published one at a time by as many tasks, or by one `publish_many`."""
+    app, order = new_app()
+    event = order(
+        order_id="o-1", customer_id=1, email="somebody@example.com", total=9.5, currency="EUR", items=["a"], paid=True
+    )
+    with Calls() as calls:
+        await app.publish(event)
+        script = sockets[0]
+        hops = Hops(monkeypatch)
+        script.park()
+        script.reads = script.writes = hops.count = 0
+        with calls.window():
+            calls_of_publish = (
+                [app.publish_many([event] * EVENTS)] if many else [app.publish(event) for _ in range(EVENTS)]
+            )
+            pending = [asyncio.ensure_future(one) for one in calls_of_publish]
+            for _ in range(5):  # all have been handed over, and wait
+                await asyncio.sleep(0)
+            script.go()
+            receipts = await asyncio.wait_for(asyncio.gather(*pending), LIMIT)
+        counts = {**calls.an_event(), "reads": script.reads, "writes": script.writes, "hops": hops.count}
+        assert len(receipts[0] if many else receipts) == EVENTS  # type: ignore[arg-type]
+        await asyncio.to_thread(app.publisher.close)
+    return counts
+
+
+def check(path: str, counts: dict[str, float]) -> None:
+    recorded = RECORDED[path]
+    # What a wake-up more or less costs is no growth: some calls in a whole batch, one read, write or hop.
+    over = {
+        name: (recorded.get(name, 0.0), count)
+        for name, count in counts.items()
+        if count > max(recorded.get(name, 0.0) * ROOM, recorded.get(name, 0.0) + (3 if name in WHOLE else 0.3))
+    }
+    assert not over, f"{path} costs more than recorded (recorded, now): {over}. See the top of {Path(__file__).name}."
+
+
+WHOLE = ("reads", "writes", "hops")
+
+
+# --- the guard --------------------------------------------------------------------------------
+
+
+def test_an_event_that_arrives_costs_no_more_calls_reads_writes_and_hops_than_recorded(
+    sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check("consume", asyncio.run(consume(sockets, monkeypatch)))
+
+
+def test_an_event_that_is_published_costs_no_more_than_recorded(
+    sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check("publish", asyncio.run(publish(sockets, monkeypatch, many=False)))
+
+
+def test_publishing_many_costs_no_more_than_recorded(
+    sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check("publish_many", asyncio.run(publish(sockets, monkeypatch, many=True)))
+
+
+def test_one_more_call_an_event_is_seen(sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {}
+    exec(compile("def extra(): pass", f"{PACKAGE}/handler.py", "exec"), names)  # as if handler.py had one more
+    before = asyncio.run(consume(sockets, monkeypatch))
+    sockets.clear()
+    after = asyncio.run(consume(sockets, monkeypatch, names["extra"]))
+    assert after["handler"] - before["handler"] == pytest.approx(1, abs=0.02)
+    with pytest.raises(AssertionError, match="costs more than recorded"):
+        check("consume", after)
+
+
+def main() -> None:
+    patch = pytest.MonkeyPatch()
+    for path, run in (
+        ("consume", lambda opened: consume(opened, patch)),
+        ("publish", lambda opened: publish(opened, patch, many=False)),
+        ("publish_many", lambda opened: publish(opened, patch, many=True)),
+    ):
+        opened: list[ScriptedSocket] = []
+        patch.setattr(Broker, "connect", lambda self, name, timeout=5.0, opened=opened: connect(opened))
+        print(f'    "{path}": {asyncio.run(run(opened))},')
+    patch.undo()
+
+
+if __name__ == "__main__":
+    main()
