@@ -17,14 +17,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
 
-from lightbus import errors
+from lightbus import connection, errors
 from lightbus.app import Lightbus
 from lightbus.connection import Schedule, current_loop
 
@@ -72,6 +72,7 @@ async def serve(
 
     Raises:
         errors.BrokerError: the broker cannot be used as it is, and trying again will not mend that.
+        errors.WorkerError: nothing arrives though events wait, and connecting anew did not help.
         errors.InvalidOption: a queue that the app does not have, or a number outside of what it can be.
     """
     worker = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
@@ -90,7 +91,7 @@ class Worker:
         concurrency: int | None = None,
         grace: float = GRACE,
     ) -> None:
-        if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not 0 <= grace < math.inf:
+        if not 0 <= grace < math.inf:
             raise errors.InvalidOption(f"worker: grace={grace!r}: use seconds, 0 or more.")
         self.app = app
         self.grace = float(grace)
@@ -197,7 +198,7 @@ def run(
     with end.listening():
         try:
             all_ended = anyio.run(main, backend=backend, backend_options=_backend_options(backend))
-        except errors.BrokerError as error:
+        except (errors.BrokerError, errors.WorkerError) as error:
             end.tell(FATAL)
             logger.error("%s", error)
             return 1
@@ -238,7 +239,7 @@ class _End:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Generator[None]:
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         threading.Thread(target=self._watch, name="lightbus end", daemon=True).start()
         if self.supervisor is not None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from lightbus import __version__
+
 COMMANDS = {
     "worker": "lightbus.cli.worker:worker",
     "publish": "lightbus.cli.publish:publish",
@@ -55,7 +57,7 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 it is done; 1 it failed; 2 the command line, or what MODULE:ATTR names, is wrong.",
 )
-@click.version_option(package_name="lightbus", prog_name="lightbus", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="lightbus", message="%(prog)s %(version)s")
 def main() -> None:
     """Lightbus: an event bus for Python over AMQP.
 

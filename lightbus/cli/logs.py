@@ -17,15 +17,14 @@ _COLOURS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "CRITI
 _OWN = "lightbus"
 
 
-def configure(level: str, *, as_json: bool = False, label: str = "", stream: TextIO | None = None) -> None:
+def configure(level: str, *, as_json: bool = False, label: str = "") -> None:
     """Send all log records to stderr. The app's own loggers are shown as well, with their names.
 
     Args:
         label: which of several worker processes this is.
     """
-    stream = sys.stderr if stream is None else stream
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JSONLines(label) if as_json else Lines(label, in_colour(stream)))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines(label) if as_json else Lines(label, in_colour(sys.stderr)))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -40,7 +40,7 @@ AHEAD_BYTES = 8 * 1024 * 1024
 """Read ahead at most (and one line more): memory stays the same however long the file is."""
 
 
-@click.command(epilog=EPILOG)
+@click.command(short_help="Publish an event, or a file of them.", epilog=EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
 @click.argument("event")
 @click.argument("payload", metavar="[JSON | FIELD=VALUE...]", nargs=-1)

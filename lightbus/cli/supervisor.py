@@ -7,6 +7,7 @@ its end (also when this process is killed) means the same. So signals are for pe
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import queue
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from lightbus import errors
 from lightbus.worker import ECHO, FATAL, LAST_STEPS, READY, STOP
@@ -105,7 +106,7 @@ class Supervisor:
     # --- what wakes it
 
     @contextlib.contextmanager
-    def _awake(self) -> Iterator[None]:
+    def _awake(self) -> Generator[None]:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -182,11 +183,13 @@ class Supervisor:
         banner = child.number == 1 and (self.reload is not None or not self.one_is_ready)
         label = child.number if len(self.children) > 1 else 0
         place = f"{theirs.fileno()},{label},{len(self.children) if banner else 0}"
+        # Compiled files are told by their second: two changes within one could bring the older code back.
+        flags = [] if self.reload is None else ["-B"]
         # Until the worker says that it does not care, Ctrl-C must not break it off: it reaches all of a terminal.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             child.process = subprocess.Popen(
-                [sys.executable, "-m", "lightbus", "worker", *self.command, "--supervised", place],
+                [sys.executable, *flags, "-m", "lightbus", "worker", *self.command, "--supervised", place],
                 pass_fds=[theirs.fileno()],
             )
         finally:
@@ -256,7 +259,7 @@ class Supervisor:
                 child.start_at = 0.0
 
     @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
+    def _watching(self) -> Generator[None]:
         if self.reload is None:
             yield
             return
@@ -289,7 +292,7 @@ class Supervisor:
 
 def _need_watchfiles() -> None:
     try:
-        import watchfiles  # noqa: F401
+        importlib.import_module("watchfiles")
     except ImportError:
         raise errors.WorkerError("--reload needs watchfiles: pip install 'lightbus[reload]'") from None
 

@@ -28,7 +28,7 @@ Exit codes:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(short_help="Stop hearing what no handler needs any more.", epilog=EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
 @click.argument("pattern")
 @click.option(

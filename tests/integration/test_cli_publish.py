@@ -1,0 +1,252 @@
+"""`lightbus publish` and `lightbus unbind`, as people type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Program, lightbus
+
+BUS = """\
+from datetime import datetime
+from decimal import Decimal
+import attrs
+from lightbus import Lightbus, Message
+
+app = Lightbus("billing", publish_timeout=TIMEOUT)
+
+@attrs.frozen
+class Address:
+    city: str
+    zip: int = 0
+
+@app.event
+class InvoicePaid:
+    number: str
+    amount: Decimal = Decimal(1)
+    lines: list[int] = []
+    paid_at: datetime | None = None
+    address: Address | None = None
+    note: str | None = None
+
+@app.on("invoice.*")
+async def handle(event: dict, message: Message):
+    print("GOT", message.body.decode(), dict(message.headers), flush=True)
+
+@app.on("user.gone", queue="slow", source="auth")
+async def close_account(event: dict): ...
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "bus.py").write_text(BUS.replace("TIMEOUT", "10"))
+    return tmp_path
+
+
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/bus.db"
+    found: str = request.getfixturevalue("rabbitmq_url")
+    return found
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/bus.db"
+
+
+def publish(folder: Path, url: str, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
+    return lightbus("publish", "bus:app", *arguments, folder=folder, url=url, given=given)
+
+
+def test_one_event_is_confirmed_and_the_receipt_says_whether_anybody_listens(folder: Path, url: str) -> None:
+    unheard = publish(folder, url, "invoice.paid", "number=1")
+    assert unheard.returncode == 0
+    assert "nobody listens (no queue is bound to hear it)" in unheard.stdout
+    with Program("worker", "bus:app", folder=folder, url=url) as running:
+        running.wait_for("Ready")
+        heard = publish(folder, url, "invoice.paid", '{"number": "2", "amount": 2.5}', "--json", "--header", "a=b")
+        receipt = json.loads(heard.stdout)
+        assert receipt == {"id": receipt["id"], "event": "invoice.paid", "routed": True}
+        running.wait_for(r"""GOT \{.*"amount":"2.5",.*\} \{'a': 'b'\}""")
+        typed = ["number=007", "amount=9.50", "lines=[1, 2]", "paid_at=2026-01-02T03:04:05Z", "note=[x]"]
+        assert publish(folder, url, "invoice.paid", *typed, "address.city=Oslo", "address.zip=150").returncode == 0
+        got = json.loads(running.wait_for(r"GOT (\{.*\}) \{\}")[1])
+    assert got == {
+        "number": "007",
+        "amount": "9.50",
+        "lines": [1, 2],
+        "paid_at": "2026-01-02T03:04:05Z",
+        "address": {"city": "Oslo", "zip": 150},
+        "note": "[x]",
+    }
+
+
+def test_a_delayed_event_is_held_by_the_broker(folder: Path, sqlite_url: str) -> None:
+    with Program("worker", "bus:app", folder=folder, url=sqlite_url) as running:
+        running.wait_for("Ready")
+        done = publish(folder, sqlite_url, "invoice.paid", "number=1", "--delay", "1")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "the broker holds it for 1 s" in done.stdout
+        running.wait_for("GOT")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (
+            ["invoice.payd", "number=1"],
+            2,
+            "event 'invoice.payd' is not declared on app 'billing'. Did you mean 'invoice.paid'",
+        ),
+        (["invoice.paid", "number=1", "amount=much"], 1, "Invalid decimal string - at `$.amount`"),
+        (["invoice.paid", "number=1", "amout=2"], 1, "has no field 'amout'. Did you mean 'amount'?"),
+        (["invoice.paid", '{"number": "1", "amout": 2}'], 1, "has no field 'amout'. Did you mean 'amount'?"),
+        (["invoice.paid"], 1, "missing required field `number`"),
+        (["invoice.paid", '{"number"'], 1, "truncated"),
+        (["invoice.paid", "[1]"], 1, "Expected `object`, got `array`"),
+        (["invoice.paid", "number"], 2, "'number' is not FIELD=VALUE"),
+        (["invoice.paid", "number=1", "number=2"], 2, "'number' is given twice"),
+        (["invoice.paid", "number=1", "--header", "x"], 2, "--header 'x' is not KEY=VALUE"),
+        (["invoice.paid", "number=1", "--header", "x-a=1"], 1, "belong to Lightbus and the broker"),
+        (["invoice.paid", "number=1", "--delay", "-1"], 2, "delay=-1.0: use seconds"),
+        (["invoice.paid", "number=1", "--jsonl", "f"], 2, "not both"),
+        (["invoice.paid", "--jsonl", "nowhere.jsonl"], 2, "nowhere.jsonl: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_published_is_explained(
+    folder: Path, sqlite_url: str, arguments: list[str], status: int, message: str
+) -> None:
+    done = publish(folder, sqlite_url, *arguments)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broker_that_is_down_is_one_message_without_the_password(folder: Path) -> None:
+    (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "0.5"))
+    done = publish(folder, "amqp://me:geheim@127.0.0.1:1/", "invoice.paid", "number=1")
+    assert done.returncode == 1
+    assert "Connection refused. Is the broker running there?" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "geheim" not in done.stderr
+
+
+LINES = b"""\
+{"number": "1"}
+
+{"number": "2", "amount": "3.5", "colour": "red"}
+{"number": 3}
+{"number": "4"
+\xff\xfe
+{"number": "5", "amount": 1e400}
+[]
+{"number": "last"}"""
+
+
+@pytest.mark.parametrize("from_stdin", [True, False])
+def test_a_files_good_lines_are_published_and_each_bad_one_is_named(folder: Path, url: str, from_stdin: bool) -> None:
+    (folder / "f.jsonl").write_bytes(LINES)
+    with Program("worker", "bus:app", folder=folder, url=url) as running:
+        running.wait_for("Ready")
+        name = "-" if from_stdin else "f.jsonl"
+        done = publish(folder, url, "invoice.paid", "--jsonl", name, given=LINES if from_stdin else b"")
+        assert done.returncode == 1
+        complaints = done.stderr.splitlines()
+        assert [line.split(":")[0] for line in complaints[:-1]] == ["line 4", "line 5", "line 6", "line 7", "line 8"]
+        assert complaints[0] == "line 4: Expected `str`, got `int` - at `$.number`"
+        assert complaints[-1] == "Left out, since 'invoice.paid' has no such field: 'colour'."
+        assert done.stdout.startswith("Published 3 of 8 lines in ")
+        assert "5 not published, see above" in done.stdout
+        for number in ("1", "2", "last"):
+            running.wait_for(f'GOT {{.*"number":"{number}"')
+
+
+def test_a_large_file_is_published_whole_with_a_summary_as_json(folder: Path, url: str) -> None:
+    (folder / "f.jsonl").write_text("".join(f'{{"number": "{n}"}}\n' for n in range(5000)))
+    done = publish(folder, url, "invoice.paid", "--jsonl", "f.jsonl", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    summary = json.loads(done.stdout)
+    assert (summary["lines"], summary["published"], summary["bad"], summary["unheard"]) == (5000, 5000, 0, 5000)
+
+
+def test_a_line_over_the_limit_is_named_and_the_next_one_published(folder: Path, sqlite_url: str) -> None:
+    lines = b'{"number": "' + b"x" * (17 * 1024 * 1024) + b'"}\n{"number": "2"}\n'
+    done = publish(folder, sqlite_url, "invoice.paid", "--jsonl", "-", given=lines)
+    assert done.returncode == 1
+    assert done.stderr == "line 1: longer than 16,777,216 bytes\n"
+    assert done.stdout.startswith("Published 1 of 2 lines")
+
+
+def test_what_arrives_on_a_pipe_is_published_before_the_pipe_ends(folder: Path, sqlite_url: str) -> None:
+    read, write = os.pipe()
+    with Program("worker", "bus:app", folder=folder, url=sqlite_url) as running:
+        running.wait_for("Ready")
+        with os.fdopen(read, "rb") as theirs, os.fdopen(write, "wb", buffering=0) as ours:
+            one = Program(
+                "publish", "bus:app", "invoice.paid", "--jsonl", "-", folder=folder, url=sqlite_url, stdin=theirs
+            )
+            with one:
+                ours.write(b'{"number": "now"}\n')
+                running.wait_for("GOT")
+                ours.close()
+                assert one.end() == 0
+
+
+def test_a_file_stops_in_time_when_the_broker_is_down(folder: Path) -> None:
+    (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "0.5"))
+    lines = b'{"number": "1"}\n' * 5000
+    done = publish(folder, "amqp://me:geheim@127.0.0.1:1/", "invoice.paid", "--jsonl", "-", given=lines)
+    assert done.returncode == 1
+    assert "Stopped after line " in done.stderr
+    assert "Connection refused" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "geheim" not in done.stderr
+
+
+# --- unbind -----------------------------------------------------------------------------------
+
+
+def test_a_left_over_binding_is_removed(folder: Path, url: str) -> None:
+    with Program("worker", "bus:app", folder=folder, url=url) as running:  # declares, and binds
+        running.wait_for("Ready")
+    (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "10").replace('"invoice.*"', '"order.*"'))
+    heard = publish(folder, url, "invoice.paid", "number=1")
+    assert "confirmed, routed" in heard.stdout
+    done = lightbus("unbind", "bus:app", "invoice.*", folder=folder, url=url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "No binding lightbus -- invoice.* --> billing any more.\n"
+    assert "nobody listens" in publish(folder, url, "invoice.paid", "number=1").stdout
+
+
+def test_a_binding_that_a_handler_needs_stays_unless_forced(folder: Path, url: str) -> None:
+    with Program("worker", "bus:app", folder=folder, url=url) as running:
+        running.wait_for("Ready")
+    refused = lightbus("unbind", "bus:app", "invoice.*", folder=folder, url=url)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Error: handle of app 'billing' hears 'invoice.*' by this binding")
+    assert "confirmed, routed" in publish(folder, url, "invoice.paid", "number=1").stdout
+    other = ["unbind", "bus:app", "user.gone", "--queue", "slow"]
+    assert lightbus(*other, "--source", "auth", folder=folder, url=url).returncode == 1
+    assert lightbus(*other, folder=folder, url=url).returncode == 0  # from the bus no handler needs it
+    forced = lightbus("unbind", "bus:app", "invoice.*", "--force", folder=folder, url=url)
+    assert forced.returncode == 0
+    assert "handle hears nothing by it until a worker starts" in forced.stdout
+    assert "nobody listens" in publish(folder, url, "invoice.paid", "number=1").stdout
+
+
+def test_unbinding_what_is_not_there_says_so(folder: Path, url: str) -> None:
+    done = lightbus("unbind", "bus:app", "a.b", folder=folder, url=url)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: There is no such binding to remove.")
+    assert "billing" in done.stderr
+    bad = lightbus("unbind", "bus:app", "a b", folder=folder, url=url)
+    assert bad.returncode == 2
+    assert "is not a topic pattern" in bad.stderr

@@ -1,0 +1,409 @@
+"""`lightbus worker` as real processes: started, signalled, killed and reloaded as people and systems do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from lightbus import Lightbus, errors
+from lightbus.worker import serve
+from tests.processes import LIMIT, Program, alive, lightbus, wait_until
+
+BUS = """\
+import os, threading, time
+import anyio
+from lightbus import Lightbus, Message, Retry
+
+app = Lightbus("billing", retry=Retry.none())
+
+@app.event
+class InvoicePaid:
+    number: str
+
+@app.event
+class Block:
+    seconds: float
+
+@app.on(InvoicePaid)
+async def handle(paid: InvoicePaid, message: Message):
+    print(f"began {paid.number} in {os.getpid()}", flush=True)
+    while paid.number == "slow" and not os.path.exists("let-go"):
+        await anyio.sleep(0.02)
+    if paid.number == "bad":
+        raise LookupError("no such invoice")
+    print(f"ended {paid.number} redelivered={message.redelivered}", flush=True)
+
+@app.on(Block)
+async def block(event: Block):
+    print("blocking now", flush=True)
+    time.sleep(event.seconds)
+
+@app.on("thread.stuck", queue="threads")
+def plain(event: dict):
+    print("plain", flush=True)
+"""
+
+each_backend = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "billing").mkdir()
+    (tmp_path / "billing" / "bus.py").write_text(BUS)
+    return tmp_path
+
+
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/bus.db"
+    found: str = request.getfixturevalue("rabbitmq_url")
+    return found
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/bus.db"
+
+
+def worker(folder: Path, url: str, *options: str) -> Program:
+    return Program("worker", "billing.bus:app", *options, folder=folder, url=url)
+
+
+def publish(folder: Path, url: str, *arguments: str) -> None:
+    done = lightbus("publish", "billing.bus:app", *arguments, folder=folder, url=url)
+    assert done.returncode == 0, done.stderr
+
+
+@each_backend
+def test_a_worker_handles_what_publish_sends_and_finishes_it_on_sigterm(folder: Path, url: str, backend: str) -> None:
+    with worker(folder, url, "--backend", backend) as running:
+        running.wait_for("Ready")
+        publish(folder, url, "invoice.paid", "number=slow")
+        running.wait_for("began slow")
+        running.signal(signal.SIGTERM)
+        running.wait_for(r"Stopping \(SIGTERM\): 1 handler in flight, up to 30 s. Press Ctrl-C again")
+        (folder / "let-go").touch()
+        assert running.end() == 0
+    assert "ended slow redelivered=False" in running.output
+    with worker(folder, url, "--backend", backend) as again:  # it was settled: nothing comes again
+        again.wait_for("Ready")
+        publish(folder, url, "invoice.paid", "number=next")
+        again.wait_for("ended next")
+        assert again.end(signal.SIGINT) == 0
+    assert "slow" not in again.output
+
+
+@each_backend
+def test_handlers_that_outlast_the_grace_time_are_named_and_delivered_again(
+    folder: Path, url: str, backend: str
+) -> None:
+    with worker(folder, url, "--backend", backend, "--grace", "0.2") as running:
+        running.wait_for("Ready")
+        publish(folder, url, "invoice.paid", "number=slow")
+        running.wait_for("began slow")
+        assert running.end(signal.SIGTERM) == 1
+    assert "Not finished within 0.2 s: handle (1). Its event is delivered again." in running.output
+    (folder / "let-go").touch()
+    with worker(folder, url, "--backend", backend) as again:
+        again.wait_for("ended slow redelivered=True")
+
+
+@each_backend
+def test_a_second_signal_ends_a_worker_whose_loop_is_blocked(folder: Path, sqlite_url: str, backend: str) -> None:
+    with worker(folder, sqlite_url, "--backend", backend) as running:
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "block", "seconds=600")
+        running.wait_for("blocking now")
+        running.signal(signal.SIGINT)
+        running.signal(signal.SIGINT)  # an echo of the first, as `timeout` sends it: counts for nothing
+        running.wait_for("Stopping .*: 1 handler in flight")
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert running.end(signal.SIGINT) == 130
+        assert time.monotonic() - began < 3
+    assert "Stopped at once" in running.output
+    assert "Traceback" not in running.output
+
+
+@each_backend
+def test_a_blocked_loop_ends_when_the_grace_time_does(folder: Path, sqlite_url: str, backend: str) -> None:
+    with worker(folder, sqlite_url, "--backend", backend, "--grace", "0.3") as running:
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "block", "seconds=600")
+        running.wait_for("blocking now")
+        assert running.end(signal.SIGTERM) == 1
+    assert "Not finished within 0.3 s: block (1)" in running.output
+
+
+@each_backend
+def test_a_broker_that_is_down_is_tried_again_and_ctrl_c_works_meanwhile(folder: Path, backend: str) -> None:
+    with worker(folder, "amqp://me:geheim@127.0.0.1:1/", "--backend", backend) as running:
+        running.wait_for("Connection refused.*Trying again")
+        running.wait_for("Connection refused.*Trying again")
+        assert running.end(signal.SIGINT) == 0
+    assert "geheim" not in running.output
+    assert "Traceback" not in running.output
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize("options", [(), ("--processes", "2")])
+def test_a_wrong_password_is_one_message_once_and_exit_1(
+    folder: Path, rabbitmq_url: str, options: tuple[str, ...]
+) -> None:
+    with worker(folder, rabbitmq_url.replace("guest:guest", "guest:geheim"), *options) as running:
+        assert running.end() == 1
+    assert running.output.count("refused the user name or password") == 1
+    assert "geheim" not in running.output
+    assert "guest:**@" in running.output
+    assert "Traceback" not in running.output
+
+
+def test_only_the_queues_asked_for_are_consumed(folder: Path, sqlite_url: str) -> None:
+    with worker(folder, sqlite_url, "--queue", "threads", "--prefetch", "7", "--concurrency", "3") as running:
+        running.wait_for(r"billing.threads\s+prefetch 7\s+concurrency 3")
+        running.wait_for("Ready")
+        assert "-> handle" not in running.output
+        assert "-> plain" in running.output
+    done = lightbus("worker", "billing.bus:app", "--queue", "nope", folder=folder, url=sqlite_url)
+    assert done.returncode == 2
+    assert done.stderr == "Error: app 'billing' has no queue 'nope'. It has: main, threads.\n"
+
+
+def test_a_child_that_is_killed_is_replaced_and_all_stop_on_sigterm(folder: Path, url: str) -> None:
+    with worker(folder, url, "--processes", "2") as running:
+        running.wait_for("Ready")
+        running.wait_for("Ready")
+        publish(folder, url, "invoice.paid", "number=1")
+        pid = int(running.wait_for(r"began 1 in (\d+)")[1])
+        os.kill(pid, signal.SIGKILL)
+        running.wait_for(rf"pid {pid}\) was ended by signal 9 \(SIGKILL\); starting another one in 0.5 s")
+        running.wait_for("Ready")
+        publish(folder, url, "invoice.paid", "number=2")
+        running.wait_for("ended 2")
+        assert running.end(signal.SIGTERM) == 0
+
+
+def test_workers_do_not_outlive_a_supervisor_that_is_killed(folder: Path, sqlite_url: str) -> None:
+    with worker(folder, sqlite_url, "--processes", "2") as running:
+        running.wait_for("Ready")
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "invoice.paid", "number=1")
+        pid = int(running.wait_for(r"began 1 in (\d+)")[1])
+        running.signal(signal.SIGKILL)
+        running.wait_for("the supervisor has gone")
+        running.wait_for("the supervisor has gone")
+        wait_until(lambda: not alive(pid), "the worker has ended")
+
+
+def test_ctrl_c_of_a_terminal_counts_once_for_workers_and_supervisor(folder: Path, sqlite_url: str) -> None:
+    with worker(folder, sqlite_url, "--processes", "2") as running:
+        running.wait_for("Ready")
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "invoice.paid", "number=slow")
+        running.wait_for("began slow")
+        os.killpg(running.process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
+        running.wait_for(r"\] Stopping \(asked by the supervisor\): 1 handler in flight")
+        (folder / "let-go").touch()
+        running.wait_for("ended slow")
+        assert running.end() == 0
+
+
+def test_a_second_ctrl_c_ends_supervisor_and_blocked_workers(folder: Path, sqlite_url: str) -> None:
+    with worker(folder, sqlite_url, "--processes", "2") as running:
+        running.wait_for("Ready")
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "block", "seconds=600")
+        running.wait_for("blocking now")
+        os.killpg(running.process.pid, signal.SIGINT)
+        running.wait_for("1 handler in flight")
+        time.sleep(0.5)
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.end() == 130
+
+
+@pytest.mark.parametrize("options", [(), ("--processes", "2"), ("--reload",)])
+def test_ctrl_c_during_the_start_ends_it_without_a_traceback(
+    folder: Path, sqlite_url: str, options: tuple[str, ...]
+) -> None:
+    with (folder / "billing" / "bus.py").open("a") as source:
+        source.write("print('importing', flush=True)\ntime.sleep(0.7)\n")
+    with worker(folder, sqlite_url, *options) as running:
+        running.wait_for("importing")
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.end() in ((0,) if options else (1, 130))
+    assert "Traceback" not in running.output
+
+
+def test_reload_finishes_what_is_in_flight_then_runs_the_new_code(folder: Path, sqlite_url: str) -> None:
+    source = folder / "billing" / "bus.py"
+    with worker(folder, sqlite_url, "--reload") as running:
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "invoice.paid", "number=slow")
+        running.wait_for("began slow")
+        source.write_text(BUS.replace('f"ended', 'f"newly ended'))
+        running.wait_for(r"billing/bus.py changed: starting again")
+        running.wait_for("1 handler in flight")
+        (folder / "let-go").touch()
+        running.wait_for("^ended slow")
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "invoice.paid", "number=2")
+        running.wait_for("^newly ended 2")
+        source.write_text("def (")
+        running.wait_for("SyntaxError: invalid syntax")
+        running.wait_for("waiting for a change in")
+        source.write_text(BUS.replace('f"ended', 'f"at last ended'))
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "invoice.paid", "number=3")
+        running.wait_for("^at last ended 3")
+        assert running.end(signal.SIGINT) == 0
+
+
+def test_reload_without_watchfiles_names_the_extra(folder: Path, sqlite_url: str) -> None:
+    (folder / "watchfiles.py").write_text("raise ImportError('not installed')")
+    done = lightbus("worker", "billing.bus:app", "--reload", folder=folder, url=sqlite_url)
+    assert done.returncode == 1
+    assert done.stderr == "Error: --reload needs watchfiles: pip install 'lightbus[reload]'\n"
+
+
+def test_json_logs_are_one_object_a_line(folder: Path, sqlite_url: str) -> None:
+    with worker(folder, sqlite_url, "--json-logs") as running:
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "invoice.paid", "number=bad")
+        running.wait_for("dead-lettered")
+        assert running.end(signal.SIGTERM) == 0
+    records = [json.loads(line) for line in running.lines if not line.startswith("began")]
+    assert {"time", "level", "logger", "message"} == set(records[0])
+    (failure,) = [record for record in records if record["level"] == "error"]
+    assert "LookupError: no such invoice" in failure["exception"]
+
+
+def test_a_dead_letter_is_logged_with_its_traceback_and_nothing_is_coloured_outside_of_a_terminal(
+    folder: Path, sqlite_url: str
+) -> None:
+    with worker(folder, sqlite_url) as running:
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "invoice.paid", "number=bad")
+        running.wait_for(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ERROR    handle failed on .*dead-lettered")
+        running.wait_for("LookupError: no such invoice")
+        assert running.end(signal.SIGTERM) == 0
+    assert "\x1b" not in running.output
+
+
+def test_colours_on_a_terminal_unless_no_color_is_set(folder: Path, sqlite_url: str) -> None:
+    assert "\x1b[1m" in _banner_on_a_terminal(folder, sqlite_url, {"TERM": "xterm"})
+    assert "\x1b" not in _banner_on_a_terminal(folder, sqlite_url, {"TERM": "xterm", "NO_COLOR": "1"})
+
+
+def _banner_on_a_terminal(folder: Path, url: str, extra: dict[str, str]) -> str:
+    import pty
+    import subprocess
+    import sys
+
+    from tests.processes import environment
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lightbus", "worker", "billing.bus:app"],
+        cwd=folder,
+        env=environment({"LIGHTBUS_URL": url, **extra}),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while b"Ready" not in said:
+            said += os.read(ours, 4096)
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(OSError):  # the terminal's other end is closed: the worker has ended
+            while more := os.read(ours, 4096):
+                said += more
+        assert process.wait(LIMIT) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return said.decode()
+
+
+# --- serve, in other programs -----------------------------------------------------------------
+
+
+@each_backend
+def test_serve_runs_within_the_lifespan_and_stops_when_asked(broker_url: str, backend: str) -> None:
+    story: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Lightbus) -> AsyncGenerator[None]:
+        story.append(f"{app.name} up")
+        yield
+        story.append("down")
+
+    app = Lightbus("billing", url=broker_url, lifespan=lifespan)
+
+    @app.event
+    class Ping:
+        number: int
+
+    async def main() -> None:
+        stop, started, handled = anyio.Event(), anyio.Event(), anyio.Event()
+
+        @app.on(Ping)
+        async def handle(event: dict[str, int]) -> None:
+            story.append(f"handled {event['number']}")
+            handled.set()
+
+        async with anyio.create_task_group() as tasks:
+
+            async def run() -> None:
+                story.append(f"all ended: {await serve(app, stop=stop, on_started=started.set)}")
+
+            tasks.start_soon(run)
+            with anyio.fail_after(LIMIT):
+                await started.wait()
+                await app.publish(Ping(number=1))
+                await handled.wait()
+                stop.set()
+
+    anyio.run(main, backend=backend)
+    assert story == ["billing up", "handled 1", "down", "all ended: True"]
+
+
+@each_backend
+def test_serve_raises_what_cannot_be_mended_as_it_is(backend: str, tmp_path: Path) -> None:
+    (tmp_path / "bus.db").write_bytes(b"not a database, and not empty either" * 100)
+    app = Lightbus("billing", url=f"sqlite:///{tmp_path}/bus.db")
+    with pytest.raises(errors.BrokerFileError, match=re.escape(str(tmp_path))):
+        anyio.run(serve, app, backend=backend)
+
+
+@each_backend
+def test_serve_raises_the_lifespans_own_error(backend: str, sqlite_url: str) -> None:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Lightbus) -> AsyncGenerator[None]:
+        raise ConnectionError("no database")
+        yield
+
+    app = Lightbus("billing", url=sqlite_url, lifespan=lifespan)
+    with pytest.raises(ConnectionError, match="no database"):
+        anyio.run(serve, app, backend=backend)
+
+
+@each_backend
+def test_a_grace_time_that_is_none_is_refused(backend: str) -> None:
+    async def main() -> None:
+        await serve(Lightbus("billing"), grace=-1)
+
+    with pytest.raises(errors.InvalidOption, match="grace=-1"):
+        anyio.run(main, backend=backend)

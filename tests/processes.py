@@ -1,0 +1,140 @@
+"""Real `lightbus` processes: started, read line by line, signalled, and ended with the test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 30.0
+"""Seconds for anything that should happen."""
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("LIGHTBUS_", "NO_COLOR"))}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(extra or {})}
+
+
+def lightbus(
+    *arguments: str, folder: Path, url: str, given: bytes = b"", extra: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lightbus", *arguments],
+        cwd=folder,
+        env=environment({"LIGHTBUS_URL": url, **(extra or {})}),
+        input=given,
+        capture_output=True,
+        timeout=LIMIT * 2,
+        check=False,
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Program:
+    """A command that runs beside the test. Its output, stdout and stderr, is in `lines`."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        folder: Path,
+        url: str,
+        extra: Mapping[str, str] | None = None,
+        stdin: IO[bytes] | None = None,
+    ) -> None:
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._seen = 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lightbus", *arguments],
+            cwd=folder,
+            env=environment({"LIGHTBUS_URL": url, **(extra or {})}),
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._more:
+                self.lines.append(line.rstrip("\n"))
+                self._more.notify_all()
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """The next line, after the last one waited for, in which the pattern is found."""
+        deadline = time.monotonic() + LIMIT
+        with self._more:
+            while True:
+                while self._seen < len(self.lines):
+                    self._seen += 1
+                    found = re.search(pattern, self.lines[self._seen - 1])
+                    if found:
+                        return found
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._more.wait(left):
+                    raise AssertionError(f"no {pattern!r} within {LIMIT:g} s in:\n{self.output}")
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        """Wait for its end, after a signal if one is given, and return the exit status."""
+        if number is not None:
+            self.signal(number)
+        try:
+            status = self.process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it still runs after {LIMIT:g} s:\n{self.output}") from None
+        self._reader.join(LIMIT)
+        return status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # its workers too: they are of its session
+        self.process.wait()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (one that ended, and that nobody has asked about, does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self").exists():
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Call it until it is true."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {LIMIT:g} s: {what}"
+        time.sleep(0.02)
