@@ -206,7 +206,14 @@ def _connect(address: Address, name: str, timeout: float) -> Connection:
 
 
 def _tls(host: str, options: Mapping[str, str]) -> dict[str, Any]:
-    """The peer is always verified: against the system's authorities, or those in `?cafile=`."""
+    """The peer is always verified: against the system's authorities, or those in `?cafile=`.
+
+    Raises:
+        errors.TLSRefused: a file that the URL names cannot be read.
+    """
+    for option in ("cafile", "certfile", "keyfile"):
+        if option in options:
+            _check_readable(option, options[option])
     return {
         "server_hostname": host,
         "cert_reqs": ssl.CERT_REQUIRED,
@@ -214,6 +221,18 @@ def _tls(host: str, options: Mapping[str, str]) -> dict[str, Any]:
         "certfile": options.get("certfile"),
         "keyfile": options.get("keyfile"),
     }
+
+
+def _check_readable(option: str, path: str) -> None:
+    # Python's own error does not say which file, and looks like that of a broker that is away.
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise errors.TLSRefused(
+            f"The broker URL's {option}={path} cannot be read: {error.strerror}. "
+            "Name a PEM file that this user may read."
+        ) from error
 
 
 def describe(error: BaseException, address: Address) -> errors.BrokerError:
