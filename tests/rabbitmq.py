@@ -66,9 +66,15 @@ def free_port() -> int:
 class Node:
     """A RabbitMQ node. Ports and data stay the same over `stop`, `kill` and `start`; `close` ends and deletes all."""
 
-    def __init__(self, config: str = "", environment: Mapping[str, str] | None = None) -> None:
-        """`config` is added to rabbitmq.conf, `environment` to the node's environment."""
-        self.port, self.dist_port, self.epmd_port = free_port(), free_port(), free_port()
+    def __init__(
+        self, config: str = "", environment: Mapping[str, str] | None = None, *, epmd_port: int | None = None
+    ) -> None:
+        """`config` is added to rabbitmq.conf, `environment` to the node's environment.
+
+        `epmd_port` is that of another node, up, which this one is to find; see `start_cluster`.
+        """
+        self.port, self.dist_port, self.epmd_port = free_port(), free_port(), epmd_port or free_port()
+        self.shares_epmd = epmd_port is not None
         self.name = f"lightbus-{os.getpid()}-{next(_numbers)}@localhost"
         self.folder = Path(tempfile.mkdtemp(prefix="lightbus-rabbitmq-"))
         self.log = self.folder / "log" / "node.log"
@@ -126,13 +132,14 @@ class Node:
         if server is None:
             raise RuntimeError(INSTALL)
         atexit.register(self.close)
-        if self._epmd is None:
+        if self._epmd is None and not self.shares_epmd:
             # A child of ours, where the node would leave a daemon behind.
             epmd = ["epmd", "-port", str(self.epmd_port), "-address", "127.0.0.1"]
             self._epmd = self._spawn(epmd)
         self.process = self._spawn([server])
         # Ends the node when this process dies without a chance to (SIGKILL): its end of the pipe closes then.
-        ends = f"read -r _; kill -9 -{self.process.pid} -{self._epmd.pid}; rm -rf '{self.folder}'"
+        epmd_too = "" if self._epmd is None else f"-{self._epmd.pid}"
+        ends = f"read -r _; kill -9 -{self.process.pid} {epmd_too}; rm -rf '{self.folder}'"
         self._guard = subprocess.Popen(["sh", "-c", ends], stdin=subprocess.PIPE, start_new_session=True)
         deadline = time.monotonic() + timeout
         while not self.answers():
@@ -251,3 +258,23 @@ class Node:
             process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # what it started: Erlang's resolver and the like
+
+
+def start_cluster(size: int, config: str = "") -> list[Node]:
+    """Nodes of one cluster, all up. Close the first one last: the others find each other by its epmd."""
+    nodes = [Node(config)]
+    nodes += [Node(config, epmd_port=nodes[0].epmd_port) for _ in range(size - 1)]
+    peers = "".join(
+        f"cluster_formation.classic_config.nodes.{number} = {node.name}\n" for number, node in enumerate(nodes, 1)
+    )
+    try:
+        for node in nodes:  # one after the other: the first one forms the cluster, the others find it
+            with (node.folder / "rabbitmq.conf").open("a") as file:
+                file.write(f"cluster_formation.peer_discovery_backend = classic_config\n{peers}")
+            node.start()
+        nodes[0].ctl("await_online_nodes", str(size))
+    except BaseException:
+        for node in reversed(nodes):
+            node.close()
+        raise
+    return nodes

@@ -1,0 +1,22 @@
+"""The one event that faults are tried on, and the app that says it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from lightbus import Lightbus
+
+
+@attrs.frozen(kw_only=True)
+class ThingHappened:
+    id: str
+    do: str = ""
+    """What the handler is to do with it; see listener.py."""
+
+
+def shop(url: str | list[str], **options: Any) -> Lightbus:
+    app = Lightbus("shop", url=url, **options)
+    app.event(ThingHappened)
+    return app

@@ -1,0 +1,44 @@
+"""The app of the worker processes: `lightbus worker tests.faults.listener:app`. Set up through the environment."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import anyio
+
+from lightbus import Lightbus, Message, Retry
+from lightbus.codec import current_delivery
+from tests.faults.events import ThingHappened
+from tests.faults.ledger import HANDLED, Ledger
+
+WORK = float(os.environ.get("FAULTS_WORK", "0"))
+"""Seconds that handling an event takes."""
+
+ledger = Ledger(Path(os.environ["FAULTS_LEDGER"]))
+app = Lightbus("billing", retry=Retry(delays=(0.2, 0.5)))
+
+
+@app.on("thing.happened", timeout=300)
+async def handle(thing: ThingHappened, message: Message) -> None:
+    what, _, seconds = thing.do.partition(":")
+    ledger.write("began", thing.id, os.getpid())
+    match what:
+        case "crash":
+            os._exit(99)
+        case "block":  # as a mistake would: nothing else runs in this event loop meanwhile
+            time.sleep(float(seconds))  # noqa: ASYNC251
+        case "hold":
+            if not message.redelivered:
+                await anyio.sleep(float(seconds))
+        case "wrong ack":
+            if not message.redelivered:
+                delivery = current_delivery.get()
+                assert delivery is not None
+                delivery.channel.basic_ack(10**6)
+        case "fail":
+            raise ValueError(f"{thing.id} always fails")
+    if WORK:
+        await anyio.sleep(WORK)
+    ledger.write(HANDLED, thing.id, os.getpid(), int(message.redelivered), message.attempt)

@@ -1,0 +1,64 @@
+"""Which scenarios make a full run, and which a short one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import attrs
+
+from tests.faults import scenarios
+from tests.faults.scene import Row
+from tests.faults.stage import Stage
+
+Play = Callable[[Stage], Row]
+
+
+@attrs.frozen
+class Planned:
+    name: str
+    full: Play
+    short: Play | None
+    """None: it takes too long for every day."""
+    rabbitmq: bool = True
+
+
+def _planned(scenario: Callable[..., Row], full: dict[str, object], short: dict[str, object] | None) -> Planned:
+    fixed = "-".join(str(value) for key, value in full.items() if key in ("how", "prefetch"))
+    name = f"{scenario.__name__}-{fixed}" if fixed else scenario.__name__
+    quick = None if short is None else partial(scenario, **short)
+    return Planned(name, partial(scenario, **full), quick, not scenario.__name__.startswith("embedded"))
+
+
+PLAN = [
+    _planned(scenarios.worker_killed, {"times": 20}, {"times": 2}),
+    _planned(scenarios.worker_stopped, {"times": 5}, {"times": 1}),
+    _planned(scenarios.worker_frozen, {"times": 3}, {"times": 1}),
+    _planned(scenarios.loop_blocked, {"times": 3}, {"times": 1}),
+    # 20 is the queue's own limit; a policy lowers it where each crash counts.
+    _planned(scenarios.handler_crashes, {"prefetch": 100}, {"prefetch": 100, "limit": 3}),
+    _planned(scenarios.handler_crashes, {"prefetch": 10}, None),
+    _planned(scenarios.handler_crashes, {"prefetch": 1}, {"prefetch": 1, "limit": 3}),
+    _planned(scenarios.broker_killed, {"times": 5}, {"times": 1}),
+    _planned(scenarios.broker_absent_at_start, {}, {}),
+    _planned(scenarios.broker_away, {"seconds": 60}, {"seconds": 1}),
+    _planned(scenarios.memory_alarm, {"backlog": 1000}, {"backlog": 200}),
+    _planned(scenarios.queue_deleted, {"times": 5}, {"times": 1}),
+    _planned(scenarios.exchange_deleted, {"times": 5}, {"times": 1}),
+    _planned(scenarios.channel_closed, {"times": 5}, {"times": 1}),
+    _planned(scenarios.consumer_timeout, {"seconds": 60}, {"seconds": 2}),
+    _planned(scenarios.connection_broken, {"how": "cut", "times": 10}, {"how": "cut", "times": 1}),
+    _planned(scenarios.connection_broken, {"how": "stall", "times": 3}, {"how": "stall", "times": 1}),
+    _planned(scenarios.connection_broken, {"how": "truncate", "times": 10}, {"how": "truncate", "times": 2}),
+    _planned(scenarios.connection_slow, {"seconds": 10}, {"seconds": 1}),
+    _planned(scenarios.publishers_fork, {"events": 500}, {"events": 20}),
+    _planned(scenarios.publishers_exit, {"times": 10, "events": 200}, {"times": 1, "events": 50}),
+    _planned(scenarios.threads_publish, {"times": 3}, {"times": 1}),
+    _planned(scenarios.embedded_killed, {"times": 100}, {"times": 8}),
+    _planned(scenarios.embedded_disk_full, {}, {}),
+    _planned(scenarios.embedded_file_unusable, {"how": "read-only"}, {"how": "read-only"}),
+    _planned(scenarios.embedded_file_unusable, {"how": "corrupted"}, {"how": "corrupted"}),
+    _planned(scenarios.embedded_file_unusable, {"how": "of another version"}, {"how": "of another version"}),
+    # Last: three nodes take the place of the one.
+    _planned(scenarios.cluster_nodes_killed, {"rounds": 2}, None),
+]

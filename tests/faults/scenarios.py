@@ -1,0 +1,581 @@
+"""One scenario, one function: a fault (or several of a kind) under load, and its row in the account.
+
+`times` and the other parameters make it long (`make faults`) or short (`make test`).
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.faults.ledger import CONFIRMED, FAILED, HANDLED, TRIED
+from tests.faults.proxy import Proxy
+from tests.faults.scene import LIMIT, Process, Row, Scene, id_of
+from tests.faults.stage import Stage, connect, vhost_of
+
+HEARTBEAT = 2
+BEATS = f"?heartbeat={HEARTBEAT}"
+
+
+class CannotBeTried(Exception):
+    """This machine or user lacks what the fault needs."""
+
+
+# --- the worker -------------------------------------------------------------------------------
+
+
+def worker_killed(stage: Stage, *, times: int) -> Row:
+    with Scene(stage.vhost()) as scene:
+        worker = scene.worker(work=0.02)
+        scene.publisher("--rate", "200")
+        for _ in range(times):
+            scene.until_handled(50)
+            with scene.fault():
+                worker.kill()
+                worker = scene.worker(ready=False, work=0.02)
+        scene.settle()
+        return scene.row("worker killed (kill -9)", times)
+
+
+def worker_stopped(stage: Stage, *, times: int) -> Row:
+    with Scene(stage.vhost()) as scene:
+        worker = scene.worker(work=0.5)
+        scene.publisher("--rate", "40")
+        for _ in range(times):
+            scene.until_handled(20)
+            with scene.fault():
+                code = worker.stop()
+                assert code == 0, f"the worker ended with {code}:\n{worker.said}"
+                worker = scene.worker(ready=False, work=0.5)
+        scene.settle()
+        row = scene.row("worker stopped (SIGTERM), handlers in flight", times)
+        assert not row.duplicates, f"a worker that stops in good order leaves nothing half done: {row.duplicates}"
+        return row
+
+
+def worker_frozen(stage: Stage, *, times: int) -> Row:
+    """SIGSTOP for longer than two heartbeats, so that the broker gives it up; then SIGCONT."""
+    with Scene(stage.vhost(BEATS)) as scene:
+        worker = scene.worker(work=0.02)
+        scene.publisher("--rate", "100")
+        for number in range(times):
+            scene.until_handled(50)
+            with scene.fault():
+                worker.signal(signal.SIGSTOP)
+                time.sleep(HEARTBEAT * 3.5)
+                worker.signal(signal.SIGCONT)
+            lost = worker.said.count("connection lost")
+            assert lost > number, f"the broker was to give the frozen worker up:\n{worker.said}"
+        scene.settle()
+        return scene.row("worker frozen (SIGSTOP) for 3.5 heartbeats", times)
+
+
+def loop_blocked(stage: Stage, *, times: int) -> Row:
+    """An async handler that blocks the event loop for three heartbeats: the connection lives."""
+    with Scene(stage.vhost(BEATS)) as scene:
+        worker = scene.worker()
+        scene.publisher("--rate", "50")
+        for number in range(times):
+            scene.until_handled(20)
+            with scene.fault():
+                scene.say(f"block-{number}", f"block:{HEARTBEAT * 3 + 1}")
+                scene.until(lambda: f"block-{number}" in scene.ledger.ids(HANDLED), "the blocking handler ends")  # noqa: B023
+        scene.settle()
+        row = scene.row("event loop blocked for 3 heartbeats", times)
+        assert "connection lost" not in worker.said, worker.said
+        assert not row.duplicates, f"nothing was to be delivered again: {row.duplicates}"
+        return row
+
+
+def handler_crashes(stage: Stage, *, prefetch: int, limit: int | None = None) -> Row:
+    """A handler that ends the process each time. The broker dead-letters its event at the delivery limit.
+
+    Args:
+        limit: a policy's delivery limit; else the queue's own, which is 20.
+    """
+    with Scene(stage.vhost()) as scene:
+        vhost = vhost_of(scene.url)
+        if limit is not None:
+            definition = f'{{"delivery-limit": {limit}}}'
+            stage.node.ctl("set_policy", "-p", vhost, "limit", "^billing$", definition, "--apply-to", "queues")
+        scene.declare()
+        siblings = [(f"sibling-{number}", "") for number in range(120)]
+        scene.say_all([*siblings[:60], ("poison", "crash"), *siblings[60:]])
+        began = time.monotonic()
+        crashes = 0
+        while True:
+            worker = scene.worker("--prefetch", str(prefetch), ready=False, work=0.01)
+            scene.until(
+                lambda: not worker.alive or len(scene.ledger.ids(HANDLED)) + len(dead(scene)) >= 121,  # noqa: B023
+                "the worker crashes, or all is done",
+            )
+            if worker.alive:
+                break
+            assert worker.popen.returncode == 99, worker.said
+            crashes += 1
+            assert crashes <= 60, "the event that crashes its worker is delivered for ever"
+        scene.faults.append((began, time.monotonic()))
+        dead_now = dead(scene)
+        assert "poison" in dead_now
+        expected = 21 if limit is None else limit + 1
+        assert crashes == expected, f"{crashes} crashes, with a delivery limit of {expected - 1}"
+        others = len(dead_now - {"poison"} - scene.ledger.ids(HANDLED))
+        also = len(dead_now - {"poison"}) - others
+        note = f"{crashes} crashes; with it dead-lettered: {others} unhandled siblings, {also} handled ones"
+        return scene.row(f"handler that crashes its worker, prefetch {prefetch}", crashes, note=note, recoveries=[])
+
+
+def dead(scene: Scene) -> set[str]:
+    return {id_of(delivery) for delivery in scene.take_all("billing.dead")}
+
+
+# --- the broker -------------------------------------------------------------------------------
+
+
+def broker_killed(stage: Stage, *, times: int) -> Row:
+    with Scene(stage.vhost()) as scene:
+        node = stage.node
+        scene.worker()
+        scene.worker()
+        scene.publisher("--rate", "100")
+        scene.publisher("--rate", "100", "--timeout", "3")
+        for _ in range(times):
+            scene.until_handled(100)
+            with scene.fault():
+                node.kill()
+                node.start()
+        scene.settle()
+        return scene.row("broker killed (kill -9) and started again", times)
+
+
+def broker_away(stage: Stage, *, seconds: float) -> Row:
+    with Scene(stage.vhost()) as scene:
+        scene.worker()
+        scene.publisher("--rate", "100", "--timeout", "3")
+        scene.until_handled(100)
+        with scene.fault():
+            node = stage.node
+            node.stop()
+            time.sleep(seconds)
+            node.start()
+        scene.settle()
+        return scene.row(f"broker away for {seconds:g} s", 1)
+
+
+def broker_absent_at_start(stage: Stage) -> Row:
+    url = stage.vhost()
+    node = stage.node
+    node.stop()
+    with Scene(url) as scene:
+        with scene.fault():
+            worker = scene.worker(ready=False)
+            scene.publisher("--rate", "20", "--timeout", "1")
+            scene.until(lambda: len(scene.ledger.entries(FAILED)) >= 3, "publishers are told")
+            scene.until(lambda: "Is the broker running there?" in worker.said, "the worker says why it waits")
+            node.start()
+        scene.until_handled(20)
+        scene.settle()
+        return scene.row("broker absent at the start", 1)
+
+
+def cluster_nodes_killed(stage: Stage, *, rounds: int) -> Row:
+    with Scene(stage.cluster_vhost()) as scene:
+        scene.worker()
+        scene.worker()
+        scene.publisher("--rate", "100")
+        recoveries: list[float] = []
+        for _ in range(rounds):
+            for node in stage.cluster:
+                scene.until_handled(100)
+                with scene.fault():
+                    node.kill()
+                    down = time.monotonic()
+                    scene.until_well(down)  # the other two carry on
+                    after = [entry.time for entry in scene.ledger.entries(HANDLED) if entry.time > down]
+                    recoveries.append(_first_new(scene, down) - down)
+                    assert after
+                    node.start()
+        scene.settle()
+        return scene.row(
+            "cluster of 3: each node killed in turn",
+            3 * rounds,
+            recoveries=recoveries,
+            note="recovery without the node",
+        )
+
+
+def _first_new(scene: Scene, since: float) -> float:
+    """When the first event that was tried after this time was handled."""
+    tried = {entry.id for entry in scene.ledger.entries(TRIED) if entry.time > since}
+    return next(entry.time for entry in scene.ledger.entries(HANDLED) if entry.id in tried)
+
+
+def memory_alarm(stage: Stage, *, backlog: int) -> Row:
+    """Publishers get their error within the timeout, consumers go on acking, and all resumes by itself."""
+    timeout = 2.0
+    with Scene(stage.vhost()) as scene:
+        scene.declare()
+        scene.say_all([(f"backlog-{number}", "") for number in range(backlog)])
+        node, vhost = stage.node, vhost_of(scene.url)
+        try:
+            with scene.fault():
+                node.ctl("set_vm_memory_high_watermark", "0.0000001")
+                scene.publisher("--rate", "50", "--timeout", str(timeout))
+                scene.until(lambda: len(scene.ledger.entries(FAILED)) >= 8, "publishers get their error")
+                scene.worker("--concurrency", "4", work=0.005)
+                scene.until(
+                    lambda: len(scene.ledger.ids(HANDLED)) >= backlog, "the backlog is handled during the alarm"
+                )
+                scene.until(
+                    lambda: node.ctl("list_queues", "-p", vhost, "name", "messages").split("billing\t")[1][0] == "0",
+                    "all of it is acked during the alarm",
+                )
+                node.ctl("set_vm_memory_high_watermark", "0.6")
+        finally:
+            node.ctl("set_vm_memory_high_watermark", "0.6")
+        tried = {entry.id: entry.time for entry in scene.ledger.entries(TRIED)}
+        longest = max(entry.time - tried[entry.id] for entry in scene.ledger.entries(FAILED))
+        assert longest < timeout + 3, f"an error came after {longest:.1f} s, with a timeout of {timeout:g} s"
+        scene.settle()
+        note = f"errors within {longest:.1f} s of a 2 s timeout; backlog of {backlog} acked meanwhile"
+        return scene.row("memory alarm", 1, note=note)
+
+
+def queue_deleted(stage: Stage, *, times: int) -> Row:
+    """Under the consumer: basic.cancel. What is in the queue goes with it, so it is empty when it happens."""
+    with Scene(stage.vhost()) as scene:
+        worker = scene.worker()
+        scene.publisher("--rate", "100")
+        for number in range(times):
+            scene.until_handled(50)
+            scene.ledger.pause(paused=True)
+            scene.until(lambda: _all_is_quiet(scene), "nothing is on its way")
+            with scene.fault():
+                connection = connect(scene.url)
+                connection.channel().queue_delete("billing")
+                connection.close()
+                scene.ledger.pause(paused=False)
+            assert worker.said.count("cancelled the consumer") > number, worker.said
+        scene.settle()
+        return scene.row("queue deleted under the consumer", times)
+
+
+def _all_is_quiet(scene: Scene) -> bool:
+    concluded = len(scene.ledger.entries(CONFIRMED)) + len(scene.ledger.entries(FAILED))
+    concluded += len(scene.ledger.entries("unrouted"))
+    if concluded < len(scene.ledger.entries(TRIED)):
+        return False
+    return scene.ledger.ids(CONFIRMED) <= scene.ledger.ids(HANDLED)
+
+
+def exchange_deleted(stage: Stage, *, times: int) -> Row:
+    with Scene(stage.vhost()) as scene:
+        scene.worker()
+        scene.publisher("--rate", "100")
+        for _ in range(times):
+            scene.until_handled(50)
+            with scene.fault():
+                connection = connect(scene.url)
+                connection.channel().exchange_delete("shop")
+                connection.close()
+        scene.settle()
+        return scene.row("exchange deleted under the publisher", times)
+
+
+def channel_closed(stage: Stage, *, times: int) -> Row:
+    """By the broker, over a wrong ack (406)."""
+    with Scene(stage.vhost()) as scene:
+        worker = scene.worker()
+        scene.publisher("--rate", "200")
+        for number in range(times):
+            scene.until_handled(50)
+            with scene.fault():
+                scene.say(f"wrong-{number}", "wrong ack")
+                scene.until(lambda: worker.said.count("unknown delivery tag") > number, "the broker closes it")  # noqa: B023
+        scene.settle()
+        return scene.row("channel closed by the broker (406)", times)
+
+
+def consumer_timeout(stage: Stage, *, seconds: float) -> Row:
+    """The broker gives up a consumer that holds a delivery for longer than its `consumer_timeout`."""
+    node = stage.node
+    ticks = min(60.0, seconds / 2)
+    _set_consumer_timeout(stage, seconds, ticks)
+    try:
+        with Scene(stage.vhost()) as scene:
+            worker = scene.worker()
+            scene.publisher("--rate", "50")
+            scene.until_handled(20)
+            with scene.fault():
+                scene.say("held", f"hold:{(seconds + ticks) * 3}")
+                limit = (seconds + ticks) * 2 + LIMIT
+                scene.until(lambda: "connection lost" in worker.said, "the broker closes the channel", limit=limit)
+            scene.until(lambda: "held" in scene.ledger.ids(HANDLED), "the event that was held is handled")
+            scene.settle()
+            assert "timeout" in worker.said.lower() or "timed out" in worker.said, worker.said
+            return scene.row(f"consumer timeout of {seconds:g} s", 1)
+    finally:
+        _set_consumer_timeout(stage, 1800, 60)
+        assert node.answers()
+
+
+def _set_consumer_timeout(stage: Stage, seconds: float, ticks: float) -> None:
+    stage.node.ctl(
+        "eval",
+        f"application:set_env(rabbit, consumer_timeout, {round(seconds * 1000)}), "
+        f"application:set_env(rabbit, channel_tick_interval, {round(ticks * 1000)}).",
+    )
+
+
+# --- the network ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _through_proxies(stage: Stage) -> Iterator[tuple[Scene, Proxy, Proxy]]:
+    """A worker and a publisher, each behind a proxy of its own."""
+    url = stage.vhost(BEATS)
+    node = stage.node
+    with Proxy(node.port) as before_worker, Proxy(node.port) as before_publisher:
+
+        def through(proxy: Proxy) -> str:
+            return url.replace(f":{node.port}/", f":{proxy.port}/")
+
+        with Scene(url, worker_url=through(before_worker), publisher_url=through(before_publisher)) as scene:
+            yield scene, before_worker, before_publisher
+
+
+def connection_broken(stage: Stage, *, how: str, times: int) -> Row:
+    """`how`: "cut" (RST), "stall" (nothing arrives, no FIN) or "truncate" (in the middle of a frame)."""
+    with _through_proxies(stage) as (scene, before_worker, before_publisher):
+        scene.worker(work=0.01)
+        scene.publisher("--rate", "150", "--timeout", "20")
+        for _ in range(times):
+            for proxy in (before_worker, before_publisher):
+                scene.until_handled(50)
+                broken = proxy.living
+                with scene.fault():
+                    getattr(proxy, how)()
+                    if how != "cut":  # it shows with the next bytes, or with their absence
+                        scene.until(lambda: len(proxy.links) > len(broken), "a new connection is made")  # noqa: B023
+        scene.settle()
+        begun = [end - begin for begin, end in scene.faults] if how == "stall" else []
+        note = f"noticed within {max(begun):.1f} s, at a heartbeat of {HEARTBEAT} s" if begun else ""
+        words = {"cut": "connection cut", "stall": "connection stalled (no FIN)", "truncate": "frame truncated"}
+        return scene.row(f"{words[how]}: the worker's, the publisher's", 2 * times, note=note)
+
+
+def connection_slow(stage: Stage, *, seconds: float) -> Row:
+    """Half a second more in each direction, for so long: slower, and nothing else."""
+    with _through_proxies(stage) as (scene, before_worker, before_publisher):
+        worker = scene.worker()
+        scene.publisher("--rate", "100")
+        scene.until_handled(50)
+        with scene.fault():
+            before_worker.delay = before_publisher.delay = 0.5
+            time.sleep(seconds)
+            scene.until_handled(20)
+            before_worker.delay = before_publisher.delay = 0.0
+        scene.settle()
+        row = scene.row("connections delayed by 500 ms", 1)
+        assert "connection lost" not in worker.said, worker.said
+        assert not row.failed
+        assert not row.duplicates
+        return row
+
+
+# --- the publisher ----------------------------------------------------------------------------
+
+
+def publishers_fork(stage: Stage, *, events: int) -> Row:
+    with Scene(stage.vhost()) as scene:
+        scene.worker()
+        options = ["--forks", "4", "--threads", "2", "--count", str(events), "--rate", "400"]
+        publisher = scene.publisher(*options)
+        assert publisher.wait() == 0, publisher.said
+        scene.settle()
+        row = scene.row("fork after publish (4 children)", 4)
+        assert row.confirmed == row.handled == 5 * events, "the parent's and its children's"
+        assert not row.duplicates
+        return row
+
+
+def publishers_exit(stage: Stage, *, times: int, events: int) -> Row:
+    """The main thread ends while another one publishes: its events are confirmed before the process is gone."""
+    with Scene(stage.vhost()) as scene:
+        scene.worker()
+        for _ in range(times):
+            publisher = scene.publisher("--at-exit", "--count", str(events))
+            assert publisher.wait() == 0, publisher.said
+            assert "Traceback" not in publisher.said, publisher.said
+        scene.settle()
+        row = scene.row("publish at interpreter exit", times)
+        assert row.confirmed == row.handled == times * events
+        return row
+
+
+def threads_publish(stage: Stage, *, times: int) -> Row:
+    """32 of them, while the broker restarts."""
+    with Scene(stage.vhost()) as scene:
+        scene.worker()
+        scene.publisher("--threads", "32", "--rate", "200", "--timeout", "5")
+        for _ in range(times):
+            scene.until_handled(100)
+            with scene.fault():
+                stage.node.restart()
+        scene.settle()
+        return scene.row("32 publishing threads, broker restarts", times)
+
+
+# --- the embedded broker ----------------------------------------------------------------------
+
+
+def embedded_killed(stage: Stage, *, times: int, seed: int = 1) -> Row:
+    """Publishers and workers, killed at random."""
+    chance = random.Random(seed)
+    start: list[Callable[[Scene], Process]] = [
+        lambda scene: scene.publisher("--rate", "60"),
+        lambda scene: scene.publisher("--rate", "60"),
+        lambda scene: scene.worker(ready=False, work=0.01),
+        lambda scene: scene.worker(ready=False, work=0.01),
+    ]
+    with Scene(stage.file()) as scene:
+        scene.declare()
+        processes = [begin(scene) for begin in start]
+        scene.until_handled(20)
+        for _ in range(times):
+            time.sleep(chance.uniform(0, 0.6))
+            victim = chance.randrange(4)
+            with scene.fault(well=False):
+                processes[victim].kill()
+                processes[victim] = start[victim](scene)
+        scene.until_well(time.monotonic())
+        scene.settle()
+        row = scene.row("embedded: publisher or worker killed at random", times)
+        assert integrity(scene.url) == "ok"
+        return row
+
+
+def integrity(url: str) -> str:
+    database = sqlite3.connect(url.removeprefix("sqlite:///"))
+    try:
+        return str(database.execute("PRAGMA integrity_check").fetchone()[0])
+    finally:
+        database.close()
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
+    """A tmpfs of this size; gives a function that changes its options.
+
+    Raises:
+        CannotBeTried: this user may not mount one.
+    """
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "lightbus-faults", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        raise CannotBeTried(f"it needs a small disk, and mounting a tmpfs is refused: {mounted.stderr.strip()}")
+
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+    try:
+        yield remount
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def embedded_disk_full(stage: Stage) -> Row:
+    folder = stage.folder()
+    with small_disk(folder, "1m") as remount, Scene(f"sqlite:///{folder}/bus.db") as scene:
+        scene.declare()
+        scene.publisher("--rate", "500", "--timeout", "3", "--tasks", "16")
+        scene.until(lambda: len(scene.ledger.entries(FAILED)) >= 20, "publishers get their error", limit=LIMIT)
+        confirmed = len(scene.ledger.entries(CONFIRMED))
+        with scene.fault(well=False):
+            remount("size=64m")
+        worker = scene.worker()
+        scene.until_well(scene.faults[-1][1])
+        scene.settle()
+        row = scene.row("embedded: disk full, then room again", 1, note=f"{confirmed} confirmed before it was full")
+        assert worker.popen.returncode == 0
+        assert integrity(scene.url) == "ok"
+        return row
+
+
+def embedded_file_unusable(stage: Stage, *, how: str) -> Row:
+    """`how`: "read-only", "corrupted" or "of another version". The worker says so and ends; the file stays as it was;
+    mended, all that was confirmed is there."""
+    folder = stage.folder()
+    file = folder / "bus.db"
+    with Scene(f"sqlite:///{file}") as scene:
+        if how == "read-only":
+            with small_disk(folder, "64m") as remount:
+                _fill(scene)
+                with _stays_as_it_is(file):
+                    remount("ro")
+                    _refused(scene, "Check the permissions")
+                remount("rw")
+                return _mended(scene, how)
+        _fill(scene)
+        shutil.copy(file, folder / "copy")
+        if how == "corrupted":
+            with file.open("r+b") as damaged:
+                damaged.write(b"\xff" * 4096)
+            words = "not a database"
+        else:
+            _set_version(file, 99)
+            words = "schema version 99"
+        with _stays_as_it_is(file):
+            _refused(scene, words)
+        shutil.copy(folder / "copy", file)
+        return _mended(scene, how)
+
+
+def _fill(scene: Scene) -> None:
+    scene.declare()
+    publisher = scene.publisher("--count", "200", "--rate", "2000")
+    assert publisher.wait() == 0, publisher.said
+
+
+def _set_version(file: Path, version: int) -> None:
+    database = sqlite3.connect(file)
+    database.execute(f"PRAGMA user_version = {version}")
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+
+
+@contextmanager
+def _stays_as_it_is(file: Path) -> Iterator[None]:
+    before = file.read_bytes()
+    yield
+    assert file.read_bytes() == before, f"{file} was changed"
+
+
+def _refused(scene: Scene, words: str) -> None:
+    worker = scene.worker(ready=False)
+    code = worker.wait()
+    assert code == 1, f"the worker ended with {code}:\n{worker.said}"
+    assert words in worker.said, worker.said
+    assert "bus.db" in worker.said
+    assert "Traceback" not in worker.said, worker.said
+    publisher = scene.publisher("--count", "3", "--timeout", "2")
+    assert publisher.wait() == 0, publisher.said
+    assert len(scene.ledger.entries(FAILED)) == 3, "publishers are told"
+
+
+def _mended(scene: Scene, how: str) -> Row:
+    with scene.fault(well=False):
+        pass
+    scene.worker()
+    scene.settle()
+    row = scene.row(f"embedded: file {how}, then mended", 1)
+    assert row.confirmed == row.handled == 200
+    return row

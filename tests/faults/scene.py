@@ -1,0 +1,337 @@
+"""A scene: worker and publisher processes on one broker, faults with their times, and the account at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import amqp.exceptions
+import attrs
+
+from lightbus import errors
+from lightbus.connection import LOST, Broker
+from lightbus.transport import Delivery
+from tests.faults.events import ThingHappened, shop
+from tests.faults.ledger import CONFIRMED, FAILED, HANDLED, TRIED, UNROUTED, Ledger
+
+LIMIT = 90.0
+"""Seconds after which nothing more is hoped for: far above what anything here takes, also on a busy machine."""
+
+QUEUES = ("billing", "billing.retry.200ms", "billing.retry.500ms", "billing.dead")
+ROOT = Path(__file__).parents[2]
+
+
+@attrs.frozen
+class Row:
+    """What one scenario came to."""
+
+    fault: str
+    times: int
+    tried: int
+    confirmed: int
+    handled: int
+    dead: int
+    queued: int
+    failed: int
+    """Publishers were told of an error: unknown, or not sent."""
+    unrouted: int
+    duplicates: Counter[str]
+    """Handled more than once, by the reason why."""
+    lost: set[str]
+    recoveries: list[float]
+    note: str = ""
+
+    @property
+    def unexplained(self) -> int:
+        return self.duplicates["unexplained"]
+
+    @property
+    def recovery(self) -> str:
+        """Median and worst, in seconds."""
+        if not self.recoveries:
+            return "-"
+        worst = max(self.recoveries)
+        if len(self.recoveries) == 1:
+            return f"{worst:.1f} s"
+        return f"{statistics.median(self.recoveries):.1f} s, worst {worst:.1f} s"
+
+    def check(self) -> None:
+        assert not self.lost, f"{self.fault}: LOST {len(self.lost)} confirmed events: {sorted(self.lost)[:20]}"
+        assert not self.unexplained, f"{self.fault}: {self.unexplained} duplicates that nothing explains"
+        assert self.confirmed, f"{self.fault}: nothing was confirmed, so that nothing was proven"
+
+
+class Process:
+    """A process under test. Its output is kept in the scene's folder."""
+
+    def __init__(self, name: str, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        self.name = name
+        self.output = folder / f"{name}.log"
+        with self.output.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self.popen.poll() is None
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, to all that it started too."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+
+    def stop(self, limit: float = LIMIT) -> int:
+        """SIGTERM; returns its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait(limit)
+
+    def wait(self, limit: float = LIMIT) -> int:
+        try:
+            return self.popen.wait(limit)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.name} did not end within {limit:g} s. It said:\n{self.said[-3000:]}") from None
+
+
+class Scene:
+    """`with Scene(url) as scene:` gives it a folder, and ends what it started."""
+
+    def __init__(self, url: str, *, worker_url: str | None = None, publisher_url: str | None = None) -> None:
+        """
+        Args:
+            url: the broker, for the account at the end.
+            worker_url, publisher_url: where the processes connect to, if not there.
+        """
+        self.url = url
+        self.worker_url = worker_url or url
+        self.publisher_url = publisher_url or url
+        self.processes: list[Process] = []
+        self.faults: list[tuple[float, float]] = []
+        """Begin and end of each, on the monotonic clock."""
+
+    def __enter__(self) -> Scene:
+        self._folder = tempfile.TemporaryDirectory(prefix="lightbus-faults-")
+        self.folder = Path(self._folder.name)
+        self.ledger = Ledger(self.folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+        self._folder.cleanup()
+
+    # --- processes
+
+    def _start(self, name: str, command: Sequence[str], environment: dict[str, str]) -> Process:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("LIGHTBUS_", "FAULTS_"))}
+        environment = {**inherited, "PYTHONPATH": str(ROOT), "FAULTS_LEDGER": str(self.folder), **environment}
+        process = Process(f"{name}-{len(self.processes)}", command, self.folder, environment)
+        self.processes.append(process)
+        return process
+
+    def worker(self, *options: str, ready: bool = True, work: float = 0.0) -> Process:
+        """Start `lightbus worker`, and wait until it says that it is ready."""
+        command = ["-m", "lightbus", "worker", "tests.faults.listener:app", *options]
+        worker = self._start("worker", command, {"LIGHTBUS_URL": self.worker_url, "FAULTS_WORK": str(work)})
+        if ready:
+            self.until(lambda: "Ready:" in worker.said, "the worker is ready", worker)
+        return worker
+
+    def publisher(self, *options: str, prefix: str | None = None) -> Process:
+        prefix = prefix or f"p{len(self.processes)}"
+        command = ["-m", "tests.faults.publish", self.publisher_url, str(self.folder), "--prefix", prefix, *options]
+        return self._start("publisher", command, {})
+
+    def say(self, id: str, do: str = "") -> None:
+        """Publish one event from here: one that makes the handler do something, say."""
+        self.say_all([(id, do)])
+
+    def say_all(self, things: Sequence[tuple[str, str]]) -> None:
+        app = shop(self.url)
+        for id, _ in things:
+            self.ledger.write(TRIED, id)
+        with app:
+            receipts = app.publish_many_sync([ThingHappened(id=id, do=do) for id, do in things], timeout=60)
+        for (id, _), receipt in zip(things, receipts, strict=True):
+            self.ledger.write(CONFIRMED if receipt.routed else UNROUTED, id)
+
+    def declare(self) -> None:
+        """Let the worker's queues be there, and the worker not."""
+        assert self.worker().stop() == 0
+
+    # --- waiting
+
+    def until(
+        self, look: Callable[[], object], what: str, process: Process | None = None, limit: float = LIMIT
+    ) -> None:
+        deadline = time.monotonic() + limit
+        while not look():
+            if process is not None and not process.alive:
+                raise AssertionError(f"{what}: not so, and {process.name} has ended. It said:\n{process.said[-3000:]}")
+            if time.monotonic() > deadline:
+                told = "\n\n".join(f"--- {one.name}:\n{one.said[-1500:]}" for one in self.processes[-4:])
+                raise AssertionError(f"{what}: still not so after {limit:g} s.\n{told}")
+            time.sleep(0.02)
+
+    def until_handled(self, more: int = 1, *, limit: float = LIMIT) -> None:
+        """So many more events than now have been handled."""
+        goal = len(self.ledger.entries(HANDLED)) + more
+        self.until(lambda: len(self.ledger.entries(HANDLED)) >= goal, f"{more} more events are handled", limit=limit)
+
+    def until_well(self, since: float, *, limit: float = LIMIT) -> None:
+        """An event that was tried after this time has been handled: all works again."""
+
+        def well() -> bool:
+            tried = {entry.id for entry in self.ledger.entries(TRIED) if entry.time > since}
+            return any(entry.id in tried for entry in reversed(self.ledger.entries(HANDLED)) if entry.time > since)
+
+        self.until(well, "an event that was published after the fault is handled", limit=limit)
+
+    # --- faults
+
+    @contextlib.contextmanager
+    def fault(self, *, well: bool = True) -> Iterator[None]:
+        """A fault lasts as long as the block. Then wait until events are published and handled again."""
+        begin = time.monotonic()
+        yield
+        end = time.monotonic()
+        self.faults.append((begin, end))
+        if well:
+            self.until_well(end)
+
+    def recoveries(self) -> list[float]:
+        """Seconds from the end of each fault until the first handled event."""
+        times = [entry.time for entry in self.ledger.entries(HANDLED)]
+        found = []
+        for _, end in self.faults:
+            after = [when - end for when in times if when > end]
+            if after:
+                found.append(min(after))
+        return found
+
+    # --- the account
+
+    def settle(self, *, dead: int = 0, limit: float = LIMIT) -> None:
+        """End the publishers, and wait until workers have handled all that was confirmed, but for so many."""
+        for process in self.processes:
+            if process.name.startswith("publisher") and process.alive:
+                code = process.stop()
+                assert code == 0, f"{process.name} ended with {code}:\n{process.said[-3000:]}"
+
+        def missing() -> set[str]:
+            return self.ledger.ids(CONFIRMED) - self.ledger.ids(HANDLED)
+
+        # Where something is lost, this would wait for ever: the account says so, better than a timeout could.
+        deadline = time.monotonic() + limit
+        last, progress = len(missing()), time.monotonic()
+        while len(missing()) > dead and time.monotonic() < deadline:
+            if (left := len(missing())) != last:
+                last, progress = left, time.monotonic()
+            if time.monotonic() - progress > 30:
+                break
+            time.sleep(0.05)
+
+    def row(self, fault: str, times: int, *, note: str = "", recoveries: list[float] | None = None) -> Row:
+        """Stop everything, look into the queues, and draw up the account."""
+        for process in self.processes:
+            if process.alive:
+                process.stop()
+        tried = {entry.id: entry.time for entry in self.ledger.entries(TRIED)}
+        confirmed = {entry.id: entry.time for entry in self.ledger.entries(CONFIRMED)}
+        handled = self.ledger.ids(HANDLED)
+        left = {queue: {id_of(delivery) for delivery in self.take_all(queue)} for queue in QUEUES}
+        dead = left.pop("billing.dead")
+        queued: set[str] = set().union(*left.values())
+        assert tried.keys() >= confirmed.keys() | handled, "the harness itself is wrong: an event that nobody tried"
+        return Row(
+            fault=fault,
+            times=times,
+            tried=len(tried),
+            confirmed=len(confirmed),
+            handled=len(handled),
+            dead=len(dead),
+            queued=len(queued),
+            failed=len(self.ledger.ids(FAILED)),
+            unrouted=len(self.ledger.ids(UNROUTED)),
+            duplicates=self._duplicates(tried, confirmed),
+            lost=confirmed.keys() - handled - dead - queued,
+            recoveries=self.recoveries() if recoveries is None else recoveries,
+            note=note,
+        )
+
+    def _duplicates(self, tried: dict[str, float], confirmed: dict[str, float]) -> Counter[str]:
+        """Each time that an event was handled once more, and why."""
+        reasons: Counter[str] = Counter()
+        seen: set[str] = set()
+        # Of the two, the one that was delivered again may end first: the other's handler goes on meanwhile.
+        redelivered = {entry.id for entry in self.ledger.entries(HANDLED) if entry.words[1] == "1"}
+        for entry in self.ledger.entries(HANDLED):
+            if entry.id not in seen:
+                seen.add(entry.id)
+            elif entry.id in redelivered:
+                reasons["redelivered"] += 1
+            elif self._in_flight_at_a_fault(tried[entry.id], confirmed.get(entry.id)):
+                reasons["published again"] += 1
+            else:
+                reasons["unexplained"] += 1
+        return reasons
+
+    def _in_flight_at_a_fault(self, tried: float, confirmed: float | None) -> bool:
+        """Whether a fault came between the try and the confirm, so that the publisher had to publish again."""
+        return any(tried <= end + 15 and (confirmed is None or confirmed >= begin) for begin, end in self.faults)
+
+    def take_all(self, queue: str) -> list[Delivery]:
+        """Everything in a queue. It is read through a connection that ends with it, and stays where it is."""
+        deadline = time.monotonic() + LIMIT
+        while True:
+            try:
+                connection = Broker.parse(self.url).connect("tests: the account")
+            except errors.BrokerUnreachable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+                continue
+            try:
+                channel = connection.channel()
+                taken = []
+                while (delivery := channel.get(queue)) is not None:
+                    taken.append(delivery)
+            except amqp.exceptions.NotFound:
+                return []
+            except LOST:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+            else:
+                return taken
+            finally:
+                connection.close()
+
+
+def id_of(delivery: Delivery) -> str:
+    return str(json.loads(delivery.body)["id"])
