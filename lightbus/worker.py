@@ -199,7 +199,8 @@ def run(
         try:
             all_ended = anyio.run(main, backend=backend, backend_options=_backend_options(backend))
         except (errors.BrokerError, errors.WorkerError) as error:
-            end.tell(FATAL)
+            if isinstance(error, connection.FATAL):
+                end.tell(FATAL)
             logger.error("%s", error)
             return 1
         except Exception as error:
