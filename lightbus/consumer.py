@@ -30,6 +30,7 @@ from lightbus.retry import DeadLetter, Retry, RetryIn
 from lightbus.settlement import Settlements
 from lightbus.topology import Topology
 from lightbus.transport import Channel, Connection, Delivery, Publication
+from lightbus.watchdog import REBUILDS, Watch
 
 logger = logging.getLogger("lightbus")
 
@@ -76,8 +77,17 @@ class Lane:
         self.consumer_tag = ""
         self.arrived: list[Delivery] = []
         self.settlements = Settlements(0)
+        self.taken = 0
+        self.taken_before = 0
+        """At the watchdog's last look."""
+        self.watch = Watch(name)
         # from the one to the other
         self.settled: deque[tuple[Delivery, bool]] = deque()
+
+    @property
+    def in_hand(self) -> int:
+        """Deliveries of this epoch that are not settled on the broker."""
+        return max(0, self.taken + len(self.arrived) - self.settlements.sent)
 
 
 class Subscriber(ConnectionThread):
@@ -100,13 +110,18 @@ class Subscriber(ConnectionThread):
         self._fault = None
         declare(connection, self.wanted_topology)
         for lane in self.lanes:
-            lane.arrived = []
-            lane.settlements = Settlements(hold=lane.prefetch // 4)
-            channel = connection.channel()
-            channel.basic_qos(0, lane.prefetch, False)
-            lane.channel = channel
-            lane.consumer_tag = channel.consume(lane.name, lane.arrived.append, on_cancel=self._cancelled)
+            self._subscribe(lane, connection)
+            lane.watch.subscribed(time.monotonic())
         self.consumer.from_thread(self.consumer.subscribed)
+
+    def _subscribe(self, lane: Lane, connection: Connection) -> None:
+        lane.arrived = []
+        lane.settlements = Settlements(hold=lane.prefetch // 4)
+        lane.taken = lane.taken_before = 0
+        channel = connection.channel()
+        channel.basic_qos(0, lane.prefetch, False)
+        lane.channel = channel
+        lane.consumer_tag = channel.consume(lane.name, lane.arrived.append, on_cancel=self._cancelled)
 
     def _cancelled(self, consumer_tag: str) -> None:
         if not self.draining:
@@ -119,18 +134,76 @@ class Subscriber(ConnectionThread):
             raise OSError(self._fault)
         if self.draining:
             self._cancel()
+        else:
+            self._watch()
         held = False
         for lane in self.lanes:
             if lane.arrived:
                 self._hand_over(lane)
             if lane.settled or lane.settlements.waiting:
                 held |= self._send_acks(lane)
+            if lane.watch.renewal_due and not lane.in_hand and not self.draining:
+                self._renew(lane)
         # Out-of-order acks wait for those before them, but not when there is nothing else to do.
-        return 0.02 if held else IDLE
+        return 0.02 if held else self._until_next_look()
+
+    def _until_next_look(self) -> float:
+        if self.draining:
+            return IDLE
+        if any(lane.arrived for lane in self.lanes):  # while one was subscribed anew
+            return 0.0
+        return max(0.0, min(lane.watch.next_look for lane in self.lanes) - time.monotonic())
+
+    def _watch(self) -> None:
+        """The watchdog: ask the broker about each queue whose time has come, and begin anew where nothing arrives."""
+        for lane in self.lanes:
+            if time.monotonic() < lane.watch.next_look:
+                continue
+            assert lane.channel is not None
+            # On the consuming channel itself: a queue that is gone, or a broker that does not answer, ends the epoch.
+            _, ready, consumers = lane.channel.queue_declare(lane.name, passive=True)
+            arrived = lane.taken + len(lane.arrived)
+            deaf = lane.watch.look(
+                time.monotonic(),
+                ready=ready,
+                consumers=consumers,
+                heard=arrived > lane.taken_before,
+                room=lane.in_hand < lane.prefetch,
+            )
+            lane.taken_before = arrived
+            if deaf is None:
+                continue
+            if lane.watch.rebuilds >= REBUILDS:
+                self.stopping = True
+                self.consumer.from_thread(self.consumer.give_up, _still_deaf(deaf))
+                return
+            lane.watch.rebuilds += 1
+            logger.error(
+                "%s: connected but deaf: %s. Connecting, declaring and subscribing anew (%d of %d before giving up).",
+                self.name,
+                deaf,
+                lane.watch.rebuilds,
+                REBUILDS,
+            )
+            raise OSError(deaf)
+
+    def _renew(self, lane: Lane) -> None:
+        """Subscribe on a fresh channel: what the broker thinks to have delivered on the old one comes again."""
+        channel = lane.channel
+        assert channel is not None
+        assert self.connection is not None
+        channel.basic_cancel(lane.consumer_tag)
+        if lane.in_hand:  # it came in between, so this channel hears; its tags can be acked on it alone
+            lane.consumer_tag = channel.consume(lane.name, lane.arrived.append, on_cancel=self._cancelled)
+        else:
+            channel.close()
+            self._subscribe(lane, self.connection)
+        lane.watch.renewed(time.monotonic())
 
     def _hand_over(self, lane: Lane) -> None:
         batch = lane.arrived[:]
         lane.arrived.clear()
+        lane.taken += len(batch)
         if not self.draining:
             self.consumer.from_thread(self.consumer.receive, lane, batch)
 
@@ -167,6 +240,7 @@ class Subscriber(ConnectionThread):
             lane.channel = None
             lane.arrived = []
             lane.consumer_tag = ""
+            lane.watch.ended()
         if self.draining:
             self.consumer.from_thread(self.consumer.cancelled)
         logger.warning(
@@ -224,7 +298,9 @@ class Consumer:
         self._slots: set[Slot] = set()
         self._running = 0
         self._stopping = False
-        self._failure: errors.BrokerError | None = None
+        self._failure: errors.LightbusError | None = None
+        self.beat: float | None = None
+        """When the event loop last ran, within the last second unless a handler blocks it (monotonic clock)."""
         self.handled = 0
         """Deliveries that a handler ended with, well or not, since the start."""
 
@@ -235,6 +311,7 @@ class Consumer:
 
         Raises:
             errors.BrokerError: the first connection failed in a way that trying again will not mend.
+            errors.WorkerError: nothing arrives though events wait, and connecting anew did not help.
         """
         self._schedule = current_loop().soon_from_thread
         self._context = _context_of_callbacks()  # handlers see what the worker's lifespan has set
@@ -301,9 +378,10 @@ class Consumer:
     def cancelled(self) -> None:
         self._drained.set()
 
-    def give_up(self, error: errors.BrokerError) -> None:
+    def give_up(self, error: errors.LightbusError) -> None:
         self._failure = error
         self._ready.set()
+        self._ended.set()
 
     def receive(self, lane: Lane, batch: list[Delivery]) -> None:
         """Find each delivery's handlers, and start as many tasks as there is work and room for."""
@@ -448,7 +526,7 @@ class Consumer:
         shortest = min((handler.timeout for lane in self.lanes for handler in lane.handlers.values()), default=60.0)
         while True:
             await anyio.sleep(max(0.02, min(1.0, shortest / 10)))
-            now = time.monotonic()
+            self.beat = now = time.monotonic()
             for slot in list(self._slots):
                 if slot.deadline < now:
                     slot.scope.cancel()
@@ -574,6 +652,14 @@ def _context_of_callbacks() -> contextvars.Context:
 
         context.run(sniffio.current_async_library_cvar.set, sniffio.current_async_library())
     return context
+
+
+def _still_deaf(why: str) -> errors.WorkerError:
+    return errors.WorkerError(
+        f"Connected but deaf: {why}, also after connecting and subscribing anew {REBUILDS} times. Giving up, so that "
+        "whoever supervises this worker knows. Look at the queue on the broker (lightbus doctor MODULE:ATTR; "
+        "rabbitmq-queues quorum_status NAME), then start the worker again."
+    )
 
 
 def _timeout_error(job: Job) -> errors.HandlerTimeout:

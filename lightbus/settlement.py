@@ -34,6 +34,11 @@ class Settlements:
     def waiting(self) -> int:
         return len(self._done)
 
+    @property
+    def sent(self) -> int:
+        """How many deliveries are settled on the broker."""
+        return self._first_unsettled - 1 + len(self._sent)
+
     def take(self, *, all_of_them: bool = False) -> list[tuple[int, bool]]:
         """The acks to send now, as (delivery tag, multiple)."""
         acks: list[tuple[int, bool]] = []

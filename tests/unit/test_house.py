@@ -25,6 +25,7 @@ ORDER = [
     "retry",
     "handler",
     "settlement",
+    "watchdog",
     "connection",
     "publisher",
     "consumer",

@@ -1,0 +1,80 @@
+"""Is a consumer deaf: subscribed, and yet nothing arrives? Decided from what the broker says of its queue.
+
+Pure: `consumer.Subscriber` asks the broker and acts. Known cases, on RabbitMQ 3.10.8 with a quorum queue deleted
+and declared again at once: the old consumers are never cancelled, and wait for ever; or the new queue takes them over,
+and the old channel drops its first messages as ones that it has seen before. The broker shows the latter as one
+consumer and nothing ready, as if all were well. So a lane with nothing in hand also subscribes anew at each look.
+"""
+
+from __future__ import annotations
+
+import math
+
+INTERVAL = 30.0
+"""Seconds between two looks at each queue."""
+SECOND_LOOK = 2.0
+"""Seconds after which a suspicion is looked at again: a message may be on its way, a queue may change its leader.
+A deaf consumer is noticed within `INTERVAL + SECOND_LOOK`."""
+REBUILDS = 3
+"""Rebuilds in a row that did not help, after which the worker gives up and says so."""
+
+
+class Watch:
+    """What is known of one queue's consumption, over all epochs of the connection."""
+
+    def __init__(self, queue: str, interval: float = INTERVAL) -> None:
+        self.queue = queue
+        self.interval = interval
+        self.next_look = math.inf
+        self.rebuilds = 0
+        """In a row, none of which was followed by a proof."""
+        self.proven: float | None = None
+        """When consumption was last proven, on the monotonic clock."""
+        self.suspicion: str | None = None
+        self.renewal_due = False
+        """Subscribe anew on a fresh channel as soon as nothing is in hand."""
+
+    def subscribed(self, now: float) -> None:
+        """A new epoch has begun."""
+        self.next_look = now + self.interval
+        self.suspicion = None
+        self.renewal_due = False
+
+    def ended(self) -> None:
+        """There is no subscription, until `subscribed` says so."""
+        self.next_look = math.inf
+        self.renewal_due = False
+
+    def look(self, now: float, *, ready: int, consumers: int, heard: bool, room: bool) -> str | None:
+        """Why the consumer is deaf, once two looks in a row say so; else None.
+
+        Args:
+            ready: messages that wait in the queue, and are with no consumer.
+            consumers: how many the broker knows, of all workers.
+            heard: something has arrived here since the last look.
+            room: fewer deliveries are in hand than the prefetch allows.
+        """
+        if consumers == 0:
+            why = f"the broker knows of no consumer on the queue {self.queue!r}"
+        elif ready > 0 and room and not heard:
+            why = f"{ready} events wait in the queue {self.queue!r}, and none of them arrives here"
+        else:
+            self.suspicion = None
+            self.next_look = now + self.interval
+            self.renewal_due = True
+            if heard:
+                self._prove(now)
+            return None
+        seen_twice, self.suspicion = self.suspicion is not None, why
+        self.next_look = now + min(self.interval, SECOND_LOOK)
+        return why if seen_twice else None
+
+    def renewed(self, now: float) -> None:
+        """Subscribed anew after a look at which the broker knew of the consumer: whatever may have become of the old
+        subscription, this one hears."""
+        self.renewal_due = False
+        self._prove(now)
+
+    def _prove(self, now: float) -> None:
+        self.proven = now
+        self.rebuilds = 0

@@ -1,0 +1,182 @@
+"""A worker that is connected but hears nothing notices, begins anew, and in the end gives up aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from lightbus import Lightbus, errors
+from lightbus.connection import declare
+from lightbus.consumer import Consumer
+from lightbus.watchdog import REBUILDS
+from tests.bus import QUICK, OrderPlaced, connected, eventually, running
+
+SOON = 0.15
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def billing(rabbitmq_url: str) -> Iterator[Lightbus]:
+    app = Lightbus("billing", url=rabbitmq_url, retry=QUICK)
+    app.event(OrderPlaced)
+    yield app
+    app.__exit__(None, None, None)
+
+
+def look_often(*consumers: Consumer) -> None:
+    for consumer in consumers:
+        for lane in consumer.lanes:
+            lane.watch.interval = lane.watch.next_look = SOON
+
+
+def delete_and_declare_again(app: Lightbus) -> None:
+    """What an operator's script may do. RabbitMQ 3.10.8 does not cancel the queue's consumers over it."""
+    with connected(app) as connection:
+        connection.channel().queue_delete(app.name)
+        declare(connection, app.topology())
+
+
+def errors_logged(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if words in record.getMessage()]
+
+
+pytestmark = [pytest.mark.anyio, pytest.mark.rabbitmq]
+
+
+async def test_a_queue_that_is_deleted_and_declared_again_at_once_is_consumed_again(
+    billing: Lightbus, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[int] = []
+    billing.on(OrderPlaced, name="hear")(lambda order: heard.append(order["number"]))
+    async with running(billing) as bus:
+        (consumer,) = bus.consumers["billing"]
+        await billing.publish(OrderPlaced(number=1))
+        await eventually(lambda: heard, [1])
+        await anyio.to_thread.run_sync(delete_and_declare_again, billing)
+        look_often(consumer)
+        for number in (2, 3):  # RabbitMQ 3.10.8 gives these to a consumer that does not hear them
+            await billing.publish(OrderPlaced(number=number))
+        await eventually(lambda: sorted(heard), [1, 2, 3])
+        await eventually(lambda: consumer.lanes[0].watch.proven)
+        assert consumer.lanes[0].watch.rebuilds == 0
+
+
+async def test_deafness_is_said_with_its_reason_and_what_is_done_about_it(
+    billing: Lightbus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(billing) as bus:
+        (consumer,) = bus.consumers["billing"]
+        cancel_behind_its_back(consumer)
+        look_often(consumer)
+        await eventually(lambda: errors_logged(caplog, "deaf"))
+        assert errors_logged(caplog, "deaf") == [
+            "lightbus billing consumer: connected but deaf: the broker knows of no consumer on the queue 'billing'. "
+            f"Connecting, declaring and subscribing anew (1 of {REBUILDS} before giving up)."
+        ]
+        await eventually(lambda: consumer.lanes[0].watch.proven)
+
+
+def cancel_behind_its_back(consumer: Consumer) -> None:
+    """The broker forgets the consumer, and the consumer does not know."""
+    (lane,) = consumer.lanes
+    subscriber: Any = consumer._subscriber  # pyright: ignore[reportPrivateUsage]
+    work = subscriber.work
+
+    def cancel_then_work() -> float:
+        subscriber.work = work
+        lane.channel.basic_cancel(lane.consumer_tag)  # type: ignore[union-attr]
+        return float(work())
+
+    subscriber.work = cancel_then_work
+    subscriber.wake()
+
+
+async def test_every_worker_of_a_queue_that_was_declared_again_hears_again(billing: Lightbus) -> None:
+    """The first to begin anew hears everything, and nothing waits: the other one begins anew all the same."""
+    async with running(billing, billing) as bus:
+        first, second = bus.consumers["billing"]
+        look_often(first, second)
+        await eventually(lambda: first.lanes[0].watch.proven and second.lanes[0].watch.proven)
+        await anyio.to_thread.run_sync(delete_and_declare_again, billing)
+        await eventually(lambda: consumers_of(billing), 2)
+
+
+def consumers_of(app: Lightbus) -> int:
+    with connected(app) as connection:
+        return int(connection.channel().queue_declare(app.name, passive=True).consumer_count)
+
+
+async def test_full_prefetches_and_slow_handlers_are_not_deafness(
+    billing: Lightbus, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on = anyio.Event()
+    handled: list[int] = []
+
+    @billing.on(OrderPlaced)
+    async def slow(order: OrderPlaced) -> None:
+        await go_on.wait()
+        handled.append(order.number)
+
+    async with running(billing, prefetch=2) as bus:
+        (consumer,) = bus.consumers["billing"]
+        for number in range(6):
+            await billing.publish(OrderPlaced(number=number))
+        looks = count_looks(consumer)
+        look_often(consumer)
+        await eventually(lambda: len(looks) >= 4)
+        go_on.set()
+        await eventually(lambda: sorted(handled), list(range(6)))
+    assert not errors_logged(caplog, "deaf")
+
+
+def count_looks(consumer: Consumer) -> list[dict[str, Any]]:
+    (lane,) = consumer.lanes
+    looks: list[dict[str, Any]] = []
+    look = lane.watch.look
+
+    def counted(now: float, **seen: Any) -> Any:
+        looks.append(seen)
+        return look(now, **seen)
+
+    lane.watch.look = counted  # type: ignore[method-assign, assignment]
+    return looks
+
+
+async def test_a_consumer_that_stays_deaf_gives_up_and_says_why(billing: Lightbus) -> None:
+    consumer = billing.consumer()
+    look_often(consumer)
+    (lane,) = consumer.lanes
+    subscribe = consumer._subscriber.opened  # pyright: ignore[reportPrivateUsage]
+
+    def subscribe_in_vain(connection: Any) -> None:
+        subscribe(connection)
+        lane.channel.basic_cancel(lane.consumer_tag)  # type: ignore[union-attr]
+
+    consumer._subscriber.opened = subscribe_in_vain  # type: ignore[method-assign] # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(ExceptionGroup) as raised, anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(consumer.run)
+    (error,) = raised.value.exceptions
+    assert isinstance(error, errors.WorkerError)
+    assert "the broker knows of no consumer on the queue 'billing', also after connecting" in str(error)
+    assert consumer._subscriber.epoch == 1 + REBUILDS  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_the_embedded_broker_is_watched_as_well(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
+    app = Lightbus("billing", url=f"sqlite:///{tmp_path}/bus.db", retry=QUICK)
+    async with running(app) as bus:
+        (consumer,) = bus.consumers["billing"]
+        looks = count_looks(consumer)
+        look_often(consumer)
+        await eventually(lambda: len(looks) >= 3)
+        assert consumer.lanes[0].watch.proven
+        cancel_behind_its_back(consumer)
+        await eventually(lambda: errors_logged(caplog, "deaf"))
+        await eventually(lambda: consumer.connected)
