@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ def main() -> int:
         for case in CASES:
             print(f"{case.name:22} {case.title} ({len(case.rows)} contestants, {case.rounds} rounds)")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, as Ctrl-C does
     began = time.monotonic()
     work = ROOT / ".make" / "bench"
     work.mkdir(parents=True, exist_ok=True)
@@ -45,6 +48,7 @@ def main() -> int:
         facts = machine.describe(own, peers, version, missing)
         node.add_vhosts([case.name for case in chosen])
         for case in chosen:
+            shutil.rmtree(work / case.name, ignore_errors=True)
             suite = Suite(
                 node.vhost_url(case.name), own=str(own), peers=str(peers), folder=work / case.name, scale=options.scale
             )

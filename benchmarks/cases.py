@@ -42,17 +42,17 @@ def _consumers(kind: str, queue_type: str = "quorum", share: float = 1.0) -> tup
         return round(events * share)
 
     return (
-        Row("Lightbus", "lightbus_", count(24000), settings=same),
-        Row("FastStream", "faststream_", count(4000), lacks=FASTSTREAM, settings=same),
-        Row("FastStream, its own prefetch (no limit)", "faststream_", count(4000), lacks=FASTSTREAM, settings=base),
-        Row("aio-pika", "aio_pika_", count(6000), lacks=BARE, settings=same),
-        Row("taskiq", "taskiq_", count(3000), lacks=TASKS, settings=same),
-        Row("taskiq, its own prefetch (10)", "taskiq_", count(3000), lacks=TASKS, settings=base),
-        Row("Celery, solo", "celery_", count(4000), lacks=CELERY, settings={**same, "handler": "sync"}),
+        Row("Lightbus", "lightbus_", count(20000), settings=same),
+        Row("FastStream", "faststream_", count(2500), lacks=FASTSTREAM, settings=same),
+        Row("FastStream, its own prefetch (no limit)", "faststream_", count(2500), lacks=FASTSTREAM, settings=base),
+        Row("aio-pika", "aio_pika_", count(3500), lacks=BARE, settings=same),
+        Row("taskiq", "taskiq_", count(1500), lacks=TASKS, settings=same),
+        Row("taskiq, its own prefetch (10)", "taskiq_", count(1500), lacks=TASKS, settings=base),
+        Row("Celery, solo", "celery_", count(2000), lacks=CELERY, settings={**same, "handler": "sync"}),
         Row(
             "Celery, solo, its own prefetch (4)",
             "celery_",
-            count(3000),
+            count(1500),
             lacks=CELERY,
             settings={**base, "handler": "sync"},
         ),

@@ -74,7 +74,7 @@ def _bars(axis: Any, cases: dict[str, Any], panel: tuple[str, ...]) -> None:
     for place, median, line in zip(places, medians, lines, strict=True):
         shown = f"{median:,.0f}" if median >= 10 else f"{median:.2f}"
         axis.text(line["metrics"][metric]["max"] + most * 0.02, place, shown, va="center", color=INK, fontsize=8)
-    axis.set_yticks(list(places), [line["label"].replace(", its own", ",\nits own") for line in lines], fontsize=8)
+    axis.set_yticks(list(places), [line["label"].replace(", its own", ", own") for line in lines], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, most * 1.18)
     axis.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK)

@@ -56,12 +56,13 @@ def consuming(plan: Plan, meter: Callable[[int], None]) -> Iterator[None]:
         without_mingle=True,
         ready_callback=None,
     )
-    threading.Thread(target=worker.start, daemon=True).start()
+    thread = threading.Thread(target=worker.start, daemon=True)
+    thread.start()
     if not started.wait(30):
         raise TimeoutError("the Celery worker was not ready within 30 s")
     yield
     state.should_stop = 0
-    threading.Event().wait(1.0)  # acks of the last tasks go out as it stops
+    thread.join(10)  # acks of the last tasks go out as it stops
 
 
 def make(plan: Plan, number: int, index: int) -> Any:
