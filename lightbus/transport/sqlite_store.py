@@ -187,7 +187,10 @@ def locate(url: str) -> Place:
     """
     parts = urlsplit(url)
     if parts.query or parts.fragment:
-        raise errors.InvalidURL(f"Broker URL {url!r} has options, and the embedded broker takes none. Remove them.")
+        # Options may be secrets, here as before a host.
+        raise errors.InvalidURL(
+            f"The broker URL '{parts.scheme}://...?...' has options, and the embedded broker takes none. Remove them."
+        )
     if parts.scheme == "memory":
         return Place(_memory_file(unquote(parts.netloc + parts.path).strip("/")), in_memory=True)
     if parts.scheme != "sqlite":
@@ -195,9 +198,10 @@ def locate(url: str) -> Place:
             f"Broker URL {url!r} is not the embedded broker's: use 'sqlite:///path', 'sqlite://' or 'memory://'."
         )
     if parts.netloc:
+        host = parts.netloc.rpartition("@")[2]  # without what may be a password
         raise errors.InvalidURL(
-            f"Broker URL {url!r} names the host {parts.netloc!r}, and a file has none. "
-            f"Use 'sqlite:///{parts.netloc}{parts.path}' (relative) or four slashes for an absolute path."
+            f"The broker URL 'sqlite://{host}{parts.path}' names the host {host!r}, and a file has none. "
+            f"Use 'sqlite:///{host}{parts.path}' (relative) or four slashes for an absolute path."
         )
     if parts.path in ("", "/"):
         return Place(platformdirs.user_state_path("lightbus") / "bus.db", in_memory=False)
