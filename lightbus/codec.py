@@ -24,6 +24,9 @@ from lightbus.transport import Delivery, Properties
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """RabbitMQ 4.0's default limit (`max_message_size`); older brokers take more."""
 
+MAX_HEADERS_BYTES = 64 * 1024
+"""Half of the frame that RabbitMQ negotiates by default (128 KiB)."""
+
 CONTENT_TYPE = "application/json"
 PERSISTENT = 2
 
@@ -112,15 +115,16 @@ def _type_name(payload_type: Any) -> str:
 
 
 def build_event(event_type: EventType, payload: Mapping[str, Any] | bytes) -> Any:
-    """An event of loose data, as it comes from a command line or a file: strings become numbers where the
+    """An event of JSON, or of loose data as it comes from a command line: there, strings become numbers where the
     class wants numbers.
 
     Raises:
         errors.InvalidPayload: the data does not fit the class.
     """
     try:
-        data = msgspec.json.decode(payload) if isinstance(payload, bytes) else payload
-        return msgspec.convert(data, event_type.cls, strict=isinstance(payload, bytes))
+        if isinstance(payload, bytes):  # straight into the class: by way of a float, a Decimal would lose digits
+            return _decoder(event_type.cls).decode(payload)
+        return msgspec.convert(payload, event_type.cls, strict=False)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         raise errors.InvalidPayload(f"event {event_type.name!r}: {error}") from error
 
@@ -178,6 +182,12 @@ def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]
                 f"event {name!r} was not sent: the header {key!r} is before 1970, which AMQP cannot say. "
                 "Send it as a str."
             )
+    size = sum(len(key.encode()) + len(str(value).encode()) for key, value in headers.items())
+    if size > MAX_HEADERS_BYTES:  # all headers travel in one frame; the error headers of a dead letter join them
+        raise errors.InvalidPayload(
+            f"event {name!r} was not sent: its headers have {size:,} bytes, the limit is {MAX_HEADERS_BYTES:,}. "
+            "Put the data into the event."
+        )
     return headers
 
 

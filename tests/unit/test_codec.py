@@ -527,3 +527,18 @@ def test_the_end_of_a_long_traceback_is_kept() -> None:
 def test_decoding_needs_no_type_to_be_registered() -> None:
     assert codec.payload_reader(dict[str, Any])(b'{"a": [1, null]}') == {"a": [1, None]}
     assert msgspec.json.encode({"a": 1}) == b'{"a":1}'
+
+
+def test_a_decimal_of_json_keeps_all_its_digits() -> None:
+    @attrs.frozen
+    class Priced:
+        amount: Decimal
+
+    event_type = define(Priced, "priced", 1)
+    event = codec.build_event(event_type, b'{"amount": 12345678901234567890.123456789}')
+    assert event == Priced(Decimal("12345678901234567890.123456789"))
+
+
+def test_headers_that_no_frame_could_hold_are_refused() -> None:
+    with pytest.raises(errors.InvalidPayload, match=r"headers have .* bytes, the limit is 65,536"):
+        codec.event_properties("billing", define(type("Big", (), {}), "big", 1), {"note": "x" * 70_000})
