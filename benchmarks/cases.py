@@ -97,7 +97,7 @@ def _publish_one() -> tuple[Row, ...]:
     blocking = {"threads": 1}
     return (
         *(attrs.evolve(row, count=1500) for row in _publishers(1, 1500)),
-        Row("Lightbus, publish_sync", "lightbus_", 1500, group="sync", settings=blocking),
+        Row("Lightbus", "lightbus_", 1500, group="sync", settings=blocking),
         Row("Celery", "celery_", 1500, group="sync", lacks="types and validation", settings=blocking),
         Row("Dramatiq", "dramatiq_", 1500, group="sync", lacks="types and validation", settings=blocking),
         Row(
@@ -306,7 +306,7 @@ CASES = tuple(
             "Publish, awaited one by one",
             Suite.publish,
             _publish_one(),
-            "One event at a time: nearly all of it is waiting for the broker's confirm.",
+            "One event at a time: nearly all of it is waiting for the broker's confirm. Group sync: without an event loop.",
             4,
         ),
         (
@@ -381,7 +381,7 @@ CASES = tuple(
             "The embedded broker (SQLite)",
             Suite.embedded,
             _embedded(),
-            "",
+            "Ratios are to the row with two processes.",
             3,
             "publish and handle, two processes",
         ),
