@@ -306,7 +306,7 @@ CASES = tuple(
             "Publish, awaited one by one",
             Suite.publish,
             _publish_one(),
-            "One event at a time: nearly all of it is waiting for the broker's confirm. Group sync: without an event loop.",
+            "One event at a time: nearly all of it is waiting for the broker's confirm. In group sync, no event loop.",
             4,
         ),
         (
