@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -14,10 +14,21 @@ import pytest
 from lightbus import Lightbus, errors
 from lightbus.codec import MAX_BODY_BYTES
 from tests.bus import OrderPlaced, declare, left_in
+from tests.conformance.conftest import declare_orders
 
 pytestmark = pytest.mark.anyio
 
 MakeApp = Callable[..., Lightbus]
+
+NEVER_REACHED = "memory://never-reached"
+
+
+@pytest.fixture
+def unconnected() -> Iterator[Lightbus]:
+    """An app that proves that nothing was sent: it never connected."""
+    app = declare_orders(Lightbus("unconnected", url=NEVER_REACHED))
+    yield app
+    assert not any(thread.name == "lightbus unconnected publisher" for thread in threading.enumerate())
 
 
 @attrs.frozen(kw_only=True)
@@ -64,11 +75,9 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_VALUES)
-async def test_a_value_that_does_not_fit_is_refused_with_event_field_and_next_step(
-    make_app: MakeApp, case: str
-) -> None:
+async def test_a_value_that_does_not_fit_is_refused_with_event_field_and_next_step(case: str) -> None:
     values, words = BAD_VALUES[case]
-    app = make_app("lab")
+    app = Lightbus("lab", url=NEVER_REACHED)
     app.event(Measured)
     with pytest.raises(errors.InvalidPayload, match=rf"(?s)event 'measured' was not sent: .*{words}") as refused:
         await app.publish(Measured(**values))
@@ -125,10 +134,10 @@ async def test_a_body_over_the_limit_is_refused_with_both_sizes_and_a_way_out(
     ids=str,
 )
 async def test_a_header_that_amqp_cannot_carry_is_refused_by_name(
-    shop: Lightbus, headers: dict[Any, Any], words: str
+    unconnected: Lightbus, headers: dict[Any, Any], words: str
 ) -> None:
     with pytest.raises(errors.InvalidPayload, match=rf"event 'order\.placed' was not sent: .*{words}"):
-        await shop.publish(OrderPlaced(number=1), headers=headers)
+        await unconnected.publish(OrderPlaced(number=1), headers=headers)
 
 
 async def test_headers_that_are_larger_than_the_broker_takes_fail_alone(shop: Lightbus, billing: Lightbus) -> None:
@@ -143,15 +152,16 @@ async def test_headers_that_are_larger_than_the_broker_takes_fail_alone(shop: Li
 
 
 @pytest.mark.parametrize("thing", ["order.placed", {"number": 1}, None, 7, Opaque(), object, OrderPlaced])
-async def test_what_is_no_event_is_refused_with_what_is(shop: Lightbus, thing: object) -> None:
-    with pytest.raises(errors.UnknownEvent, match=r"is not declared on app 'shop'|is a class\. Publish an instance"):
-        await shop.publish(thing)
+async def test_what_is_no_event_is_refused_with_what_is(unconnected: Lightbus, thing: object) -> None:
+    words = r"is not declared on app 'unconnected'|is a class\. Publish an instance"
+    with pytest.raises(errors.UnknownEvent, match=words):
+        await unconnected.publish(thing)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "5", 3601, True], ids=str)
-async def test_an_impossible_timeout_is_refused(shop: Lightbus, seconds: float) -> None:
+async def test_an_impossible_timeout_is_refused(unconnected: Lightbus, seconds: float) -> None:
     with pytest.raises(errors.InvalidOption, match=r"timeout.*more than 0 and up to 3,600"):
-        await shop.publish(OrderPlaced(number=1), timeout=seconds)
+        await unconnected.publish(OrderPlaced(number=1), timeout=seconds)
 
 
 async def test_one_bad_event_of_many_stops_all_before_the_first_is_sent(shop: Lightbus, billing: Lightbus) -> None:

@@ -131,37 +131,39 @@ async def test_methods_partials_and_callable_objects_handle(shop: Lightbus, bill
     assert {"ring", "ring_loudly", "Callable_", "partial"} < set(billing.handlers)
 
 
-@pytest.mark.parametrize(
-    ("annotation", "number_of"),
-    [
-        (AttrsOrder, lambda payload: payload.number),
-        (DataclassOrder, lambda payload: payload.number),
-        (StructOrder, lambda payload: payload.number),
-        (TypedDictOrder, lambda payload: payload["number"]),
-        (dict, lambda payload: payload["number"]),
-        (dict[str, Any], lambda payload: payload["number"]),
-        (Mapping[str, Any], lambda payload: payload["number"]),
-        (Any, lambda payload: payload["number"]),
-        (AttrsOrder | None, lambda payload: payload.number),
-        (Annotated[AttrsOrder, "as billing sees it"], lambda payload: payload.number),
-    ],
-    ids=str,
-)
-async def test_the_payload_comes_as_it_is_annotated(
-    shop: Lightbus, billing: Lightbus, annotation: Any, number_of: Callable[[Any], int]
-) -> None:
-    heard: list[Any] = []
+ANNOTATIONS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+    "attrs": (AttrsOrder, lambda payload: payload.number),
+    "dataclass": (DataclassOrder, lambda payload: payload.number),
+    "struct": (StructOrder, lambda payload: payload.number),
+    "typed dict": (TypedDictOrder, lambda payload: payload["number"]),
+    "dict": (dict, lambda payload: payload["number"]),
+    "dict of types": (dict[str, Any], lambda payload: payload["number"]),
+    "mapping": (Mapping[str, Any], lambda payload: payload["number"]),
+    "any": (Any, lambda payload: payload["number"]),
+    "optional": (AttrsOrder | None, lambda payload: payload.number),
+    "annotated": (Annotated[AttrsOrder, "as billing sees it"], lambda payload: payload.number),
+}
 
-    async def note(payload: Any) -> None:
-        heard.append(payload)
 
-    note.__annotations__["payload"] = annotation
-    billing.on("order.placed")(note)
+async def test_the_payload_comes_as_it_is_annotated(shop: Lightbus, billing: Lightbus) -> None:
+    heard: dict[str, Any] = {}
+
+    def hear_as(name: str, annotation: Any) -> None:
+        async def note(payload: Any) -> None:
+            heard[name] = payload
+
+        note.__annotations__["payload"] = annotation
+        billing.on("order.placed", name=name)(note)
+
+    for name, (annotation, _) in ANNOTATIONS.items():
+        hear_as(name, annotation)
     async with running(shop, billing):
         # `note` is a field that AttrsOrder and the others do not have: it is ignored.
         await shop.publish(OrderPlaced(number=3, note="unknown to the listener"))
-        await eventually(lambda: heard)
-    assert number_of(heard[0]) == 3
+        await eventually(lambda: heard.keys(), ANNOTATIONS.keys())
+    assert [number_of(heard[name]) for name, (_, number_of) in ANNOTATIONS.items()] == [3] * len(ANNOTATIONS)
+    kinds = {name: type(heard[name]) for name in ("attrs", "dataclass", "struct", "typed dict", "optional")}
+    assert list(kinds.values()) == [AttrsOrder, DataclassOrder, StructOrder, dict, AttrsOrder]
 
 
 async def test_without_annotation_the_payload_is_a_dict(shop: Lightbus, billing: Lightbus) -> None:

@@ -108,37 +108,40 @@ async def test_plain_functions_are_retried_as_well(shop: Lightbus, billing: Ligh
     assert reason(dead) == "ValueError: no"
 
 
-@pytest.mark.parametrize(
-    ("policy", "error", "wanted"),
-    [
-        (Retry.none(), ValueError("x"), 1),
-        (Retry(delays=(0.05,)), ValueError("x"), 2),
-        (Retry(delays=(0.05, 0.05, 0.05)), ValueError("x"), 4),
-        (Retry(delays=(0.05,), on=ConnectionError), ConnectionResetError("x"), 2),
-        (Retry(delays=(0.05,), on=ConnectionError), ValueError("x"), 1),
-        (Retry(delays=(0.05,), on=(ConnectionError, ValueError)), ValueError("x"), 2),
-        (Retry(delays=(0.05,), never=LookupError), KeyError("x"), 1),
-        (Retry(delays=(0.05,), never=LookupError), ValueError("x"), 2),
-        (Retry(delays=(0.05,), jitter=0.9), ValueError("x"), 2),
-        (None, Reject("we do not deliver there"), 1),
-    ],
-    ids=["none", "one", "three", "on", "not-on", "on-many", "never", "not-never", "jitter", "reject"],
-)
-async def test_the_policy_says_how_often(
-    shop: Lightbus, billing: Lightbus, policy: Retry | None, error: Exception, wanted: int
-) -> None:
-    attempts: list[int] = []
+POLICIES: dict[str, tuple[Retry | None, Exception, int]] = {
+    "none": (Retry.none(), ValueError("x"), 1),
+    "one delay": (Retry(delays=(0.05,)), ValueError("x"), 2),
+    "three delays": (Retry(delays=(0.05, 0.05, 0.05)), ValueError("x"), 4),
+    "on this error": (Retry(delays=(0.05,), on=ConnectionError), ConnectionResetError("x"), 2),
+    "on another error": (Retry(delays=(0.05,), on=ConnectionError), ValueError("x"), 1),
+    "on these errors": (Retry(delays=(0.05,), on=(ConnectionError, ValueError)), ValueError("x"), 2),
+    "never on this error": (Retry(delays=(0.05,), never=LookupError), KeyError("x"), 1),
+    "never on another": (Retry(delays=(0.05,), never=LookupError), ValueError("x"), 2),
+    "jitter": (Retry(delays=(0.05,), jitter=0.9), ValueError("x"), 2),
+    "the app's": (None, ValueError("x"), 3),
+    "the app's, rejected": (None, Reject("x"), 1),
+}
+"""The policy, the error, and how many attempts there are."""
 
-    @billing.on("order.placed", retry=policy)
-    async def fail(message: Message) -> None:
-        attempts.append(message.attempt)
-        raise error
 
+async def test_the_policy_says_how_often(shop: Lightbus, billing: Lightbus) -> None:
+    attempts: dict[str, list[int]] = {name: [] for name in POLICIES}
+
+    def fail_as(name: str, policy: Retry | None, error: Exception) -> None:
+        @billing.on("order.placed", name=name, retry=policy)
+        async def fail(message: Message) -> None:
+            attempts[name].append(message.attempt)
+            raise error
+
+    for name, (policy, error, _) in POLICIES.items():
+        fail_as(name, policy, error)
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1))
-        (dead,) = await dead_letters(billing)
-    assert attempts == list(range(1, wanted + 1))
-    assert dead.properties["headers"]["lightbus-attempt"] == wanted
+        dead = await dead_letters(billing, len(POLICIES))
+    wanted = {name: count for name, (_, _, count) in POLICIES.items()}
+    assert attempts == {name: list(range(1, count + 1)) for name, count in wanted.items()}
+    headers = [letter.properties["headers"] for letter in dead]
+    assert {one["lightbus-handler"]: one["lightbus-attempt"] for one in headers} == wanted
 
 
 async def test_a_reject_is_a_dead_letter_at_once_with_its_reason(shop: Lightbus, billing: Lightbus) -> None:
@@ -210,26 +213,37 @@ async def test_a_timeout_that_the_handler_raises_itself_keeps_its_own_words(shop
     assert {reason(one) for one in dead} == {"TimeoutError: ", "TimeoutError: the bank took too long"}
 
 
-@pytest.mark.parametrize("leave", [lambda: sys.exit(3), lambda: _raise(KeyError("gone")), lambda: _raise(_group())])
-@pytest.mark.parametrize("plain", [False, True])
-async def test_no_exception_of_a_handler_ends_the_worker(
-    shop: Lightbus, billing: Lightbus, leave: Callable[[], None], plain: bool
-) -> None:
+LEAVE: dict[str, Callable[[], None]] = {
+    "SystemExit: 3": lambda: sys.exit(3),
+    "KeyError: 'gone'": lambda: _raise(KeyError("gone")),
+    "ExceptionGroup: both": lambda: _raise(ExceptionGroup("both", [ValueError("one"), ValueError("two")])),
+}
+
+
+async def test_no_exception_of_a_handler_ends_the_worker(shop: Lightbus, billing: Lightbus) -> None:
     heard: list[int] = []
 
-    @billing.on("order.placed", name="leaves", retry=Retry.none())
-    async def leaves() -> None:
-        if plain:
-            await anyio.to_thread.run_sync(leave)
-        leave()
+    def leave_as(name: str, leave: Callable[[], None]) -> None:
+        @billing.on("order.placed", name=f"{name}, async", retry=Retry.none())
+        async def leave_the_loop() -> None:
+            leave()
 
+        @billing.on("order.placed", name=f"{name}, plain", retry=Retry.none())
+        def leave_the_thread() -> None:
+            leave()
+
+    for name, leave in LEAVE.items():
+        leave_as(name, leave)
     billing.on("order.cancelled")(_collects(heard))
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1))
-        (dead,) = await dead_letters(billing)
+        dead = await dead_letters(billing, 2 * len(LEAVE))
         await shop.publish(OrderCancelled(number=2))
         await eventually(lambda: heard, [2])
-    assert reason(dead).startswith(("SystemExit: 3", "KeyError: 'gone'", "ExceptionGroup: both"))
+    assert len(dead) == 2 * len(LEAVE)
+    for letter in dead:
+        name = letter.properties["headers"]["lightbus-handler"].rpartition(",")[0]
+        assert reason(letter).startswith(name)
 
 
 async def test_a_handlers_own_cancellation_is_a_failure_and_not_the_workers(make_app: MakeApp) -> None:
@@ -401,7 +415,3 @@ def _collects(heard: list[int]) -> Callable[[dict[str, Any]], None]:
 
 def _raise(error: BaseException) -> None:
     raise error
-
-
-def _group() -> BaseExceptionGroup[Exception]:
-    return ExceptionGroup("both", [ValueError("one"), ValueError("two")])
