@@ -37,6 +37,8 @@ HERE_AT_ONCE = 500
 """Messages that a caller's own thread sends at once at most; more are the connection's thread's work."""
 IDLE = 60.0
 EXPIRY_CHECK = 0.5
+RENEW_AFTER, RENEW_EVERY, RENEW_WAIT = 1.0, 5.0, 2.0
+"""Seconds: after a nack the channel is replaced, not more often than this, if what is in flight is settled so soon."""
 
 # The broker closed the channel or connection over what it was sent (not over its own state).
 _REFUSALS = (311, 403, 404, 405, 406, 501, 502, 503, 504, 505, 530, 540)
@@ -95,6 +97,8 @@ class Publisher(ConnectionThread):
         self._unconfirmed: dict[int, Outgoing] = {}
         self._next_tag = 1
         self._suspects = 0
+        self._renew_at: float | None = None
+        self._renewed_at = float("-inf")
         self._delay_level = self._wanted_delay_level = NOT_DELAYED
         self._by_id: dict[str, Outgoing] = {}
         self._finished: list[Outgoing] = []
@@ -222,7 +226,7 @@ class Publisher(ConnectionThread):
 
     def _send_here(self) -> bool:
         connection, channel = self.connection, self._channel
-        if connection is None or channel is None or connection.blocked or self._suspects:
+        if connection is None or channel is None or connection.blocked or self._suspects or self._renewal_is_due():
             return False
         taken = self._next_batch(HERE_AT_ONCE)
         if not taken:
@@ -322,24 +326,56 @@ class Publisher(ConnectionThread):
 
     def opened(self, connection: Connection) -> None:
         declare(connection, topology.publishing(self.app))
+        channel = self._confirming_channel(connection)
+        self._next_tag = 1
+        self._renew_at = None
+        self._delay_level = self._wanted_delay_level = NOT_DELAYED
+        self._by_id = {}
+        self._channel = channel
+
+    def _confirming_channel(self, connection: Connection) -> Channel:
         channel = connection.channel()
         channel.on_ack = self._on_ack
         channel.on_nack = self._on_nack
         channel.on_return = self._on_return
         channel.confirm_select()
-        self._next_tag = 1
-        self._delay_level = self._wanted_delay_level = NOT_DELAYED
-        self._by_id = {}
-        self._channel = channel
+        return channel
+
+    def _renewal_is_due(self) -> bool:
+        return self._renew_at is not None and time.monotonic() >= self._renew_at
+
+    def _renewed(self, connection: Connection) -> bool:
+        """Replace the channel, once nothing is in flight on it (so nothing is published twice); False: not yet.
+
+        RabbitMQ (seen with 3.10.8): a channel that first publishes to a quorum queue while a new leader is elected may
+        go on to nack every message to it for as long as the old leader's node is down. A new channel does not.
+        """
+        assert self._renew_at is not None
+        old = self._channel
+        assert old is not None
+        with self._sending:
+            if self._unconfirmed:
+                if time.monotonic() > self._renew_at + RENEW_WAIT:  # its confirms do not come: go on without
+                    self._renew_at = time.monotonic() + RENEW_EVERY
+                    return True
+                return False
+            self._channel = self._confirming_channel(connection)
+            self._next_tag = 1
+            self._renew_at, self._renewed_at = None, time.monotonic()
+        old.close()
+        return True
 
     def work(self) -> float:
         self._announce()
-        connection, channel = self.connection, self._channel
+        connection = self.connection
         assert connection is not None
-        assert channel is not None
         self._tell_openers()
+        if self._renewal_is_due() and not self._renewed(connection):
+            return RENEW_WAIT
         if connection.blocked or not self._waiting:
             return IDLE
+        channel = self._channel
+        assert channel is not None
         with self._sending:
             self._check_window()
             batch = self._next_batch(WINDOW)
@@ -392,6 +428,8 @@ class Publisher(ConnectionThread):
             self._finish(outgoing)
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
+        if self._renew_at is None:
+            self._renew_at = max(time.monotonic() + RENEW_AFTER, self._renewed_at + RENEW_EVERY)
         for outgoing in self._confirmed(tag, multiple):
             outgoing.error = errors.PublishNacked(
                 f"event {outgoing.publication.routing_key!r} ({outgoing.publication.properties['message_id']}): "
