@@ -18,7 +18,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 
-.PHONY: help demo test lint bench setup rabbitmq lock clean
+.PHONY: help demo test lint bench faults setup rabbitmq lock clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -38,6 +38,10 @@ lint: $(READY)  ## ruff, mypy and pyright
 
 bench: $(READY) rabbitmq  ## measure against the peers (under 30 minutes), or a part of it, as in CASE=consume (under 3)
 	@$(PYTHON) -m benchmarks $(if $(CASE),--case $(CASE)) $(ARGS)
+
+faults: $(READY) rabbitmq  ## faults on real brokers, and 100,000 hostile messages (25 minutes); one, as in ARGS=broker_killed
+	@$(PYTHON) -m tests.faults $(ARGS)
+	@$(if $(ARGS),true,LIGHTBUS_HOSTILE=100000 $(PYTHON) -m pytest -q --no-header -s tests/security/test_hostile.py)
 
 setup: $(READY) rabbitmq  ## only set up: the environment in .venv, and RabbitMQ for the tests
 
