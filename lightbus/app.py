@@ -400,7 +400,8 @@ class Lightbus:
         Raises:
             errors.InvalidOption: a queue that the app does not have.
         """
-        from lightbus.consumer import Consumer, Lane
+        from lightbus.consumer import Consumer
+        from lightbus.subscriber import Lane
 
         known = self.queue_suffixes()
         for queue in queues:

@@ -1,8 +1,7 @@
 """One delivery's whole story: arrived, decoded, handled, decided, settled.
 
-Two halves meet here. `Subscriber` owns the connection in a thread of its own: it reads, acks and beats,
-also while a handler blocks the event loop. `Consumer` lives in the event loop: it runs handlers. Whole
-batches cross between them, both ways.
+`Consumer` lives in the event loop and runs handlers. What it is given comes from `subscriber.Subscriber`, which owns
+the connection in a thread of its own; what becomes of it goes back there to be acked.
 """
 
 from __future__ import annotations
@@ -23,243 +22,23 @@ import anyio.abc
 import attrs
 
 from lightbus import codec, errors, topology
-from lightbus.connection import FATAL, Broker, ConnectionThread, current_loop, declare
+from lightbus.connection import Broker, current_loop
 from lightbus.handler import Handler
 from lightbus.publisher import Publisher
 from lightbus.retry import DeadLetter, Retry, RetryIn
-from lightbus.settlement import Settlements
+from lightbus.subscriber import Job, Lane, Siblings, Subscriber
 from lightbus.topology import Topology
-from lightbus.transport import Channel, Connection, Delivery, Publication
-from lightbus.watchdog import REBUILDS, Watch
+from lightbus.transport import Delivery, Publication
 
 logger = logging.getLogger("lightbus")
 
-IDLE = 60.0
 CHECKPOINT_EVERY = 16
 """Deliveries that one task handles before it lets others run, though no handler ever waited."""
+SAY_AGAIN = 60.0
+"""Seconds between two warnings that the same event has no handler."""
 COPY_PAUSES = (0.2, 1.0, 5.0)
 ROUTES = 10_000
 """Remembered (exchange, routing key) pairs; forgotten all at once when there are more."""
-
-
-class Siblings:
-    """The handlers that share one delivery: it is settled when the last of them has ended."""
-
-    __slots__ = ("accepted", "unended")
-
-    def __init__(self, unended: int) -> None:
-        self.unended = unended
-        self.accepted = True
-        """False once the broker must dead-letter the delivery itself for one of them."""
-
-
-Job = tuple[Delivery, "Handler | None", "Siblings | None"]
-"""A delivery, a handler for it, and the others that share the delivery, if any."""
-
-
-class Lane:
-    """One consumed queue: its handlers, what waits for them, and its channel of the present epoch."""
-
-    def __init__(self, name: str, suffix: str, handlers: Sequence[Handler], *, prefetch: int, concurrency: int) -> None:
-        self.name = name
-        self.suffix = suffix
-        self.handlers = {handler.name: handler for handler in handlers}
-        self.prefetch = prefetch
-        self.concurrency = concurrency
-        # the event loop's
-        self.ready: deque[Job] = deque()
-        self.running = 0
-        self.running_of: dict[str, int] = {}
-        self.parked: dict[str, deque[Job]] = {}
-        self.routes: dict[tuple[str, str], tuple[Handler, ...]] = {}
-        # the connection thread's
-        self.channel: Channel | None = None
-        self.consumer_tag = ""
-        self.arrived: list[Delivery] = []
-        self.settlements = Settlements(0)
-        self.taken = 0
-        self.taken_before = 0
-        """At the watchdog's last look."""
-        self.watch = Watch(name)
-        # from the one to the other
-        self.settled: deque[tuple[Delivery, bool]] = deque()
-
-    @property
-    def in_hand(self) -> int:
-        """Deliveries of this epoch that are not settled on the broker."""
-        return max(0, self.taken + len(self.arrived) - self.settlements.sent)
-
-
-class Subscriber(ConnectionThread):
-    """The consuming connection: subscribes to every lane's queue, hands batches over, sends the acks."""
-
-    def __init__(self, broker: Broker, name: str, wanted: Topology, lanes: Sequence[Lane], consumer: Consumer) -> None:
-        self.wanted_topology = wanted
-        self.lanes = lanes
-        self.consumer = consumer
-        self.draining = False
-        self._fault: str | None = None
-        super().__init__(broker, name)
-
-    def end_epoch(self, why: str) -> None:
-        """From any thread: replace the connection, which declares and subscribes anew."""
-        self._fault = why
-        self.wake()
-
-    def opened(self, connection: Connection) -> None:
-        self._fault = None
-        declare(connection, self.wanted_topology)
-        for lane in self.lanes:
-            self._subscribe(lane, connection)
-            lane.watch.subscribed(time.monotonic())
-        self.consumer.from_thread(self.consumer.subscribed)
-
-    def _subscribe(self, lane: Lane, connection: Connection) -> None:
-        lane.arrived = []
-        lane.settlements = Settlements(hold=lane.prefetch // 4)
-        lane.taken = lane.taken_before = 0
-        channel = connection.channel()
-        channel.basic_qos(0, lane.prefetch, False)
-        lane.channel = channel
-        lane.consumer_tag = channel.consume(lane.name, lane.arrived.append, on_cancel=self._cancelled)
-
-    def _cancelled(self, consumer_tag: str) -> None:
-        if not self.draining:
-            self._fault = (
-                f"the broker cancelled the consumer {consumer_tag}: its queue was deleted, or moved to another node"
-            )
-
-    def work(self) -> float:
-        if self._fault is not None:
-            raise OSError(self._fault)
-        if self.draining:
-            self._cancel()
-        else:
-            self._watch()
-        held = False
-        for lane in self.lanes:
-            if lane.arrived:
-                self._hand_over(lane)
-            if lane.settled or lane.settlements.waiting:
-                held |= self._send_acks(lane)
-            if lane.watch.renewal_due and not lane.in_hand and not self.draining:
-                self._renew(lane)
-        # Out-of-order acks wait for those before them, but not when there is nothing else to do.
-        return 0.02 if held else self._until_next_look()
-
-    def _until_next_look(self) -> float:
-        if self.draining:
-            return IDLE
-        if any(lane.arrived for lane in self.lanes):  # while one was subscribed anew
-            return 0.0
-        return max(0.0, min(lane.watch.next_look for lane in self.lanes) - time.monotonic())
-
-    def _watch(self) -> None:
-        """The watchdog: ask the broker about each queue whose time has come, and begin anew where nothing arrives."""
-        for lane in self.lanes:
-            if time.monotonic() < lane.watch.next_look:
-                continue
-            assert lane.channel is not None
-            # On the consuming channel itself: a queue that is gone, or a broker that does not answer, ends the epoch.
-            _, ready, consumers = lane.channel.queue_declare(lane.name, passive=True)
-            arrived = lane.taken + len(lane.arrived)
-            deaf = lane.watch.look(
-                time.monotonic(),
-                ready=ready,
-                consumers=consumers,
-                heard=arrived > lane.taken_before,
-                room=lane.in_hand < lane.prefetch,
-            )
-            lane.taken_before = arrived
-            if deaf is None:
-                continue
-            if lane.watch.rebuilds >= REBUILDS:
-                self.stopping = True
-                self.consumer.from_thread(self.consumer.give_up, _still_deaf(deaf))
-                return
-            lane.watch.rebuilds += 1
-            logger.error(
-                "%s: connected but deaf: %s. Connecting, declaring and subscribing anew (%d of %d before giving up).",
-                self.name,
-                deaf,
-                lane.watch.rebuilds,
-                REBUILDS,
-            )
-            raise OSError(deaf)
-
-    def _renew(self, lane: Lane) -> None:
-        """Subscribe on a fresh channel: what the broker thinks to have delivered on the old one comes again."""
-        channel = lane.channel
-        assert channel is not None
-        assert self.connection is not None
-        channel.basic_cancel(lane.consumer_tag)
-        if lane.in_hand:  # it came in between, so this channel hears; its tags can be acked on it alone
-            lane.consumer_tag = channel.consume(lane.name, lane.arrived.append, on_cancel=self._cancelled)
-        else:
-            channel.close()
-            self._subscribe(lane, self.connection)
-        lane.watch.renewed(time.monotonic())
-
-    def _hand_over(self, lane: Lane) -> None:
-        batch = lane.arrived[:]
-        lane.arrived.clear()
-        lane.taken += len(batch)
-        if not self.draining:
-            self.consumer.from_thread(self.consumer.receive, lane, batch)
-
-    def _send_acks(self, lane: Lane) -> bool:
-        """Send what is due; says whether some acks are held back."""
-        channel, settled = lane.channel, lane.settled
-        assert channel is not None
-        tags = []
-        while settled:
-            delivery, accepted = settled.popleft()
-            if delivery.channel is not channel:
-                continue  # an older epoch's: the broker delivers it again
-            if accepted:
-                tags.append(delivery.delivery_tag)
-            else:
-                channel.basic_reject(delivery.delivery_tag, requeue=False)
-                lane.settlements.already_sent(delivery.delivery_tag)
-        lane.settlements.settle(tags)
-        for tag, multiple in lane.settlements.take(all_of_them=not tags):
-            channel.basic_ack(tag, multiple=multiple)
-        return bool(lane.settlements.waiting)
-
-    def _cancel(self) -> None:
-        tags = [(lane, lane.consumer_tag) for lane in self.lanes if lane.consumer_tag]
-        for lane, tag in tags:
-            lane.consumer_tag = ""
-            assert lane.channel is not None
-            lane.channel.basic_cancel(tag)
-        if tags:
-            self.consumer.from_thread(self.consumer.cancelled)
-
-    def lost(self, error: BaseException) -> None:
-        for lane in self.lanes:
-            lane.channel = None
-            lane.arrived = []
-            lane.consumer_tag = ""
-            lane.watch.ended()
-        if self.draining:
-            self.consumer.from_thread(self.consumer.cancelled)
-        logger.warning(
-            "%s: connection lost (%s); connecting again. Events in hand come again where their handler had not ended.",
-            self.name,
-            error,
-        )
-
-    def failed(self, error: errors.BrokerError) -> None:
-        if self.epoch == 0 and isinstance(error, FATAL):
-            self.stopping = True
-            self.consumer.from_thread(self.consumer.give_up, error)
-        else:
-            logger.error("%s: %s Trying again.", self.name, error)
-
-    def closing(self) -> None:
-        for lane in self.lanes:
-            lane.settlements.settle([])
-            self._send_acks(lane)
 
 
 @attrs.define(eq=False)
@@ -295,6 +74,7 @@ class Consumer:
         """For events that no handler matches."""
         self._internal = topology.internal_name(app)
         self._subscriber = Subscriber(broker, f"lightbus {app} consumer", wanted, lanes, self)
+        self._said_of_unmatched: dict[tuple[str, str, int], float] = {}
         self._slots: set[Slot] = set()
         self._running = 0
         self._stopping = False
@@ -315,6 +95,8 @@ class Consumer:
         """
         self._schedule = current_loop().soon_from_thread
         self._context = _context_of_callbacks()  # handlers see what the worker's lifespan has set
+        # Without a function of its own in between: it is called for each batch.
+        self._subscriber.hand_over = functools.partial(self._schedule, self._context.run, self.receive)
         self._ready = anyio.Event()
         self._drained = anyio.Event()
         self._ended = anyio.Event()
@@ -340,10 +122,11 @@ class Consumer:
 
         Returns whether all of them ended; the others' events are delivered again, to whoever consumes then.
         """
+        deadline = anyio.current_time() + grace
         self._stopping = True
         self._subscriber.draining = True
         self._subscriber.wake()
-        with anyio.move_on_after(min(grace, 5.0)):
+        with anyio.CancelScope(deadline=min(deadline, anyio.current_time() + 5.0)):
             if self._subscriber.connection is not None:
                 await self._drained.wait()
         for lane in self.lanes:
@@ -351,7 +134,7 @@ class Consumer:
             lane.parked.clear()
         if not self._running:
             self._idle.set()
-        with anyio.move_on_after(grace):
+        with anyio.CancelScope(deadline=deadline):
             await self._idle.wait()
         all_ended = not self._running
         self._ended.set()
@@ -424,15 +207,24 @@ class Consumer:
 
     async def _work(self, lane: Lane) -> None:
         """Handle what is ready until there is nothing left."""
+        ready, handled = lane.ready, 0
         try:
-            while lane.ready:
+            while ready:
                 slot = Slot(lane, anyio.CancelScope())
-                with slot.scope:
-                    self._slots.add(slot)
-                    try:
-                        await self._handle_ready(slot)
-                    finally:
-                        self._slots.discard(slot)
+                self._slots.add(slot)
+                try:
+                    with slot.scope:
+                        while ready and slot.job is None:
+                            job = ready.popleft()
+                            if not self._may_run(lane, job):
+                                continue
+                            slot.job = job
+                            await self.process(slot, job)
+                            handled += 1
+                            if handled % CHECKPOINT_EVERY == 0:
+                                await anyio.lowlevel.checkpoint()
+                finally:
+                    self._slots.discard(slot)
                 if slot.job is not None:  # it failed: settled out here, where no timeout can cut it short
                     await self._conclude(lane, slot.job, slot.error or _timeout_error(slot.job))
         finally:
@@ -440,21 +232,6 @@ class Consumer:
             self._running -= 1
             if self._stopping and not self._running:
                 self._idle.set()
-
-    async def _handle_ready(self, slot: Slot) -> None:
-        """Process one job after the other, until one fails."""
-        lane, ready = slot.lane, slot.lane.ready
-        since_checkpoint = 0
-        while ready and slot.job is None:
-            job = ready.popleft()
-            if not self._may_run(lane, job):
-                continue
-            slot.job = job
-            await self.process(slot, job)
-            since_checkpoint += 1
-            if since_checkpoint == CHECKPOINT_EVERY:
-                since_checkpoint = 0
-                await anyio.lowlevel.checkpoint()
 
     async def process(self, slot: Slot, job: Job) -> None:
         """Decode, handle, settle; a failure stays in the slot, to be decided on."""
@@ -540,10 +317,11 @@ class Consumer:
                 f"the handler {envelope.handler!r}, whose retry this is, is not there any more. "
                 "Deploy the code that has it, or retry the dead letter once it is back."
             )
+        own_queue = "" if lane.suffix == topology.MAIN else f" --queue {lane.suffix}"
         return errors.NoHandler(
             f"no handler of {self.app!r} on queue {lane.name!r} hears {envelope.event!r} from {envelope.source!r}. "
             "If the handler was removed, so must its binding be: "
-            f"lightbus unbind MODULE:ATTR PATTERN (one that matches {envelope.event!r})"
+            f"lightbus unbind MODULE:ATTR PATTERN{own_queue} (one that matches {envelope.event!r})"
         )
 
     async def _conclude(self, lane: Lane, job: Job, error: BaseException) -> None:
@@ -618,20 +396,33 @@ class Consumer:
         what = f"{event!r} in {lane.name!r}"
         who = "no handler" if handler is None else handler.name
         said = f"{type(error).__name__}: {errors.words(error)}"
+        # A left-over binding brings thousands of events that nothing handles: each is said once a while.
+        quietly = handler is None and not self._is_news(lane, event, attempt)
         match decision:
             case RetryIn(delay, _):
-                logger.warning("%s failed on %s, attempt %d: %s; again in %g s", who, what, attempt, said, delay)
+                level = logging.DEBUG if quietly else logging.WARNING
+                logger.log(level, "%s failed on %s, attempt %d: %s; again in %g s", who, what, attempt, said, delay)
             case DeadLetter(_):
-                quiet = isinstance(error, (errors.LightbusError,))
-                logger.error(
+                logger.log(
+                    logging.DEBUG if quietly else logging.ERROR,
                     "%s failed on %s, attempt %d: %s; dead-lettered to %s.dead",
                     who,
                     what,
                     attempt,
                     said,
                     self.app,
-                    exc_info=None if quiet else error,
+                    exc_info=None if isinstance(error, errors.LightbusError) else error,
                 )
+
+    def _is_news(self, lane: Lane, event: str, attempt: int) -> bool:
+        """Whether to say (again) that nothing handles this event."""
+        now, what = time.monotonic(), (lane.name, event, attempt)
+        if now - self._said_of_unmatched.get(what, -math.inf) < SAY_AGAIN:
+            return False
+        if len(self._said_of_unmatched) >= ROUTES:
+            self._said_of_unmatched.clear()
+        self._said_of_unmatched[what] = now
+        return True
 
     def _event(self, delivery: Delivery) -> str:
         try:
@@ -652,14 +443,6 @@ def _context_of_callbacks() -> contextvars.Context:
 
         context.run(sniffio.current_async_library_cvar.set, sniffio.current_async_library())
     return context
-
-
-def _still_deaf(why: str) -> errors.WorkerError:
-    return errors.WorkerError(
-        f"Connected but deaf: {why}, also after connecting and subscribing anew {REBUILDS} times. Giving up, so that "
-        "whoever supervises this worker knows. Look at the queue on the broker (lightbus doctor MODULE:ATTR; "
-        "rabbitmq-queues quorum_status NAME), then start the worker again."
-    )
 
 
 def _timeout_error(job: Job) -> errors.HandlerTimeout:

@@ -6,8 +6,10 @@ import importlib.util
 import re
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 import anyio
 import pytest
@@ -117,10 +119,10 @@ def test_six_calls_lead_from_a_deliverys_arrival_to_the_users_function() -> None
 
 
 def calls_to_the_users_function() -> list[str]:
-    """The calls of ours from the event loop's first touch of a delivery to the user's function, as they happen.
+    """The calls of ours from a delivery's arrival to the user's function, as they happen.
 
-    Those that return on the way are left out (each is a detail of the one that calls it), except for the one that
-    fills the function's parameters.
+    It has arrived when the connection has read it and put it where the subscriber finds it. Calls that return on the
+    way are left out (each is a detail of its caller), except for the one that fills the function's parameters.
     """
     app = Lightbus("traced", url="memory://traced-by-a-test")
 
@@ -131,6 +133,7 @@ def calls_to_the_users_function() -> list[str]:
     calls: list[CodeType] = []
     stack: list[CodeType] = []
     heard: dict[int, anyio.Event] = {}
+    handing_over: list[str] = []
 
     @app.on("said")
     async def hear(said: Said) -> None:
@@ -153,6 +156,17 @@ def calls_to_the_users_function() -> list[str]:
         consumer = app.consumer()
         async with app, anyio.create_task_group() as tasks:
             await tasks.start(consumer.run)
+            subscriber = consumer._subscriber  # pyright: ignore[reportPrivateUsage]
+            give = subscriber.hand_over
+
+            def hand_over(lane: Any, batch: Any) -> None:
+                codes = [frame.f_code for frame, _ in traceback.walk_stack(sys._getframe(1))]
+                ours = [code.co_qualname for code in codes if code.co_filename.startswith(PACKAGE)]
+                # What is left is the thread itself, which also calls `drain_events`: where the delivery arrives.
+                handing_over[:] = reversed(ours[: ours.index("ConnectionThread._live")])
+                give(lane, batch)
+
+            subscriber.hand_over = hand_over
             await app.publish(Said(number=1))  # what happens once (a route is looked up) is not what is counted
             await heard[1].wait()
             sys.setprofile(note)
@@ -167,4 +181,4 @@ def calls_to_the_users_function() -> list[str]:
         sys.setprofile(None)
     fills = app.handlers["hear"].arguments.__code__  # type: ignore[attr-defined]
     way = [code for code in calls if code in stack or code is fills or code.co_qualname == "Consumer.receive"]
-    return ["handler.arguments" if code is fills else code.co_qualname for code in way]
+    return handing_over + ["handler.arguments" if code is fills else code.co_qualname for code in way]
