@@ -88,9 +88,11 @@ class Channel(Protocol):
 
         After `confirm_select` each counts one delivery tag, from 1.
         """
+        ...
 
     def publish_nowait(self, publications: Sequence[Publication]) -> bool:
         """`publish` for any thread, where that needs no waiting. False: nothing was sent, the owner has to do it."""
+        ...
 
     def consume(
         self,
@@ -102,9 +104,11 @@ class Channel(Protocol):
         exclusive: bool = False,
     ) -> str:
         """Subscribe and return the consumer tag. `on_cancel(consumer_tag)` is called when the broker ends it."""
+        ...
 
     def get(self, queue: str) -> Delivery | None:
         """Take one message that is to be acked, or None where the queue is empty."""
+        ...
 
     def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool) -> Any: ...
 
@@ -160,6 +164,7 @@ class Channel(Protocol):
         arguments: Mapping[str, Any] | None = None,
     ) -> Any:
         """Returns (queue, message_count, consumer_count), by name too."""
+        ...
 
     def queue_bind(
         self,
@@ -181,6 +186,7 @@ class Channel(Protocol):
 
     def queue_purge(self, queue: str = "", nowait: bool = False) -> Any:
         """Returns how many messages were deleted."""
+        ...
 
     def queue_delete(self, queue: str = "", if_unused: bool = False, if_empty: bool = False) -> Any: ...
 
@@ -196,6 +202,7 @@ class Connection(Protocol):
     @property
     def server_properties(self) -> Mapping[str, Any]:
         """At least `product` and `version`."""
+        ...
 
     def channel(self) -> Channel: ...
 
@@ -208,15 +215,20 @@ class Connection(Protocol):
             TimeoutError: nothing arrived in time (`socket.timeout` is the same class).
             OSError or amqp.exceptions.AMQPError: the connection or a channel was lost.
         """
+        ...
 
     def interrupt(self) -> None:
         """Make the present or the next `drain_events` return at once. From any thread, at any time."""
+        ...
 
     def heartbeat_tick(self) -> None:
         """Send a heartbeat where one is due; raise where the peer's are overdue. Call once a second or so."""
+        ...
 
     def close(self) -> Any:
         """Close with the protocol's handshake, within a few seconds."""
+        ...
 
     def collect(self) -> None:
         """Drop the connection without a word to the peer: what is left to do after a fault or a fork."""
+        ...
