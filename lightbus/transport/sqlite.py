@@ -138,7 +138,11 @@ class Connection:
 
     @property
     def server_properties(self) -> Mapping[str, Any]:
-        return {"product": "Lightbus embedded broker", "version": metadata.version("lightbus")}
+        try:
+            version = metadata.version("lightbus")
+        except metadata.PackageNotFoundError:  # run from its source folder
+            version = "(not installed)"
+        return {"product": "Lightbus embedded broker", "version": version}
 
     @property
     def connected(self) -> bool:
