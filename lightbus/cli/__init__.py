@@ -13,6 +13,7 @@ from lightbus import __version__
 COMMANDS = {
     "worker": "lightbus.cli.worker:worker",
     "publish": "lightbus.cli.publish:publish",
+    "dead": "lightbus.cli.dead:dead",
     "unbind": "lightbus.cli.unbind:unbind",
     "demo": "lightbus.cli.demo:demo",
 }

@@ -1,0 +1,609 @@
+"""`lightbus dead`: what failed for good, why, and what to do with it."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lightbus.cli import tables
+
+if TYPE_CHECKING:
+    from lightbus import Lightbus
+    from lightbus.dead import DeadQueue, Filter, Letter, Outcome
+
+EPILOG = """\b
+What failed, and why? Then look at one of them, mend the cause, and try again:
+  lightbus dead list billing.bus:app --stats
+  lightbus dead list billing.bus:app --error TimeoutError --newer 2h
+  lightbus dead show billing.bus:app 0198c5
+  lightbus dead retry billing.bus:app --error TimeoutError --dry-run
+  lightbus dead retry billing.bus:app --error TimeoutError
+
+\b
+All of them may be interrupted at any moment: nothing is lost.
+`lightbus dead COMMAND --help` shows the options of each.
+"""
+
+LIST_EPILOG = """\b
+Examples:
+  lightbus dead list billing.bus:app
+  lightbus dead list billing.bus:app --stats
+  lightbus dead list billing.bus:app --event 'invoice.*' --handler charge --newer 2h
+  lightbus dead list billing.bus:app --error KeyError --limit 0 --json | jq '.[].id'
+
+\b
+Next: lightbus dead show MODULE:ATTR ID
+"""
+
+SHOW_EPILOG = """\b
+Examples:
+  lightbus dead show billing.bus:app 0198c5d2-7a3b
+  lightbus dead show billing.bus:app 0198c5d2-7a3b --json | jq '.[0].payload'
+
+\b
+Next: lightbus dead retry MODULE:ATTR --id ID
+Exit code: 1 where there is no such letter.
+"""
+
+RETRY_EPILOG = """\b
+Examples:
+  lightbus dead retry billing.bus:app --id 0198c5d2-7a3b
+  lightbus dead retry billing.bus:app --handler charge --error TimeoutError --dry-run
+  lightbus dead retry billing.bus:app --event 'invoice.*' --older 1h --rate 20
+  lightbus dead retry billing.bus:app --limit 1     (see whether that one works, first)
+
+\b
+Exit codes:
+  0    every letter that was meant is retried
+  1    some are left; it says which, and why
+  130  interrupted: what was confirmed is retried, the rest is as it was
+"""
+
+PURGE_EPILOG = """\b
+Examples:
+  lightbus dead purge billing.bus:app --error ValueError --older 7d --dry-run
+  lightbus dead purge billing.bus:app --id 0198c5d2-7a3b
+  lightbus dead purge billing.bus:app --handler old_handler --yes
+
+\b
+To keep a copy first: lightbus dead show billing.bus:app --all --json > letters.json
+"""
+
+
+def _age(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    try:
+        return None if value is None else tables.read_age(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not an age: use 90s, 5m, 2h, 7d or 1w.") from None
+
+
+def _filters(command: Any) -> Any:
+    for option in reversed(
+        [
+            click.option("--event", metavar="PATTERN", help="Events whose name matches, as in 'invoice.*'."),
+            click.option("--handler", metavar="NAME", help="Those that this handler failed on."),
+            click.option(
+                "--error",
+                metavar="TYPE",
+                help="The error's type, as in TimeoutError; 'delivery_limit' where workers died over it.",
+            ),
+            click.option("--older", callback=_age, metavar="AGE", help="Dead for at least so long: 90s, 5m, 2h, 7d."),
+            click.option("--newer", callback=_age, metavar="AGE", help="Dead for at most so long."),
+            click.option("--id", "ids", multiple=True, metavar="ID", help="The id, or its beginning. Repeatable."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(short_help="List, show, retry or purge what failed for good.", epilog=EPILOG)
+def dead() -> None:
+    """What failed for good: an app's dead letters, in its queue APP.dead.
+
+    An event becomes a dead letter when a handler failed on it as often as its retries allow, raised Reject, or could
+    not read it; or when its worker died over it again and again. It is kept there, whole, until retried or purged.
+    """
+
+
+# --- list -------------------------------------------------------------------------------------
+
+
+@dead.command("list", short_help="One line for each letter, or --stats.", epilog=LIST_EPILOG)
+@click.argument("target", metavar="MODULE:ATTR")
+@_filters
+@click.option("--stats", is_flag=True, help="Count them by handler and error, over the whole queue.")
+@click.option("--limit", type=click.IntRange(0), help="Show so many at most; 0 for all.  [default: 50]")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array.")
+def list_(target: str, stats: bool, limit: int | None, as_json: bool, **given: Any) -> None:
+    """List the dead letters of an app, in the order of their queue (roughly the oldest first).
+
+    Looking changes nothing: the letters are taken and given back. While it looks, another command sees fewer of them.
+    """
+    app, wanted = _start(target, given)
+    most = (None if stats else 50) if limit is None else limit or None
+    with _opened(app) as queue, _Progress(queue):
+        found = itertools.islice(_matching(queue, wanted), most)
+        if stats:
+            groups = _grouped(found)
+            _print_stats(groups, target, as_json=as_json)
+        elif as_json:
+            _print_array(_summary(letter) for letter in found)
+        else:
+            _print_list(list(map(_row, found)), target, queue, wanted, most)
+
+
+def _matching(queue: DeadQueue, wanted: Filter) -> Iterator[Letter]:
+    now = time.time()
+    return (letter for letter in queue.letters() if wanted.fits(letter, now))
+
+
+def _row(letter: Letter) -> list[str]:
+    message = letter.error_message.strip().splitlines()
+    return [
+        tables.printable(letter.id, 40),
+        tables.age_of(letter.died),
+        tables.printable(letter.event, 40) or "?",
+        tables.printable(letter.handler or "-", 30),
+        str(letter.attempt),
+        tables.printable(f"{letter.error}: {message[0]}" if message else letter.error, 100),
+    ]
+
+
+def _print_list(rows: list[list[str]], target: str, queue: DeadQueue, wanted: Filter, most: int | None) -> None:
+    if not rows:
+        what = f"None of the {queue.count:,} dead letters fits." if wanted.given and queue.count else "No dead letters."
+        click.echo(what)
+        return
+    for line in tables.table(["ID", "AGE", "EVENT", "HANDLER", "ATTEMPT", "ERROR"], rows, right=(1, 4)):
+        click.echo(line)
+    unseen = queue.count - queue.seen
+    if most is not None and len(rows) == most and unseen > 0:
+        click.echo(f"\n{unseen:,} more letters were not looked at: --limit 0 shows all, --stats counts them.")
+    click.echo(f"\nOne of them, whole: lightbus dead show {target} ID")
+
+
+def _summary(letter: Letter) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "event": letter.event,
+        "source": letter.source,
+        "source_proven": letter.proven,
+        "handler": letter.handler,
+        "queue": letter.queue,
+        "attempt": letter.attempt,
+        "error_type": letter.error_type,
+        "error_message": letter.error_message,
+        "by_broker": letter.by_broker,
+        "published": None if letter.published is None else letter.published.isoformat(),
+        "died": None if letter.died is None else letter.died.isoformat(),
+    }
+
+
+def _print_array(items: Iterator[dict[str, Any]]) -> None:
+    """An array of any length, piece by piece."""
+    empty = True
+    for item in items:
+        click.echo(("[\n " if empty else ",\n ") + _json(item), nl=False)
+        empty = False
+    click.echo("[]" if empty else "\n]")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+class _Group:
+    def __init__(self) -> None:
+        self.count = 0
+        self.oldest: Any = None
+        self.newest: Any = None
+        self.events: dict[str, int] = {}
+        self.example = ""
+        self.message = ""
+
+    def add(self, letter: Letter) -> None:
+        self.count += 1
+        self.example = self.example or letter.id
+        self.message = self.message or letter.error_message
+        if len(self.events) < 100 or letter.event in self.events:
+            self.events[letter.event] = self.events.get(letter.event, 0) + 1
+        if letter.died is not None:
+            self.oldest = letter.died if self.oldest is None else min(self.oldest, letter.died)
+            self.newest = letter.died if self.newest is None else max(self.newest, letter.died)
+
+
+_Groups = dict[tuple[str, str], _Group]
+
+
+def _grouped(letters: Iterator[Letter]) -> _Groups:
+    groups: _Groups = {}
+    for letter in letters:
+        groups.setdefault((letter.handler or "-", letter.error), _Group()).add(letter)
+    return dict(sorted(groups.items(), key=lambda item: -item[1].count))
+
+
+def _print_stats(groups: _Groups, target: str, *, as_json: bool) -> None:
+    if as_json:
+        _print_array(
+            {
+                "handler": None if handler == "-" else handler,
+                "error": error,
+                "count": group.count,
+                "oldest": None if group.oldest is None else group.oldest.isoformat(),
+                "newest": None if group.newest is None else group.newest.isoformat(),
+                "events": group.events,
+                "example": group.example,
+            }
+            for (handler, error), group in groups.items()
+        )
+        return
+    if not groups:
+        click.echo("No dead letters.")
+        return
+    rows = [
+        [
+            f"{group.count:,}",
+            tables.printable(handler, 30),
+            tables.printable(error, 40),
+            tables.age_of(group.oldest),
+            tables.age_of(group.newest),
+            tables.printable(", ".join(group.events), 40),
+            tables.printable(group.example, 40),
+        ]
+        for (handler, error), group in groups.items()
+    ]
+    for line in tables.table(
+        ["COUNT", "HANDLER", "ERROR", "OLDEST", "NEWEST", "EVENTS", "EXAMPLE"], rows, right=(0, 3, 4)
+    ):
+        click.echo(line)
+    total = sum(group.count for group in groups.values())
+    click.echo(f"\n{total:,} dead letters. One of them, whole: lightbus dead show {target} ID")
+
+
+# --- show -------------------------------------------------------------------------------------
+
+
+@dead.command(short_help="One letter, whole: payload, headers, traceback.", epilog=SHOW_EPILOG)
+@click.argument("target", metavar="MODULE:ATTR")
+@click.argument("letter_id", metavar="ID", required=False)
+@click.option("--all", "all_", is_flag=True, help="All of them, instead of one.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="A JSON array (an event that two handlers failed on is two letters)."
+)
+def show(target: str, letter_id: str | None, all_: bool, as_json: bool) -> None:
+    """Show a dead letter: its payload, headers, attempts, times, where it came from, and the traceback.
+
+    The beginning of an ID will do. An event that several handlers failed on is one letter for each of them.
+    """
+    if (letter_id is None) != all_:
+        raise click.UsageError("Give an ID (lightbus dead list shows them), or --all.")
+    app, _ = _start(target, {})
+    from lightbus.dead import Filter
+
+    wanted = Filter(ids=() if letter_id is None else (letter_id,))
+    found = False
+    with _opened(app) as queue, _Progress(queue):
+        letters = _matching(queue, wanted)
+        if as_json:
+            first = next(letters, None)
+            found = first is not None
+            _print_array(map(_whole, itertools.chain([] if first is None else [first], letters)))
+        else:
+            for letter in letters:
+                click.echo("\n" if found else "", nl=False)
+                found = True
+                _print_letter(letter, app)
+    if not found:
+        click.echo(f"Error: no dead letter of {app.name!r} has an id that begins with {letter_id!r}.", err=True)
+        sys.exit(1)
+
+
+def _whole(letter: Letter) -> dict[str, Any]:
+    payload, text = _payload(letter)
+    return {
+        **_summary(letter),
+        "correlation_id": letter.delivery.properties.get("correlation_id"),
+        "headers": _own_headers(letter),
+        "traceback": letter.traceback,
+        **(
+            {"payload": payload}
+            if text is not None
+            else {"body_base64": base64.b64encode(letter.delivery.body).decode()}
+        ),
+    }
+
+
+def _payload(letter: Letter) -> tuple[Any, str | None]:
+    """The payload, and as indented JSON; (None, None) where it is no JSON."""
+    import msgspec
+
+    try:
+        payload = msgspec.json.decode(letter.delivery.body)
+        return payload, json.dumps(payload, indent=2, ensure_ascii=False)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None, None
+
+
+def _own_headers(letter: Letter) -> dict[str, Any]:
+    headers = letter.delivery.properties.get("headers")
+    return {
+        key: value
+        for key, value in (headers.items() if isinstance(headers, dict) else ())
+        if not key.startswith(("lightbus-error-", "x-death", "x-first-death", "x-last-death", "x-delivery-count"))
+    }
+
+
+def _print_letter(letter: Letter, app: Lightbus) -> None:
+    claim = "" if letter.proven else "  (a claim: see `lightbus dead retry --help` on --trust-origin)"
+    handler = letter.handler or "none in particular: every one that matches"
+    gone = letter.handler is not None and letter.handler not in app.handlers
+    failed_as = "died with its worker" if letter.by_broker else "failed"
+    _field("id", letter.id)
+    _field("event", f"{letter.event}  from {letter.source or '?'}{claim}")
+    _field("handler", handler + ("  (this code has none of that name)" if gone else ""))
+    _field("queue", letter.queue)
+    _field("attempt", f"{letter.attempt}, the last one {failed_as}")
+    _field("published", _moment(letter.published))
+    _field("dead since", _moment(letter.died))
+    correlation = letter.delivery.properties.get("correlation_id")
+    if isinstance(correlation, str) and correlation != letter.id:
+        _field("correlation", correlation)
+    _field("error", f"{letter.error_type}: {letter.error_message}" if letter.error_message else letter.error_type)
+    if letter.traceback:
+        click.echo("\ntraceback" + (" (its end)" if letter.traceback.startswith("... ") else ""))
+        click.echo(_indented(letter.traceback))
+    click.echo("\nheaders")
+    for key, value in sorted(_own_headers(letter).items()):
+        click.echo(f"  {tables.printable(key)}: {tables.printable(str(value), 300)}")
+    _, text = _payload(letter)
+    size = f"{len(letter.delivery.body):,} bytes"
+    if text is not None:
+        click.echo(f"\npayload ({size})\n{_indented(text)}")
+    else:
+        click.echo(f"\nbody ({size}, not JSON)\n  {tables.printable(repr(letter.delivery.body[:2000]))}")
+
+
+def _field(name: str, value: str) -> None:
+    click.echo(f"{name:<12} {tables.printable(value)}")
+
+
+def _moment(moment: Any) -> str:
+    return "not known" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC  ({tables.age_of(moment)} ago)"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in tables.printable_lines(text).split("\n"))
+
+
+# --- retry ------------------------------------------------------------------------------------
+
+
+@dead.command(short_help="Let handlers try again what they failed on.", epilog=RETRY_EPILOG)
+@click.argument("target", metavar="MODULE:ATTR")
+@_filters
+@click.option("--all", "all_", is_flag=True, help="All letters: needed where no filter and no --limit is given.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be retried.")
+@click.option("--limit", type=click.IntRange(1), help="Retry so many at most.")
+@click.option("--rate", type=click.FloatRange(0, 100_000, min_open=True), metavar="N", help="So many a second at most.")
+@click.option(
+    "--trust-origin", is_flag=True, help="Believe what letters of crashed workers say of their source; see above."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+def retry(
+    target: str,
+    all_: bool,
+    dry_run: bool,
+    limit: int | None,
+    rate: float | None,
+    trust_origin: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Put dead letters back into the queue that they came from, for the handler that failed on them and no other.
+
+    They count as tried for the first time, with the whole ladder of retries ahead. Each is published with a confirm,
+    and leaves the dead letters after that: interrupted at any moment, nothing is lost, and up to 100 are tried twice.
+    Only what is there at the start is retried: what fails again meanwhile stays for another look.
+
+    A letter whose worker died over it was put there by the broker, without the app's word on where it came from.
+    RabbitMQ before 4.0 lets a publisher forge that, so these letters are left alone. Where you trust everybody who may
+    publish on this broker, add --trust-origin.
+    """
+    from lightbus import dead as letters
+
+    app, wanted = _start(target, given)
+    if not (wanted.given or limit or all_):
+        raise click.UsageError("Say which: a filter (--help lists them), --limit N, or --all.")
+    outcome = letters.Outcome()
+    with _opened(app) as queue, _Progress(queue, outcome, "retried"):
+        if dry_run:
+            _dry_run(queue, wanted, limit, "retried", as_json=as_json, unless_unproven=not trust_origin)
+            return
+        try:
+            letters.retry(queue, wanted, outcome, limit=limit, rate=rate, trust_origin=trust_origin)
+        except KeyboardInterrupt:
+            _say_done(app, outcome, "retried", as_json=as_json, interrupted=True)
+            sys.exit(130)
+        finally:
+            app.publisher.close(1.0)
+    _say_done(app, outcome, "retried", as_json=as_json)
+    sys.exit(1 if outcome.left else 0)
+
+
+def _dry_run(
+    queue: DeadQueue,
+    wanted: Filter,
+    limit: int | None,
+    done: str,
+    *,
+    as_json: bool,
+    unless_unproven: bool = False,
+) -> None:
+    left = 0
+
+    def meant() -> Iterator[Letter]:
+        nonlocal left
+        for letter in _matching(queue, wanted):
+            if unless_unproven and not letter.proven:
+                left += 1
+            else:
+                yield letter
+
+    groups = _grouped(itertools.islice(meant(), limit))
+    total = sum(group.count for group in groups.values())
+    if as_json:
+        click.echo(_json({"dry_run": True, "matched": total + left, done: total, "left": left}))
+        return
+    if groups:
+        rows = [
+            [
+                f"{group.count:,}",
+                tables.printable(handler, 30),
+                tables.printable(error, 40),
+                tables.printable(", ".join(group.events), 60),
+            ]
+            for (handler, error), group in groups.items()
+        ]
+        for line in tables.table(["COUNT", "HANDLER", "ERROR", "EVENTS"], rows, right=(0,)):
+            click.echo(line)
+        click.echo("")
+    click.echo(f"{total:,} of {queue.count:,} would be {done}. Nothing was changed (--dry-run).")
+    if left:
+        click.echo(f"{left:,} more would be left: nobody vouches for their source (--trust-origin).")
+
+
+def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, interrupted: bool = False) -> None:
+    if as_json:
+        click.echo(
+            _json(
+                {
+                    "matched": outcome.matched,
+                    done: outcome.done,
+                    "left": outcome.left,
+                    "left_unproven": outcome.unproven,
+                    "left_without_queue": outcome.stranded,
+                    "problem": outcome.problem or None,
+                    "interrupted": interrupted,
+                }
+            )
+        )
+        return
+    if interrupted:
+        click.echo(f"\nInterrupted: {outcome.done:,} {done}. All others are in {app.name}.dead as before.", err=True)
+    elif not outcome.matched:
+        click.echo("No dead letter fits: nothing was done.")
+    else:
+        click.echo(f"{outcome.done:,} {done}.")
+    for queue, count in outcome.stranded.items():
+        click.echo(
+            f"{count:,} left: their queue {tables.printable(queue)} is not there. Start a worker whose handlers "
+            "have it (it declares the queue), then retry again.",
+            err=True,
+        )
+    if outcome.unproven:
+        click.echo(
+            f"{outcome.unproven:,} left: their workers died over them, and nobody vouches for their source. "
+            "Where you trust everybody who may publish on this broker: --trust-origin.",
+            err=True,
+        )
+    if outcome.problem:
+        click.echo(f"Stopped: {outcome.problem} What was not confirmed is in {app.name}.dead as before.", err=True)
+
+
+# --- purge ------------------------------------------------------------------------------------
+
+
+@dead.command(short_help="Throw letters away, for good.", epilog=PURGE_EPILOG)
+@click.argument("target", metavar="MODULE:ATTR")
+@_filters
+@click.option("--all", "all_", is_flag=True, help="All letters: needed where no filter and no --limit is given.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be purged.")
+@click.option("--limit", type=click.IntRange(1), help="Purge so many at most.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON. Needs --yes or --dry-run.")
+def purge(target: str, all_: bool, dry_run: bool, limit: int | None, yes: bool, as_json: bool, **given: Any) -> None:
+    """Throw dead letters away, for good. It says which and asks first, unless --yes is given."""
+    from lightbus import dead as letters
+
+    app, wanted = _start(target, given)
+    if not (wanted.given or limit or all_):
+        raise click.UsageError("Say which: a filter (--help lists them), --limit N, or --all.")
+    if as_json and not (yes or dry_run):
+        raise click.UsageError("--json cannot ask: add --yes or --dry-run.")
+    if dry_run or not yes:
+        with _opened(app) as queue, _Progress(queue):
+            if dry_run:
+                _dry_run(queue, wanted, limit, "purged", as_json=as_json)
+                return
+            groups = _grouped(itertools.islice(_matching(queue, wanted), limit))
+        total = sum(group.count for group in groups.values())
+        if not total:
+            click.echo("No dead letter fits: nothing was done.")
+            return
+        _print_stats(groups, target, as_json=False)
+        if not click.confirm(f"Purge {total:,} of them for good?", err=True):
+            click.echo("Nothing was purged.", err=True)
+            sys.exit(1)
+        limit = total  # no more than was shown
+    outcome = letters.Outcome()
+    with _opened(app) as queue, _Progress(queue, outcome, "purged"):
+        try:
+            letters.purge(queue, wanted, outcome, limit=limit)
+        except KeyboardInterrupt:
+            _say_done(app, outcome, "purged", as_json=as_json, interrupted=True)
+            sys.exit(130)
+    _say_done(app, outcome, "purged", as_json=as_json)
+
+
+# --- all of them ------------------------------------------------------------------------------
+
+
+def _start(target: str, given: dict[str, Any]) -> tuple[Lightbus, Filter]:
+    from lightbus.cli import logs
+    from lightbus.cli import target as targets
+    from lightbus.dead import Filter
+
+    logs.configure("error")
+    return targets.load_app(target), Filter(**given)
+
+
+def _opened(app: Lightbus) -> Any:
+    from lightbus import dead as letters
+
+    return letters.opened(app)
+
+
+class _Progress:
+    """How far it is, on a terminal only, and only where it takes more than a second."""
+
+    def __init__(self, queue: DeadQueue, outcome: Outcome | None = None, done: str = "") -> None:
+        self.queue = queue
+        self.outcome = outcome
+        self.done = done
+        self.shown = 0
+        self.next = time.monotonic() + 1.0
+
+    def __enter__(self) -> None:
+        if sys.stderr.isatty():
+            self.queue.on_look = self.look
+
+    def look(self) -> None:
+        if time.monotonic() < self.next:
+            return
+        self.next = time.monotonic() + 0.2
+        line = f"{self.queue.seen:,} of {self.queue.count:,} looked at"
+        if self.outcome is not None:
+            line += f", {self.outcome.done:,} {self.done}"
+        click.echo("\r" + line.ljust(self.shown), nl=False, err=True)
+        self.shown = len(line)
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            click.echo("\r" + " " * self.shown + "\r", nl=False, err=True)

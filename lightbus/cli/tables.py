@@ -1,0 +1,65 @@
+"""What commands print for people: aligned tables, ages, and text that cannot play tricks on a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    """Aligned columns, two spaces apart; those numbered in `right` are aligned to the right."""
+    lines = [list(head), *[list(row) for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def printable(text: str, limit: int = 0) -> str:
+    """One line of it, without control characters: what a stranger has written must not steer the terminal."""
+    text = "".join(one if one.isprintable() else _escaped(one) for one in text)
+    return text if not limit or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable_lines(text: str) -> str:
+    """The same, over several lines."""
+    return "\n".join(printable(line.replace("\t", "    ")) for line in text.splitlines())
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def age(seconds: float | None) -> str:
+    """`45s`, `12m`, `3h`, `5d`."""
+    if seconds is None:
+        return "?"
+    if seconds < 0:
+        return "0s"
+    for unit, size, most in (("s", 1, 120), ("m", 60, 7200), ("h", 3600, 172800)):
+        if seconds < most:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds / 86400:.0f}d"
+
+
+def age_of(moment: datetime | None) -> str:
+    return age(None if moment is None else datetime.now(UTC).timestamp() - moment.timestamp())
+
+
+def read_age(text: str) -> float:
+    """`90`, `90s`, `5m`, `2h`, `7d`, `1w`, in seconds.
+
+    Raises:
+        ValueError: not an age.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip())
+    if found is None:
+        raise ValueError(text)
+    return float(found[1]) * UNITS[found[2] or "s"]

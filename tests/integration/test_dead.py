@@ -1,0 +1,419 @@
+"""`lightbus dead`: an operator finds, understands, requeues and throws away what failed, whoever interrupts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import amqp.exceptions
+import pytest
+
+from lightbus import Lightbus, codec, topology
+from lightbus.connection import declare
+from lightbus.dead import Filter, read_letter, retry_publication
+from lightbus.transport import Delivery, Publication
+from tests.bus import connected, publish_plainly, take_all
+from tests.processes import Program, lightbus, wait_until
+
+BUS = """\
+import os
+from lightbus import Lightbus, Message, Reject, Retry
+
+app = Lightbus("billing", retry=Retry(delays=(0.05,)))
+
+@app.event
+class InvoicePaid:
+    number: int
+
+@app.on(InvoicePaid)
+def charge(paid: InvoicePaid, message: Message):
+    print(f"charge {paid.number} attempt {message.attempt}", flush=True)
+    if not os.path.exists("mended"):
+        raise LookupError(f"no invoice {paid.number}\\x1b[31m")
+
+@app.on("invoice.*", queue="closed")
+def close(paid: dict, message: Message):
+    print(f"close {paid['number']} of {message.source}", flush=True)
+    if paid["number"] % 2:
+        raise Reject("the account is closed")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "billing.py").write_text(BUS)
+    return tmp_path
+
+
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/bus.db"
+    found: str = request.getfixturevalue("rabbitmq_url")
+    return found
+
+
+Dead = Callable[..., "CompletedProcess[str]"]
+
+
+@pytest.fixture
+def dead(folder: Path, url: str) -> Dead:
+    """`dead("list", "--stats")`"""
+
+    def run(command: str, *options: str, given: str = "") -> CompletedProcess[str]:
+        return lightbus("dead", command, "billing:app", *options, folder=folder, url=url, given=given.encode())
+
+    return run
+
+
+def worker(folder: Path, url: str) -> Program:
+    return Program("worker", "billing:app", "--log-level", "error", folder=folder, url=url)
+
+
+def ready(url: str, queue: str) -> int:
+    try:
+        with connected(url) as connection:
+            return int(connection.channel().queue_declare(queue, passive=True).message_count)
+    except amqp.exceptions.NotFound:
+        return -1
+
+
+def listed(dead: Dead, *options: str) -> list[dict[str, Any]]:
+    done = dead("list", "--json", "--limit", "0", *options)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def app_of(url: str) -> Lightbus:
+    """The app that the file declares, as far as its topology goes."""
+    app = Lightbus("billing", url=url)
+    app.on("invoice.*", name="charge")(lambda body: None)
+    app.on("invoice.*", name="close", queue="closed")(lambda body: None)
+    return app
+
+
+def put_letters(
+    url: str, count: int, *, queue: str = "billing", handler: str = "charge", minutes_ago: float = 0
+) -> list[str]:
+    """Dead letters as the app writes them."""
+    app = app_of(url)
+    ids = []
+    with connected(url) as connection:
+        declare(connection, app.topology())
+        channel = connection.channel()
+        for number in range(count):
+            first = Delivery(channel, 0, False, "shop", "invoice.paid", {}, b'{"number": %d}' % number)
+            properties = codec.copy_properties("billing", first, handler, 2, queue)
+            properties["headers"] |= codec.error_headers(LookupError(f"no invoice {number}"))
+            stamp = time.gmtime(time.time() - 60 * minutes_ago)
+            properties["headers"][codec.ERROR_TIME] = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", stamp)
+            channel.publish([Publication("billing.internal", "dead", first.body, properties)])
+            ids.append(properties["message_id"])
+        channel.exchange_declare("billing.internal", "direct", passive=True)
+    wait_until(lambda: ready(url, "billing.dead") >= count, "letters")
+    return ids
+
+
+# --- an operator's way ------------------------------------------------------------------------
+
+
+def test_a_failed_event_is_found_understood_and_retried_for_the_handler_that_failed(
+    folder: Path, url: str, dead: Dead
+) -> None:
+    with worker(folder, url) as first:
+        wait_until(lambda: ready(url, "billing.dead") == 0, "the worker's queues")
+        done = lightbus("publish", "billing:app", "invoice.paid", "number=2", folder=folder, url=url)
+        assert done.returncode == 0, done.stderr
+        wait_until(lambda: ready(url, "billing.dead") == 1, "a dead letter")
+        first.end(signal.SIGTERM)
+    assert "close 2 of billing" in first.output
+
+    done = dead("list")
+    head, line, *_ = done.stdout.splitlines()
+    assert head.split() == ["ID", "AGE", "EVENT", "HANDLER", "ATTEMPT", "ERROR"]
+    assert line.split()[2:6] == ["invoice.paid", "charge", "2", "LookupError:"]
+    assert "\x1b" not in done.stdout  # what a stranger wrote does not steer the terminal
+    (letter,) = listed(dead)
+    assert "lightbus dead show billing:app ID" in done.stdout
+
+    shown = dead("show", letter["id"][:20]).stdout
+    for wanted in ("invoice.paid  from billing", "charge", "LookupError: no invoice 2", '"number": 2', "in charge"):
+        assert wanted in shown
+    assert "\x1b" not in shown
+
+    (folder / "mended").touch()
+    done = dead("retry", "--id", letter["id"])
+    assert (done.stdout, done.returncode) == ("1 retried.\n", 0)
+    assert listed(dead) == []
+    with worker(folder, url) as second:
+        second.wait_for("charge 2 attempt 1")  # as for the first time
+        wait_until(lambda: ready(url, "billing") == 0, "an empty queue")
+        assert second.end(signal.SIGTERM) == 0
+    assert "close 2" not in second.output
+
+
+def test_letters_are_counted_by_handler_and_error(url: str, dead: Dead) -> None:
+    put_letters(url, 3)
+    put_letters(url, 1, handler="close", queue="billing.closed")
+    lines = dead("list", "--stats").stdout.splitlines()
+    assert [line.split()[:3] for line in lines[:3]] == [
+        ["COUNT", "HANDLER", "ERROR"],
+        ["3", "charge", "LookupError"],
+        ["1", "close", "LookupError"],
+    ]
+    groups = json.loads(dead("list", "--stats", "--json").stdout)
+    assert [(group["handler"], group["count"], group["events"]) for group in groups] == [
+        ("charge", 3, {"invoice.paid": 3}),
+        ("close", 1, {"invoice.paid": 1}),
+    ]
+
+
+def test_looking_changes_nothing(url: str, dead: Dead) -> None:
+    ids = put_letters(url, 5)
+    for _ in range(2):
+        assert sorted(letter["id"] for letter in listed(dead)) == sorted(ids)
+    assert dead("show", ids[3]).returncode == 0
+    assert dead("list", "--limit", "2").stdout.count("LookupError") == 2
+    assert "3 more letters were not looked at" in dead("list", "--limit", "2").stdout
+    assert "5 of 5 would be retried" in dead("retry", "--all", "--dry-run").stdout
+    assert "5 of 5 would be purged" in dead("purge", "--all", "--dry-run").stdout
+    wait_until(lambda: ready(url, "billing.dead") == 5, "all letters given back")
+
+
+def test_filters_say_which_letters_are_meant(url: str, dead: Dead) -> None:
+    old = put_letters(url, 1, minutes_ago=200)
+    new = put_letters(url, 1)
+    other = put_letters(url, 1, handler="close", queue="billing.closed")
+    for options, wanted in [
+        (["--older", "2h"], old),
+        (["--newer", "2h"], new + other),
+        (["--newer", "2h", "--handler", "charge"], new),
+        (["--error", "builtins.LookupError"], []),
+        (["--error", "lookuperror", "--handler", "close"], other),
+        (["--event", "invoice.*"], old + new + other),
+        (["--event", "order.*"], []),
+        (["--id", new[0], "--id", old[0]], old + new),
+    ]:
+        assert sorted(letter["id"] for letter in listed(dead, *options)) == sorted(wanted), options
+
+
+def test_retry_goes_to_the_queue_and_handler_it_came_from_and_keeps_source_and_id(url: str, dead: Dead) -> None:
+    (id_,) = put_letters(url, 1, handler="close", queue="billing.closed")
+    assert dead("retry", "--id", id_).returncode == 0
+    app = app_of(url)
+    assert take_all(app, "billing") == []
+    (copy,) = take_all(app, "billing.closed")
+    message = codec.read_message("billing", copy)
+    assert (message.id, message.event, message.source, message.attempt) == (id_, "invoice.paid", "shop", 1)
+    headers = copy.properties["headers"]
+    assert headers["lightbus-handler"] == "close"
+    assert not [name for name in headers if name.startswith(("lightbus-error", "x-death"))]
+
+
+def test_what_is_retried_must_be_said(url: str, dead: Dead) -> None:
+    put_letters(url, 1)
+    for command in ("retry", "purge"):
+        done = dead(command)
+        assert done.returncode == 2
+        assert "Say which: a filter (--help lists them), --limit N, or --all." in done.stderr
+
+
+def test_a_letter_whose_queue_is_gone_stays_and_is_named_while_others_are_retried(url: str, dead: Dead) -> None:
+    put_letters(url, 1, queue="billing.gone")
+    put_letters(url, 1)
+    done = dead("retry", "--all")
+    assert done.returncode == 1
+    assert done.stdout == "1 retried.\n"
+    assert "1 left: their queue billing.gone is not there. Start a worker" in done.stderr
+    (left,) = listed(dead)
+    assert left["queue"] == "billing.gone"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_retry_may_be_interrupted_at_any_moment(folder: Path, url: str, dead: Dead, number: signal.Signals) -> None:
+    ids = put_letters(url, 40)
+    with Program("dead", "retry", "billing:app", "--all", "--rate", "5", folder=folder, url=url) as program:
+        wait_until(lambda: ready(url, "billing") >= 5, "some of them retried")
+        code = program.end(number)
+    if number == signal.SIGINT:
+        assert code == 130
+        assert "Interrupted: " in program.output
+    wait_until(lambda: ready(url, "billing") + ready(url, "billing.dead") >= 40, "all of them somewhere")
+    app = app_of(url)
+    retried = [copy.properties["message_id"] for copy in take_all(app, "billing")]
+    left = [letter["id"] for letter in listed(dead)]
+    assert set(retried) | set(left) == set(ids)
+    assert left
+    assert len(retried) + len(left) - 40 <= 5  # twice: what was published, and not acked yet
+
+
+def test_a_rate_is_kept(url: str, dead: Dead) -> None:
+    put_letters(url, 6)
+    began = time.monotonic()
+    assert dead("retry", "--all", "--rate", "4").returncode == 0
+    assert time.monotonic() - began > 6 / 4
+    assert ready(url, "billing") == 6
+
+
+def test_purge_shows_what_and_asks(url: str, dead: Dead) -> None:
+    put_letters(url, 2)
+    put_letters(url, 1, handler="close", queue="billing.closed")
+    refused = dead("purge", "--handler", "charge", given="n\n")
+    assert "Purge 2 of them for good?" in refused.stderr
+    assert refused.returncode == 1
+    assert len(listed(dead)) == 3
+    assert dead("purge", "--handler", "charge", given="y\n").returncode == 0
+    assert [letter["handler"] for letter in listed(dead)] == ["close"]
+    done = dead("purge", "--all", "--yes", "--json")
+    assert json.loads(done.stdout)["purged"] == 1
+    assert ready(url, "billing.dead") == 0
+
+
+def test_no_queue_no_letters_and_no_broker_are_told_apart(folder: Path, url: str, dead: Dead) -> None:
+    done = dead("list")
+    assert done.returncode == 1
+    assert "There is no queue billing.dead on " in done.stderr
+    assert "Check LIGHTBUS_URL" in done.stderr
+    with connected(url) as connection:
+        declare(connection, app_of(url).topology())
+    assert dead("list").stdout == "No dead letters.\n"
+    assert dead("list", "--json").stdout == "[]\n"
+    assert "no dead letter of 'billing' has an id that begins with 'abc'" in dead("show", "abc").stderr
+
+
+def test_secrets_of_the_url_are_not_shown(folder: Path) -> None:
+    for command in (["dead", "list"], ["dead", "retry", "--all"], ["dead", "purge", "--all", "--yes"]):
+        first, second, *rest = command
+        done = lightbus(
+            first, second, "billing:app", *rest, folder=folder, url="amqp://ann:s3cr3t@127.0.0.1:1/?connect_timeout=1"
+        )
+        assert done.returncode == 1
+        assert "amqp://ann:**@127.0.0.1:1/" in done.stderr
+        assert "s3cr3t" not in done.stdout + done.stderr
+
+
+# --- what the broker dead-lettered --------------------------------------------------------------
+
+
+def reject_first(url: str, queue: str, exchange: str, properties: dict[str, Any]) -> None:
+    """Publish as a stranger may, then let the broker dead-letter it."""
+    app = app_of(url)
+    with connected(url) as connection:
+        declare(connection, topology.publishing(exchange))
+        declare(connection, app.topology())
+        channel = connection.channel()
+        publish_plainly(channel, exchange, "invoice.paid", b'{"number": 7}', properties)
+        taken: list[Delivery] = []
+        wait_until(lambda: bool(taken) or taken.extend(filter(None, [channel.get(queue)])), "the event")
+        channel.basic_reject(taken[0].delivery_tag, requeue=False)
+        channel.queue_declare(queue, passive=True)
+    wait_until(lambda: ready(url, "billing.dead") == 1, "the letter")
+
+
+FORGED = {"lightbus-source": "bank", "lightbus-handler": "close", "lightbus-attempt": 9, "lightbus-error-type": "Lie"}
+
+
+def test_headers_of_a_stranger_do_not_say_what_a_letter_is(url: str, dead: Dead) -> None:
+    reject_first(url, "billing", "evil", {"message_id": "m-1", "headers": {**FORGED, "tenant": "acme"}})
+    (letter,) = listed(dead)
+    assert (letter["source"], letter["handler"], letter["attempt"]) == ("evil", None, 1)
+    assert (letter["error_type"], letter["by_broker"], letter["queue"]) == ("rejected", True, "billing")
+    assert dead("retry", "--all", "--trust-origin").returncode == 0
+    (copy,) = take_all(app_of(url), "billing")
+    message = codec.read_message("billing", copy)
+    assert (message.id, message.source, message.event, message.attempt) == ("m-1", "evil", "invoice.paid", 1)
+    assert message.headers == {"tenant": "acme"}
+    assert "lightbus-handler" not in copy.properties["headers"]
+
+
+@pytest.mark.rabbitmq
+def test_a_source_that_only_its_publisher_claims_is_not_retried_unasked(folder: Path, rabbitmq_url: str) -> None:
+    """RabbitMQ 3 merges its record of a death into an x-death header that a stranger has written."""
+    death = {"queue": "billing", "reason": "rejected", "exchange": "bank", "routing-keys": ["money.sent"], "count": 0}
+    reject_first(rabbitmq_url, "billing", "evil", {"message_id": "m-1", "headers": {"x-death": [death]}})
+    with connected(rabbitmq_url) as connection:
+        version = connection.server_properties["version"]
+    done = lightbus("dead", "list", "billing:app", "--json", folder=folder, url=rabbitmq_url)
+    (letter,) = json.loads(done.stdout)
+    if version.startswith("3."):
+        assert (letter["source"], letter["source_proven"]) == ("bank", False)  # believed, and said not to be proven
+        done = lightbus("dead", "retry", "billing:app", "--all", folder=folder, url=rabbitmq_url)
+        assert done.returncode == 1
+        assert "1 left: their workers died over them, and nobody vouches for their source." in done.stderr
+        assert ready(rabbitmq_url, "billing") == 0
+        done = lightbus("dead", "show", "billing:app", "m-1", folder=folder, url=rabbitmq_url)
+        assert "from bank  (a claim" in done.stdout
+    else:
+        assert letter["source"] == "evil"
+
+
+@pytest.mark.rabbitmq
+def test_an_event_that_killed_its_workers_says_so(rabbitmq_url: str, folder: Path) -> None:
+    app = app_of(rabbitmq_url)
+    with connected(rabbitmq_url) as connection:
+        declare(connection, app.topology())
+        channel = connection.channel()
+        publish_plainly(channel, "billing", "invoice.paid", b'{"number": 7}')
+        wait_until(lambda: _requeued_until_dead(channel), "the delivery limit")
+    done = lightbus("dead", "list", "billing:app", folder=folder, url=rabbitmq_url)
+    assert "delivery_limit: its worker died (or lost its connection) each time" in done.stdout
+    assert "~" in done.stdout  # it has no id: its content names it
+
+
+def _requeued_until_dead(channel: Any) -> bool:
+    delivery = channel.get("billing")
+    if delivery is None:
+        return int(channel.queue_declare("billing.dead", passive=True)[1]) == 1
+    channel.basic_reject(delivery.delivery_tag, requeue=True)
+    return False
+
+
+# --- pure -------------------------------------------------------------------------------------
+
+
+def letter_of(properties: Any, exchange: str = "billing.internal") -> Any:
+    return read_letter("billing", Delivery(None, 1, False, exchange, "dead", properties, b"{}"))  # type: ignore[arg-type]
+
+
+def broken() -> dict[str, Any]:
+    raise ValueError("no table")
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {},
+        broken,
+        {"headers": None},
+        {"headers": []},
+        {"headers": {"x-death": 5}},
+        {"headers": {"x-death": [7]}},
+        {
+            "headers": {
+                "x-death": [{"queue": 1, "exchange": None, "routing-keys": {}, "time": "soon", "reason": b"\xff"}]
+            }
+        },
+        {
+            "headers": {"lightbus-error-type": 5, "lightbus-queue": 7, "lightbus-error-time": "yesterday"},
+            "timestamp": "x",
+        },
+        {"timestamp": 10**30, "message_id": 5, "headers": {"lightbus-attempt": True}},
+    ],
+)
+def test_any_letter_can_be_read_and_published_again(properties: Any) -> None:
+    letter = letter_of(properties)
+    assert letter.id
+    assert Filter(older=5.0).fits(letter, 0.0) is False
+    assert retry_publication(letter).exchange == "billing.internal"
+
+
+def test_a_letter_that_cannot_be_read_is_no_proof_of_anything() -> None:
+    assert not letter_of(broken).proven
+    assert not letter_of({"headers": {"x-death": 5}}).proven
+    assert letter_of({"headers": {"lightbus-error-type": "KeyError"}}).proven
