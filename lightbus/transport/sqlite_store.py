@@ -620,12 +620,21 @@ def _create_file(path: Path) -> None:
 
 
 def _prepare(database: sqlite3.Connection, place: Place) -> None:
-    if _check_version(database, place.path):
+    if _is_empty(database, place.path):
         _use_wal(database, place.path)
         _create_schema(database, place.path)
     database.execute("PRAGMA synchronous = OFF" if place.in_memory else "PRAGMA synchronous = NORMAL")
     database.execute("PRAGMA journal_size_limit = 67108864")
     database.execute("PRAGMA temp_store = MEMORY")
+
+
+def _is_empty(database: sqlite3.Connection, path: Path) -> bool:
+    database.execute("BEGIN")  # one view of the file, in which another process may be making the schema right now
+    try:
+        return _check_version(database, path)
+    finally:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
 
 
 def _check_version(database: sqlite3.Connection, path: Path) -> bool:
