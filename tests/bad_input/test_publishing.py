@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus.codec import MAX_BODY_BYTES
-from tests.bus import OrderPlaced, declare, left_in
+from lightbus.codec import MAX_BODY_BYTES, MAX_HEADERS_BYTES
+from tests.bus import OrderPlaced, dead_letters, declare, left_in, reason, running
 from tests.conformance.conftest import declare_orders
 
 pytestmark = pytest.mark.anyio
@@ -140,15 +140,23 @@ async def test_a_header_that_amqp_cannot_carry_is_refused_by_name(
         await unconnected.publish(OrderPlaced(number=1), headers=headers)
 
 
-async def test_headers_that_are_larger_than_the_broker_takes_fail_alone(shop: Lightbus, billing: Lightbus) -> None:
-    billing.on("order.placed")(lambda: None)
-    await declare(shop, billing)
-    try:
-        await shop.publish(OrderPlaced(number=1), headers={"large": "x" * 1_000_000}, timeout=5)
-    except errors.PublishRefused as refused:
-        assert "order.placed" in str(refused)  # noqa: PT017
-    await shop.publish(OrderPlaced(number=2))
-    assert len(await left_in(billing)) in (1, 2)
+async def test_headers_that_would_not_fit_a_frame_are_refused_with_their_size(unconnected: Lightbus) -> None:
+    words = r"event 'order\.placed' was not sent: its headers have 1,000,005 bytes, the limit is 65,536"
+    with pytest.raises(errors.InvalidPayload, match=words) as refused:
+        await unconnected.publish(OrderPlaced(number=1), headers={"large": "x" * 1_000_000})
+    assert "Put the data into the event" in str(refused.value)
+
+
+async def test_headers_of_the_limit_are_taken_and_survive_a_dead_letter(shop: Lightbus, billing: Lightbus) -> None:
+    @billing.on("order.placed")
+    async def fail() -> None:
+        raise ValueError("x" * 5000)
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1), headers={"large": "x" * (MAX_HEADERS_BYTES - len("large"))})
+        (dead,) = await dead_letters(billing)
+    assert len(dead.properties["headers"]["large"]) == MAX_HEADERS_BYTES - len("large")
+    assert reason(dead).startswith("ValueError: xxx")
 
 
 @pytest.mark.parametrize("thing", ["order.placed", {"number": 1}, None, 7, Opaque(), object, OrderPlaced])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import amqp.exceptions
 import anyio
@@ -225,3 +228,29 @@ async def test_each_app_can_run_as_a_user_that_may_touch_only_its_own_names(rabb
             await anyio.to_thread.run_sync(publish_as_billing_to, exchange, routing_key)
     with pytest.raises(amqp.exceptions.AccessRefused):
         await left_in(billing, "shop")
+
+
+MAKE_FILES_AT_ONCE = """
+import multiprocessing, sys
+
+def connect(together):
+    for number in range(40):
+        together.wait()
+        Broker.parse(f"sqlite:///{sys.argv[1]}/{number}.db").connect("tests").close()
+
+if __name__ == "__main__":
+    fork = multiprocessing.get_context("fork")
+    together = fork.Barrier(5, timeout=30)
+    processes = [fork.Process(target=connect, args=(together,)) for _ in range(5)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(max(process.exitcode for process in processes))
+"""
+
+
+def test_several_processes_may_make_the_embedded_brokers_file_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MAKE_FILES_AT_ONCE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
