@@ -232,6 +232,7 @@ async def test_each_app_can_run_as_a_user_that_may_touch_only_its_own_names(rabb
 
 MAKE_FILES_AT_ONCE = """
 import multiprocessing, sys
+from lightbus.connection import Broker
 
 def connect(together):
     for number in range(40):
