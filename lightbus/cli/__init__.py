@@ -14,6 +14,8 @@ COMMANDS = {
     "worker": "lightbus.cli.worker:worker",
     "publish": "lightbus.cli.publish:publish",
     "dead": "lightbus.cli.dead:dead",
+    "doctor": "lightbus.cli.doctor:doctor",
+    "topology": "lightbus.cli.topology:topology",
     "unbind": "lightbus.cli.unbind:unbind",
     "demo": "lightbus.cli.demo:demo",
 }

@@ -32,6 +32,7 @@ ORDER = [
     "consumer",
     "app",
     "dead",
+    "inspection",
     "worker",
     "testing",
     "cli",

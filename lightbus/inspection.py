@@ -1,0 +1,380 @@
+"""What is there on the broker, and what is wrong with it: findings with their next step. Plain AMQP; nothing changes.
+
+What a trial needs (an exclusive queue, a binding) is the app's by name, goes with the connection, and hears no event.
+"""
+
+# kombu and py-amqp have no types:
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import ipaddress
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import amqp.exceptions
+import attrs
+
+from lightbus import errors, topology
+from lightbus.app import Lightbus
+from lightbus.connection import LOST, Address, Broker, declare, describe
+from lightbus.topology import Topology
+from lightbus.transport import Channel, Connection, Delivery, Publication
+
+Level = Literal["ok", "note", "warn", "fail"]
+
+OLDEST = (3, 10)
+NEWEST_MAJOR = 4
+MANY_READY = 10_000
+"""Events waiting in one queue that are worth a word."""
+CLOCK_OFF = 5.0
+"""Seconds between the broker's clock and ours that are worth a word (its answer is in whole seconds)."""
+TRIAL_LIMIT = 5.0
+
+
+@attrs.frozen
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    subject: str
+    text: str
+    step: str = ""
+    """What to do next."""
+
+
+@attrs.frozen
+class QueueState:
+    """What the broker says of a queue."""
+
+    name: str
+    exists: bool
+    ready: int = 0
+    consumers: int = 0
+
+
+def examine(broker: Broker, app: Lightbus | None, target: str) -> Iterator[Finding]:
+    """All that can be said of a broker, and of an app on it.
+
+    Args:
+        target: how the user calls the app, for the next steps.
+    """
+    connections: list[Connection] = []
+    try:
+        for address in broker.addresses:
+            try:
+                connections.append(Broker((address,)).connect("lightbus doctor"))
+            except errors.BrokerError as error:
+                yield Finding("fail", "broker", str(error), _unreachable_step(error))
+            else:
+                yield Finding("ok", "broker", f"{address.masked} answers.")
+                yield _version(connections[-1].server_properties)
+                yield from _encryption(address)
+        if connections:
+            yield from _on_broker(connections[0], broker.addresses[0], app, target)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def _on_broker(connection: Connection, address: Address, app: Lightbus | None, target: str) -> Iterator[Finding]:
+    try:
+        if app is None:
+            yield from _bus(connection)
+            yield Finding("note", "app", "No app was given.", "To look at one too: lightbus doctor MODULE:ATTR")
+            return
+        whole = True
+        for finding in _topology(connection, app, target):
+            whole = whole and finding.level in ("ok", "note")
+            yield finding
+        yield from _queues(connection, app, target)
+        if whole:
+            yield from _trial(connection, app)
+        else:
+            yield Finding(
+                "note", "trial", "Not tried (publishing, permissions, clock): first things first.", "See above."
+            )
+    except LOST as error:
+        said = describe(error, address)
+        yield Finding("fail", "broker", f"The connection was lost meanwhile: {said}", "Look at the broker's log.")
+
+
+def _unreachable_step(error: errors.BrokerError) -> str:
+    match error:
+        case errors.AccessRefused():
+            return "Check the user, its password and its virtual host in LIGHTBUS_URL."
+        case errors.TLSRefused():
+            return "Check the certificate's names and dates; ?cafile= names the authority that signed it."
+        case errors.BrokerFileError():
+            return "See above; the file itself was left as it is."
+        case _:
+            return "Check the host and port in LIGHTBUS_URL, that the broker runs, and the network in between."
+
+
+def _version(server: Mapping[str, Any]) -> Finding:
+    product, version = str(server.get("product", "unknown")), str(server.get("version", "unknown"))
+    what = f"{product} {version}"
+    if product != "RabbitMQ":
+        level: Level = "ok" if "Lightbus" in product else "warn"
+        step = "" if level == "ok" else "Lightbus is tested with RabbitMQ 3.10 to 4.x and with its embedded broker."
+        return Finding(level, "version", f"{what}.", step)
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if len(numbers) == 2 and numbers < OLDEST:
+        return Finding("fail", "version", f"{what} is older than 3.10.", "Upgrade RabbitMQ: events could be lost.")
+    if len(numbers) < 2 or numbers[0] > NEWEST_MAJOR:
+        return Finding("warn", "version", f"{what} is not known here.", "Lightbus is tested with 3.10 to 4.x.")
+    return Finding("ok", "version", f"{what} (3.10 to 4.x will do).")
+
+
+def _encryption(address: Address) -> Iterator[Finding]:
+    if address.embedded:
+        return
+    host = urlsplit(address.plain).hostname or "localhost"
+    if address.scheme == "amqps":
+        yield Finding("ok", "TLS", f"{host}: encrypted, and the certificate was verified.")
+    elif _is_loopback(host):
+        yield Finding("ok", "TLS", f"{host}: not encrypted, on this machine.")
+    else:
+        yield Finding(
+            "warn",
+            "TLS",
+            f"{host}: passwords and events cross the network in the clear.",
+            "Use amqps:// in LIGHTBUS_URL.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+# --- topology ---------------------------------------------------------------------------------
+
+
+def _bus(connection: Connection) -> Iterator[Finding]:
+    bus = topology.bus_exchange()
+    if not _exists(connection, exchange=bus.name):
+        yield Finding(
+            "warn",
+            "topology",
+            f"The bus exchange {bus.name!r} is not there: no app has run here yet.",
+            "Start a worker once, as a user who may configure it.",
+        )
+    else:
+        yield from _compared(connection, Topology(exchanges=(bus,)), restricted=True)
+
+
+def _topology(connection: Connection, app: Lightbus, target: str) -> Iterator[Finding]:
+    yield from _bus(connection)
+    wanted = app.topology()
+    missing = [one.name for one in wanted.exchanges if not _exists(connection, exchange=one.name)]
+    missing += [f"{one.name} (queue)" for one in wanted.queues if not _exists(connection, queue=one.name)]
+    missing += [
+        f"{one.name} (of another app)" for one in wanted.shared[1:] if not _exists(connection, exchange=one.name)
+    ]
+    if missing:
+        yield Finding(
+            "fail",
+            "topology",
+            f"Not there: {', '.join(missing)}.",
+            f"Start a worker, which declares them: lightbus worker {target}",
+        )
+    there = [Topology(exchanges=(one,)) for one in wanted.exchanges if one.name not in missing]
+    there += [Topology(queues=(one,)) for one in wanted.queues if f"{one.name} (queue)" not in missing]
+    found: list[Finding] = []
+    for one in there:
+        found += _compared(connection, one)
+        if found and found[-1].subject == "permissions":
+            break  # the others would say the same
+    yield from found
+    if not missing and not found:
+        count = f"{len(wanted.exchanges)} exchanges and {len(wanted.queues)} queues"
+        yield Finding("ok", "topology", f"{count} are there, as {app.name!r} declares them.")
+    yield Finding(
+        "note",
+        "bindings",
+        f"{len(wanted.bindings)} are declared by each worker that starts; AMQP has no way to ask for them.",
+        "rabbitmqctl list_bindings source_name routing_key destination_name; lightbus unbind removes one.",
+    )
+
+
+def _exists(connection: Connection, *, exchange: str = "", queue: str = "") -> bool:
+    channel = connection.channel()
+    try:
+        if queue:
+            channel.queue_declare(queue, passive=True)
+        else:
+            channel.exchange_declare(exchange, "topic", passive=True)
+    except amqp.exceptions.NotFound:
+        return False
+    channel.close()
+    return True
+
+
+def _compared(connection: Connection, one: Topology, *, restricted: bool = False) -> list[Finding]:
+    """Declare what is there once more, on a channel of its own: the broker says what differs, or whether we may."""
+    try:
+        declare(connection, one)
+    except amqp.exceptions.PreconditionFailed as error:
+        step = (
+            "Declare it as it is there. Or, once it is empty and nobody consumes it: rabbitmqctl delete_queue NAME, "
+            "and start a worker, which declares it anew."
+        )
+        return [Finding("fail", "topology", f"It differs from what the app declares: {_words(error)}.", step)]
+    except amqp.exceptions.AccessRefused as error:
+        if restricted:  # as it should be: only who sets the broker up may configure the bus
+            return []
+        text = f"The app's own names cannot be configured (declared): {_words(error)}."
+        return [Finding("fail", "permissions", text, "lightbus topology permissions MODULE:ATTR prints what it needs.")]
+    return []
+
+
+def _words(error: BaseException) -> str:
+    return str(getattr(error, "reply_text", "") or error).strip().rstrip(".")
+
+
+# --- queues -----------------------------------------------------------------------------------
+
+
+def queue_states(connection: Connection, names: Sequence[str]) -> list[QueueState]:
+    """What the broker says of these queues."""
+    found = []
+    for name in names:
+        channel = connection.channel()
+        try:
+            _, ready, consumers = channel.queue_declare(name, passive=True)
+        except amqp.exceptions.NotFound:
+            found.append(QueueState(name, False))
+        else:
+            channel.close()
+            found.append(QueueState(name, True, int(ready), int(consumers)))
+    return found
+
+
+def consumed(app: Lightbus) -> list[str]:
+    return [queue.name for queue in app.consumed_queues()]
+
+
+def _queues(connection: Connection, app: Lightbus, target: str) -> Iterator[Finding]:
+    heard = consumed(app)
+    by_name = {state.name: state for state in queue_states(connection, [one.name for one in app.topology().queues])}
+    for name in heard:
+        if by_name[name].exists:
+            yield _consumed_queue(by_name[name], target)
+    dead = by_name[topology.queue_name(app.name, topology.DEAD_KEY)]
+    others = [state for name, state in by_name.items() if name not in heard and state is not dead and state.exists]
+    waiting = sum(state.ready for state in others)
+    if others:
+        yield Finding("ok", "retries", f"{waiting:,} events wait for their next attempt.")
+    for state in [*others, *([dead] if dead.exists else [])]:
+        if state.consumers:
+            yield Finding(
+                "warn",
+                "queue",
+                f"{state.name} has {state.consumers} consumers; Lightbus never consumes it.",
+                "Find out who does: rabbitmqctl list_consumers",
+            )
+    if dead.exists and dead.ready:
+        yield Finding(
+            "warn",
+            "dead letters",
+            f"{dead.ready:,} in {dead.name}.",
+            f"lightbus dead list {target} --stats",
+        )
+    elif dead.exists:
+        yield Finding("ok", "dead letters", f"None in {dead.name}.")
+
+
+def _consumed_queue(state: QueueState, target: str) -> Finding:
+    consumers = "1 consumer" if state.consumers == 1 else f"{state.consumers} consumers"
+    what = f"{state.name}: {state.ready:,} events ready, {consumers}."
+    if not state.consumers:
+        level: Level = "fail" if state.ready else "warn"
+        return Finding(level, "queue", f"{what} No worker runs.", f"lightbus worker {target}")
+    if state.ready >= MANY_READY:
+        return Finding("warn", "queue", what, "They lag behind: start more workers, or look for slow handlers.")
+    return Finding("ok", "queue", what)
+
+
+# --- a trial ----------------------------------------------------------------------------------
+
+
+def _trial(connection: Connection, app: Lightbus) -> Iterator[Finding]:
+    """A message of our own through queues of our own: publish, confirm, dead-letter, get. It shows permissions, alarms
+    and, by the time that the broker notes on its death, the broker's clock.
+    """
+    internal, name = topology.internal_name(app.name), f"{app.name}.doctor-{uuid.uuid4().hex[:12]}"
+    channel = connection.channel()
+    try:
+        sent = time.time()
+        letter = _through(connection, channel, app, internal, name)
+    except amqp.exceptions.AccessRefused as error:
+        text = f"Publishing, binding or reading is refused: {_words(error)}."
+        yield Finding("fail", "permissions", text, "lightbus topology permissions MODULE:ATTR prints what it needs.")
+        return
+    except TimeoutError:
+        if connection.blocked:
+            text, step = "The broker takes no messages: a memory or disk alarm.", "rabbitmq-diagnostics alarms"
+        else:
+            text, step = (
+                f"A trial message did not arrive within {TRIAL_LIMIT:g} s.",
+                "Look at the broker's load and log.",
+            )
+        yield Finding("fail", "publishing", text, step)
+        return
+    yield Finding("ok", "permissions", "Declaring, binding, publishing, confirms and reading work.")
+    yield _clock(letter, sent, time.time())
+
+
+def _through(connection: Connection, channel: Channel, app: Lightbus, internal: str, name: str) -> Delivery:
+    out = f"{name}-out"
+    dead_lettering = {"x-message-ttl": 0, "x-dead-letter-exchange": internal, "x-dead-letter-routing-key": out}
+    for queue, arguments in ((name, dead_lettering), (out, {})):
+        channel.queue_declare(queue, durable=False, exclusive=True, auto_delete=True, arguments=arguments)
+        channel.queue_bind(queue, internal, queue)
+    for exchange in (topology.BUS, app.name, *(one.name for one in app.topology().shared[1:])):
+        channel.queue_bind(out, exchange, name)  # a key that no event has
+    channel.exchange_bind(topology.BUS, app.name, name)
+    channel.exchange_unbind(topology.BUS, app.name, name)
+    confirms: list[int] = []
+    channel.on_ack = lambda tag, multiple: confirms.append(tag)
+    channel.confirm_select()
+    channel.publish([Publication(internal, name, b"{}", {"message_id": name}, mandatory=False)])
+    deadline = time.monotonic() + TRIAL_LIMIT
+    letter: Delivery | None = None
+    while letter is None or not confirms:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        try:
+            connection.drain_events(0.02)
+        except TimeoutError:
+            letter = letter or channel.get(out)
+    channel.basic_ack(letter.delivery_tag)
+    for queue in (name, out):
+        channel.queue_delete(queue)
+    return letter
+
+
+def _clock(letter: Delivery, sent: float, received: float) -> Finding:
+    deaths = (letter.properties.get("headers") or {}).get("x-death")
+    death = deaths[0].get("time") if isinstance(deaths, list) and deaths else None
+    if isinstance(death, datetime):
+        death = death.replace(tzinfo=UTC).timestamp() if death.tzinfo is None else death.timestamp()
+    if not isinstance(death, (int, float)):
+        return Finding("note", "clock", "The broker does not say what time it has, so there is nothing to compare.")
+    off = max(sent - death - 1.0, death - received, 0.0)
+    if off > CLOCK_OFF:
+        ahead = "ahead of" if death > received else "behind"
+        return Finding(
+            "warn",
+            "clock",
+            f"The broker's clock is {off:.0f} s {ahead} this machine's.",
+            "Keep both in time (chrony, systemd-timesyncd): ages and Message.time are off by as much.",
+        )
+    return Finding("ok", "clock", "The broker's and this machine's agree.")

@@ -1,0 +1,196 @@
+"""`lightbus doctor`: each thing that can be wrong is found, with its next step and an exit code for scripts."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from lightbus import Lightbus, Retry, topology
+from lightbus.connection import declare
+from lightbus.inspection import _clock, _version  # pyright: ignore[reportPrivateUsage]
+from lightbus.transport import Delivery, Publication
+from tests import rabbitmq as nodes
+from tests.bus import connected, publish_plainly
+from tests.processes import Program, lightbus, wait_until
+
+BUS = """\
+from lightbus import Lightbus, Retry
+
+app = Lightbus("billing", retry=Retry(delays=(5,)))
+
+@app.on("invoice.*")
+async def charge(invoice: dict): ...
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "billing.py").write_text(BUS)
+    return tmp_path
+
+
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/bus.db"
+    found: str = request.getfixturevalue("rabbitmq_url")
+    return found
+
+
+Doctor = Callable[..., "CompletedProcess[str]"]
+
+
+@pytest.fixture
+def doctor(folder: Path, url: str) -> Doctor:
+    def run(*options: str) -> CompletedProcess[str]:
+        return lightbus("doctor", "billing:app", *options, folder=folder, url=url)
+
+    return run
+
+
+def findings(done: CompletedProcess[str], subject: str) -> list[dict[str, Any]]:
+    assert done.stdout, done.stderr
+    return [one for one in json.loads(done.stdout)["findings"] if one["subject"] == subject]
+
+
+def declared(url: str) -> Lightbus:
+    app = Lightbus("billing", url=url, retry=Retry(delays=(5,)))
+    app.on("invoice.*", name="charge")(lambda body: None)
+    with connected(url) as connection:
+        declare(connection, app.topology())
+    return app
+
+
+def test_all_is_well_while_a_worker_runs(folder: Path, url: str, doctor: Doctor) -> None:
+    with Program("worker", "billing:app", folder=folder, url=url) as worker:
+        worker.wait_for("Ready")
+        done = doctor("--strict")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "All is well." in done.stdout
+        assert "billing: 0 events ready, 1 consumer." in done.stdout
+        assert "Declaring, binding, publishing, confirms and reading work." in done.stdout
+        assert "The broker's and this machine's agree." in done.stdout
+        worker.end(signal.SIGTERM)
+
+
+def test_it_changes_nothing(url: str, doctor: Doctor) -> None:
+    app = declared(url)
+    with connected(url) as connection:
+        channel = connection.channel()
+        declare(connection, topology.publishing("shop"))
+        publish_plainly(channel, "shop", "invoice.paid", b"{}")
+        wait_until(lambda: channel.queue_declare(app.name, passive=True).message_count == 1, "the event")
+        assert doctor().returncode == 1  # nobody consumes it
+        for queue in app.topology().queues:
+            assert channel.queue_declare(queue.name, passive=True).message_count == (queue.name == "billing")
+
+
+def test_what_is_missing_is_named_with_the_command_that_declares_it(url: str, doctor: Doctor) -> None:
+    done = doctor("--json")
+    assert done.returncode == 1
+    bus, missing = findings(done, "topology")
+    assert "bus exchange 'lightbus' is not there" in bus["text"]
+    assert missing["text"].startswith("Not there: billing, billing.internal, billing.dead (queue), billing (queue), ")
+    assert missing["next"].endswith("lightbus worker billing:app")
+
+
+def test_a_queue_with_other_arguments_is_named_with_the_difference(url: str, doctor: Doctor) -> None:
+    declared(url)
+    with connected(url) as connection:
+        channel = connection.channel()
+        channel.queue_delete("billing.retry.5s")
+        channel.queue_declare("billing.retry.5s", durable=True, auto_delete=False, arguments={"x-message-ttl": 7000})
+    done = doctor("--json")
+    assert done.returncode == 1
+    (finding,) = findings(done, "topology")
+    assert finding["level"] == "fail"
+    assert "billing.retry.5s" in finding["text"]
+    assert "inequivalent arg" in finding["text"]
+    assert "rabbitmqctl delete_queue" in finding["next"]
+
+
+def test_events_without_a_worker_and_dead_letters_are_told(url: str, doctor: Doctor) -> None:
+    declared(url)
+    done = doctor("--json")
+    assert done.returncode == 0  # no worker, and nothing waits: a warning
+    assert [one["level"] for one in findings(done, "queue")] == ["warn"]
+    with connected(url) as connection:
+        channel = connection.channel()
+        for key in ("main", "dead", "dead"):
+            publish_plainly(channel, "billing", "nobody", b"{}")
+            channel.publish([Publication("billing.internal", key, b"{}", {})])
+        wait_until(lambda: channel.queue_declare("billing.dead", passive=True).message_count == 2, "letters")
+    done = doctor("--json")
+    assert done.returncode == 1
+    (queue,) = findings(done, "queue")
+    assert (queue["level"], queue["text"]) == ("fail", "billing: 1 events ready, 0 consumers. No worker runs.")
+    (dead,) = findings(done, "dead letters")
+    assert (dead["level"], dead["next"]) == ("warn", "lightbus dead list billing:app --stats")
+
+
+@pytest.mark.rabbitmq
+def test_a_permission_that_is_missing_is_found(folder: Path, rabbitmq: nodes.Node, rabbitmq_url: str) -> None:
+    declared(rabbitmq_url)
+    vhost = rabbitmq_url.rpartition("/")[2]
+    user = f"reader-{vhost}"
+    rabbitmq.ctl("add_user", user, "s3cr3t")
+    for configure, words in (("^none$", "cannot be configured"), (".*", "Publishing, binding or reading")):
+        rabbitmq.ctl("set_permissions", "-p", vhost, user, configure, "^none$", ".*")
+        done = lightbus("doctor", "billing:app", "--json", folder=folder, url=rabbitmq.vhost_url(vhost, user, "s3cr3t"))
+        assert done.returncode == 1
+        assert words in findings(done, "permissions")[0]["text"]
+        assert "lightbus topology permissions" in findings(done, "permissions")[0]["next"]
+        assert "s3cr3t" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("amqp://ann:s3cr3t@127.0.0.1:1/", "No connection to amqp://ann:**@127.0.0.1:1/: Connection refused"),
+        ("amqps://ann:s3cr3t@nowhere.invalid/", "the host name is not known"),
+        ("amqp://ann:s3cr3t@127.0.0.1:1/;amqp://ann:s3cr3t@127.0.0.1:2/", "127.0.0.1:2/: Connection refused"),
+    ],
+)
+def test_a_broker_that_does_not_answer_is_said_without_its_password(folder: Path, url: str, words: str) -> None:
+    done = lightbus("doctor", url, folder=folder, url="")
+    assert done.returncode == 1
+    assert words in done.stdout
+    assert "Check the host and port in LIGHTBUS_URL" in done.stdout
+    assert "s3cr3t" not in done.stdout + done.stderr
+
+
+@pytest.mark.rabbitmq
+def test_a_wrong_password_is_told_from_a_broker_that_is_away(folder: Path, rabbitmq: nodes.Node) -> None:
+    done = lightbus("doctor", rabbitmq.vhost_url("/", "ann", "s3cr3t"), folder=folder, url="")
+    assert done.returncode == 1
+    assert "refused the user name or password" in done.stdout
+    assert "s3cr3t" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("product", "version", "level"),
+    [
+        ("RabbitMQ", "3.9.29", "fail"),
+        ("RabbitMQ", "3.10.0", "ok"),
+        ("RabbitMQ", "3.13.7", "ok"),
+        ("RabbitMQ", "4.1.0-rc.1", "ok"),
+        ("RabbitMQ", "5.0.0", "warn"),
+        ("RabbitMQ", "", "warn"),
+        ("Other", "1", "warn"),
+        ("Lightbus embedded broker", "0.1.0", "ok"),
+    ],
+)
+def test_versions_that_will_do(product: str, version: str, level: str) -> None:
+    assert _version({"product": product, "version": version}).level == level
+
+
+@pytest.mark.parametrize(("death", "level"), [(1000, "ok"), (1004, "ok"), (1100, "warn"), (900, "warn"), ("?", "note")])
+def test_a_clock_that_is_off(death: Any, level: str) -> None:
+    letter = Delivery(None, 1, False, "", "", {"headers": {"x-death": [{"time": death}]}}, b"")  # type: ignore[arg-type]
+    assert _clock(letter, 1000.2, 1000.4).level == level
