@@ -149,6 +149,33 @@ class Consumer:
     def connected(self) -> bool:
         return self._subscriber.connection is not None and all(lane.consumer_tag for lane in self.lanes)
 
+    # --- how it is, for whoever asks from another thread
+
+    @property
+    def connection_state(self) -> tuple[str, str | None]:
+        """ "connected", or "disconnected" and why."""
+        error = self._subscriber.error
+        if self._subscriber.connection is not None and error is None:
+            return "connected", None
+        return "disconnected", None if error is None else str(error)
+
+    @property
+    def reading(self) -> bool:
+        """Whether the thread lives that owns the connection."""
+        return self._subscriber.alive
+
+    def running(self, now: float) -> list[tuple[str, float]]:
+        """The handlers that are running now, and for how many seconds each."""
+        while True:
+            with contextlib.suppress(RuntimeError):  # the loop changed the set meanwhile: look again
+                jobs = [(slot.job, slot.deadline) for slot in self._slots]
+                break
+        return [
+            (job[1].name, max(0.0, now - deadline + job[1].timeout))
+            for job, deadline in jobs
+            if job is not None and job[1] is not None and deadline < math.inf
+        ]
+
     # --- called by the subscriber's thread, run in the event loop
 
     def from_thread(self, function: Callable[..., object], *arguments: Any) -> None:

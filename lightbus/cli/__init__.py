@@ -15,6 +15,7 @@ COMMANDS = {
     "publish": "lightbus.cli.publish:publish",
     "dead": "lightbus.cli.dead:dead",
     "doctor": "lightbus.cli.doctor:doctor",
+    "health": "lightbus.cli.health:health",
     "topology": "lightbus.cli.topology:topology",
     "unbind": "lightbus.cli.unbind:unbind",
     "demo": "lightbus.cli.demo:demo",

@@ -8,10 +8,15 @@ import os
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from lightbus.cli import logs
+
+if TYPE_CHECKING:
+    from lightbus.health import HealthServer
+    from lightbus.worker import Worker
 
 EPILOG = """\b
 Examples:
@@ -19,6 +24,7 @@ Examples:
   lightbus worker billing.bus:app --queue slow --concurrency 4
   lightbus worker billing.bus:app --processes 4 --json-logs
   lightbus worker billing.bus:app --reload
+  lightbus worker billing.bus:app --health-port 8080     (curl localhost:8080/readyz)
 
 \b
 Signals:
@@ -73,6 +79,16 @@ Exit codes:
     help="The event loop; asyncio uses uvloop where it is installed.",
 )
 @click.option(
+    "--health-port",
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="Answer /livez and /readyz over HTTP: 200 or 503, and why, as JSON. With --processes, the second process "
+    "takes the next port, and so on.",
+)
+@click.option(
+    "--health-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where --health-port listens."
+)
+@click.option(
     "--supervised", hidden=True, help="Of a worker that a supervisor has started: its socket, number, banner."
 )
 def worker(
@@ -86,6 +102,8 @@ def worker(
     log_level: str,
     json_logs: bool,
     backend: str,
+    health_port: int | None,
+    health_host: str,
     supervised: str | None,
 ) -> None:
     """Handle the events of one app, until stopped.
@@ -110,6 +128,7 @@ def worker(
             f"--log-level={log_level}",
             f"--backend={backend}",
             *(["--json-logs"] if json_logs else []),
+            *([] if health_port is None else [f"--health-port={health_port}", f"--health-host={health_host}"]),
         ]
         folder = os.getcwd() if reload else None
         sys.exit(Supervisor(command, processes=processes, grace=grace, reload=folder).run())
@@ -118,6 +137,7 @@ def worker(
     try:
         app = targets.load_app(target)
         one = workers.Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
+        health = None if health_port is None else _serve_health(one, health_host, place.health_port(health_port))
     except errors.LightbusError:
         place.say_fatal()
         raise
@@ -126,6 +146,8 @@ def worker(
     if place.processes and not json_logs:
         about = banner.lines(app, target, one.consumer, processes=place.processes)
         banner.show(about, colour=logs.in_colour(sys.stderr))
+    if health is not None:
+        logger.info("Health: %s/livez and /readyz", health.url)
     how = " Press Ctrl-C to stop." if sys.stderr.isatty() else ""
     workers.leave_process(
         workers.run(
@@ -138,11 +160,21 @@ def worker(
     )
 
 
+def _serve_health(worker: Worker, host: str, port: int) -> HealthServer:
+    from lightbus.health import HealthServer
+
+    server = HealthServer(worker, host, port)
+    server.start()
+    return server
+
+
 class Place:
     """Which of how many processes this is, and its line to the supervisor."""
 
     line: socket.socket | None = None
     label = ""
+    number = 0
+    """From 1 on, where there are several."""
     processes = 1
     """For the banner; 0 where another process shows it."""
 
@@ -156,8 +188,13 @@ class Place:
         place.line = socket.socket(fileno=descriptor)
         place.line.set_inheritable(False)
         place.label = f"[{number}]" if number else ""
+        place.number = number
         place.processes = processes
         return place
+
+    def health_port(self, first: int) -> int:
+        """Each process has its own; 0 is for any free one."""
+        return first + max(0, self.number - 1) if first else 0
 
     def say_fatal(self) -> None:
         """Another process would fare no better."""

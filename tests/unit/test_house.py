@@ -34,6 +34,7 @@ ORDER = [
     "dead",
     "inspection",
     "worker",
+    "health",
     "testing",
     "cli",
     "__main__",

@@ -1,0 +1,83 @@
+"""`lightbus health`: does anybody handle this app's events? For people in a hurry, and for probes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lightbus import Lightbus
+
+EPILOG = """\b
+Examples:
+  lightbus health billing.bus:app
+  lightbus health billing.bus:app --json
+  lightbus health billing.bus:app || page-somebody
+
+\b
+Exit codes:
+  0  the broker answers, each queue is there, and each has a consumer
+  1  not so: it says what is wrong, and what to do
+  2  the command line, or what MODULE:ATTR names, is wrong
+
+\b
+This asks the broker. A worker tells of itself with --health-port:
+  lightbus worker billing.bus:app --health-port 8080
+  curl localhost:8080/readyz
+"""
+
+
+@click.command(short_help="Does anybody handle this app's events?", epilog=EPILOG)
+@click.argument("target", metavar="MODULE:ATTR")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def health(target: str, as_json: bool) -> None:
+    """Ask the broker whether an app's events are handled: does it answer, is each queue there, has each a consumer?"""
+    from lightbus.cli import logs
+    from lightbus.cli import target as targets
+
+    logs.configure("error")
+    app = targets.load_app(target)
+    problems, queues = _ask(app, target)
+    if as_json:
+        answer = {"healthy": not problems, "broker": app.broker.masked, "queues": queues, "problems": problems}
+        click.echo(json.dumps(answer, indent=1))
+    else:
+        for queue in queues:
+            click.echo(f"{queue['name']}: {queue['ready']:,} ready, {queue['consumers']} consuming")
+        for problem in problems:
+            click.echo(f"Unhealthy: {problem}", err=True)
+        if not problems:
+            click.echo("Healthy.")
+    sys.exit(1 if problems else 0)
+
+
+def _ask(app: Lightbus, target: str) -> tuple[list[str], list[dict[str, Any]]]:
+    from lightbus import errors, inspection
+    from lightbus.connection import LOST, describe
+
+    try:
+        connection = app.broker.connect(f"lightbus {app.name} health")
+        try:
+            states = inspection.queue_states(connection, inspection.consumed(app))
+        except LOST as error:
+            raise describe(error, app.broker.addresses[0]) from error
+        finally:
+            connection.close()
+    except errors.BrokerError as error:
+        return [str(error)], []
+    problems = []
+    for state in states:
+        if not state.exists:
+            problems.append(f"the queue {state.name} is not there. Start a worker: lightbus worker {target}")
+        elif not state.consumers:
+            problems.append(
+                f"nobody consumes {state.name} ({state.ready:,} ready). Start one: lightbus worker {target}"
+            )
+    queues = [
+        {"name": state.name, "exists": state.exists, "ready": state.ready, "consumers": state.consumers}
+        for state in states
+    ]
+    return problems, queues

@@ -1,0 +1,212 @@
+"""Whether a worker is well, as its probes and `lightbus health` tell it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from lightbus import Lightbus
+from lightbus.connection import declare
+from lightbus.health import STUCK_LOOP, report
+from lightbus.worker import Worker
+from tests.bus import connected, eventually
+from tests.processes import Program, lightbus, wait_until
+
+BUS = """\
+from lightbus import Lightbus, Retry
+
+app = Lightbus("billing", retry=Retry(delays=(5,)))
+
+@app.on("invoice.*")
+async def charge(invoice: dict): ...
+
+@app.on("invoice.*", queue="slow")
+async def report(invoice: dict): ...
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "billing.py").write_text(BUS)
+    return tmp_path
+
+
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/bus.db"
+    found: str = request.getfixturevalue("rabbitmq_url")
+    return found
+
+
+def probe(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+# --- over HTTP --------------------------------------------------------------------------------
+
+
+def test_a_worker_tells_of_itself_on_its_health_port(folder: Path, url: str) -> None:
+    with Program("worker", "billing:app", "--health-port", "0", folder=folder, url=url) as worker:
+        base = worker.wait_for(r"Health: (http://127\.0\.0\.1:\d+)/livez and /readyz")[1]
+        worker.wait_for("Ready")
+        wait_until(lambda: probe(f"{base}/readyz")[0] == 200, "ready")
+        status, body = probe(f"{base}/livez?verbose")
+        assert (status, body["live"], body["ready"], body["problems"]) == (200, True, True, [])
+        assert [queue["name"] for queue in body["queues"]] == ["billing", "billing.slow"]
+        assert all(queue["subscribed"] for queue in body["queues"])
+        assert probe(f"{base}/")[0] == 404
+        assert worker.end(signal.SIGTERM) == 0
+    assert "GET" not in worker.output
+
+
+def test_a_worker_without_its_broker_lives_and_is_not_ready(folder: Path) -> None:
+    url = "amqp://ann:s3cr3t@127.0.0.1:1/"
+    with Program("worker", "billing:app", "--health-port", "0", folder=folder, url=url) as worker:
+        base = worker.wait_for(r"Health: (http://127\.0\.0\.1:\d+)/livez and /readyz")[1]
+        wait_until(lambda: "Connection refused" in json.dumps(probe(f"{base}/readyz")[1]), "the reason")
+        status, body = probe(f"{base}/readyz")
+        assert status == 503
+        assert body["problems"][0] == "it has not started yet"
+        assert body["problems"][1].startswith("not connected: No connection to amqp://ann:**@127.0.0.1:1/")
+        assert probe(f"{base}/livez")[0] == 200  # to start it again would not help
+        assert "s3cr3t" not in json.dumps(body)
+
+
+def test_a_port_that_is_taken_is_said(folder: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        url = f"sqlite:///{tmp_path}/bus.db"
+        done = lightbus("worker", "billing:app", "--health-port", str(port), folder=folder, url=url)
+    assert done.returncode == 1
+    assert f"--health-port: 127.0.0.1:{port} cannot be had: Address already in use." in done.stderr
+
+
+def test_each_of_several_processes_has_a_port(folder: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/bus.db"
+    with Program("worker", "billing:app", "--processes", "2", "--health-port", "0", folder=folder, url=url) as worker:
+        bases = {worker.wait_for(r"Health: (http://\S+)/livez")[1] for _ in range(2)}
+        assert len(bases) == 2
+        for base in bases:
+            wait_until(lambda base=base: probe(f"{base}/readyz")[0] == 200, base)  # type: ignore[misc]
+
+
+# --- what is told -----------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Lightbus, **options: Any) -> AsyncIterator[Worker]:
+    worker, stop = Worker(app, **options), anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker.serve, stop)
+        await eventually(lambda: worker.started and worker.consumer.beat is not None)
+        yield worker
+        stop.set()
+
+
+@pytest.fixture
+def app(url: str) -> Lightbus:
+    return Lightbus("billing", url=url)
+
+
+@pytest.mark.anyio
+async def test_a_blocked_event_loop_is_told_and_is_no_deafness(app: Lightbus) -> None:
+    async with serving(app) as worker:
+        await eventually(lambda: report(worker).ready)
+        found = report(worker, time.monotonic() + 60)
+        assert (found.live, found.ready) == (True, False)
+        assert found.problems == ["the event loop has not run for 60 s: a handler blocks it"]
+        assert not report(worker, time.monotonic() + STUCK_LOOP + 5).live
+
+
+@pytest.mark.anyio
+async def test_handlers_that_hold_everything_are_told_and_are_no_illness(app: Lightbus) -> None:
+    go_on = anyio.Event()
+
+    @app.on("invoice.paid")
+    async def slow(invoice: dict[str, Any]) -> None:
+        await go_on.wait()
+
+    class Paid:
+        number: int = 0
+
+    app.event("invoice.paid")(Paid)
+    event = next(iter(app.events.values())).cls()
+    async with serving(app, prefetch=2) as worker:
+        for _ in range(4):
+            await app.publish(event)
+        await eventually(lambda: report(worker).body["queues"][0]["prefetch_full"])
+        found = report(worker, time.monotonic() + 5)
+        assert found.ready, found.problems
+        assert found.body["handlers"]["running"]["count"] == 2
+        oldest = found.body["handlers"]["running"]["oldest"]
+        assert oldest["handler"] == "slow"
+        assert oldest["seconds"] >= 5
+        assert found.body["publisher"]["state"] == "connected"
+        go_on.set()
+        await eventually(lambda: report(worker).body["handlers"]["ended"], 4)
+
+
+@pytest.mark.anyio
+async def test_the_watchdogs_proof_and_its_suspicion_are_told(app: Lightbus) -> None:
+    async with serving(app) as worker:
+        (lane,) = worker.consumer.lanes
+        assert report(worker).body["queues"][0]["consumption_proven_seconds_ago"] is None
+        lane.watch.interval = lane.watch.next_look = 0.1
+        await eventually(lambda: report(worker).body["queues"][0]["consumption_proven_seconds_ago"] is not None)
+        lane.watch.interval = 60.0
+        lane.watch.suspicion = "7 events wait in the queue 'billing', and none of them arrives here"
+        found = report(worker)
+        assert (found.live, found.ready) == (True, False)
+        assert found.problems[0].startswith("connected but perhaps deaf: 7 events wait")
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def test_health_asks_the_broker_whether_anybody_consumes(folder: Path, url: str) -> None:
+    def health(*options: str) -> Any:
+        return lightbus("health", "billing:app", *options, folder=folder, url=url)
+
+    done = health()
+    assert done.returncode == 1
+    assert "the queue billing is not there. Start a worker: lightbus worker billing:app" in done.stderr
+    app = Lightbus("billing", url=url)
+    app.on("invoice.*", queue="slow")(lambda body: None)
+    with connected(url) as connection:
+        declare(connection, app.topology())
+    done = health("--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["queues"][0] == {"name": "billing", "exists": True, "ready": 0, "consumers": 0}
+    with Program("worker", "billing:app", folder=folder, url=url) as worker:
+        worker.wait_for("Ready")
+        done = health()
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "billing: 0 ready, 1 consuming\nbilling.slow: 0 ready, 1 consuming\nHealthy.\n"
+
+
+def test_health_without_a_broker_says_so_without_the_password(folder: Path) -> None:
+    done = lightbus("health", "billing:app", folder=folder, url="amqp://ann:s3cr3t@127.0.0.1:1/")
+    assert done.returncode == 1
+    assert "Unhealthy: No connection to amqp://ann:**@127.0.0.1:1/: Connection refused." in done.stderr
+    assert "s3cr3t" not in done.stdout + done.stderr
