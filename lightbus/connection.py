@@ -324,13 +324,25 @@ def _declare_exchange(channel: Channel, exchange: Exchange, *, passive: bool = F
 
 
 def _declare_shared(connection: Connection, exchange: Exchange) -> None:
-    """Passively first: a user with few permissions may use the bus exchange, but not declare it."""
+    """Passively first: a user with few permissions may use others' exchanges, but not declare them.
+
+    Raises:
+        errors.TopologyMissing: another app's is not there, and is not ours to declare. It comes when that app starts.
+    """
     probe = connection.channel()
     try:
         _declare_exchange(probe, exchange, passive=True)
     except amqp.exceptions.NotFound:
         channel = connection.channel()
-        _declare_exchange(channel, exchange)
+        try:
+            _declare_exchange(channel, exchange)
+        except amqp.exceptions.AccessRefused as error:
+            if exchange.internal:
+                raise
+            raise errors.TopologyMissing(
+                f"The exchange {exchange.name!r}, which a handler names with source=, is not there, and this user may "
+                f"not declare it. Is it the app's right name? It comes when {exchange.name!r} first starts."
+            ) from error
         channel.close()
     else:
         probe.close()

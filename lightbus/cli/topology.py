@@ -62,6 +62,13 @@ def permissions(target: str, user: str | None, vhost: str | None, as_json: bool)
         click.echo(json.dumps({"user": user, "vhost": vhost, "configure": configure, "write": write, "read": read}))
     else:
         click.echo(shlex.join(["rabbitmqctl", "set_permissions", "-p", vhost, user, configure, write, read]))
+    if others := sources(app):
+        click.echo(
+            f"Note: reading the exchange of {', '.join(others)} (for source=) covers the queue of the same name, which "
+            "this user could read as well, and its binding to the bus, which it could remove: RabbitMQ's permissions "
+            "go by name. Where apps do not trust each other so far, leave source= out and look at Message.source.",
+            err=True,
+        )
 
 
 def rules(app: Lightbus) -> tuple[str, str, str]:
@@ -69,8 +76,12 @@ def rules(app: Lightbus) -> tuple[str, str, str]:
     from lightbus.topology import BUS
 
     own = rf"{app.name}(\..+)?"
-    sources = sorted({one.source for one in app.handlers.values() if one.source} - {app.name})
-    return rf"^{own}$", rf"^({own}|{BUS})$", rf"^({'|'.join([own, BUS, *sources])})$"
+    return rf"^{own}$", rf"^({own}|{BUS})$", rf"^({'|'.join([own, BUS, *sources(app)])})$"
+
+
+def sources(app: Lightbus) -> list[str]:
+    """The other apps that handlers name with source=."""
+    return sorted({one.source for one in app.handlers.values() if one.source} - {app.name})
 
 
 def _vhost(app: Lightbus) -> str:
