@@ -6,6 +6,7 @@ can write: attempt, handler, source and routing key of a copy are read only from
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -72,12 +73,22 @@ def encode(event_type: EventType, event: object) -> bytes:
     try:
         body = _encoder.encode(event)
         _decoder(event_type.cls).decode(body)
+        if b"null" in body and _holds_no_number(msgspec.to_builtins(event)):
+            raise ValueError("it has a NaN or an infinity, which JSON cannot carry (it would arrive as null)")
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.InvalidPayload(
             f"event {event_type.name!r} was not sent: {error}. "
             f"Give the fields of {event_type.cls.__name__} values of the types that it declares."
         ) from error
     return check_size(event_type.name, body)
+
+
+def _holds_no_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(_holds_no_number(part) for pair in value.items() for part in pair)
+    return isinstance(value, (list, tuple, set, frozenset)) and any(_holds_no_number(part) for part in value)
 
 
 def check_size(name: str, body: bytes) -> bytes:

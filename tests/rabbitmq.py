@@ -200,10 +200,12 @@ class Node:
     def add_vhosts(self, names: list[str]) -> None:
         """Create virtual hosts with all permissions for `guest`: all in one call, since each call costs a second."""
         binaries = ", ".join(f'<<"{name}">>' for name in names)
+        # At the same time: one after the other, each takes as long as a test.
         self.ctl(
             "eval",
-            f"[begin rabbit_vhost:add(V, <<>>), rabbit_auth_backend_internal:set_permissions("
-            f'<<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<>>) end || V <- [{binaries}]], ok.',
+            f"Names = [{binaries}], rpc:pmap({{rabbit_vhost, add}}, [<<>>], Names), "
+            '[rabbit_auth_backend_internal:set_permissions(<<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<>>) '
+            "|| V <- Names], ok.",
         )
 
     def close(self) -> None:
