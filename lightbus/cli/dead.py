@@ -122,9 +122,10 @@ def dead() -> None:
 @click.option("--limit", type=click.IntRange(0), help="Show so many at most; 0 for all.  [default: 50]")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 def list_(target: str, stats: bool, limit: int | None, as_json: bool, **given: Any) -> None:
-    """List the dead letters of an app, in the order of their queue (roughly the oldest first).
+    """List the dead letters of an app, in the order of their queue.
 
-    Looking changes nothing: the letters are taken and given back. While it looks, another command sees fewer of them.
+    Looking changes no letter: they are taken and given back, in an order that may differ. While it looks, another
+    command sees fewer of them.
     """
     app, wanted = _start(target, given)
     most = (None if stats else 50) if limit is None else limit or None

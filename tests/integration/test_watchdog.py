@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ from lightbus.connection import declare
 from lightbus.consumer import Consumer
 from lightbus.watchdog import REBUILDS
 from tests.bus import QUICK, OrderPlaced, connected, eventually, running
+from tests.processes import Program
 
 SOON = 0.15
 
@@ -47,9 +49,10 @@ def errors_logged(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if words in record.getMessage()]
 
 
-pytestmark = [pytest.mark.anyio, pytest.mark.rabbitmq]
+pytestmark = [pytest.mark.anyio]
 
 
+@pytest.mark.rabbitmq
 async def test_a_queue_that_is_deleted_and_declared_again_at_once_is_consumed_again(
     billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -68,6 +71,7 @@ async def test_a_queue_that_is_deleted_and_declared_again_at_once_is_consumed_ag
         assert consumer.lanes[0].watch.rebuilds == 0
 
 
+@pytest.mark.rabbitmq
 async def test_deafness_is_said_with_its_reason_and_what_is_done_about_it(
     billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,6 +102,7 @@ def cancel_behind_its_back(consumer: Consumer) -> None:
     subscriber.wake()
 
 
+@pytest.mark.rabbitmq
 async def test_every_worker_of_a_queue_that_was_declared_again_hears_again(billing: Lightbus) -> None:
     """The first to begin anew hears everything, and nothing waits: the other one begins anew all the same."""
     async with running(billing, billing) as bus:
@@ -113,6 +118,7 @@ def consumers_of(app: Lightbus) -> int:
         return int(connection.channel().queue_declare(app.name, passive=True).consumer_count)
 
 
+@pytest.mark.rabbitmq
 async def test_full_prefetches_and_slow_handlers_are_not_deafness(
     billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,6 +155,7 @@ def count_looks(consumer: Consumer) -> list[dict[str, Any]]:
     return looks
 
 
+@pytest.mark.rabbitmq
 async def test_a_consumer_that_stays_deaf_gives_up_and_says_why(billing: Lightbus) -> None:
     consumer = billing.consumer()
     look_often(consumer)
@@ -180,3 +187,29 @@ async def test_the_embedded_broker_is_watched_as_well(caplog: pytest.LogCaptureF
         cancel_behind_its_back(consumer)
         await eventually(lambda: errors_logged(caplog, "deaf"))
         await eventually(lambda: consumer.connected)
+
+
+DEAF = """\
+from lightbus import Lightbus
+from lightbus.subscriber import Subscriber
+from lightbus.watchdog import Watch
+
+app = Lightbus("billing")
+opened = Subscriber.opened
+
+def opened_in_vain(self, connection):
+    opened(self, connection)
+    for lane in self.lanes:
+        lane.channel.basic_cancel(lane.consumer_tag)
+
+Subscriber.opened = opened_in_vain
+Watch.__init__.__defaults__ = (0.1,)
+"""
+
+
+def test_a_worker_that_stays_deaf_ends_with_exit_code_1_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "billing.py").write_text(DEAF)
+    with Program("worker", "billing:app", folder=tmp_path, url=f"sqlite:///{tmp_path}/bus.db") as worker:
+        assert worker.end() == 1
+    assert "Connected but deaf: the broker knows of no consumer on the queue 'billing'" in worker.output
+    assert "Giving up, so that whoever supervises this worker knows." in worker.output
