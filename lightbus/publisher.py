@@ -212,7 +212,8 @@ class Publisher(ConnectionThread):
 
     def _send_or_wake(self) -> None:
         """Send what is waiting from this very thread where nothing stands in the way, else wake the one that owns the
-        connection: without the change of threads, an event published alone takes a third less time.
+        connection: without the change of threads, an event published alone takes about a fifth less time and CPU (the
+        median of five pairs of runs on RabbitMQ 3.10.8).
         """
         if not self._sending.acquire(blocking=False):
             self.wake()
