@@ -36,7 +36,6 @@ NOT_DELAYED = -1
 HERE_AT_ONCE = 500
 """Messages that a caller's own thread sends at once at most; more are the connection's thread's work."""
 IDLE = 60.0
-EXPIRY_CHECK = 0.5
 RENEW_AFTER, RENEW_EVERY, RENEW_WAIT = 1.0, 5.0, 2.0
 """Seconds: after a nack the channel is replaced, not more often than this, if what is in flight is settled so soon."""
 

@@ -16,8 +16,6 @@ import click
 if TYPE_CHECKING:
     from lightbus import Lightbus
 
-HELP = "MODULE:ATTR"
-
 
 def load_app(target: str) -> Lightbus:
     """The app that `billing.bus:app` names; `billing.bus` will do where the module has one app.
