@@ -218,7 +218,8 @@ async def dead_letters(app: Lightbus, count: int = 1) -> list[Delivery]:
     taken: list[Delivery] = []
     deadline = time.monotonic() + LIMIT
     while True:
-        with contextlib.suppress(amqp.exceptions.NotFound):
+        # A queue that was just declared may not be there yet, or (541 noproc) its leader may not.
+        with contextlib.suppress(amqp.exceptions.NotFound, amqp.exceptions.InternalError):
             taken += await left_in(app, f"{app.name}.dead")
         if len(taken) >= count:
             return taken
