@@ -18,7 +18,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 
-.PHONY: help demo test lint bench faults setup rabbitmq lock clean
+.PHONY: help demo test lint docs pictures bench faults setup rabbitmq lock clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -27,14 +27,24 @@ help:  ## show this list
 demo: $(READY)  ## three services over the embedded broker; options go in ARGS, as in ARGS="--url amqp://localhost"
 	@$(PYTHON) -m lightbus demo $(ARGS)
 
+# Four files at a time, since tests wait more than they work. Each of the four processes has a node of its own.
 test: $(READY) rabbitmq  ## all tests; some of them with pytest's options in ARGS, as in ARGS="tests/unit -x"
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest $(or $(ARGS),-n 4 --dist loadfile)
 
 lint: $(READY)  ## ruff, mypy and pyright
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -m pyright --pythonpath $(PYTHON)
+
+docs: $(READY)  ## the documentation as a site, in docs/_build/html; a warning is an error
+	@$(PYTHON) -m sphinx --builder html --fail-on-warning --keep-going --quiet --fresh-env \
+	  --doctree-dir docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+pictures: $(READY)  ## the drawings and recordings of the documentation anew
+	@$(PYTHON) docs/site/pictures.py
+	@$(PYTHON) docs/site/recordings.py
 
 bench: $(READY) rabbitmq  ## measure against the peers (under 30 minutes), or a part of it, as in CASE=consume (under 3)
 	@$(PYTHON) -m benchmarks $(if $(CASE),--case $(CASE)) $(ARGS)
@@ -48,7 +58,7 @@ setup: $(READY) rabbitmq  ## only set up: the environment in .venv, and RabbitMQ
 # Exact versions, so that a test that passes today passes tomorrow.
 $(READY): pyproject.toml requirements-dev.txt
 	@$(find_python) \
-	echo "Setting up $(VENV) with $$("$$python" --version) ..."; \
+	echo "Setting up $(VENV) with $$("$$python" --version) (once, about a minute) ..."; \
 	rm -rf $(VENV); "$$python" -m venv $(VENV)
 	@$(PIP) install --requirement requirements-dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
@@ -79,24 +89,28 @@ fi;
 endef
 
 # The tests start nodes of their own, so the package's service must not start: policy-rc.d forbids it meanwhile.
+# amqp-tools has amqp-publish, which one example uses.
 rabbitmq:
-	@if PATH="$(RABBITMQ_FOLDERS):$$PATH" command -v rabbitmq-server >/dev/null; then exit 0; fi; \
+	@packages=; \
+	PATH="$(RABBITMQ_FOLDERS):$$PATH" command -v rabbitmq-server >/dev/null || packages=rabbitmq-server; \
+	command -v amqp-publish >/dev/null || packages="$${packages:+$$packages }amqp-tools"; \
+	if [ -z "$$packages" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-	  echo "RabbitMQ is not installed, so its tests will be skipped. On Debian and Ubuntu: sudo apt-get install rabbitmq-server" >&2; \
+	  echo "Not installed, so some tests will be skipped: $$packages. On Debian and Ubuntu: sudo apt-get install $$packages" >&2; \
 	  exit 0; \
 	fi; \
-	echo "Installing rabbitmq-server with apt-get (no service will run) ..."; \
+	echo "Installing with apt-get (no service will run): $$packages ..."; \
 	if [ ! -e $(POLICY) ]; then \
 	  trap 'rm -f $(POLICY)' EXIT; trap 'exit 130' INT TERM; \
 	  printf '#!/bin/sh\nexit 101\n' > $(POLICY); chmod 755 $(POLICY); \
 	fi; \
 	log=$$(mktemp); \
-	if $(APT_GET) update </dev/null >$$log 2>&1 \
-	  && $(APT_GET) install --yes --no-install-recommends rabbitmq-server </dev/null >>$$log 2>&1; then :; \
-	else \
+	$(APT_GET) update </dev/null >$$log 2>&1 || true; \
+	for package in $$packages; do \
+	  $(APT_GET) install --yes --no-install-recommends $$package </dev/null >>$$log 2>&1 && continue; \
 	  tail -n 5 $$log >&2; \
-	  echo "apt-get could not install rabbitmq-server, so its tests will be skipped." >&2; \
-	fi; \
+	  echo "apt-get could not install $$package, so tests that need it will be skipped." >&2; \
+	done; \
 	rm -f $$log
 
 # The groups in pyproject.toml say what is needed; the lock file says which versions. The oldest supported Python
@@ -104,12 +118,12 @@ rabbitmq:
 lock:  ## update requirements-dev.txt to the newest versions that pyproject.toml allows
 	@rm -rf .make/lock && python3.11 -m venv .make/lock
 	@.make/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	@.make/lock/bin/python -m pip install --quiet --editable ".[reload,trio,uvloop]" --group build --group test --group lint
+	@.make/lock/bin/python -m pip install --quiet --editable ".[reload,trio,uvloop]" --group build --group test --group docs --group lint
 	@{ echo "# Written by \`make lock\` from pyproject.toml: the versions that tests and checks run with."; \
 	  .make/lock/bin/python -m pip freeze --exclude-editable; } > requirements-dev.txt
 	@rm -rf .make/lock
 	@git diff --stat -- requirements-dev.txt
 
 clean:  ## remove the environment and what tools left behind
-	@rm -rf $(VENV) .venv-bench .make .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@rm -rf $(VENV) .venv-bench .make docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,12 +24,10 @@ from lightbus import Lightbus, Retry
 from lightbus.connection import Broker
 from lightbus.consumer import Consumer
 from lightbus.transport import Channel, Connection, Delivery, Publication
+from tests.patience import LIMIT
 
 QUICK = Retry(delays=(0.05, 0.1))
 """A ladder of three attempts within a fraction of a second."""
-
-LIMIT = 20.0
-"""Seconds after which nothing more is hoped for. Far above what anything takes: a busy machine is no failure."""
 
 SENTINEL = "tests-sentinel.all.is.quiet"
 

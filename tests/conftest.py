@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import rabbitmq as nodes
+from tests.integrations.example import MISSING
 
 VHOSTS_AT_ONCE = 40
 
@@ -19,6 +22,9 @@ _vhost_numbers = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rabbitmq: needs a RabbitMQ server to be installed (none needs to run)")
+    # xdist's processes ignore Ctrl-C, and so would all that they start: also the commands that tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -26,6 +32,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if skipped:
         terminalreporter.section("RABBITMQ IS MISSING", red=True, bold=True)
         terminalreporter.line(f"{len(skipped)} TESTS DID NOT RUN FOR LACK OF RABBITMQ. {nodes.INSTALL}", red=True)
+    lines = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    missing = sorted({line[line.rfind("Skipped: ") + 9 :].rstrip("')") for line in lines if MISSING in line})
+    if missing:
+        terminalreporter.section("PROGRAMS ARE MISSING", red=True, bold=True)
+        for line in missing:
+            terminalreporter.line(line, red=True)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Commands that a test runs in its own process set levels, which would hide records from later tests' `caplog`."""
+    root = logging.getLogger()
+    loggers = [root, *(each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger))]
+    before = [(each, each.level, each.disabled, each.propagate) for each in loggers]
+    handlers = root.handlers[:]
+    yield
+    root.handlers[:] = handlers
+    for each, level, disabled, propagate in before:
+        each.setLevel(level)
+        each.disabled, each.propagate = disabled, propagate
 
 
 def _need_rabbitmq() -> None:

@@ -10,18 +10,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from tests.patience import LIMIT
+from tests.patience import wait_until as wait_until
+
 ROOT = Path(__file__).parent.parent
-LIMIT = 30.0
-"""Seconds for anything that should happen."""
+LIGHTBUS = (sys.executable, "-m", "lightbus")
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("LIGHTBUS_", "NO_COLOR"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("LIGHTBUS_", "NO_COLOR", "FORCE_COLOR"))
+    }
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(extra or {})}
 
 
@@ -30,7 +34,7 @@ def lightbus(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     done = subprocess.run(
-        [sys.executable, "-m", "lightbus", *arguments],
+        [*LIGHTBUS, *arguments],
         cwd=folder,
         env=environment({"LIGHTBUS_URL": url, **(extra or {})}),
         input=given,
@@ -51,12 +55,13 @@ class Program:
         url: str,
         extra: Mapping[str, str] | None = None,
         stdin: IO[bytes] | None = None,
+        program: Sequence[str] = LIGHTBUS,
     ) -> None:
         self.lines: list[str] = []
         self._more = threading.Condition()
         self._seen = 0
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lightbus", *arguments],
+            [*program, *arguments],
             cwd=folder,
             env=environment({"LIGHTBUS_URL": url, **(extra or {})}),
             stdin=subprocess.DEVNULL if stdin is None else stdin,
@@ -118,6 +123,14 @@ class Program:
         self.process.wait()
 
 
+@contextlib.contextmanager
+def working(target: str, *options: str, folder: Path, url: str) -> Iterator[Program]:
+    """A worker that is ready."""
+    with Program("worker", target, *options, folder=folder, url=url) as worker:
+        worker.wait_for("Ready")
+        yield worker
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs (one that ended, and that nobody has asked about, does not)."""
     try:
@@ -130,11 +143,3 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Call it until it is true."""
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {LIMIT:g} s: {what}"
-        time.sleep(0.02)

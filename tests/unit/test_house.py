@@ -26,17 +26,21 @@ ORDER = [
     "handler",
     "settlement",
     "watchdog",
+    "loop",
     "connection",
     "publisher",
     "subscriber",
+    "pool",
     "consumer",
     "app",
     "dead",
     "inspection",
+    "tail",
     "worker",
     "health",
     "testing",
     "cli",
+    "pytest_plugin",
     "__main__",
 ]
 """A module imports from those before it only."""
@@ -53,6 +57,8 @@ HEAVY = {
     "kombu",
     "lightbus.cli",
     "lightbus.connection",
+    "lightbus.loop",
+    "lightbus.pytest_plugin",
     "lightbus.testing",
     "lightbus.transport.amqp",
     "lightbus.transport.sqlite",
@@ -124,8 +130,19 @@ def test_a_module_takes_names_from_where_they_are_made(name: str, path: Path) ->
     assert not through_the_door
 
 
+def test_the_public_names_are_imported_when_they_are_asked_for() -> None:
+    code = "import sys; import lightbus; print(*sorted(one for one in sys.modules if one.startswith('lightbus')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOUSE.parent)
+    assert done.stdout.split() == ["lightbus"]
+    assert [getattr(lightbus, name).__name__.removeprefix("lightbus.") for name in lightbus.__all__] == lightbus.__all__
+    with pytest.raises(AttributeError, match="module 'lightbus' has no attribute 'Bus'"):
+        lightbus.Bus  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Bus' from 'lightbus'"):
+        from lightbus import Bus  # type: ignore[attr-defined]  # noqa: F401
+
+
 def test_importing_lightbus_brings_in_nothing_heavy() -> None:
-    code = "import sys; before = set(sys.modules); import lightbus; print(*sorted(set(sys.modules) - before))"
+    code = "import sys; before = set(sys.modules); from lightbus import *; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOUSE.parent)
     assert set(done.stdout.split()) & HEAVY == set()
 

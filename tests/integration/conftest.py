@@ -1,0 +1,29 @@
+"""What tests of commands share: a folder with an app in it, and a broker that outlasts one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Has the `FILES` of the test's module, by their names."""
+    files: dict[str, str] = request.module.FILES
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/bus.db"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty broker, of each kind that several processes can use."""
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found

@@ -1,0 +1,40 @@
+"""How long tests wait: for what should happen, as long as it takes on a busy machine; a limit only ends a hang."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+LIMIT = 60.0
+"""Seconds after which nothing more is hoped for. Far above what anything takes."""
+
+DELAY = 15.0
+"""Seconds that a busy machine may add to what has a limit of its own."""
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Call it until it is true."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {LIMIT:g} s: {what}"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """The block has a limit of so many seconds, and keeps it: in code, not on the clock of a busy machine."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        took = time.monotonic() - began
+        assert took < seconds + DELAY, f"it took {took:.1f} s, where {seconds:g} s is the limit"
+
+
+def sometimes_within(seconds: float, attempt: Callable[[], float]) -> None:
+    """Repeat until an attempt returns less than this, in seconds: on a busy machine, not every one does."""
+    deadline, took = time.monotonic() + LIMIT, [attempt()]
+    while took[-1] >= seconds:
+        assert time.monotonic() < deadline, f"never within {seconds:g} s, but {min(took):.3f} s at best"
+        took.append(attempt())
