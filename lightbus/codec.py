@@ -43,8 +43,10 @@ ERROR_MESSAGE = "lightbus-error-message"
 ERROR_TRACEBACK = "lightbus-error-traceback"
 ERROR_TIME = "lightbus-error-time"
 
+DELIVERY_COUNT = "x-delivery-count"
+
 # RabbitMQ before 4.0.1 drops a message whose x-death shows a cycle, so a copy must not carry one on.
-_BROKER_HEADERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+_BROKER_HEADERS = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-acquired-count")
 _OWN_PREFIX = "lightbus-"
 
 # A header frame must fit the smallest frame that brokers negotiate (8 KB), together with the user's headers.
@@ -53,6 +55,9 @@ _MAX_MESSAGE = 1_000
 
 current_delivery: ContextVar[Delivery | None] = ContextVar("lightbus_current_delivery", default=None)
 """What is being handled here: the cause of what is published now."""
+
+UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
+"""What decoding a body raises, whatever is in it."""
 
 _encoder = msgspec.json.Encoder()
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
@@ -110,7 +115,7 @@ def decode(payload_type: Any, body: bytes) -> Any:
         raise errors.DecodeError(f"the body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}")
     try:
         return _decoder(payload_type).decode(body)
-    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except UNREADABLE as error:
         raise errors.DecodeError(f"the body cannot be read as {_type_name(payload_type)}: {error}") from error
 
 
@@ -286,6 +291,20 @@ def read_cause(delivery: Delivery) -> tuple[str, str]:
     return message_id, _text(properties.get("correlation_id")) or message_id
 
 
+def read_returns(delivery: Delivery) -> int:
+    """How often it came back unsettled (its worker died, say), as the broker counts; 0 where it does not say.
+
+    Quorum queues count, and the embedded broker. Classic queues do not, and hand on what a publisher wrote there.
+    """
+    if not delivery.redelivered:
+        return 0
+    try:
+        count = _headers(read_properties(delivery)).get(DELIVERY_COUNT)
+    except errors.DecodeError:
+        return 0
+    return count if type(count) is int else 0
+
+
 def copy_properties(
     app: str, delivery: Delivery, handler: str | None, attempt: int, queue: str, expiration: float | None = None
 ) -> Properties:
@@ -330,13 +349,43 @@ def copy_properties(
 
 def error_headers(error: BaseException) -> dict[str, Any]:
     """Why a dead letter is one, in headers that `lightbus dead show` prints."""
-    trace = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else ""
     return {
         ERROR_TYPE: f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")[:200],
         ERROR_MESSAGE: _clipped(errors.words(error), _MAX_MESSAGE),
-        ERROR_TRACEBACK: _clipped(trace, _MAX_TRACEBACK, keep_end=True),
+        ERROR_TRACEBACK: _clipped(_traceback(error), _MAX_TRACEBACK, keep_end=True),
         ERROR_TIME: datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _traceback(error: BaseException) -> str:
+    """As Python prints it. Of our own errors only the application's frames, and nothing where there are none: our
+    frames say less than the message.
+    """
+    if error.__traceback__ is None:
+        return ""
+    told = traceback.TracebackException.from_exception(error)
+    if isinstance(error, errors.LightbusError) and not _leave_out_machinery(told, error):
+        return ""
+    return "".join(told.format())
+
+
+def _leave_out_machinery(told: traceback.TracebackException, error: BaseException) -> bool:
+    """Also of its causes; whether any frame is left."""
+    any_left = False
+    chain: list[tuple[traceback.TracebackException | None, BaseException | None]] = [(told, error)]
+    while chain:
+        told_one, one = chain.pop()
+        if told_one is None or one is None:
+            continue
+        frames = [frame for frame, _ in traceback.walk_tb(one.__traceback__)]
+        told_one.stack[:] = [
+            summary for summary, frame in zip(told_one.stack, frames, strict=False) if not errors.is_machinery(frame)
+        ]
+        any_left = any_left or bool(told_one.stack)
+        chain += [(told_one.__cause__, one.__cause__), (told_one.__context__, one.__context__)]
+        if isinstance(one, BaseExceptionGroup):
+            chain += zip(told_one.exceptions or (), one.exceptions, strict=False)
+    return any_left
 
 
 def _clipped(text: str, limit: int, *, keep_end: bool = False) -> str:
@@ -390,7 +439,16 @@ def _remembered_id(delivery: Delivery) -> str:
     return str(properties["message_id"])
 
 
-def payload_reader(payload_type: Any) -> Callable[[bytes], Any]:
-    """`decode` for one type, resolved once."""
-    _decoder(payload_type)
-    return lambda body: decode(payload_type, body)
+def payload_reader(payload_type: Any) -> Callable[[Delivery], Any]:
+    """`decode` for the bodies of one type, resolved once: two calls less for each event, which are 4 % of its CPU."""
+    decode_body = _decoder(payload_type).decode
+
+    def read(delivery: Delivery) -> Any:
+        if len(delivery.body) <= MAX_BODY_BYTES:
+            try:
+                return decode_body(delivery.body)
+            except UNREADABLE:
+                pass
+        return decode(payload_type, delivery.body)  # for its error
+
+    return read

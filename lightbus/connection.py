@@ -1,7 +1,8 @@
 """A connection's life: open, declare, heartbeat, backoff, and again. One thread owns each connection.
 
-py-amqp locks writes but not reads, so only the owner reads; and heartbeats must go on while a handler
-blocks the event loop, so the owner is never the loop's thread.
+py-amqp locks writes but not reads, so one at a time uses it; and heartbeats must go on while a handler blocks the
+event loop, so the owner is never the loop's thread. But while the loop is quick to come, it reads in the thread's
+place (`loop.Attention`): a change of threads costs more than an event.
 """
 
 # kombu has no types:
@@ -9,7 +10,6 @@ blocks the event loop, so the owner is never the loop's thread.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -19,12 +19,11 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import amqp.exceptions
-import anyio.lowlevel
 import attrs
 import kombu.connection
 import kombu.entity
@@ -32,6 +31,7 @@ import kombu.exceptions
 from kombu.transport import TRANSPORT_ALIASES
 
 from lightbus import errors
+from lightbus.loop import Attention, Loop
 from lightbus.topology import Exchange, Topology
 from lightbus.transport import Channel, Connection
 
@@ -201,7 +201,7 @@ def _connect(address: Address, name: str, timeout: float) -> Connection:
     except errors.BrokerError:
         raise
     except LOST as error:
-        raise describe(error, address) from error
+        raise describe(error, address) from error.with_traceback(None)  # kombu's frames say less than its type
     return connection
 
 
@@ -241,6 +241,11 @@ def describe(error: BaseException, address: Address) -> errors.BrokerError:
     match error:
         case errors.BrokerError():
             return error
+        case ssl.SSLError() if getattr(error, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+            return errors.TLSRefused(
+                f"{where}: what answers there does not speak TLS ({error.reason}). Is it the port for amqp://? "
+                "RabbitMQ's own are 5671 for amqps:// and 5672 for amqp://."
+            )
         case ssl.SSLError():
             return errors.TLSRefused(
                 f"{where}: TLS failed: {error}. Is the host name the one in the certificate, "
@@ -260,7 +265,8 @@ def describe(error: BaseException, address: Address) -> errors.BrokerError:
         case amqp.exceptions.AccessRefused():
             return errors.AccessRefused(
                 f"{where}: permission missing ({_words(error)}). "
-                "Grant the app's user its own names: rabbitmqctl set_permissions (see the README on permissions)."
+                "Grant the app's user its own names: `lightbus topology permissions MODULE:ATTR` prints the "
+                "rabbitmqctl set_permissions line."
             )
         case amqp.exceptions.PreconditionFailed():
             return errors.TopologyConflict(_conflict(_words(error)))
@@ -348,33 +354,6 @@ def _declare_shared(connection: Connection, exchange: Exchange) -> None:
         probe.close()
 
 
-# --- the event loop, seen from another thread -------------------------------------------------
-
-Schedule = Callable[..., object]
-
-
-class Loop:
-    """How to run something soon in an event loop: asyncio's or trio's."""
-
-    __slots__ = ("soon", "soon_from_thread")
-
-    def __init__(self, soon: Schedule, soon_from_thread: Schedule) -> None:
-        self.soon = soon
-        """For the loop's own thread: in this round of the loop's, where it can be."""
-        self.soon_from_thread = soon_from_thread
-        """For any other thread; it never waits. Raises RuntimeError where the loop has ended."""
-
-
-def current_loop() -> Loop:
-    """The event loop that runs in this thread."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        native: Any = anyio.lowlevel.current_token().native_token
-        return Loop(native.run_sync_soon, native.run_sync_soon)
-    return Loop(loop.call_soon, loop.call_soon_threadsafe)
-
-
 # --- the thread -------------------------------------------------------------------------------
 
 
@@ -429,6 +408,13 @@ class ConnectionThread:
         self._starting = threading.Lock()
         self._wake = threading.Event()
         self._woken = False
+        self._using = threading.Lock()
+        """Whoever holds it uses the connection: this thread, or the loop that attends."""
+        self._loop: Loop | None = None
+        self._attention: Attention | None = None
+        self._standing_by = False
+        self._visits_seen = 0
+        self._own_until = 0.0
 
     def forget(self) -> None:
         """In a forked child: the connection is the parent's. Let go of it without a word to the broker."""
@@ -436,6 +422,7 @@ class ConnectionThread:
         if connection is not None:
             with contextlib.suppress(Exception):  # whatever is wrong with it, it is not ours
                 connection.collect()
+        self._forget_attention()
         self._start()
 
     # what a role fills in
@@ -450,6 +437,10 @@ class ConnectionThread:
 
     def work(self) -> float:
         """Send what is waiting; returns for how many seconds there will be nothing else to do."""
+        raise NotImplementedError
+
+    def read_in_loop(self) -> None:
+        """Read what has arrived and hand it on, in the event loop that attends, which must not wait."""
         raise NotImplementedError
 
     def lost(self, error: BaseException) -> None:
@@ -477,6 +468,11 @@ class ConnectionThread:
     def alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def attended(self) -> bool:
+        """Whether an event loop reads the connection now, and the thread stands by."""
+        return self._standing_by
+
     def wake(self) -> None:
         """Let the thread look for work at once. Cheap where it was woken already."""
         if self._woken:
@@ -484,8 +480,21 @@ class ConnectionThread:
         self._woken = True
         self._wake.set()
         connection = self.connection
-        if connection is not None:
+        if connection is not None and not self._standing_by:
             connection.interrupt()
+
+    def attended_by(self, loop: Loop) -> None:
+        """From the loop's own thread: let it read the connection, unless another one does already."""
+        if loop.can_watch and (self._loop is None or self._loop.ended):
+            self._loop = loop
+            self.wake()
+
+    def keep_reading(self) -> None:
+        """Somebody outside of the loop waits for what arrives: for a second now, nobody but the thread reads."""
+        if self._attention is not None:
+            self._own_until = time.monotonic() + TICK
+            if self._standing_by:
+                self.wake()
 
     def stop(self, timeout: float) -> None:
         """End the thread and close its connection, within `timeout` seconds."""
@@ -531,6 +540,13 @@ class ConnectionThread:
         """One epoch, from opening to the end."""
         connection = self.broker.connect(self.name)
         self.connection = connection
+        with self._using:
+            try:
+                self._work_on(connection)
+            finally:
+                self._end_attention()
+
+    def _work_on(self, connection: Connection) -> None:
         try:
             self.opened(connection)
         except LOST as error:
@@ -539,17 +555,86 @@ class ConnectionThread:
         self.error = None
         next_tick = time.monotonic() + TICK
         while not self.stopping:
+            self._wake.clear()
             self._woken = False
-            timeout = self.work()
-            with contextlib.suppress(TimeoutError):
-                connection.drain_events(min(timeout, TICK))
+            timeout = min(self.work(), TICK)
+            attention = self._present_attention(connection)
+            if attention is None:
+                with contextlib.suppress(TimeoutError):
+                    connection.drain_events(timeout)
+            elif not attention.connection.catch_up():
+                self._stand_by(attention, timeout)
             if time.monotonic() >= next_tick:
+                self._look_whether_the_loop_comes(connection)
                 connection.heartbeat_tick()
                 next_tick = time.monotonic() + TICK
         self.closing()
         self.connection = None
         with contextlib.suppress(*LOST):
             connection.close()
+
+    # while an event loop attends
+
+    def _present_attention(self, connection: Connection) -> Attention | None:
+        """The event loop's attention, where it reads now. Where it does not but could, it is invited."""
+        if self._loop is None or time.monotonic() < self._own_until:
+            return None
+        attention = self._attention
+        if attention is not None and attention.loop.ended:
+            self._forget_attention()
+            attention = None
+        if self._loop.ended:
+            return None
+        if attention is None:
+            watched = connection.watched()
+            if watched is None:
+                return None
+            watched.on_unsent = self.wake
+            attention = Attention(self._loop, watched, using=self._using, read=self.read_in_loop, wake=self.wake)
+            self._attention, self._visits_seen = attention, -1
+        if attention.comes:
+            return attention
+        try:
+            attention.invite()
+        except RuntimeError:
+            self._forget_attention()
+        return None
+
+    def _stand_by(self, attention: Attention, timeout: float) -> None:
+        self._standing_by = True
+        self._using.release()
+        try:
+            with contextlib.suppress(RuntimeError):  # it has ended, which is seen when it is missed
+                attention.invite()
+            if not self.stopping:
+                self._wake.wait(timeout)
+        finally:
+            self._using.acquire()
+            self._standing_by = False
+        if attention.error is not None:
+            raise attention.error
+
+    def _look_whether_the_loop_comes(self, connection: Connection) -> None:
+        attention = self._attention
+        if attention is None or not attention.comes or time.monotonic() < self._own_until:
+            return
+        if attention.visits == self._visits_seen:
+            # Nothing has arrived, or nobody looked: then the thread reads until the loop comes back.
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(0)
+                attention.comes = False
+        self._visits_seen = attention.visits
+
+    def _forget_attention(self) -> None:
+        """The loop has ended (or this is a forked child); the connection may live on."""
+        attention, self._attention = self._attention, None
+        if attention is not None:
+            attention.forget()
+
+    def _end_attention(self) -> None:
+        attention, self._attention = self._attention, None
+        if attention is not None:
+            attention.end()
 
     def _end(self, error: BaseException) -> None:
         connection, self.connection = self.connection, None

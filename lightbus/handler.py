@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import anyio
-import anyio.lowlevel
-import anyio.to_thread
 import attrs
 import msgspec
 
@@ -38,15 +35,16 @@ class Handler:
     """Seconds."""
     concurrency: int | None
     """How many may run at once in one worker process; None leaves it to the worker."""
-    function: Callable[..., Awaitable[Any]]
-    """The user's function; a plain one goes to a thread."""
+    function: Callable[..., Any]
+    """The user's function."""
+    is_async: bool
+    """Whether it is awaited in the event loop; else it runs in a thread."""
     arguments: Callable[[Delivery], Arguments]
     """Fills the function's parameters from a delivery.
 
     Raises:
         errors.DecodeError: the delivery cannot be read as what they are annotated with.
     """
-    original: Callable[..., Any]
 
     def hears(self, source: str, event: str) -> bool:
         return (self.source is None or self.source == source) and any(
@@ -134,22 +132,8 @@ def _routine(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if inspect.isroutine(function) else type(function).__call__
 
 
-_threads: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("lightbus_threads")
-
-
-def _thread_limiter() -> anyio.CapacityLimiter:
-    """anyio allows 40 threads by default; here a worker's `concurrency` is what bounds them."""
-    try:
-        return _threads.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(10_000)
-        _threads.set(limiter)
-        return limiter
-
-
-def as_async(function: Callable[..., Any], owner: str) -> Callable[..., Awaitable[Any]]:
-    """The function itself if it is async; else one that runs it in a thread.
-
+def check_function(function: Callable[..., Any], owner: str) -> Callable[..., Any]:
+    """
     Raises:
         errors.InvalidHandler: not callable, or a generator.
     """
@@ -157,16 +141,7 @@ def as_async(function: Callable[..., Any], owner: str) -> Callable[..., Awaitabl
         raise errors.InvalidHandler(f"{owner} is not a function. Decorate a function, async or plain.")
     if inspect.isgeneratorfunction(_routine(function)) or inspect.isasyncgenfunction(_routine(function)):
         raise errors.InvalidHandler(f"{owner} is a generator, which nobody would iterate. Return instead of yielding.")
-    if is_async(function):
-        return function
-
-    async def in_thread(*arguments: Any) -> Any:
-        # A thread cannot be stopped: after a timeout it is left to end by itself, the event is retried meanwhile.
-        result = await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=_thread_limiter())
-        # A plain function around an async one (a decorator's, mostly) returns what is yet to be run.
-        return await result if inspect.isawaitable(result) else result
-
-    return in_thread
+    return function
 
 
 def read_signature(
@@ -180,7 +155,9 @@ def read_signature(
     readers: list[Callable[[Delivery], Any]] = []
     payload: str | None = None
     left_out: str | None = None
-    for parameter in _parameters(function, owner, local_names):
+    parameters = _parameters(function, owner, local_names)
+    _refuse_unbound(parameters, owner)
+    for parameter in parameters:
         if parameter.annotation is Message:
             if left_out is not None:
                 raise errors.InvalidHandler(
@@ -200,6 +177,18 @@ def read_signature(
             payload = parameter.name
             readers.append(_payload_reader(parameter, owner))
     return _combine(readers)
+
+
+def _refuse_unbound(parameters: Sequence[inspect.Parameter], owner: str) -> None:
+    """
+    Raises:
+        errors.InvalidHandler: a method, decorated where its object is not there yet.
+    """
+    if parameters and parameters[0].name == "self" and parameters[0].annotation is inspect.Parameter.empty:
+        raise errors.InvalidHandler(
+            f"{owner} is a method, and there is no object yet to call it on. Decorate a function; or, once the object "
+            "is there, register its method: app.on('user.registered')(service.handle)."
+        )
 
 
 def _combine(readers: list[Callable[[Delivery], Any]]) -> Callable[[Delivery], Arguments]:
@@ -281,8 +270,7 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
             "but an event's payload is an object "
             "with fields. Annotate it with a class (or dict) that has the fields you need."
         )
-    read = codec.payload_reader(wanted)
-    return lambda delivery: read(delivery.body)
+    return codec.payload_reader(wanted)
 
 
 def _is_scalar(info: msgspec.inspect.Type) -> bool:

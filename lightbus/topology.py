@@ -97,12 +97,19 @@ def check_app_name(name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise errors.InvalidName(
             f"app name {name!r}: use a lower-case letter, then letters, digits, '_' and '-' (no dots), as in "
-            "'billing'. It names the app's exchange and queue."
+            f"{_near_name(name)!r}. It names the app's exchange and queue."
         )
     if name == BUS or len(name) > 100:
         why = "is the name of the bus exchange itself" if name == BUS else "is longer than 100 characters"
         raise errors.InvalidName(f"app name {name[:40]!r} {why}. Choose another one.")
     return name
+
+
+def _near_name(name: object) -> str:
+    """The app name that somebody who wrote this one may want: 'Billing Service' -> 'billing-service'."""
+    words = re.findall(r"[a-z0-9_]+", name.lower()) if isinstance(name, str) and name.isascii() else []
+    near = "-".join(words).lstrip("0123456789_-")
+    return near if near and near != BUS else "billing"
 
 
 def check_queue_suffix(suffix: object, owner: str) -> str:

@@ -7,6 +7,7 @@ handler blocks the event loop, which is why a thread, not the loop, brings the w
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import logging
 import math
@@ -26,7 +27,7 @@ import anyio.to_thread
 
 from lightbus import connection, errors
 from lightbus.app import Lightbus
-from lightbus.connection import Schedule, current_loop
+from lightbus.loop import Schedule, current_loop
 
 logger = logging.getLogger("lightbus")
 
@@ -38,8 +39,6 @@ ECHO = 0.3
 """Seconds within which a second signal is an echo of the first: `timeout` and `make` send two at once."""
 
 LAST_WORDS = "Stopped at once. What was in flight is delivered again.\n"
-
-_MACHINERY = frozenset({"lightbus", "anyio", "asyncio", "trio", "uvloop", "contextlib"})
 
 STOP, READY, FATAL = b"S", b"R", b"F"
 """What a supervisor and its worker say to each other; the end of the stream says that the other one has gone."""
@@ -146,6 +145,22 @@ class Worker:
         all_ended = await self.consumer.stop(self.grace)
         self.unfinished = [] if all_ended else self.consumer.in_flight
 
+    def misspelt(self) -> list[str]:
+        """What this app's handlers hear that is almost, but not quite, what the app says: typing errors, mostly."""
+        app = self.app
+        return [
+            f"{one.name} hears {pattern!r}. This app says {near[0]!r}: is that what is meant? "
+            "Name the event's class instead of a text, and no letter can be wrong; "
+            "where another app does say it, name that one with source=."
+            for one in app.handlers.values()
+            for pattern in one.patterns
+            if one.source in (None, app.name)
+            and pattern not in app.events
+            and "*" not in pattern
+            and "#" not in pattern
+            and (near := difflib.get_close_matches(pattern, app.events, n=1, cutoff=0.85))
+        ]
+
     def in_flight(self) -> list[str]:
         """The names of the running handlers. From any thread, also while the event loop is blocked."""
         while True:
@@ -205,19 +220,11 @@ def run(
             return 1
         except Exception as error:
             when = "while it ran" if worker.started else "at its start"
-            logger.error("The worker failed %s.", when, exc_info=_without_machinery(error))
+            logger.error("The worker failed %s.", when, exc_info=errors.without_machinery(error))
             return 1
     if not all_ended:
         end.leave(worker.unfinished or [])
     return 0
-
-
-def _without_machinery(error: Exception) -> Exception:
-    """The error with its traceback from the user's first frame on, where there is one."""
-    trace = error.__traceback__
-    while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in _MACHINERY:
-        trace = trace.tb_next
-    return error if trace is None else error.with_traceback(trace)
 
 
 def _backend_options(backend: str) -> dict[str, Any]:

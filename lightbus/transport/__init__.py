@@ -102,8 +102,12 @@ class Channel(Protocol):
         on_cancel: Callable[[str], object],
         no_ack: bool = False,
         exclusive: bool = False,
+        consumer_tag: str = "",
     ) -> str:
-        """Subscribe and return the consumer tag. `on_cancel(consumer_tag)` is called when the broker ends it."""
+        """Subscribe and return the consumer tag. `on_cancel(consumer_tag)` is called when the broker ends it.
+
+        Who names the consumer can cancel it also where this call is interrupted.
+        """
         ...
 
     def get(self, queue: str) -> Delivery | None:
@@ -194,7 +198,10 @@ class Channel(Protocol):
 
 
 class Connection(Protocol):
-    """The methods of a connection that Lightbus uses. One thread owns it; only `interrupt` is for others."""
+    """The methods of a connection that Lightbus uses. One thread owns it; only `interrupt` is for others.
+
+    (But see `WatchedConnection`: an event loop may take the owner's place for a moment.)
+    """
 
     blocked: bool
     """True while the broker refuses to read publishes (a memory or disk alarm)."""
@@ -221,6 +228,10 @@ class Connection(Protocol):
         """Make the present or the next `drain_events` return at once. From any thread, at any time."""
         ...
 
+    def watched(self) -> WatchedConnection | None:
+        """The same connection as an event loop may use it; None where only `drain_events` can know what arrives."""
+        ...
+
     def heartbeat_tick(self) -> None:
         """Send a heartbeat where one is due; raise where the peer's are overdue. Call once a second or so."""
         ...
@@ -231,4 +242,33 @@ class Connection(Protocol):
 
     def collect(self) -> None:
         """Drop the connection without a word to the peer: what is left to do after a fault or a fork."""
+        ...
+
+
+class WatchedConnection(Protocol):
+    """What an event loop needs to read a connection itself. Only one at a time, it or the owner, may call these."""
+
+    may_wait: bool
+    """False while a loop uses the connection: what cannot be sent at once is kept for the owner's `catch_up`."""
+    on_unsent: Callable[[], object]
+    """Called where something was kept for `catch_up`, also by `publish_nowait`; from any thread."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when something has arrived."""
+        ...
+
+    def drain_nowait(self) -> None:
+        """Dispatch all that has arrived, without waiting.
+
+        Raises:
+            OSError or amqp.exceptions.AMQPError: the connection or a channel was lost.
+        """
+        ...
+
+    def catch_up(self) -> bool:
+        """Send what was kept, and dispatch what was read on the way: no descriptor tells of it. True: there was some.
+
+        Raises:
+            OSError or amqp.exceptions.AMQPError: the connection or a channel was lost.
+        """
         ...

@@ -119,10 +119,11 @@ class Channel(kombu.transport.pyamqp.Channel):
         on_cancel: Callable[[str], object],
         no_ack: bool = False,
         exclusive: bool = False,
+        consumer_tag: str = "",
     ) -> str:
         """Subscribe and return the consumer tag. `on_cancel(consumer_tag)` is called when the broker ends it."""
         # The tag is ours, and known before the broker's answer: deliveries may come in one piece with that.
-        tag = f"{self.channel_id}.{next(self._consumer_numbers)}"
+        tag = consumer_tag or f"{self.channel_id}.{next(self._consumer_numbers)}"
         self.consumers[tag.encode()] = on_delivery
         self.cancel_callbacks[tag] = on_cancel
         self.basic_consume(queue, tag, no_ack=no_ack, exclusive=exclusive, on_cancel=on_cancel)
@@ -264,7 +265,9 @@ class Connection(kombu.transport.pyamqp.Connection):
         self._deadline: float | None = None
         self._interrupted = False
         self._sending = threading.Lock()
-        self._unsent: bytes | memoryview = b""  # what another thread began to send
+        self._unsent: bytes | memoryview = b""  # what somebody began to send who could not wait
+        self.may_wait = True
+        self.on_unsent: Callable[[], object] = _ignore
         self._wake_up, self._woken = socket.socketpair()
         self._wake_up.setblocking(False)
         self._woken.setblocking(False)
@@ -373,6 +376,24 @@ class Connection(kombu.transport.pyamqp.Connection):
             self._interrupted = True  # one byte serves any number of calls
             with contextlib.suppress(OSError):  # closed: nobody waits any more
                 self._wake_up.send(b"\0")
+
+    # for an event loop: see `lightbus.transport.WatchedConnection`
+
+    def watched(self) -> Connection:
+        return self
+
+    def fileno(self) -> int:
+        descriptor: int = self._open_socket().fileno()
+        return descriptor
+
+    def drain_nowait(self) -> None:
+        self._read()
+        self._dispatch()
+
+    def catch_up(self) -> bool:
+        if self._unsent:
+            self.send(b"")
+        return self._dispatch()
 
     def wait(self, method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
         """py-amqp's, but never for ever."""
@@ -520,7 +541,7 @@ class Connection(kombu.transport.pyamqp.Connection):
     # --- writing ------------------------------------------------------------------------------
 
     def send(self, data: bytes | memoryview) -> None:
-        """Write all of it, within `write_timeout`.
+        """Write all of it, within `write_timeout`; while nobody `may_wait`, what goes at once.
 
         Raises:
             TimeoutError: the peer did not read in time. A part is written, so the connection is lost.
@@ -540,6 +561,10 @@ class Connection(kombu.transport.pyamqp.Connection):
             try:
                 left = left[sock.send(left) :]
             except _WOULD_BLOCK:
+                if not self.may_wait:
+                    self._unsent = bytes(left)
+                    self.on_unsent()
+                    return
                 ready = self._write_poll.poll(max(0.0, deadline - monotonic()) * 1000)
                 if not ready or monotonic() > deadline:
                     self._transport.connected = False
@@ -571,6 +596,7 @@ class Connection(kombu.transport.pyamqp.Connection):
             if sent < len(data):
                 self._unsent = memoryview(data)[sent:]
                 self.interrupt()
+                self.on_unsent()
             self.bytes_sent += 1
             return True
         finally:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ from lightbus.transport import Delivery, Properties, Publication
 from lightbus.transport import sqlite_store as store
 from lightbus.transport.sqlite_store import Outcome, Queue, Store, forget_memory
 
-__all__ = ["Channel", "Connection", "Transport", "advance_clock", "forget_memory"]
+__all__ = ["Channel", "Connection", "TestControl", "Transport", "advance_clock", "forget_memory"]
 
 TICK = 0.5  # seconds between looks for dead clients
 UNLIMITED = 1 << 30
@@ -62,6 +63,60 @@ def advance_clock(url: str, seconds: float) -> None:
         client.advance_clock(seconds)
     finally:
         client.close([])
+
+
+@attrs.frozen
+class Holding:
+    """What one queue holds."""
+
+    queue: str
+    ready: int
+    unready: int
+    """With consumers, or waiting for a way out."""
+    due_in: float | None
+    """Seconds until the first of them expires, by the broker's clock."""
+
+
+class TestControl:
+    """A test's hand on a `memory://` broker: its clock stands still but for `advance`. From any thread."""
+
+    __test__ = False
+
+    def __init__(self, url: str) -> None:
+        place = store.locate(url)
+        if not place.in_memory:
+            raise ValueError(f"The clock of {url!r} cannot be stopped: only that of a memory:// broker can.")
+        self._store = Store(place)
+        self._lock = threading.Lock()
+        self._store.stop_clock()
+
+    def holdings(self) -> list[Holding]:
+        """All that is in the queues, at one moment."""
+        with self._lock:
+            rows, now = self._store.holdings(), self._store.now()
+        return [Holding(name, ready, unready, None if due is None else due - now) for name, ready, unready, due in rows]
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock, and expire what is due then."""
+        with self._lock:
+            self._store.advance_clock(seconds)
+            self._expire()
+
+    def expire_early(self, queues: Sequence[str], seconds: float) -> None:
+        """Let expire now what would expire in these queues within so many seconds. The clock does not move."""
+        with self._lock:
+            self._store.make_due(queues, self._store.now() + seconds)
+            self._expire()
+
+    def _expire(self) -> None:
+        done = False
+        while not done:
+            with self._store.transaction():
+                done = self._store.expire()
+
+    def close(self) -> None:
+        with self._lock:
+            self._store.close([])
 
 
 class Transport(base.Transport):
@@ -158,6 +213,9 @@ class Connection:
         """Make the present or the next `drain_events` return at once. From any thread, at any time."""
         self._interrupted = True
         self._store.bell.ring()
+
+    def watched(self) -> None:
+        """No: a transaction may wait for the disk, and time alone makes things ready."""
 
     def heartbeat_tick(self, rate: int = 2) -> None:
         """Nothing to do: the kernel tells who is alive."""

@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import math
 import os
 import select
 import shutil
@@ -127,6 +128,11 @@ PREDECLARED = {
 }
 
 STATE = "SELECT topology, clock, last_entry, EXISTS (SELECT 1 FROM clients WHERE id = ?) FROM broker"
+HOLDINGS = """
+SELECT queues.name, sum(owner IS NULL), sum(owner IS NOT NULL), min(due) FROM entries
+JOIN queues ON queues.id = entries.queue GROUP BY queues.name ORDER BY queues.name
+"""
+MAKE_DUE = "UPDATE entries SET due = min(due, ?) WHERE queue = ? AND owner IS NULL AND due <= ?"
 FIRST_READY = "SELECT 1 FROM entries WHERE queue = ? AND owner IS NULL LIMIT 1"
 COUNT_READY = "SELECT count(*) FROM entries WHERE queue = ? AND owner IS NULL"
 READY = """
@@ -174,6 +180,7 @@ class Place:
 
 _memory_folders: dict[str, Path] = {}
 _memory_lock = threading.Lock()
+_standing_clocks: dict[Path, float] = {}  # of brokers in memory: where their clocks stand, before they are advanced
 
 
 def locate(url: str) -> Place:
@@ -222,6 +229,7 @@ def forget_memory(name: str) -> None:
     with _memory_lock:
         folder = _memory_folders.pop(name, None)
     if folder is not None:
+        _standing_clocks.pop(folder / "bus.db", None)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -1038,7 +1046,12 @@ class Store:
             _ring(self._bell_path(client))
 
     def now(self) -> float:
-        return time.time() + self._clock
+        return (_standing_clocks.get(self.path) or time.time()) + self._clock
+
+    def stop_clock(self) -> None:
+        """From now on only `advance_clock` moves it. For a broker in memory: others would not know."""
+        # A whole second, so that sums of whole seconds meet exactly.
+        _standing_clocks[self.path] = float(math.floor(time.time()))
 
     def advance_clock(self, seconds: float) -> None:
         with self.transaction():
@@ -1048,6 +1061,18 @@ class Store:
     def sync_on_commit(self) -> None:
         """From now on a commit has reached the disk when it returns."""
         self._file.sync_on_commit()
+
+    def holdings(self) -> list[tuple[str, int, int, float | None]]:
+        """For each queue that is not empty: its name, how many are ready, how many are not, when the first is due."""
+        self.refresh()
+        return self._read(HOLDINGS)
+
+    def make_due(self, queues: Sequence[str], until: float) -> None:
+        """What would expire in these queues until then (by `now`) expires now."""
+        with self.transaction():
+            ids = [self._topology.queues[name].id for name in queues if name in self._topology.queues]
+            self._many(MAKE_DUE, [(self.now(), id, until) for id in ids])
+            self._ring_all = True
 
     # --- topology -------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from tests.bus import (
     take_all,
 )
 from tests.conformance.conftest import declare_orders
+from tests.patience import LIMIT, wait_until, within
 from tests.rabbitmq import Node, free_port
 
 pytestmark = pytest.mark.anyio
@@ -77,10 +77,8 @@ def frail(frail_node: Node) -> Iterator[tuple[Node, Lightbus, Lightbus, list[int
 async def test_a_publish_without_a_broker_fails_within_its_timeout() -> None:
     url = f"amqp://guest:secret@127.0.0.1:{free_port()}/"
     shop = declare_orders(Lightbus("shop", url=url, publish_timeout=0.5))
-    start = time.monotonic()
-    with pytest.raises(errors.PublishUnreachable) as unreachable:
+    with within(0.5), pytest.raises(errors.PublishUnreachable) as unreachable:
         await shop.publish(OrderPlaced(number=1))
-    assert time.monotonic() - start < 0.5 + 2
     assert isinstance(unreachable.value, errors.PublishError)
     words = str(unreachable.value)
     assert "'order.placed'" in words
@@ -93,14 +91,13 @@ async def test_a_publish_without_a_broker_fails_within_its_timeout() -> None:
 
 def test_code_without_an_event_loop_gets_the_same_error_in_the_same_time() -> None:
     shop = declare_orders(Lightbus("shop", url=f"amqp://127.0.0.1:{free_port()}", publish_timeout=0.5))
-    start = time.monotonic()
-    with pytest.raises(errors.PublishUnreachable):
+    with within(0.3), pytest.raises(errors.PublishUnreachable):
         shop.publish_sync(OrderPlaced(number=1), timeout=0.3)
-    with pytest.raises(errors.PublishManyError, match="2 of 2 events were not confirmed, the first at index 0"):
+    many = "2 of 2 events were not confirmed, the first at index 0"
+    with within(0.5), pytest.raises(errors.PublishManyError, match=many):
         shop.publish_many_sync([OrderPlaced(number=1), OrderPlaced(number=2)])
-    with pytest.raises(errors.BrokerUnreachable), shop:
+    with within(0.5), pytest.raises(errors.BrokerUnreachable), shop:
         pass
-    assert time.monotonic() - start < 0.3 + 0.5 + 0.5 + 0.5 + 2
     shop.__exit__(None, None, None)
 
 
@@ -115,7 +112,7 @@ async def test_publishing_and_consuming_go_on_after_a_restart_of_the_broker(
         await anyio.to_thread.run_sync(node.stop)
         with pytest.raises(errors.PublishUnreachable):
             await shop.publish(OrderPlaced(number=2), timeout=0.5)
-        assert not consumer.connected
+        await eventually(lambda: not consumer.connected)
         async with anyio.create_task_group() as tasks:  # this one waits for the broker, and gets there
             tasks.start_soon(lambda: shop.publish(OrderPlaced(number=3), timeout=60))
             await anyio.to_thread.run_sync(node.start)
@@ -130,13 +127,11 @@ async def test_a_broker_that_freezes_is_a_timeout_that_says_that_the_outcome_is_
     frail: tuple[Node, Lightbus, Lightbus, list[int]],
 ) -> None:
     node, shop, billing, heard = frail
-    begun = 0.0
 
     async def publish_until_it_hangs() -> None:
-        nonlocal begun
         for number in itertools.count(10):  # a signal takes its time to stop every thread of the node
-            begun = time.monotonic()
-            await shop.publish(OrderPlaced(number=number), timeout=0.5)
+            with within(0.5):
+                await shop.publish(OrderPlaced(number=number), timeout=0.5)
 
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1))
@@ -144,7 +139,6 @@ async def test_a_broker_that_freezes_is_a_timeout_that_says_that_the_outcome_is_
         try:
             with pytest.raises(errors.PublishTimeout, match="outcome is unknown") as timeout:
                 await publish_until_it_hangs()
-            assert time.monotonic() - begun < 0.5 + 2
             assert "order.placed" in str(timeout.value)
         finally:
             node.resume()
@@ -180,10 +174,9 @@ async def test_a_memory_alarm_blocks_publishing_but_not_handling(
     try:
         with pytest.raises(errors.PublishTimeout):  # the first one after an alarm finds out about it
             await shop.publish(OrderPlaced(number=100), timeout=0.5)
-        start = time.monotonic()
-        with pytest.raises(errors.PublishBlocked, match="memory or disk alarm") as blocked:
+        await eventually(lambda: shop.publisher.connection is not None and shop.publisher.connection.blocked)
+        with within(0.5), pytest.raises(errors.PublishBlocked, match="memory or disk alarm") as blocked:
             await shop.publish(OrderPlaced(number=101), timeout=0.5)
-        assert time.monotonic() - start < 0.5 + 2
         assert "was not sent" in str(blocked.value)
         assert "resumes by itself" in str(blocked.value)
         consumer = billing.consumer()
@@ -320,15 +313,20 @@ def test_a_forked_child_publishes_too_and_the_parent_does_not_notice(outlasting_
 
 
 def _status(child: int) -> int:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError("the child still publishes after 30 s")
+    ended = (0, 0)
+
+    def has_ended() -> bool:
+        nonlocal ended
+        ended = os.waitpid(child, os.WNOHANG)
+        return ended != (0, 0)
+
+    try:
+        wait_until(has_ended, "the child has published")
+    finally:
+        if ended == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def _program(url: str, body: str) -> str:
@@ -359,7 +357,7 @@ def test_a_thread_that_publishes_when_main_ends_gets_its_confirms(outlasting_url
         begun.wait()
         """,
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "confirmed\n", "")
     assert order_numbers(take_all(billing, "billing")) == [*range(200)]
 
@@ -369,10 +367,8 @@ def test_a_program_that_publishes_and_ends_leaves_nothing_unsaid(outlasting_url:
     billing.on("order.placed")(lambda: None)
     anyio.run(declare, billing)
     program = _program(outlasting_url, "shop.publish_many_sync([OrderPlaced(number=n) for n in range(1000)])")
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - start < 30
     assert order_numbers(take_all(billing, "billing")) == [*range(1000)]
 
 
@@ -404,7 +400,5 @@ def test_a_listener_that_is_killed_loses_nothing(outlasting_url: str) -> None:
         assert child.stdout.readline() == b"begun\n"
         child.kill()
     with InBackground(billing):
-        deadline = time.monotonic() + 20
-        while len(heard) < 200 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: len(heard) >= 200, "all that it left is handled")
     assert sorted(heard) == [*range(200)]

@@ -11,6 +11,7 @@ import pytest
 
 from lightbus import Lightbus, Message, Retry, errors
 from tests.bus import (
+    LIMIT,
     OrderCancelled,
     OrderPlaced,
     dead_letters,
@@ -21,6 +22,7 @@ from tests.bus import (
     running,
     take_all,
 )
+from tests.patience import within
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +78,7 @@ async def test_workers_of_one_app_share_its_events(shop: Lightbus, make_app: Mak
         await shop.publish_many([OrderPlaced(number=n) for n in range(400)])
         await eventually(lambda: len(heard["first"]) + len(heard["second"]), 400)
     assert Counter(heard["first"] + heard["second"]) == Counter(range(400))
-    assert min(len(heard["first"]), len(heard["second"])) > 20
+    assert min(len(heard["first"]), len(heard["second"])) >= 10  # a prefetch, at least
 
 
 async def test_a_subscriber_that_was_down_is_given_what_it_missed(shop: Lightbus, billing: Lightbus) -> None:
@@ -113,7 +115,7 @@ async def test_a_graceful_stop_ends_what_began_and_leaves_the_rest_in_the_queue(
 
             @tasks.start_soon
             async def stop() -> None:
-                assert await bus.stop(billing, grace=20)
+                assert await bus.stop(billing, grace=LIMIT)
 
             await anyio.sleep(0.1)
             go_on.set()
@@ -128,12 +130,12 @@ async def test_what_does_not_end_within_the_grace_time_comes_again(shop: Lightbu
     async def hang(message: Message) -> None:
         begun.append((message.attempt, message.redelivered))
         if not message.redelivered:
-            await anyio.sleep(60)
+            await anyio.sleep(600)
 
     async with running(shop, billing) as bus:
         await shop.publish(OrderPlaced(number=1))
         await eventually(lambda: begun, [(1, False)])
-        with anyio.fail_after(5):
+        with within(0.1):
             assert not await bus.stop(billing, grace=0.1)
     async with running(billing):
         await eventually(lambda: begun, [(1, False), (1, True)])
@@ -147,14 +149,14 @@ async def test_a_plain_function_in_flight_is_waited_for_at_a_stop(shop: Lightbus
     @billing.on("order.placed")
     def slow(order: OrderPlaced) -> None:
         begun.set()
-        go_on.wait(20)
+        go_on.wait(LIMIT)
         ended.append(order.number)
 
     async with running(shop, billing) as bus:
         await shop.publish(OrderPlaced(number=1))
         await eventually(begun.is_set)
         threading.Timer(0.1, go_on.set).start()
-        assert await bus.stop(billing, grace=20)
+        assert await bus.stop(billing, grace=LIMIT)
     assert ended == [1]
     assert await left_in(billing) == []
 
@@ -171,7 +173,7 @@ async def test_a_failure_during_the_stop_is_still_put_on_the_ladder(shop: Lightb
     async with running(shop, billing) as bus:
         await shop.publish(OrderPlaced(number=1))
         await begun.wait()
-        assert await bus.stop(billing, grace=20)
+        assert await bus.stop(billing, grace=LIMIT)
         assert len(await dead_letters(billing)) == 1
     assert await left_in(billing) == []
 
@@ -179,8 +181,8 @@ async def test_a_failure_during_the_stop_is_still_put_on_the_ladder(shop: Lightb
 async def test_stopping_an_idle_worker_is_quick(shop: Lightbus, billing: Lightbus) -> None:
     billing.on("order.placed")(lambda: None)
     async with running(shop, billing) as bus:
-        with anyio.fail_after(2):
-            assert await bus.stop(billing, grace=30)
+        with within(0):
+            assert await bus.stop(billing, grace=LIMIT)
 
 
 # --- concurrency and queues of their own ------------------------------------------------------
@@ -190,11 +192,16 @@ async def test_a_handlers_concurrency_of_one_is_kept_while_others_run(shop: Ligh
     running_now = {"one": 0, "many": 0}
     most = {"one": 0, "many": 0}
     done: list[str] = []
+    two_of_many = anyio.Event()
 
     def handle_as(name: str) -> Callable[[], object]:
         async def handle() -> None:
             running_now[name] += 1
             most[name] = max(most[name], running_now[name])
+            if running_now["many"] == 2:
+                two_of_many.set()
+            if name == "many":
+                await two_of_many.wait()
             await anyio.sleep(0.005)
             running_now[name] -= 1
             done.append(name)
@@ -225,14 +232,35 @@ async def test_a_handler_of_concurrency_one_that_fails_lets_the_next_begin(shop:
     assert attempts == Counter(dict.fromkeys(range(5), 3))
 
 
+async def test_a_handler_that_waits_lets_all_others_begin(shop: Lightbus, billing: Lightbus) -> None:
+    begun: list[int] = []
+    all_here = anyio.Event()
+
+    @billing.on("order.placed")
+    async def meet(order: OrderPlaced) -> None:
+        begun.append(order.number)
+        if len(begun) == 20:
+            all_here.set()
+        await all_here.wait()
+
+    async with running(shop, billing):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(20)])
+        await eventually(lambda: sorted(begun), [*range(20)])
+        await eventually(lambda: all_here.is_set(), True)
+
+
 async def test_the_workers_concurrency_is_the_most_that_runs_at_once(shop: Lightbus, billing: Lightbus) -> None:
     now, most, done = 0, 0, 0
+    full = anyio.Event()
 
     @billing.on("order.placed")
     async def handle() -> None:
         nonlocal now, most, done
         now += 1
         most = max(most, now)
+        if now == 4:
+            full.set()
+        await full.wait()
         await anyio.sleep(0.005)
         now -= 1
         done += 1
@@ -297,17 +325,21 @@ async def test_a_queue_that_the_app_does_not_have_is_refused_with_those_it_has(b
 
 
 async def test_prefetch_is_the_most_that_a_worker_holds(shop: Lightbus, billing: Lightbus) -> None:
+    """But for the one that came first of all, which is taken alone, and counts until it is settled."""
     go_on = anyio.Event()
+    handled: list[int] = []
 
     @billing.on("order.placed")
-    async def wait() -> None:
-        await go_on.wait()
+    async def wait(order: OrderPlaced) -> None:
+        if order.number:
+            await go_on.wait()
+        handled.append(order.number)
 
     await declare(billing)
-    await shop.publish_many([OrderPlaced(number=n) for n in range(20)])
+    await shop.publish_many([OrderPlaced(number=n) for n in range(21)])
     async with running(billing, prefetch=5, concurrency=50) as bus:
         (consumer,) = bus.consumers["billing"]
-        await eventually(lambda: len(consumer.in_flight), 5)
+        await eventually(lambda: (handled, len(consumer.in_flight)), ([0], 5))
         others = await anyio.to_thread.run_sync(take_all, billing, "billing")
         assert len(others) == 15
         assert len(consumer.in_flight) == 5

@@ -113,7 +113,7 @@ async def test_an_exchange_of_another_type_is_a_conflict_for_the_publisher(shop:
         await anyio.to_thread.run_sync(
             lambda: channel.exchange_declare("shop", "fanout", durable=True, auto_delete=False)
         )
-    with anyio.fail_after(5), pytest.raises(errors.PublishRefused) as refused:
+    with anyio.fail_after(LIMIT), pytest.raises(errors.PublishRefused) as refused:
         await shop.publish(OrderPlaced(number=1))
     assert isinstance(refused.value.__cause__, errors.TopologyConflict)
     assert "inequivalent arg 'type' for exchange 'shop'" in str(refused.value)
@@ -241,7 +241,7 @@ def connect(together):
 
 if __name__ == "__main__":
     fork = multiprocessing.get_context("fork")
-    together = fork.Barrier(5, timeout=30)
+    together = fork.Barrier(5, timeout=60)
     processes = [fork.Process(target=connect, args=(together,)) for _ in range(5)]
     for process in processes:
         process.start()
@@ -253,5 +253,5 @@ if __name__ == "__main__":
 
 def test_several_processes_may_make_the_embedded_brokers_file_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MAKE_FILES_AT_ONCE, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * LIMIT)
     assert (done.returncode, done.stderr) == (0, "")

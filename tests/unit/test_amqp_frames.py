@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 
 from lightbus.transport import Delivery, Publication, amqp_wire
 from lightbus.transport.amqp import Connection
+from tests.patience import LIMIT, within
 
 FRAME_MAX = 4096
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
@@ -28,7 +28,7 @@ class FakeBroker:
 
     def __init__(self) -> None:
         ours, self.socket = socket.socketpair()
-        self.socket.settimeout(5)
+        self.socket.settimeout(LIMIT)
         transport = SimpleNamespace(sock=ours, connected=True, connect_timeout=5, connect=lambda: None)
 
         class Connected(Connection):
@@ -39,7 +39,7 @@ class FakeBroker:
         self.method(0, (10, 10), "ooFSS", 0, 9, properties, "PLAIN", "en_US")
         self.method(0, (10, 30), "BlB", 100, FRAME_MAX, 0)
         self.method(0, (10, 41), "s", "")
-        self.connection = Connected(login_method="PLAIN", write_timeout=0.3, operation_timeout=0.3)
+        self.connection = Connected(login_method="PLAIN", write_timeout=1, operation_timeout=1)
         self.connection.connect()
 
     def channel(self) -> Any:
@@ -209,8 +209,8 @@ def test_frames_behind_an_error_are_dispatched_by_the_next_call(broker: FakeBrok
         method(1, (20, 40), "BsBB", 404, "NOT_FOUND - no exchange", 60, 40) + method(2, (60, 80), "Lb", 1, False)
     )
     with pytest.raises(amqp.exceptions.NotFound, match="no exchange"):
-        broker.connection.drain_events(1)
-    broker.connection.drain_events(1)
+        broker.connection.drain_events(LIMIT)
+    broker.connection.drain_events(LIMIT)
     assert acks == [1]
     with pytest.raises(amqp.exceptions.RecoverableConnectionError, match="closed"):
         first.publish([Publication("", "q", b"", {})])
@@ -228,32 +228,30 @@ def test_frames_behind_an_error_are_dispatched_by_the_next_call(broker: FakeBrok
 def test_a_peer_that_speaks_no_amqp_is_an_error_at_once(broker: FakeBroker, stream: bytes) -> None:
     broker.socket.sendall(stream)
     with pytest.raises(amqp.exceptions.UnexpectedFrame, match="does not speak AMQP"):
-        broker.connection.drain_events(5)
+        broker.connection.drain_events(LIMIT)
     assert not broker.connection.connected
 
 
 def test_a_closed_connection_is_an_error_and_stays_one(broker: FakeBroker) -> None:
     broker.socket.close()
     with pytest.raises(ConnectionResetError):
-        broker.connection.drain_events(5)
+        broker.connection.drain_events(LIMIT)
     with pytest.raises(amqp.exceptions.RecoverableConnectionError, match="closed"):
-        broker.connection.drain_events(5)
+        broker.connection.drain_events(LIMIT)
 
 
 def test_the_broker_s_reason_to_close_is_told_although_it_is_gone(broker: FakeBroker) -> None:
     broker.method(0, (10, 50), "BsBB", 320, "CONNECTION_FORCED - shutdown", 0, 0)
     broker.socket.close()
     with pytest.raises(amqp.exceptions.ConnectionForced, match="shutdown"):
-        broker.connection.drain_events(5)
+        broker.connection.drain_events(LIMIT)
     assert not broker.connection.connected
 
 
 def test_a_peer_that_does_not_read_ends_a_publish_in_time(broker: FakeBroker) -> None:
     channel = broker.channel()
-    start = time.monotonic()
-    with pytest.raises(TimeoutError, match="does not read"):
+    with within(1), pytest.raises(TimeoutError, match="does not read"):
         channel.publish([Publication("", "q", b"x" * 10_000_000, {})])
-    assert time.monotonic() - start < 3
     assert not broker.connection.connected
     with pytest.raises(amqp.exceptions.RecoverableConnectionError):
         channel.basic_ack(1)
@@ -261,7 +259,7 @@ def test_a_peer_that_does_not_read_ends_a_publish_in_time(broker: FakeBroker) ->
 
 def test_a_peer_that_does_not_answer_ends_a_method_in_time_by_name(broker: FakeBroker) -> None:
     channel = broker.channel()
-    with pytest.raises(TimeoutError, match=r"queue\.declare-ok within 0\.3 s"):
+    with pytest.raises(TimeoutError, match=r"queue\.declare-ok within 1 s"):
         channel.queue_declare("q")
 
 

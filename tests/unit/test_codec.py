@@ -149,7 +149,6 @@ def event_of(field: Any) -> tuple[EventType, Any]:
         (Any, object()),
         (Any, 1j),
     ],
-    ids=repr,
 )
 def test_a_value_of_a_wrong_type_is_the_publishers_error_and_names_the_event(field: Any, value: Any) -> None:
     event_type, cls = event_of(field)
@@ -278,7 +277,6 @@ def test_an_event_published_while_handling_another_carries_correlation_and_causa
         {"\ud800": "a"},
         {"a": datetime(1969, 12, 31, tzinfo=UTC)},
     ],
-    ids=lambda headers: repr(headers)[:40],
 )
 def test_headers_that_cannot_be_sent_are_the_publishers_error(headers: Any) -> None:
     with pytest.raises(errors.InvalidPayload, match="was not sent: the header"):
@@ -414,6 +412,33 @@ def test_malformed_properties_are_a_decode_error_and_can_still_be_dead_lettered(
     assert codec.read_cause(delivery)[0]
 
 
+@pytest.mark.parametrize(
+    ("redelivered", "headers", "returns"),
+    [
+        (True, {"x-delivery-count": 3}, 3),
+        (True, {}, 0),
+        (True, None, 0),
+        (True, "not a table", 0),
+        (False, {"x-delivery-count": 3}, 0),  # a publisher wrote it: nothing came back
+        (True, {"x-delivery-count": "3"}, 0),
+        (True, {"x-delivery-count": True}, 0),
+        (True, {"x-delivery-count": 3.5}, 0),
+    ],
+)
+def test_how_often_a_delivery_came_back_is_what_the_broker_counts(
+    redelivered: bool, headers: Any, returns: int
+) -> None:
+    delivery = delivery_of(properties={"headers": headers})
+    delivery.redelivered = redelivered
+    assert codec.read_returns(delivery) == returns
+
+
+def test_malformed_properties_say_nothing_of_returns() -> None:
+    delivery = delivery_of(properties=malformed)
+    delivery.redelivered = True
+    assert codec.read_returns(delivery) == 0
+
+
 # --- copies
 
 
@@ -518,6 +543,34 @@ def test_error_headers_say_the_type_the_message_and_where() -> None:
     assert datetime.fromisoformat(headers["lightbus-error-time"]).tzinfo is not None
 
 
+@attrs.frozen
+class Even:
+    number: int
+
+    def __attrs_post_init__(self) -> None:
+        if self.number % 2:
+            raise ValueError("an odd number")
+
+
+def decode_error(body: bytes) -> errors.DecodeError:
+    with pytest.raises(errors.DecodeError) as caught:
+        codec.decode(Even, body)
+    return caught.value.with_traceback(caught.tb.tb_next)  # without this test's own frame, as in a worker
+
+
+def test_an_error_of_our_own_has_a_message_and_no_frames_of_ours() -> None:
+    headers = codec.error_headers(decode_error(b'{"number": "one"}'))
+    assert "Expected `int`, got `str` - at `$.number`" in headers["lightbus-error-message"]
+    assert headers["lightbus-error-traceback"] == ""
+
+
+def test_an_error_of_our_own_keeps_the_frames_of_the_application() -> None:
+    shown = codec.error_headers(decode_error(b'{"number": 1}'))["lightbus-error-traceback"]
+    assert "in __attrs_post_init__" in shown
+    assert "ValueError: an odd number" in shown
+    assert "codec.py" not in shown.replace("test_codec.py", "")
+
+
 def test_the_end_of_a_long_traceback_is_kept() -> None:
     headers = codec.error_headers(raised(ValueError("x" * 10_000 + " the end")))
     assert headers["lightbus-error-traceback"].startswith("... ")
@@ -526,7 +579,7 @@ def test_the_end_of_a_long_traceback_is_kept() -> None:
 
 
 def test_decoding_needs_no_type_to_be_registered() -> None:
-    assert codec.payload_reader(dict[str, Any])(b'{"a": [1, null]}') == {"a": [1, None]}
+    assert codec.payload_reader(dict[str, Any])(delivery_of(b'{"a": [1, null]}')) == {"a": [1, None]}
     assert msgspec.json.encode({"a": 1}) == b'{"a":1}'
 
 

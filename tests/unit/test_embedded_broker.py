@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sqlite3
+import statistics
 import subprocess
 import sys
 import threading
@@ -27,8 +28,8 @@ from lightbus.pattern import topic_matches
 from lightbus.transport import Delivery, Publication
 from lightbus.transport import sqlite_store as store
 from lightbus.transport.sqlite import Channel, Connection, Transport, advance_clock, forget_memory
-
-SOON = 30.0  # seconds: what takes longer has failed
+from tests.patience import LIMIT as SOON
+from tests.patience import sometimes_within, within
 
 
 class Client:
@@ -172,9 +173,7 @@ def test_topic_matching_agrees_with_a_search_of_every_way(pattern: str, key: str
 
 
 def test_a_pattern_full_of_hashes_is_no_trap() -> None:
-    started = time.perf_counter()
     assert not topic_matches(".".join(["#", "a"] * 200 + ["b"]), ".".join(["a"] * 2000))
-    assert time.perf_counter() - started < SOON
 
 
 # --- URLs -------------------------------------------------------------------------------------
@@ -326,7 +325,7 @@ def test_binary_levels_of_headers_exchanges_delay_by_any_sum(client: Client) -> 
     client.publish("delay.2", "user.new", b"5", headers={"bit2": True, "bit0": True})
     client.consume("q")
     client.until(lambda: client.got)
-    assert 0.2 <= time.monotonic() - started < 1
+    assert time.monotonic() - started >= 0.2
     assert client.got[0].routing_key == "user.new"
 
 
@@ -706,10 +705,17 @@ def test_a_retry_queue_returns_messages_on_time_while_anybody_drains(client: Cli
     client.queue("q")
     client.queue("retry", x_message_ttl=150, x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     other.consume("q")
-    started = time.monotonic()
-    client.send("retry", b"1")
-    other.until(lambda: other.got)
-    assert 0.15 <= time.monotonic() - started < 0.5
+
+    def come_back() -> float:
+        started = time.monotonic()
+        client.send("retry", b"1")
+        other.until(lambda: other.got)
+        other.channel.basic_ack(other.got.pop().delivery_tag)
+        took = time.monotonic() - started
+        assert took >= 0.15
+        return took
+
+    sometimes_within(0.5, come_back)
 
 
 def test_the_earlier_of_the_queues_and_the_messages_own_time_counts(client: Client) -> None:
@@ -766,9 +772,9 @@ def test_the_clock_of_a_file_stays(tmp_path: Path) -> None:
 
 def test_waiting_for_nothing_times_out(client: Client) -> None:
     started = time.monotonic()
-    with pytest.raises(TimeoutError):
+    with within(0.1), pytest.raises(TimeoutError):
         client.connection.drain_events(0.1)
-    assert 0.1 <= time.monotonic() - started < 1
+    assert time.monotonic() - started >= 0.1
 
 
 def test_an_interrupt_ends_the_next_wait(client: Client) -> None:
@@ -781,9 +787,7 @@ def test_an_interrupt_ends_the_next_wait(client: Client) -> None:
 def test_an_interrupt_ends_the_present_wait(client: Client) -> None:
     timer = threading.Timer(0.05, client.connection.interrupt)
     timer.start()
-    started = time.monotonic()
-    client.connection.drain_events(60)
-    assert time.monotonic() - started < SOON
+    client.connection.drain_events(SOON)
     timer.join()
 
 
@@ -796,11 +800,15 @@ def test_a_message_from_another_thread_wakes_at_once(client: Client, url: str) -
         publisher.send("q", repr(time.monotonic()).encode())
         publisher.connection.close()
 
-    thread = threading.Thread(target=publish)
-    thread.start()
-    client.until(lambda: client.got)
-    assert time.monotonic() - float(client.got[0].body) < 0.2
-    thread.join()
+    def wake() -> float:
+        thread = threading.Thread(target=publish)
+        thread.start()
+        client.connection.drain_events(SOON)
+        took = time.monotonic() - float(client.got.pop().body)
+        thread.join()
+        return took
+
+    sometimes_within(0.1, wake)
 
 
 def test_threads_share_a_memory_broker_without_losing_anything(url: str, client: Client) -> None:
@@ -832,13 +840,16 @@ def test_waiting_costs_next_to_nothing(connect: Callable[[], Client], client: Cl
         with contextlib.suppress(TimeoutError):
             each.connection.drain_events(2)
 
-    threads = [threading.Thread(target=wait, args=(each,)) for each in waiting]
-    used = time.process_time()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (time.process_time() - used) / 2 < 0.01
+    def processor_time() -> float:
+        threads = [threading.Thread(target=wait, args=(each,)) for each in waiting]
+        used = time.process_time()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return time.process_time() - used
+
+    sometimes_within(0.02, processor_time)
 
 
 # --- processes --------------------------------------------------------------------------------
@@ -921,9 +932,8 @@ def test_what_a_killed_process_held_is_redelivered_within_a_second_or_so(
     here.settle()
     assert here.got == []
     victim.kill()
-    started = time.monotonic()
-    here.until(lambda: len(here.got) == 3)
-    assert time.monotonic() - started < 2
+    with within(2):
+        here.until(lambda: len(here.got) == 3)
     assert all(delivery.redelivered for delivery in here.got)
     with pytest.raises(amqp_errors.NotFound):
         here.channel.queue_declare("mine", passive=True)
@@ -987,13 +997,17 @@ while True:
     client.channel.basic_ack(client.got.pop().delivery_tag)
 """)
     here.consume("back", no_ack=True)
-    waits: list[float] = []
-    for _ in range(30):
-        sent = time.time()
-        here.publish("app", "a")
-        here.until(lambda: here.got)
-        waits.append(float(here.got.pop().body) - sent)
-    assert sorted(waits)[15] < 0.02
+
+    def wake() -> float:
+        waits: list[float] = []
+        for _ in range(9):
+            sent = time.time()
+            here.publish("app", "a")
+            here.until(lambda: here.got)
+            waits.append(float(here.got.pop().body) - sent)
+        return statistics.median(waits)
+
+    sometimes_within(0.02, wake)
 
 
 def test_two_processes_hand_over_every_message_once(here: Client, child: Callable[[str], Child]) -> None:

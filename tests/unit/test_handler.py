@@ -62,7 +62,8 @@ def call(app: Lightbus, body: bytes = BODY) -> Any:
     handler = registered(app)
 
     async def run() -> Any:
-        return await handler.function(*handler.arguments(delivery(body)))
+        returned = handler.function(*handler.arguments(delivery(body)))
+        return await returned if inspect.isawaitable(returned) else returned
 
     return anyio.run(run)
 
@@ -263,19 +264,24 @@ def test_anything_that_can_be_called_with_the_payload_is_a_handler(app: Lightbus
     assert call(app) == 1
 
 
-def test_a_plain_function_runs_in_a_thread_with_the_context_of_its_event(app: Lightbus) -> None:
-    import threading
-
-    @app.on("user.registered")
-    def note(user: NewUser) -> int:
-        return threading.get_ident()
-
-    assert call(app) != threading.get_ident()
-
-
-def test_an_async_function_is_called_as_it_is(app: Lightbus) -> None:
-    app.on("user.registered")(hear)
-    assert registered(app).function is hear
+@pytest.mark.parametrize(
+    ("function", "is_async"),
+    [
+        (hear, True),
+        (AsyncObject(), True),
+        (functools.partial(AsyncObject()), True),
+        (DecoratedByObject(hear), True),
+        (plain, False),
+        (PlainObject(), False),
+        (functools.partial(plain), False),
+        (timed(hear), True),
+        (logged(hear), False),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", type(value).__name__),
+)
+def test_what_is_not_async_runs_in_a_thread(app: Lightbus, function: Callable[..., Any], is_async: bool) -> None:
+    app.on("user.registered")(function)
+    assert registered(app).is_async is is_async
 
 
 async def stream(user: NewUser) -> AsyncIterator[int]:
@@ -291,7 +297,7 @@ class StreamObject:
         yield 1
 
 
-@pytest.mark.parametrize("function", [stream, generate, StreamObject(), functools.partial(stream)], ids=repr)
+@pytest.mark.parametrize("function", [stream, generate, StreamObject(), functools.partial(stream)])
 def test_a_generator_is_refused(app: Lightbus, function: Callable[..., Any]) -> None:
     with pytest.raises(errors.InvalidHandler, match="generator"):
         app.on("user.registered")(function)
@@ -391,4 +397,4 @@ def test_the_defaults_are_the_apps(app: Lightbus) -> None:
     app.on("user.registered")(hear)
     handler = registered(app)
     assert (handler.retry, handler.timeout, handler.concurrency, handler.queue) == (Retry(), 60.0, None, "main")
-    assert (handler.name, handler.original) == ("hear", hear)
+    assert (handler.name, handler.function) == ("hear", hear)

@@ -1,0 +1,376 @@
+"""An event loop reads its own connections while it is quick to come; the connection's thread does where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anyio
+import pytest
+import uvloop
+
+from lightbus import Lightbus, Receipt
+from lightbus.connection import ConnectionThread
+from lightbus.subscriber import Subscriber
+from tests.bus import LIMIT, QUICK, Bus, OrderPlaced, dead_letters, eventually, left_in, running
+
+pytestmark = pytest.mark.rabbitmq
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+@pytest.fixture
+def shop(rabbitmq_url: str) -> Iterator[Lightbus]:
+    app = new_app(rabbitmq_url)
+    yield app
+    app.__exit__(None, None, None)
+
+
+def new_app(url: str) -> Lightbus:
+    app = Lightbus("shop", url=url, publish_timeout=LIMIT)
+    app.event(OrderPlaced)
+    return app
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Callable[[Awaitable[Any]], Any]:
+    """Runs a coroutine in an event loop of its own, as `asyncio.run` does."""
+
+    def run(main: Any) -> Any:
+        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+            return runner.run(main)
+
+    return run
+
+
+async def publish(app: Lightbus, *numbers: int) -> list[Receipt]:
+    return await asyncio.gather(*[app.publish(OrderPlaced(number=number)) for number in numbers])
+
+
+async def until_attended(app: Lightbus) -> None:
+    await app.publish(OrderPlaced(number=0))
+    await eventually(lambda: app.publisher.attended)
+
+
+def break_connection(thread: ConnectionThread) -> None:
+    """As a network does: both sides are told that the other one has gone."""
+    connection: Any = thread.connection
+    with contextlib.suppress(OSError, AttributeError), socket.socket(fileno=os.dup(connection.fileno())) as other:
+        other.shutdown(socket.SHUT_RDWR)
+
+
+# --- publishing -------------------------------------------------------------------------------
+
+
+def test_the_loop_that_publishes_reads_its_own_confirms(shop: Lightbus, run: Callable[..., Any]) -> None:
+    async def main() -> None:
+        await until_attended(shop)
+        attention = shop.publisher._attention  # pyright: ignore[reportPrivateUsage]
+        assert attention is not None
+        visits = attention.visits
+        for number in range(20):
+            await shop.publish(OrderPlaced(number=number))
+        assert attention.visits >= visits + 20
+        assert len(await publish(shop, *range(3000))) == 3000
+
+    run(main())
+
+
+def test_under_trio_the_thread_reads(shop: Lightbus) -> None:
+    async def main() -> None:
+        for number in range(20):
+            await shop.publish(OrderPlaced(number=number))
+        assert len(await shop.publish_many([OrderPlaced(number=number) for number in range(2000)])) == 2000
+        assert not shop.publisher.attended
+
+    anyio.run(main, backend="trio")
+
+
+def test_a_loop_that_is_blocked_for_four_heartbeats_keeps_its_connection(
+    rabbitmq_url: str, run: Callable[..., Any]
+) -> None:
+    shop = new_app(f"{rabbitmq_url}?heartbeat=1")
+
+    async def main() -> None:
+        async with shop:
+            await until_attended(shop)
+            time.sleep(4)  # noqa: ASYNC251 - what is not to be done
+            await shop.publish(OrderPlaced(number=1))
+            await eventually(lambda: shop.publisher.attended)
+            assert shop.publisher.epoch == 1
+
+    run(main())
+
+
+def test_a_thread_that_publishes_is_not_held_up_by_a_loop_that_is_blocked(
+    shop: Lightbus, run: Callable[..., Any]
+) -> None:
+    took: list[float] = []
+
+    def publish_ten() -> None:
+        for number in range(10):
+            began = time.monotonic()
+            shop.publish_sync(OrderPlaced(number=number))
+            took.append(time.monotonic() - began)
+
+    async def main() -> None:
+        await until_attended(shop)
+        publishing = threading.Thread(target=publish_ten)
+        publishing.start()
+        publishing.join(LIMIT)  # which blocks the loop
+
+    run(main())
+    assert len(took) == 10
+    assert sorted(took)[5] < 0.5  # not a look of the thread's for each
+
+
+def test_a_loop_that_ends_leaves_the_connection_to_the_next_one(shop: Lightbus, run: Callable[..., Any]) -> None:
+    for _ in range(3):
+        run(until_attended(shop))
+    shop.publish_sync(OrderPlaced(number=1))
+    run(until_attended(shop))
+    assert shop.publisher.epoch == 1
+
+
+def test_a_loop_that_ended_with_confirms_on_their_way_leaves_them_to_the_thread(shop: Lightbus) -> None:
+    async def give_up_at_once() -> None:
+        await until_attended(shop)
+        tasks = [asyncio.ensure_future(shop.publish(OrderPlaced(number=number))) for number in range(200)]
+        await asyncio.sleep(0)
+        del tasks
+
+    for _ in range(3):
+        asyncio.run(give_up_at_once())
+    shop.publisher.close()
+    assert not shop.publisher._unconfirmed  # pyright: ignore[reportPrivateUsage]
+
+
+def test_loops_in_several_threads_publish_through_one_app(shop: Lightbus, run: Callable[..., Any]) -> None:
+    async def main(number: int) -> int:
+        receipts = []
+        for start in range(0, 500, 50):
+            receipts += await publish(shop, *range(start, start + 50))
+            receipts.append(await shop.publish(OrderPlaced(number=number)))
+        return len(receipts)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda number: run(main(number)), range(3))) == [510] * 3
+    assert shop.publisher.epoch == 1
+
+
+def test_a_connection_that_is_lost_while_the_loop_reads_is_replaced(shop: Lightbus, run: Callable[..., Any]) -> None:
+    async def main() -> None:
+        for epoch in range(1, 5):
+            await until_attended(shop)
+            assert shop.publisher.epoch == epoch
+            pending = asyncio.ensure_future(publish(shop, *range(100)))
+            await asyncio.sleep(0)
+            break_connection(shop.publisher)
+            assert len(await pending) == 100
+            await eventually(lambda epoch=epoch: shop.publisher.epoch, epoch + 1)
+
+    run(main())
+
+
+def test_the_descriptor_of_a_lost_connection_is_nobody_elses_while_the_loop_watches_it(shop: Lightbus) -> None:
+    """The loop is blocked while the connection is closed, and opens sockets of its own right afterwards."""
+
+    async def main() -> None:
+        await until_attended(shop)
+        break_connection(shop.publisher)
+        deadline = time.monotonic() + LIMIT
+        while shop.publisher.connection is not None and time.monotonic() < deadline:  # the thread misses the loop
+            time.sleep(0.01)  # noqa: ASYNC251
+        assert shop.publisher.connection is None
+        pairs = [socket.socketpair() for _ in range(8)]  # they get the numbers that are free
+        for pair in pairs:
+            for here, there in (pair, pair[::-1]):
+                here.setblocking(False)
+                receiving = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(here, 100))
+                await asyncio.sleep(0)  # it has found nothing, and waits for the descriptor
+                there.send(b"hello")
+                assert await asyncio.wait_for(receiving, LIMIT) == b"hello"
+        for one in sum(pairs, ()):
+            one.close()
+        await until_attended(shop)
+
+    asyncio.run(main())
+
+
+def test_everything_at_once_and_nothing_is_lost(shop: Lightbus) -> None:
+    """Loops and threads publish while connections break and a loop is blocked: each event is confirmed, and in time."""
+    stop = threading.Event()
+
+    async def from_loop(block: float) -> int:
+        count = 0
+        while not stop.is_set():
+            count += len(await publish(shop, *range(30)))
+            if block:
+                time.sleep(block)  # noqa: ASYNC251
+            count += len(await shop.publish_many([OrderPlaced(number=number) for number in range(30)]))
+        return count
+
+    def from_thread(_: int) -> int:
+        count = 0
+        while not stop.is_set():
+            shop.publish_sync(OrderPlaced(number=count))
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(8) as pool:
+        working = [pool.submit(asyncio.run, from_loop(block)) for block in (0.0, 0.05, 1.5)]
+        working += [pool.submit(from_thread, number) for number in range(3)]
+        for _ in range(6):
+            epoch, deadline = shop.publisher.epoch, time.monotonic() + LIMIT
+            break_connection(shop.publisher)
+            while shop.publisher.epoch == epoch and time.monotonic() < deadline:
+                stop.wait(0.2)
+                if shop.publisher.connection is not None and shop.publisher.epoch == epoch:
+                    break_connection(shop.publisher)
+        stop.set()
+        assert all(work.result(3 * LIMIT) > 0 for work in working)
+    assert shop.publisher.epoch >= 6
+
+
+# --- consuming --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def billing(rabbitmq_url: str) -> Iterator[Lightbus]:
+    app = Lightbus("billing", url=rabbitmq_url, retry=QUICK)
+    yield app
+    app.__exit__(None, None, None)
+
+
+def subscriber(bus: Bus) -> Subscriber:
+    (consumer,) = bus.consumers["billing"]
+    return consumer._subscriber  # pyright: ignore[reportPrivateUsage]
+
+
+def all_acked(bus: Bus) -> bool:
+    return not any(lane.in_hand for lane in subscriber(bus).lanes)
+
+
+def test_the_loop_that_handles_reads_its_deliveries_and_acks_them(
+    shop: Lightbus, billing: Lightbus, run: Callable[..., Any]
+) -> None:
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def hear(order: OrderPlaced) -> None:
+        heard.append(order.number)
+
+    async def main() -> None:
+        async with running(billing) as bus:
+            await shop.publish_many([OrderPlaced(number=number) for number in range(3000)])
+            await eventually(lambda: heard == [*range(3000)])
+            await eventually(lambda: all_acked(bus))
+            await eventually(lambda: subscriber(bus).attended)
+            for number in range(20):
+                await shop.publish(OrderPlaced(number=number))
+            await eventually(lambda: heard[3000:] == [*range(20)])
+            await eventually(lambda: all_acked(bus))
+            assert subscriber(bus).epoch == 1
+        assert await left_in(billing) == []
+
+    run(main())
+
+
+def test_acks_out_of_order_are_sent_by_the_loop_too(shop: Lightbus, billing: Lightbus, run: Callable[..., Any]) -> None:
+    go_on: list[anyio.Event] = []
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def hear(order: OrderPlaced) -> None:
+        if order.number == 0:
+            await go_on[0].wait()
+        heard.append(order.number)
+
+    async def main() -> None:
+        go_on.append(anyio.Event())
+        async with running(billing, prefetch=50) as bus:
+            await shop.publish(OrderPlaced(number=-1))  # a careful beginning is over
+            await eventually(lambda: heard == [-1] and subscriber(bus).attended)
+            for number in range(200):
+                await shop.publish(OrderPlaced(number=number))
+            await eventually(lambda: sorted(heard[1:]) == [*range(1, 200)])
+            (lane,) = subscriber(bus).lanes
+            await eventually(lambda: lane.in_hand, 1)
+            go_on[0].set()
+            await eventually(lambda: all_acked(bus))
+        assert await left_in(billing) == []
+
+    run(main())
+
+
+def test_a_handler_that_blocks_the_loop_for_four_heartbeats_keeps_the_connection(
+    shop: Lightbus, rabbitmq_url: str, run: Callable[..., Any]
+) -> None:
+    billing = Lightbus("billing", url=f"{rabbitmq_url}?heartbeat=1", retry=QUICK)
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def block(order: OrderPlaced) -> None:
+        if order.number == 1:
+            time.sleep(4)  # noqa: ASYNC251
+        heard.append(order.number)
+
+    async def main() -> None:
+        async with running(billing) as bus:
+            for number in range(4):
+                await shop.publish(OrderPlaced(number=number))
+            await eventually(lambda: heard == [*range(4)])
+            await eventually(lambda: all_acked(bus))
+            assert subscriber(bus).epoch == 1
+            await eventually(lambda: subscriber(bus).attended)
+
+    run(main())
+
+
+def test_an_epoch_that_ends_while_the_loop_reads_loses_nothing(
+    shop: Lightbus, billing: Lightbus, run: Callable[..., Any]
+) -> None:
+    """Connections break, the loop is blocked at times, handlers wait and fail: each event is handled in the end."""
+    handled: Counter[int] = Counter()
+    failed: set[int] = set()
+
+    @billing.on("order.placed")
+    async def hear(order: OrderPlaced) -> None:
+        if order.number % 3 == 0:
+            await anyio.sleep(0.002)
+        if order.number % 97 == 0 and order.number not in failed:
+            failed.add(order.number)
+            raise ValueError("the first time")
+        if order.number % 1000 == 500:
+            time.sleep(1.5)  # noqa: ASYNC251
+        handled[order.number] += 1
+
+    async def main() -> None:
+        async with running(billing, prefetch=40) as bus:
+            await eventually(lambda: subscriber(bus).attended)
+            for epoch in range(1, 6):
+                first = 800 * epoch
+                publishing = asyncio.ensure_future(
+                    shop.publish_many([OrderPlaced(number=number) for number in range(first, first + 800)])
+                )
+                await eventually(lambda first=first: handled[first + 50])
+                break_connection(subscriber(bus))
+                await publishing
+                await eventually(lambda epoch=epoch: subscriber(bus).epoch > epoch)
+            await eventually(lambda: len(handled) == 4000, limit=3 * LIMIT)
+            await eventually(lambda: all_acked(bus))
+        assert await left_in(billing) == []
+        assert await dead_letters(billing, 0) == []
+
+    run(main())

@@ -1,0 +1,146 @@
+"""The threads of plain handlers: who is called, who waits, and who has the last word on a job."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import anyio
+import pytest
+
+from lightbus import Lightbus
+from lightbus.pool import Pool, Seat
+from lightbus.subscriber import Job, Lane
+from lightbus.transport import Channel, Delivery
+
+LIMIT = 20.0
+NOW = cast(Channel, object())
+BEFORE = cast(Channel, object())
+IN_THE_LOOP = cast(anyio.CancelScope, None)
+
+
+class Threads:
+    """A pool with the event loop's part played here: each seat gets a thread, and what is done is only counted."""
+
+    def __init__(self, handle: Callable[[], None], concurrency: int = 4) -> None:
+        app = Lightbus("billing", url="memory://")
+        app.on("order.placed")(handle)
+        (self.handler,) = app.handlers.values()
+        self.lane = Lane("billing", "main", [self.handler], prefetch=100, concurrency=concurrency)
+        self.lane.channel = NOW
+        self.pool = Pool(self.lane, start=self.start, collect=self.collect, room=lambda lane: None)
+        self.threads: list[threading.Thread] = []
+        self.begun: list[bool] = []
+        self.changed = threading.Condition()
+
+    def job(self, channel: Channel = NOW) -> Job:
+        return (Delivery(channel, 1, False, "shop", "order.placed", {}, b"{}"), self.handler, None)
+
+    def give(self, *jobs: Job) -> None:
+        self.pool.jobs.extend(jobs)
+        self.pool.call()
+
+    def start(self, pool: Pool) -> None:
+        seat = Seat(self.lane, IN_THE_LOOP, coming=True)
+        thread = threading.Thread(target=lambda: (pool.serve(seat), pool.give_room()), daemon=True)
+        self.threads.append(thread)
+        thread.start()
+
+    def collect(self, pool: Pool) -> None:
+        with self.changed:
+            pool.collecting = False
+            while pool.done:
+                self.begun.append(pool.done.popleft()[1])
+            self.changed.notify_all()
+
+    def until(self, look: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(look, LIMIT)
+
+
+@pytest.fixture
+def made() -> Iterator[list[Threads]]:
+    made: list[Threads] = []
+    yield made
+    for threads in made:
+        threads.pool.close()
+        for thread in threads.threads:
+            thread.join(LIMIT)
+            assert not thread.is_alive()
+        assert threads.lane.running == 0
+
+
+def test_a_thread_that_has_nothing_to_do_is_called_again_before_another_is_started(made: list[Threads]) -> None:
+    threads = Threads(lambda: None)
+    made.append(threads)
+    for number in range(1, 50):
+        threads.give(threads.job())
+        threads.until(lambda number=number: len(threads.begun) == number and threads.lane.running == 0)  # type: ignore[misc]
+    assert len(threads.threads) == 1
+
+
+def test_threads_call_each_other_while_jobs_wait_up_to_the_lanes_concurrency(made: list[Threads]) -> None:
+    together, alone = threading.Barrier(4), threading.Event()
+
+    def meet() -> None:
+        together.wait(LIMIT)
+        alone.set()
+
+    threads = Threads(meet)
+    made.append(threads)
+    threads.give(*[threads.job() for _ in range(40)])
+    threads.until(lambda: len(threads.begun) == 40)
+    assert alone.is_set()
+    assert len(threads.threads) == 4
+
+
+def test_a_job_of_an_earlier_epoch_is_not_begun(made: list[Threads]) -> None:
+    handled: list[int] = []
+    threads = Threads(lambda: handled.append(1), concurrency=1)
+    made.append(threads)
+    threads.give(threads.job(BEFORE), threads.job(), threads.job(BEFORE))
+    threads.until(lambda: len(threads.begun) == 3)
+    assert threads.begun == [False, True, False]
+    assert handled == [1]
+
+
+def test_a_closed_pool_takes_no_more_and_lets_its_threads_end(made: list[Threads]) -> None:
+    threads = Threads(lambda: None)
+    made.append(threads)
+    threads.give(threads.job())
+    threads.until(lambda: len(threads.begun) == 1)
+    threads.pool.close()
+    threads.give(threads.job())
+    for thread in threads.threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+    assert len(threads.begun) == 1
+
+
+def test_either_the_handler_ends_in_time_or_it_is_given_up_never_both() -> None:
+    threads = Threads(lambda: None)
+    for attempt in range(1000):
+        seat = Seat(threads.lane, IN_THE_LOOP)
+        job = threads.job()
+        seat.begin(job, -1.0)  # its time is over already
+        both = threading.Barrier(2)
+        ended: list[bool] = []
+
+        def end(seat: Seat, both: threading.Barrier, ended: list[bool], *, well: bool) -> None:
+            both.wait(LIMIT)
+            if well:
+                ended.append(seat.end())
+            else:
+                seat.fail(ValueError("late"))
+                ended.append(seat.error is not None)
+
+        thread = threading.Thread(target=end, args=(seat, both, ended), kwargs={"well": attempt % 2 == 1})
+        thread.start()
+        both.wait(LIMIT)
+        given_up = seat.give_up(math.inf)
+        thread.join(LIMIT)
+        assert ended != [given_up]
+        assert seat.give_up(math.inf) is given_up
+        assert (seat.job is job) is (given_up or attempt % 2 == 0)
