@@ -1,6 +1,7 @@
 """What is there on the broker, and what is wrong with it: findings with their next step. Plain AMQP; nothing changes.
 
-What a trial needs (an exclusive queue, a binding) is the app's by name, goes with the connection, and hears no event.
+What a trial needs (an exclusive queue, an exchange, a binding) is the app's by name, goes with the connection, and
+hears no event.
 """
 
 # kombu and py-amqp have no types:
@@ -8,6 +9,7 @@ What a trial needs (an exclusive queue, a binding) is the app's by name, goes wi
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
 import uuid
@@ -84,16 +86,16 @@ def examine(broker: Broker, app: Lightbus | None, target: str) -> Iterator[Findi
 def _on_broker(connection: Connection, address: Address, app: Lightbus | None, target: str) -> Iterator[Finding]:
     try:
         if app is None:
-            yield from _bus(connection)
+            yield from _bus(connection, target)
             yield Finding("note", "app", "No app was given.", "To look at one too: lightbus doctor MODULE:ATTR")
             return
         whole = True
-        for finding in _topology(connection, app, target):
+        for finding in _topology(connection, app, target, embedded=address.embedded):
             whole = whole and finding.level in ("ok", "note")
             yield finding
         yield from _queues(connection, app, target)
         if whole:
-            yield from _trial(connection, app)
+            yield from _trial(connection, app, target)
         else:
             yield Finding(
                 "note", "trial", "Not tried (publishing, permissions, clock): first things first.", "See above."
@@ -108,7 +110,7 @@ def _unreachable_step(error: errors.BrokerError) -> str:
         case errors.AccessRefused():
             return "Check the user, its password and its virtual host in LIGHTBUS_URL."
         case errors.TLSRefused():
-            return "Check the certificate's names and dates; ?cafile= names the authority that signed it."
+            return "Check the port, and the certificate's names and dates; ?cafile= names the authority that signed it."
         case errors.BrokerFileError():
             return "See above; the file itself was left as it is."
         case _:
@@ -157,7 +159,7 @@ def _is_loopback(host: str) -> bool:
 # --- topology ---------------------------------------------------------------------------------
 
 
-def _bus(connection: Connection) -> Iterator[Finding]:
+def _bus(connection: Connection, target: str) -> Iterator[Finding]:
     bus = topology.bus_exchange()
     if not _exists(connection, exchange=bus.name):
         yield Finding(
@@ -167,12 +169,13 @@ def _bus(connection: Connection) -> Iterator[Finding]:
             "Start a worker once, as a user who may configure it.",
         )
     else:
-        yield from _compared(connection, Topology(exchanges=(bus,)), restricted=True)
+        yield from _compared(connection, Topology(exchanges=(bus,)), target, restricted=True)
 
 
-def _topology(connection: Connection, app: Lightbus, target: str) -> Iterator[Finding]:
-    yield from _bus(connection)
-    wanted = app.topology()
+def _topology(connection: Connection, app: Lightbus, target: str, *, embedded: bool) -> Iterator[Finding]:
+    yield from _bus(connection, target)
+    # An app without handlers hears nothing: it needs no worker, nor what one declares.
+    wanted = app.topology() if app.handlers else topology.publishing(app.name)
     missing = [one.name for one in wanted.exchanges if not _exists(connection, exchange=one.name)]
     missing += [f"{one.name} (queue)" for one in wanted.queues if not _exists(connection, queue=one.name)]
     missing += [
@@ -183,24 +186,32 @@ def _topology(connection: Connection, app: Lightbus, target: str) -> Iterator[Fi
             "fail",
             "topology",
             f"Not there: {', '.join(missing)}.",
-            f"Start a worker, which declares them: lightbus worker {target}",
+            f"Start a worker, which declares them: lightbus worker {target}"
+            if app.handlers
+            else "Publish an event, which declares it.",
         )
     there = [Topology(exchanges=(one,)) for one in wanted.exchanges if one.name not in missing]
     there += [Topology(queues=(one,)) for one in wanted.queues if f"{one.name} (queue)" not in missing]
     found: list[Finding] = []
     for one in there:
-        found += _compared(connection, one)
+        found += _compared(connection, one, target)
         if found and found[-1].subject == "permissions":
             break  # the others would say the same
     yield from found
     if not missing and not found:
-        count = f"{len(wanted.exchanges)} exchanges and {len(wanted.queues)} queues"
-        yield Finding("ok", "topology", f"{count} are there, as {app.name!r} declares them.")
+        if app.handlers:
+            count = f"{len(wanted.exchanges)} exchanges and {len(wanted.queues)} queues are"
+        else:
+            count = f"{app.name!r} has no handlers, so it needs no queues and no worker. Its exchange is"
+        yield Finding("ok", "topology", f"{count} there, as {app.name!r} declares them.")
+    if not app.handlers:
+        return
+    look = "" if embedded else "rabbitmqctl list_bindings source_name routing_key destination_name; "
     yield Finding(
         "note",
         "bindings",
         f"{len(wanted.bindings)} are declared by each worker that starts; AMQP has no way to ask for them.",
-        "rabbitmqctl list_bindings source_name routing_key destination_name; lightbus unbind removes one.",
+        f"{look}lightbus unbind removes one.",
     )
 
 
@@ -217,13 +228,14 @@ def _exists(connection: Connection, *, exchange: str = "", queue: str = "") -> b
     return True
 
 
-def _compared(connection: Connection, one: Topology, *, restricted: bool = False) -> list[Finding]:
+def _compared(connection: Connection, one: Topology, target: str, *, restricted: bool = False) -> list[Finding]:
     """Declare what is there once more, on a channel of its own: the broker says what differs, or whether we may."""
     try:
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
         step = (
-            "Declare it as it is there. Or, once it is empty and nobody consumes it: rabbitmqctl delete_queue NAME, "
+            "Declare it as it is there. Or, once it is empty and nobody consumes it: "
+            f"rabbitmqctl delete_queue {one.queues[0].name if one.queues else 'NAME'}, "
             "and start a worker, which declares it anew."
         )
         return [Finding("fail", "topology", f"It differs from what the app declares: {_words(error)}.", step)]
@@ -231,12 +243,52 @@ def _compared(connection: Connection, one: Topology, *, restricted: bool = False
         if restricted:  # as it should be: only who sets the broker up may configure the bus
             return []
         text = f"The app's own names cannot be configured (declared): {_words(error)}."
-        return [Finding("fail", "permissions", text, "lightbus topology permissions MODULE:ATTR prints what it needs.")]
+        return [Finding("fail", "permissions", text, f"lightbus topology permissions {target} prints what it needs.")]
     return []
 
 
 def _words(error: BaseException) -> str:
     return str(getattr(error, "reply_text", "") or error).strip().rstrip(".")
+
+
+@attrs.frozen
+class ObjectState:
+    """What the broker has where an app declares an exchange or a queue."""
+
+    exists: bool
+    difference: str = ""
+    """In the broker's words, where it has it with other arguments; or why that is not known."""
+    ready: int = 0
+    consumers: int = 0
+
+
+@attrs.frozen
+class States:
+    """What the broker has of all that an app declares, by name. Bindings are not in it: AMQP cannot ask for them."""
+
+    exchanges: Mapping[str, ObjectState]
+    queues: Mapping[str, ObjectState]
+
+
+def states(connection: Connection, app: Lightbus) -> States:
+    """Look at each exchange and queue of an app, and change none of them."""
+    wanted = app.topology()
+    exchanges = {}
+    for exchange in (*wanted.shared, *wanted.exchanges):
+        there = _exists(connection, exchange=exchange.name)
+        others = exchange in wanted.shared
+        same = Topology(exchanges=(exchange,))
+        exchanges[exchange.name] = ObjectState(there, _difference(connection, same, others) if there else "")
+    queues = {}
+    for queue, state in zip(wanted.queues, queue_states(connection, [one.name for one in wanted.queues]), strict=True):
+        difference = _difference(connection, Topology(queues=(queue,))) if state.exists else ""
+        queues[queue.name] = ObjectState(state.exists, difference, state.ready, state.consumers)
+    return States(exchanges, queues)
+
+
+def _difference(connection: Connection, one: Topology, others: bool = False) -> str:
+    found = _compared(connection, one, "MODULE:ATTR", restricted=others)
+    return found[0].text if found else ""
 
 
 # --- queues -----------------------------------------------------------------------------------
@@ -265,19 +317,22 @@ def _queues(connection: Connection, app: Lightbus, target: str) -> Iterator[Find
     heard = consumed(app)
     by_name = {state.name: state for state in queue_states(connection, [one.name for one in app.topology().queues])}
     for name in heard:
-        if by_name[name].exists:
+        if by_name[name].exists and (app.handlers or by_name[name].ready):
             yield _consumed_queue(by_name[name], target)
     dead = by_name[topology.queue_name(app.name, topology.DEAD_KEY)]
     others = [state for name, state in by_name.items() if name not in heard and state is not dead and state.exists]
     waiting = sum(state.ready for state in others)
     if others:
-        yield Finding("ok", "retries", f"{waiting:,} events wait for their next attempt.")
+        wait = "event waits for its" if waiting == 1 else "events wait for their"
+        yield Finding("ok", "retries", f"{waiting:,} {wait} next attempt.")
     for state in [*others, *([dead] if dead.exists else [])]:
         if state.consumers:
+            count = "1 consumer" if state.consumers == 1 else f"{state.consumers} consumers"
+            ours = "consumes it only while `lightbus dead` reads it" if state is dead else "never consumes it"
             yield Finding(
                 "warn",
                 "queue",
-                f"{state.name} has {state.consumers} consumers; Lightbus never consumes it.",
+                f"{state.name} has {count}; Lightbus {ours}.",
                 "Find out who does: rabbitmqctl list_consumers",
             )
     if dead.exists and dead.ready:
@@ -293,10 +348,11 @@ def _queues(connection: Connection, app: Lightbus, target: str) -> Iterator[Find
 
 def _consumed_queue(state: QueueState, target: str) -> Finding:
     consumers = "1 consumer" if state.consumers == 1 else f"{state.consumers} consumers"
-    what = f"{state.name}: {state.ready:,} events ready, {consumers}."
+    events = "1 event" if state.ready == 1 else f"{state.ready:,} events"
+    what = f"{state.name}: {events} ready, {consumers}."
     if not state.consumers:
         level: Level = "fail" if state.ready else "warn"
-        return Finding(level, "queue", f"{what} No worker runs.", f"lightbus worker {target}")
+        return Finding(level, "queue", f"{what} No worker runs, or each dies.", f"lightbus worker {target}")
     if state.ready >= MANY_READY:
         return Finding("warn", "queue", what, "They lag behind: start more workers, or look for slow handlers.")
     return Finding("ok", "queue", what)
@@ -305,18 +361,21 @@ def _consumed_queue(state: QueueState, target: str) -> Finding:
 # --- a trial ----------------------------------------------------------------------------------
 
 
-def _trial(connection: Connection, app: Lightbus) -> Iterator[Finding]:
+def _trial(connection: Connection, app: Lightbus, target: str) -> Iterator[Finding]:
     """A message of our own through queues of our own: publish, confirm, dead-letter, get. It shows permissions, alarms
     and, by the time that the broker notes on its death, the broker's clock.
     """
-    internal, name = topology.internal_name(app.name), f"{app.name}.doctor-{uuid.uuid4().hex[:12]}"
+    name = f"{app.name}.doctor-{uuid.uuid4().hex[:12]}"
     channel = connection.channel()
     try:
         sent = time.time()
-        letter = _through(connection, channel, app, internal, name)
+        letter = _through(connection, channel, app, name)
     except amqp.exceptions.AccessRefused as error:
+        if not app.handlers:
+            with contextlib.suppress(*LOST):  # an exchange that nothing was bound to does not go by itself
+                connection.channel().exchange_delete(name)
         text = f"Publishing, binding or reading is refused: {_words(error)}."
-        yield Finding("fail", "permissions", text, "lightbus topology permissions MODULE:ATTR prints what it needs.")
+        yield Finding("fail", "permissions", text, f"lightbus topology permissions {target} prints what it needs.")
         return
     except TimeoutError:
         if connection.blocked:
@@ -328,24 +387,31 @@ def _trial(connection: Connection, app: Lightbus) -> Iterator[Finding]:
             )
         yield Finding("fail", "publishing", text, step)
         return
-    yield Finding("ok", "permissions", "Declaring, binding, publishing, confirms and reading work.")
+    works = "publishing, confirms and reading work" if app.handlers else "publishing and confirms work"
+    yield Finding("ok", "permissions", f"Declaring, binding, {works}.")
     yield _clock(letter, sent, time.time())
 
 
-def _through(connection: Connection, channel: Channel, app: Lightbus, internal: str, name: str) -> Delivery:
+def _through(connection: Connection, channel: Channel, app: Lightbus, name: str) -> Delivery:
     out = f"{name}-out"
-    dead_lettering = {"x-message-ttl": 0, "x-dead-letter-exchange": internal, "x-dead-letter-routing-key": out}
+    if app.handlers:
+        exchange = topology.internal_name(app.name)
+        heard = (topology.BUS, app.name, *(one.name for one in app.topology().shared[1:]))
+    else:  # no worker has declared an internal exchange: this one goes with the queues
+        exchange, heard = name, ()
+        channel.exchange_declare(exchange, "direct", durable=False, auto_delete=True)
+    dead_lettering = {"x-message-ttl": 0, "x-dead-letter-exchange": exchange, "x-dead-letter-routing-key": out}
     for queue, arguments in ((name, dead_lettering), (out, {})):
         channel.queue_declare(queue, durable=False, exclusive=True, auto_delete=True, arguments=arguments)
-        channel.queue_bind(queue, internal, queue)
-    for exchange in (topology.BUS, app.name, *(one.name for one in app.topology().shared[1:])):
-        channel.queue_bind(out, exchange, name)  # a key that no event has
+        channel.queue_bind(queue, exchange, queue)
+    for other in heard:
+        channel.queue_bind(out, other, name)  # a key that no event has
     channel.exchange_bind(topology.BUS, app.name, name)
     channel.exchange_unbind(topology.BUS, app.name, name)
     confirms: list[int] = []
     channel.on_ack = lambda tag, multiple: confirms.append(tag)
     channel.confirm_select()
-    channel.publish([Publication(internal, name, b"{}", {"message_id": name}, mandatory=False)])
+    channel.publish([Publication(exchange, name, b"{}", {"message_id": name}, mandatory=False)])
     deadline = time.monotonic() + TRIAL_LIMIT
     letter: Delivery | None = None
     while letter is None or not confirms:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lightbus.cli import tables
+from lightbus.cli import Group, tables
 
 if TYPE_CHECKING:
     from lightbus import Lightbus
@@ -40,6 +43,12 @@ Examples:
 
 \b
 Next: lightbus dead show MODULE:ATTR ID
+
+\b
+Exit codes:
+  0  it is done, also where there are none
+  1  the broker cannot be used, or has no such queue
+  2  the command line, or what MODULE:ATTR names, is wrong
 """
 
 SHOW_EPILOG = """\b
@@ -49,7 +58,12 @@ Examples:
 
 \b
 Next: lightbus dead retry MODULE:ATTR --id ID
-Exit code: 1 where there is no such letter.
+
+\b
+Exit codes:
+  0  it is shown
+  1  there is no letter of that ID; the broker cannot be used, or has no such queue
+  2  the command line, or what MODULE:ATTR names, is wrong
 """
 
 RETRY_EPILOG = """\b
@@ -63,6 +77,7 @@ Examples:
 Exit codes:
   0    every letter that was meant is retried
   1    some are left; it says which, and why
+  2    the command line, or what MODULE:ATTR names, is wrong
   130  interrupted: what was confirmed is retried, the rest is as it was
 """
 
@@ -73,8 +88,20 @@ Examples:
   lightbus dead purge billing.bus:app --handler old_handler --yes
 
 \b
-To keep a copy first: lightbus dead show billing.bus:app --all --json > letters.json
+To keep a copy first:
+  lightbus dead show billing.bus:app --all --json > letters.json
+
+\b
+Exit codes:
+  0    it is done
+  1    you said no; the broker cannot be used, or has no such queue
+  2    the command line, or what MODULE:ATTR names, is wrong
+  130  interrupted: what was purged is gone, the rest is as it was
 """
+
+
+LEAST_ERROR = 40
+"""Characters of an error that `list` shows also where the terminal has no room for them: it wraps then."""
 
 
 def _age(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
@@ -103,7 +130,7 @@ def _filters(command: Any) -> Any:
     return command
 
 
-@click.group(short_help="List, show, retry or purge what failed for good.", epilog=EPILOG)
+@click.group(cls=Group, short_help="List, show, retry or purge what failed for good.", epilog=EPILOG)
 def dead() -> None:
     """What failed for good: an app's dead letters, in its queue APP.dead.
 
@@ -119,13 +146,13 @@ def dead() -> None:
 @click.argument("target", metavar="MODULE:ATTR")
 @_filters
 @click.option("--stats", is_flag=True, help="Count them by handler and error, over the whole queue.")
-@click.option("--limit", type=click.IntRange(0), help="Show so many at most; 0 for all.  [default: 50]")
+@click.option("--limit", type=click.IntRange(0), metavar="N", help="Show so many at most; 0 for all.  [default: 50]")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 def list_(target: str, stats: bool, limit: int | None, as_json: bool, **given: Any) -> None:
     """List the dead letters of an app, in the order of their queue.
 
-    Looking changes no letter: they are taken and given back, in an order that may differ. While it looks, another
-    command sees fewer of them.
+    Looking changes no letter: they are taken and given back, in their order. While it looks, another command sees
+    fewer of them.
     """
     app, wanted = _start(target, given)
     most = (None if stats else 50) if limit is None else limit or None
@@ -135,7 +162,7 @@ def list_(target: str, stats: bool, limit: int | None, as_json: bool, **given: A
             groups = _grouped(found)
             _print_stats(groups, target, as_json=as_json)
         elif as_json:
-            _print_array(_summary(letter) for letter in found)
+            _print_array(_json(_summary(letter)) for letter in found)
         else:
             _print_list(list(map(_row, found)), target, queue, wanted, most)
 
@@ -159,15 +186,18 @@ def _row(letter: Letter) -> list[str]:
 
 def _print_list(rows: list[list[str]], target: str, queue: DeadQueue, wanted: Filter, most: int | None) -> None:
     if not rows:
-        what = f"None of the {queue.count:,} dead letters fits." if wanted.given and queue.count else "No dead letters."
-        click.echo(what)
+        if wanted.given and queue.count:
+            _write(f"None of the {queue.count:,} dead letters fits. What there is: lightbus dead list {target} --stats")
+        else:
+            _write("No dead letters.")
         return
-    for line in tables.table(["ID", "AGE", "EVENT", "HANDLER", "ATTEMPT", "ERROR"], rows, right=(1, 4)):
-        click.echo(line)
+    lines = tables.table(["ID", "AGE", "EVENT", "HANDLER", "ATTEMPT", "ERROR"], rows, right=(1, 4))
+    for line in tables.fitted(lines, lines[0].index("ERROR") + LEAST_ERROR) if sys.stdout.isatty() else lines:
+        _write(line)
     unseen = queue.count - queue.seen
     if most is not None and len(rows) == most and unseen > 0:
-        click.echo(f"\n{unseen:,} more letters were not looked at: --limit 0 shows all, --stats counts them.")
-    click.echo(f"\nOne of them, whole: lightbus dead show {target} ID")
+        _write(f"\n{unseen:,} more letters were not looked at: --limit 0 shows all, --stats counts them.")
+    _write(f"\nOne of them, whole: lightbus dead show {target} ID")
 
 
 def _summary(letter: Letter) -> dict[str, Any]:
@@ -187,13 +217,13 @@ def _summary(letter: Letter) -> dict[str, Any]:
     }
 
 
-def _print_array(items: Iterator[dict[str, Any]]) -> None:
-    """An array of any length, piece by piece."""
+def _print_array(items: Iterator[str]) -> None:
+    """An array of any length, piece by piece, of what is JSON already."""
     empty = True
     for item in items:
-        click.echo(("[\n " if empty else ",\n ") + _json(item), nl=False)
+        _write(("[\n " if empty else ",\n ") + item, nl=False)
         empty = False
-    click.echo("[]" if empty else "\n]")
+    _write("[]" if empty else "\n]")
 
 
 def _json(value: Any) -> str:
@@ -233,20 +263,22 @@ def _grouped(letters: Iterator[Letter]) -> _Groups:
 def _print_stats(groups: _Groups, target: str, *, as_json: bool) -> None:
     if as_json:
         _print_array(
-            {
-                "handler": None if handler == "-" else handler,
-                "error": error,
-                "count": group.count,
-                "oldest": None if group.oldest is None else group.oldest.isoformat(),
-                "newest": None if group.newest is None else group.newest.isoformat(),
-                "events": group.events,
-                "example": group.example,
-            }
+            _json(
+                {
+                    "handler": None if handler == "-" else handler,
+                    "error": error,
+                    "count": group.count,
+                    "oldest": None if group.oldest is None else group.oldest.isoformat(),
+                    "newest": None if group.newest is None else group.newest.isoformat(),
+                    "events": group.events,
+                    "example": group.example,
+                }
+            )
             for (handler, error), group in groups.items()
         )
         return
     if not groups:
-        click.echo("No dead letters.")
+        _write("No dead letters.")
         return
     rows = [
         [
@@ -263,9 +295,10 @@ def _print_stats(groups: _Groups, target: str, *, as_json: bool) -> None:
     for line in tables.table(
         ["COUNT", "HANDLER", "ERROR", "OLDEST", "NEWEST", "EVENTS", "EXAMPLE"], rows, right=(0, 3, 4)
     ):
-        click.echo(line)
+        _write(line)
     total = sum(group.count for group in groups.values())
-    click.echo(f"\n{total:,} dead letters. One of them, whole: lightbus dead show {target} ID")
+    what = "1 dead letter. It, whole:" if total == 1 else f"{total:,} dead letters. One of them, whole:"
+    _write(f"\n{what} lightbus dead show {target} ID")
 
 
 # --- show -------------------------------------------------------------------------------------
@@ -298,38 +331,28 @@ def show(target: str, letter_id: str | None, all_: bool, as_json: bool) -> None:
             _print_array(map(_whole, itertools.chain([] if first is None else [first], letters)))
         else:
             for letter in letters:
-                click.echo("\n" if found else "", nl=False)
+                _write("\n" if found else "", nl=False)
                 found = True
                 _print_letter(letter, app)
-    if not found:
+                _print_next(letter, app, target)
+    if all_ and not found:
+        click.echo("No dead letters.", err=as_json)
+    elif not found:
         click.echo(f"Error: no dead letter of {app.name!r} has an id that begins with {letter_id!r}.", err=True)
         sys.exit(1)
 
 
-def _whole(letter: Letter) -> dict[str, Any]:
-    payload, text = _payload(letter)
-    return {
+def _whole(letter: Letter) -> str:
+    payload = tables.json_in_ascii(letter.delivery.body)
+    head = {
         **_summary(letter),
         "correlation_id": letter.delivery.properties.get("correlation_id"),
         "headers": _own_headers(letter),
         "traceback": letter.traceback,
-        **(
-            {"payload": payload}
-            if text is not None
-            else {"body_base64": base64.b64encode(letter.delivery.body).decode()}
-        ),
     }
-
-
-def _payload(letter: Letter) -> tuple[Any, str | None]:
-    """The payload, and as indented JSON; (None, None) where it is no JSON."""
-    import msgspec
-
-    try:
-        payload = msgspec.json.decode(letter.delivery.body)
-        return payload, json.dumps(payload, indent=2, ensure_ascii=False)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None, None
+    if payload is None:
+        return _json({**head, "body_base64": base64.b64encode(letter.delivery.body).decode()})
+    return f'{_json(head)[:-1]}, "payload": {payload}}}'
 
 
 def _own_headers(letter: Letter) -> dict[str, Any]:
@@ -344,11 +367,10 @@ def _own_headers(letter: Letter) -> dict[str, Any]:
 def _print_letter(letter: Letter, app: Lightbus) -> None:
     claim = "" if letter.proven else "  (a claim: see `lightbus dead retry --help` on --trust-origin)"
     handler = letter.handler or "none in particular: every one that matches"
-    gone = letter.handler is not None and letter.handler not in app.handlers
     failed_as = "died with its worker" if letter.by_broker else "failed"
     _field("id", letter.id)
     _field("event", f"{letter.event}  from {letter.source or '?'}{claim}")
-    _field("handler", handler + ("  (this code has none of that name)" if gone else ""))
+    _field("handler", handler + ("  (this code has none of that name)" if _is_gone(letter, app) else ""))
     _field("queue", letter.queue)
     _field("attempt", f"{letter.attempt}, the last one {failed_as}")
     _field("published", _moment(letter.published))
@@ -358,21 +380,41 @@ def _print_letter(letter: Letter, app: Lightbus) -> None:
         _field("correlation", correlation)
     _field("error", f"{letter.error_type}: {letter.error_message}" if letter.error_message else letter.error_type)
     if letter.traceback:
-        click.echo("\ntraceback" + (" (its end)" if letter.traceback.startswith("... ") else ""))
-        click.echo(_indented(letter.traceback))
-    click.echo("\nheaders")
+        _write("\ntraceback" + (" (its end)" if letter.traceback.startswith("... ") else ""))
+        _write(_indented(letter.traceback))
+    _write("\nheaders")
     for key, value in sorted(_own_headers(letter).items()):
-        click.echo(f"  {tables.printable(key)}: {tables.printable(str(value), 300)}")
-    _, text = _payload(letter)
+        _write(f"  {tables.printable(key)}: {tables.printable(str(value), 300)}")
+    text = tables.json_laid_out(letter.delivery.body, indent=2)
     size = f"{len(letter.delivery.body):,} bytes"
     if text is not None:
-        click.echo(f"\npayload ({size})\n{_indented(text)}")
+        _write(f"\npayload ({size})\n{_indented(text)}")
     else:
-        click.echo(f"\nbody ({size}, not JSON)\n  {tables.printable(repr(letter.delivery.body[:2000]))}")
+        _write(f"\nbody ({size}, not JSON)\n  {tables.printable(repr(letter.delivery.body[:2000]))}")
+
+
+def _print_next(letter: Letter, app: Lightbus, target: str) -> None:
+    which = f"{target} --id {letter.id}"
+    if letter.handler is not None and _IN_SHELL.fullmatch(letter.handler):
+        which += f" --handler {letter.handler}"
+    if not _IN_SHELL.fullmatch(letter.id):  # a stranger's message may have any id
+        return
+    if _is_gone(letter, app):
+        _write(f"\nNext: bring the handler back, or: lightbus dead purge {which}")
+    else:
+        _write(f"\nNext, once it is mended: lightbus dead retry {which}{'' if letter.proven else ' --trust-origin'}")
+
+
+_IN_SHELL = re.compile(r"[\w.:~-]+")
+"""What may be pasted into a shell as it is."""
+
+
+def _is_gone(letter: Letter, app: Lightbus) -> bool:
+    return letter.handler is not None and letter.handler not in app.handlers
 
 
 def _field(name: str, value: str) -> None:
-    click.echo(f"{name:<12} {tables.printable(value)}")
+    _write(f"{name:<12} {tables.printable(value)}")
 
 
 def _moment(moment: Any) -> str:
@@ -391,7 +433,7 @@ def _indented(text: str) -> str:
 @_filters
 @click.option("--all", "all_", is_flag=True, help="All letters: needed where no filter and no --limit is given.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be retried.")
-@click.option("--limit", type=click.IntRange(1), help="Retry so many at most.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Retry so many at most.")
 @click.option("--rate", type=click.FloatRange(0, 100_000, min_open=True), metavar="N", help="So many a second at most.")
 @click.option(
     "--trust-origin", is_flag=True, help="Believe what letters of crashed workers say of their source; see above."
@@ -422,19 +464,17 @@ def retry(
     app, wanted = _start(target, given)
     if not (wanted.given or limit or all_):
         raise click.UsageError("Say which: a filter (--help lists them), --limit N, or --all.")
-    outcome = letters.Outcome()
-    with _opened(app) as queue, _Progress(queue, outcome, "retried"):
-        if dry_run:
+    if dry_run:
+        with _opened(app) as queue, _Progress(queue):
             _dry_run(queue, wanted, limit, "retried", as_json=as_json, unless_unproven=not trust_origin)
-            return
+        return
+    outcome = letters.Outcome()
+    with _told(app, outcome, "retried", as_json=as_json):
         try:
-            letters.retry(queue, wanted, outcome, limit=limit, rate=rate, trust_origin=trust_origin)
-        except KeyboardInterrupt:
-            _say_done(app, outcome, "retried", as_json=as_json, interrupted=True)
-            sys.exit(130)
+            with _opened(app) as queue, _Progress(queue, outcome, "retried"):
+                letters.retry(queue, wanted, outcome, limit=limit, rate=rate, trust_origin=trust_origin)
         finally:
             app.publisher.close(1.0)
-    _say_done(app, outcome, "retried", as_json=as_json)
     sys.exit(1 if outcome.left else 0)
 
 
@@ -460,7 +500,7 @@ def _dry_run(
     groups = _grouped(itertools.islice(meant(), limit))
     total = sum(group.count for group in groups.values())
     if as_json:
-        click.echo(_json({"dry_run": True, "matched": total + left, done: total, "left": left}))
+        _write(_json({"dry_run": True, "matched": total + left, done: total, "left": left}))
         return
     if groups:
         rows = [
@@ -473,11 +513,41 @@ def _dry_run(
             for (handler, error), group in groups.items()
         ]
         for line in tables.table(["COUNT", "HANDLER", "ERROR", "EVENTS"], rows, right=(0,)):
-            click.echo(line)
-        click.echo("")
-    click.echo(f"{total:,} of {queue.count:,} would be {done}. Nothing was changed (--dry-run).")
+            _write(line)
+        _write("")
+    _write(f"{total:,} of {queue.count:,} would be {done}. Nothing was changed (--dry-run).")
+    if done == "retried":
+        for (handler, _), group in groups.items():
+            if handler != "-" and handler not in queue.app.handlers:
+                _write(_without_handler(handler, group.count, "would be"))
     if left:
-        click.echo(f"{left:,} more would be left: nobody vouches for their source (--trust-origin).")
+        _write(f"{left:,} more would be left: nobody vouches for their source (--trust-origin).")
+
+
+def _without_handler(handler: str, count: int, are: str) -> str:
+    return (
+        f"{count:,} of them {are} for the handler {tables.printable(handler)}, which this code does not have: "
+        "where no worker has it, they become dead letters again."
+    )
+
+
+@contextmanager
+def _told(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool) -> Generator[None]:
+    """Says at the end what was done, also where that is less than was meant."""
+    from lightbus import errors
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_done(app, outcome, done, as_json=as_json, interrupted=True)
+        sys.exit(130)
+    except errors.BrokerError as error:
+        if not outcome.matched:
+            raise
+        outcome.problem = str(error)
+        _say_done(app, outcome, done, as_json=as_json)
+        sys.exit(1)
+    _say_done(app, outcome, done, as_json=as_json)
 
 
 def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, interrupted: bool = False) -> None:
@@ -498,7 +568,7 @@ def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, inte
         return
     if interrupted:
         click.echo(f"\nInterrupted: {outcome.done:,} {done}. All others are in {app.name}.dead as before.", err=True)
-    elif not outcome.matched:
+    elif not (outcome.matched or outcome.vanished):
         click.echo("No dead letter fits: nothing was done.")
     else:
         click.echo(f"{outcome.done:,} {done}.")
@@ -508,12 +578,17 @@ def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, inte
             "have it (it declares the queue), then retry again.",
             err=True,
         )
+    for handler, count in outcome.gone.items():
+        click.echo(_without_handler(handler, count, "are"), err=True)
     if outcome.unproven:
         click.echo(
             f"{outcome.unproven:,} left: their workers died over them, and nobody vouches for their source. "
             "Where you trust everybody who may publish on this broker: --trust-origin.",
             err=True,
         )
+    if outcome.vanished:
+        are = "1 of those shown is" if outcome.vanished == 1 else f"{outcome.vanished:,} of those shown are"
+        click.echo(f"{are} not there any more: retried or purged by somebody else, or being looked at.", err=True)
     if outcome.problem:
         click.echo(f"Stopped: {outcome.problem} What was not confirmed is in {app.name}.dead as before.", err=True)
 
@@ -526,11 +601,14 @@ def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, inte
 @_filters
 @click.option("--all", "all_", is_flag=True, help="All letters: needed where no filter and no --limit is given.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be purged.")
-@click.option("--limit", type=click.IntRange(1), help="Purge so many at most.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Purge so many at most.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON. Needs --yes or --dry-run.")
 def purge(target: str, all_: bool, dry_run: bool, limit: int | None, yes: bool, as_json: bool, **given: Any) -> None:
-    """Throw dead letters away, for good. It says which and asks first, unless --yes is given."""
+    """Throw dead letters away, for good. It says which and asks first, unless --yes is given.
+
+    After a yes, those that it has shown go, and no other that has arrived meanwhile.
+    """
     from lightbus import dead as letters
 
     app, wanted = _start(target, given)
@@ -538,29 +616,38 @@ def purge(target: str, all_: bool, dry_run: bool, limit: int | None, yes: bool, 
         raise click.UsageError("Say which: a filter (--help lists them), --limit N, or --all.")
     if as_json and not (yes or dry_run):
         raise click.UsageError("--json cannot ask: add --yes or --dry-run.")
+    shown: set[bytes] | None = None
+    total = 0
     if dry_run or not yes:
         with _opened(app) as queue, _Progress(queue):
             if dry_run:
                 _dry_run(queue, wanted, limit, "purged", as_json=as_json)
                 return
-            groups = _grouped(itertools.islice(_matching(queue, wanted), limit))
+            shown = set()
+            groups = _grouped(_noted(itertools.islice(_matching(queue, wanted), limit), shown))
         total = sum(group.count for group in groups.values())
         if not total:
-            click.echo("No dead letter fits: nothing was done.")
+            _write("No dead letter fits: nothing was done.")
             return
         _print_stats(groups, target, as_json=False)
         if not click.confirm(f"Purge {total:,} of them for good?", err=True):
             click.echo("Nothing was purged.", err=True)
             sys.exit(1)
-        limit = total  # no more than was shown
+        wanted = letters.Filter()  # what was shown is meant, also where it has grown too old for --newer
     outcome = letters.Outcome()
-    with _opened(app) as queue, _Progress(queue, outcome, "purged"):
-        try:
-            letters.purge(queue, wanted, outcome, limit=limit)
-        except KeyboardInterrupt:
-            _say_done(app, outcome, "purged", as_json=as_json, interrupted=True)
-            sys.exit(130)
-    _say_done(app, outcome, "purged", as_json=as_json)
+    with (
+        _told(app, outcome, "purged", as_json=as_json),
+        _opened(app) as queue,
+        _Progress(queue, outcome, "purged"),
+    ):
+        letters.purge(queue, wanted, outcome, limit=limit if shown is None else total, only=shown)
+        outcome.vanished = max(0, total - outcome.matched)
+
+
+def _noted(letters: Iterator[Letter], digests: set[bytes]) -> Iterator[Letter]:
+    for letter in letters:
+        digests.add(letter.digest)
+        yield letter
 
 
 # --- all of them ------------------------------------------------------------------------------
@@ -579,6 +666,16 @@ def _opened(app: Lightbus) -> Any:
     from lightbus import dead as letters
 
     return letters.opened(app)
+
+
+def _write(text: str, *, nl: bool = True) -> None:
+    """To stdout. Where nobody reads it any more, as after `| head -1`, the command ends: it has shown enough."""
+    try:
+        click.echo(text, nl=nl)
+    except BrokenPipeError:
+        # What Python would write at its end has nobody to read it either. And it must not pass for a lost connection.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from None
 
 
 class _Progress:

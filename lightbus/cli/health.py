@@ -19,7 +19,7 @@ Examples:
 
 \b
 Exit codes:
-  0  the broker answers, each queue is there, and each has a consumer
+  0  the broker answers, and where the app has handlers, each queue is there and has a consumer
   1  not so: it says what is wrong, and what to do
   2  the command line, or what MODULE:ATTR names, is wrong
 
@@ -50,7 +50,7 @@ def health(target: str, as_json: bool) -> None:
         for problem in problems:
             click.echo(f"Unhealthy: {problem}", err=True)
         if not problems:
-            click.echo("Healthy.")
+            click.echo("Healthy." if app.handlers else f"Healthy: {app.name} has no handlers, so it needs no worker.")
     sys.exit(1 if problems else 0)
 
 
@@ -68,13 +68,15 @@ def _ask(app: Lightbus, target: str) -> tuple[list[str], list[dict[str, Any]]]:
             connection.close()
     except errors.BrokerError as error:
         return [str(error)], []
+    if not app.handlers:  # it hears nothing, so only what waits there all the same needs a worker
+        states = [state for state in states if state.ready]
     problems = []
     for state in states:
         if not state.exists:
             problems.append(f"the queue {state.name} is not there. Start a worker: lightbus worker {target}")
         elif not state.consumers:
             problems.append(
-                f"nobody consumes {state.name} ({state.ready:,} ready). Start one: lightbus worker {target}"
+                f"nobody consumes {state.name} ({state.ready:,} ready). Start a worker: lightbus worker {target}"
             )
     queues = [
         {"name": state.name, "exists": state.exists, "ready": state.ready, "consumers": state.consumers}

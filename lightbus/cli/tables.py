@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -22,6 +24,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence
     ]
 
 
+def fitted(lines: Iterable[str], least: int) -> list[str]:
+    """The lines, cut to the terminal's width, or to `least` characters where it is narrower than that."""
+    width = max(shutil.get_terminal_size().columns, least)
+    return [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
+
+
 def printable(text: str, limit: int = 0) -> str:
     """One line of it, without control characters: what a stranger has written must not steer the terminal."""
     text = "".join(one if one.isprintable() else _escaped(one) for one in text)
@@ -35,6 +43,22 @@ def printable_lines(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def json_laid_out(body: bytes, *, indent: int) -> str | None:
+    """A body laid out, number for number as it came (9.50 stays 9.50); None where it is no JSON in UTF-8."""
+    import msgspec
+
+    try:
+        return msgspec.json.format(body, indent=indent).decode()
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def json_in_ascii(body: bytes) -> str | None:
+    """The same in one line of ASCII, which no payload can break, and which cannot steer a terminal."""
+    text = json_laid_out(body, indent=-1)
+    return None if text is None else re.sub(r"[^\x20-\x7e]", lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def age(seconds: float | None) -> str:

@@ -62,7 +62,7 @@ def unbind(target: str, pattern: str, suffix: str, source: str | None, force: bo
             "Remove the handler first, or use --force (a worker that starts binds it again)."
         )
     _unbind(app, queue, exchange, pattern)
-    click.echo(f"No binding {exchange} -- {pattern} --> {queue} any more.")
+    click.echo(f"No binding {exchange} -- {pattern} --> {queue} any more (a broker does not say if there was one).")
     others = _others_that_match(app, suffix, pattern)
     if others:
         click.echo(f"{queue} still hears it by its other bindings: {', '.join(others)}.")

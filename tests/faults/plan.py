@@ -24,7 +24,7 @@ class Planned:
 
 
 def _planned(scenario: Callable[..., Row], full: dict[str, object], short: dict[str, object] | None) -> Planned:
-    fixed = "-".join(str(value) for key, value in full.items() if key in ("how", "prefetch"))
+    fixed = "-".join(str(value) for key, value in full.items() if key in ("how", "prefetch", "workers"))
     name = f"{scenario.__name__}-{fixed}" if fixed else scenario.__name__
     quick = None if short is None else partial(scenario, **short)
     return Planned(name, partial(scenario, **full), quick, not scenario.__name__.startswith("embedded"))
@@ -36,9 +36,9 @@ PLAN = [
     _planned(scenarios.worker_frozen, {"times": 3}, {"times": 1}),
     _planned(scenarios.loop_blocked, {"times": 3}, {"times": 1}),
     # 20 is the queue's own limit; a policy lowers it where each crash counts.
-    _planned(scenarios.handler_crashes, {"prefetch": 100}, {"prefetch": 100, "limit": 3}),
-    _planned(scenarios.handler_crashes, {"prefetch": 10}, None),
-    _planned(scenarios.handler_crashes, {"prefetch": 1}, {"prefetch": 1, "limit": 3}),
+    _planned(scenarios.handler_crashes, {"prefetch": 200}, {"prefetch": 200, "limit": 3}),
+    _planned(scenarios.handler_crashes, {"prefetch": 200, "workers": 2}, {"prefetch": 200, "workers": 2, "limit": 6}),
+    _planned(scenarios.handler_crashes, {"prefetch": 1}, None),
     _planned(scenarios.broker_killed, {"times": 5}, {"times": 1}),
     _planned(scenarios.broker_absent_at_start, {}, {}),
     _planned(scenarios.broker_away, {"seconds": 60}, {"seconds": 1}),
@@ -55,6 +55,8 @@ PLAN = [
     _planned(scenarios.publishers_exit, {"times": 10, "events": 200}, {"times": 1, "events": 50}),
     _planned(scenarios.threads_publish, {"times": 3}, {"times": 1}),
     _planned(scenarios.embedded_killed, {"times": 100}, {"times": 8}),
+    _planned(scenarios.embedded_handler_crashes, {"workers": 1}, {"workers": 1, "earlier": 17}),
+    _planned(scenarios.embedded_handler_crashes, {"workers": 2}, {"workers": 2, "earlier": 17}),
     _planned(scenarios.embedded_disk_full, {}, {}),
     _planned(scenarios.embedded_file_unusable, {"how": "read-only"}, {"how": "read-only"}),
     _planned(scenarios.embedded_file_unusable, {"how": "corrupted"}, {"how": "corrupted"}),

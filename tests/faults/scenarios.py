@@ -94,42 +94,65 @@ def loop_blocked(stage: Stage, *, times: int) -> Row:
         return row
 
 
-def handler_crashes(stage: Stage, *, prefetch: int, limit: int | None = None) -> Row:
-    """A handler that ends the process each time. The broker dead-letters its event at the delivery limit.
+def handler_crashes(stage: Stage, *, prefetch: int, workers: int = 1, limit: int | None = None) -> Row:
+    """A handler that ends the process each time. The broker dead-letters its event at the delivery limit, and no other.
 
     Args:
-        limit: a policy's delivery limit; else the queue's own, which is 20.
+        limit: a policy's delivery limit; else the queue's own.
     """
     with Scene(stage.vhost()) as scene:
-        vhost = vhost_of(scene.url)
         if limit is not None:
             definition = f'{{"delivery-limit": {limit}}}'
+            vhost = vhost_of(scene.url)
             stage.node.ctl("set_policy", "-p", vhost, "limit", "^billing$", definition, "--apply-to", "queues")
-        scene.declare()
-        siblings = [(f"sibling-{number}", "") for number in range(120)]
-        scene.say_all([*siblings[:60], ("poison", "crash"), *siblings[60:]])
-        began = time.monotonic()
-        crashes = 0
-        while True:
-            worker = scene.worker("--prefetch", str(prefetch), ready=False, work=0.01)
-            scene.until(
-                lambda: not worker.alive or len(scene.ledger.ids(HANDLED)) + len(dead(scene)) >= 121,  # noqa: B023
-                "the worker crashes, or all is done",
-            )
-            if worker.alive:
-                break
-            assert worker.popen.returncode == 99, worker.said
-            crashes += 1
-            assert crashes <= 60, "the event that crashes its worker is delivered for ever"
-        scene.faults.append((began, time.monotonic()))
-        dead_now = dead(scene)
-        assert "poison" in dead_now
-        expected = 21 if limit is None else limit + 1
+        _fill_with_poison(scene)
+        expected = (DELIVERY_LIMIT if limit is None else limit) + 1
+        crashes = _crash_until_all_is_done(scene, prefetch, workers, expected)
         assert crashes == expected, f"{crashes} crashes, with a delivery limit of {expected - 1}"
-        others = len(dead_now - {"poison"} - scene.ledger.ids(HANDLED))
-        also = len(dead_now - {"poison"}) - others
-        note = f"{crashes} crashes; with it dead-lettered: {others} unhandled siblings, {also} handled ones"
-        return scene.row(f"handler that crashes its worker, prefetch {prefetch}", crashes, note=note, recoveries=[])
+        many = "" if workers == 1 else f", {workers} workers"
+        row = scene.row(f"handler that crashes its worker, prefetch {prefetch}{many}", crashes, recoveries=[])
+        assert (row.dead, row.handled) == (1, SIBLINGS)
+        return row
+
+
+DELIVERY_LIMIT = 20
+"""The queues' own: returns that the broker allows."""
+SIBLINGS = 120
+
+
+def _fill_with_poison(scene: Scene) -> None:
+    scene.declare()
+    siblings = [(f"sibling-{number}", "") for number in range(SIBLINGS)]
+    scene.say_all([*siblings[: SIBLINGS // 2], ("poison", "crash"), *siblings[SIBLINGS // 2 :]])
+
+
+def _crash_until_all_is_done(scene: Scene, prefetch: int, workers: int, expected: int) -> int:
+    """Start each worker again when it crashes, at least as often as expected. Returns how often that was."""
+
+    def start() -> Process:
+        return scene.worker("--prefetch", str(prefetch), ready=False, work=0.01)
+
+    def all_is_done() -> bool:
+        # The broker may know of the last crash before the crashed process is gone.
+        return crashes >= expected and len(scene.ledger.ids(HANDLED) | dead(scene)) > SIBLINGS
+
+    began = time.monotonic()
+    running = [start() for _ in range(workers)]
+    crashes = 0
+    while not all_is_done():
+        scene.until(
+            lambda: not all(worker.alive for worker in running) or all_is_done(), "a worker crashes, or all is done"
+        )
+        for number, worker in enumerate(running):
+            if not worker.alive:
+                assert worker.popen.returncode == 99, worker.said
+                crashes += 1
+                assert crashes <= 3 * DELIVERY_LIMIT, "the event that crashes its worker is delivered for ever"
+                running[number] = start()
+    scene.faults.append((began, time.monotonic()))
+    died_with_it = dead(scene) - {"poison"}
+    assert not died_with_it, f"{len(died_with_it)} events are dead-lettered with the one that crashes its workers"
+    return crashes
 
 
 def dead(scene: Scene) -> set[str]:
@@ -459,6 +482,25 @@ def embedded_killed(stage: Stage, *, times: int, seed: int = 1) -> Row:
         scene.settle()
         row = scene.row("embedded: publisher or worker killed at random", times)
         assert integrity(scene.url) == "ok"
+        return row
+
+
+def embedded_handler_crashes(stage: Stage, *, workers: int, earlier: int = 0) -> Row:
+    """As on RabbitMQ.
+
+    Args:
+        earlier: so often has all of it come back before, which leaves fewer crashes.
+    """
+    with Scene(stage.file()) as scene:
+        _fill_with_poison(scene)
+        for _ in range(earlier):
+            scene.take_all("billing")
+        expected = DELIVERY_LIMIT + 1 - earlier
+        crashes = _crash_until_all_is_done(scene, 200, workers, expected)
+        assert crashes == expected, f"{crashes} crashes, where {expected} were left"
+        many = "" if workers == 1 else f", {workers} workers"
+        row = scene.row(f"embedded: handler that crashes its worker{many}", crashes, recoveries=[])
+        assert (row.dead, row.handled) == (1, SIBLINGS)
         return row
 
 

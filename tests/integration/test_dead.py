@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
+import os
+import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +19,14 @@ import amqp.exceptions
 import pytest
 
 from lightbus import Lightbus, codec, topology
+from lightbus.cli import tables
 from lightbus.connection import declare
-from lightbus.dead import Filter, read_letter, retry_publication
+from lightbus.dead import FIRST_WINDOW, Filter, Outcome, opened, read_letter, retry, retry_publication
 from lightbus.transport import Delivery, Publication
+from tests import rabbitmq as nodes
 from tests.bus import connected, publish_plainly, take_all
-from tests.processes import Program, lightbus, wait_until
+from tests.patience import LIMIT, wait_until
+from tests.processes import LIGHTBUS, Program, environment, lightbus, working
 
 BUS = """\
 import os
@@ -44,18 +52,7 @@ def close(paid: dict, message: Message):
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "billing.py").write_text(BUS)
-    return tmp_path
-
-
-@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/bus.db"
-    found: str = request.getfixturevalue("rabbitmq_url")
-    return found
+FILES = {"billing.py": BUS}
 
 
 Dead = Callable[..., "CompletedProcess[str]"]
@@ -69,10 +66,6 @@ def dead(folder: Path, url: str) -> Dead:
         return lightbus("dead", command, "billing:app", *options, folder=folder, url=url, given=given.encode())
 
     return run
-
-
-def worker(folder: Path, url: str) -> Program:
-    return Program("worker", "billing:app", "--log-level", "error", folder=folder, url=url)
 
 
 def ready(url: str, queue: str) -> int:
@@ -99,7 +92,13 @@ def app_of(url: str) -> Lightbus:
 
 
 def put_letters(
-    url: str, count: int, *, queue: str = "billing", handler: str = "charge", minutes_ago: float = 0
+    url: str,
+    count: int,
+    *,
+    queue: str = "billing",
+    handler: str = "charge",
+    minutes_ago: float = 0,
+    body: bytes | None = None,
 ) -> list[str]:
     """Dead letters as the app writes them."""
     app = app_of(url)
@@ -108,7 +107,8 @@ def put_letters(
         declare(connection, app.topology())
         channel = connection.channel()
         for number in range(count):
-            first = Delivery(channel, 0, False, "shop", "invoice.paid", {}, b'{"number": %d}' % number)
+            content = b'{"number": %d}' % number if body is None else body
+            first = Delivery(channel, 0, False, "shop", "invoice.paid", {}, content)
             properties = codec.copy_properties("billing", first, handler, 2, queue)
             properties["headers"] |= codec.error_headers(LookupError(f"no invoice {number}"))
             stamp = time.gmtime(time.time() - 60 * minutes_ago)
@@ -126,8 +126,7 @@ def put_letters(
 def test_a_failed_event_is_found_understood_and_retried_for_the_handler_that_failed(
     folder: Path, url: str, dead: Dead
 ) -> None:
-    with worker(folder, url) as first:
-        wait_until(lambda: ready(url, "billing.dead") == 0, "the worker's queues")
+    with working("billing:app", folder=folder, url=url) as first:
         done = lightbus("publish", "billing:app", "invoice.paid", "number=2", folder=folder, url=url)
         assert done.returncode == 0, done.stderr
         wait_until(lambda: ready(url, "billing.dead") == 1, "a dead letter")
@@ -151,7 +150,7 @@ def test_a_failed_event_is_found_understood_and_retried_for_the_handler_that_fai
     done = dead("retry", "--id", letter["id"])
     assert (done.stdout, done.returncode) == ("1 retried.\n", 0)
     assert listed(dead) == []
-    with worker(folder, url) as second:
+    with working("billing:app", folder=folder, url=url) as second:
         second.wait_for("charge 2 attempt 1")  # as for the first time
         wait_until(lambda: ready(url, "billing") == 0, "an empty queue")
         assert second.end(signal.SIGTERM) == 0
@@ -184,6 +183,98 @@ def test_looking_changes_nothing(url: str, dead: Dead) -> None:
     assert "5 of 5 would be retried" in dead("retry", "--all", "--dry-run").stdout
     assert "5 of 5 would be purged" in dead("purge", "--all", "--dry-run").stdout
     wait_until(lambda: ready(url, "billing.dead") == 5, "all letters given back")
+
+
+# --- many of them: more than the broker sends ahead at once ---------------------------------------
+
+
+MANY = FIRST_WINDOW + 2 * FIRST_WINDOW + 4 * FIRST_WINDOW + 10
+"""Letters of four windows, the last of which is not full."""
+
+
+def ids_in(output: str) -> list[str]:
+    return [letter["id"] for letter in json.loads(output)]
+
+
+def test_letters_keep_their_order_and_each_look_counts_as_one_return(url: str, dead: Dead) -> None:
+    ids = put_letters(url, MANY)
+    assert ids_in(dead("list", "--json", "--limit", "70").stdout) == ids[:70]
+    assert ids_in(dead("list", "--json", "--limit", "0").stdout) == ids
+    assert ids_in(dead("show", "--all", "--json").stdout) == ids
+    assert ready(url, "billing.dead") == MANY, "they are back when the command ends"
+    left = take_all(app_of(url), "billing.dead")
+    assert [letter.properties["message_id"] for letter in left] == ids
+    returns = [letter.properties["headers"]["x-delivery-count"] for letter in left]
+    assert max(returns) <= 3, "far from the 1,000,000 that the queue allows"
+
+
+def test_all_but_those_that_are_meant_are_given_back_in_their_order(url: str, dead: Dead) -> None:
+    ids = put_letters(url, MANY)
+    some = [ids[0], *ids[40:60], ids[-1]]
+    done = dead("purge", "--yes", *(word for id_ in some for word in ("--id", id_)))
+    assert (done.stdout, done.returncode) == (f"{len(some)} purged.\n", 0)
+    left = [id_ for id_ in ids if id_ not in some]
+    assert ids_in(dead("list", "--json", "--limit", "0").stdout) == left
+    assert dead("retry", "--limit", "120").stdout == "120 retried.\n"
+    assert ids_in(dead("list", "--json", "--limit", "0").stdout) == left[120:]
+    assert dead("purge", "--all", "--yes").stdout == f"{len(left) - 120} purged.\n"
+    assert ready(url, "billing.dead") == 0
+
+
+def test_two_looks_at_once_share_the_letters_and_both_end(url: str) -> None:
+    ids = put_letters(url, FIRST_WINDOW + 10)
+    with opened(app_of(url)) as one, opened(app_of(url)) as other:
+        assert (one.count, other.count) == (len(ids), len(ids))
+        first = [letter.id for letter in itertools.islice(one.letters(), 5)]
+        second = [letter.id for letter in other.letters()]
+        first += [letter.id for letter in one.letters()]
+    assert second
+    assert sorted(first + second) == sorted(ids)
+    with opened(app_of(url)) as again:
+        assert again.count == len(ids)
+
+
+def test_a_consumer_that_is_sent_nothing_is_no_end_of_the_letters(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RabbitMQ may leave a consumer deaf."""
+    ids = put_letters(url, 5)
+    monkeypatch.setattr("lightbus.dead.PATIENCE", 0.2)
+    with opened(app_of(url)) as queue:
+        queue.channel.consume = lambda *_, **__: ""  # type: ignore[method-assign]
+        assert [letter.id for letter in queue.letters()] == ids
+    with opened(app_of(url)) as queue:
+        assert queue.count == 5
+
+
+def test_a_slow_retry_keeps_few_letters_at_a_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightbus.dead.SECONDS_AHEAD", 1.0)
+    put_letters(url, 20)
+    outcome = Outcome()
+    app = app_of(url)
+    with app, opened(app) as queue:
+        least: list[int] = []
+        queue.on_look = lambda: least.append(ready(url, "billing.dead"))
+        retry(queue, Filter(), outcome, limit=3, rate=3)
+        assert min(least) >= 12, "RabbitMQ wants each back within 30 minutes"
+    assert outcome.done == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_look_may_be_interrupted_at_any_moment(folder: Path, url: str, number: signal.Signals) -> None:
+    ids = put_letters(url, MANY)
+    with subprocess.Popen(
+        [*LIGHTBUS, "dead", "show", "billing:app", "--all"],
+        cwd=folder,
+        env=environment({"LIGHTBUS_URL": url}),
+        stdout=subprocess.PIPE,  # which is not read, and so fills: the command stands still in the midst of them
+        stderr=subprocess.PIPE,
+    ) as program:
+        wait_until(lambda: ready(url, "billing.dead") < MANY, "some of them taken")
+        program.send_signal(number)
+        program.communicate(timeout=LIMIT)
+    wait_until(lambda: ready(url, "billing.dead") == MANY, "all letters given back")
+    with opened(app_of(url)) as queue:
+        seen = [letter.id for letter in queue.letters()]
+    assert (seen == ids) if number == signal.SIGINT else (sorted(seen) == sorted(ids))
 
 
 def test_filters_say_which_letters_are_meant(url: str, dead: Dead) -> None:
@@ -237,20 +328,20 @@ def test_a_letter_whose_queue_is_gone_stays_and_is_named_while_others_are_retrie
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_retry_may_be_interrupted_at_any_moment(folder: Path, url: str, dead: Dead, number: signal.Signals) -> None:
-    ids = put_letters(url, 40)
+    ids = put_letters(url, 100)  # enough for 20 s
     with Program("dead", "retry", "billing:app", "--all", "--rate", "5", folder=folder, url=url) as program:
         wait_until(lambda: ready(url, "billing") >= 5, "some of them retried")
         code = program.end(number)
     if number == signal.SIGINT:
         assert code == 130
         assert "Interrupted: " in program.output
-    wait_until(lambda: ready(url, "billing") + ready(url, "billing.dead") >= 40, "all of them somewhere")
+    wait_until(lambda: ready(url, "billing") + ready(url, "billing.dead") >= len(ids), "all of them somewhere")
     app = app_of(url)
     retried = [copy.properties["message_id"] for copy in take_all(app, "billing")]
     left = [letter["id"] for letter in listed(dead)]
     assert set(retried) | set(left) == set(ids)
     assert left
-    assert len(retried) + len(left) - 40 <= 5  # twice: what was published, and not acked yet
+    assert len(retried) + len(left) - len(ids) <= 5  # twice: what was published, and not acked yet
 
 
 def test_a_rate_is_kept(url: str, dead: Dead) -> None:
@@ -275,6 +366,22 @@ def test_purge_shows_what_and_asks(url: str, dead: Dead) -> None:
     assert ready(url, "billing.dead") == 0
 
 
+def test_what_was_shown_is_purged_after_the_question_and_nothing_else(folder: Path, url: str, dead: Dead) -> None:
+    shown = put_letters(url, 3)
+    answer, write = os.pipe()
+    command = ("dead", "purge", "billing:app", "--newer", "1h")
+    with os.fdopen(answer, "rb") as stdin, Program(*command, folder=folder, url=url, stdin=stdin) as program:
+        program.wait_for("3 dead letters. One of them, whole")
+        assert dead("purge", "--id", shown[1], "--yes").returncode == 0
+        new = put_letters(url, 2)
+        os.write(write, b"y\n")
+        assert program.end() == 0
+    os.close(write)
+    assert re.search(r"^(Purge 3 of them for good\? .*: )?2 purged\.$", program.output, re.MULTILINE)
+    assert "1 of those shown is not there any more: retried or purged by somebody else" in program.output
+    assert [letter["id"] for letter in listed(dead)] == new
+
+
 def test_no_queue_no_letters_and_no_broker_are_told_apart(folder: Path, url: str, dead: Dead) -> None:
     done = dead("list")
     assert done.returncode == 1
@@ -285,6 +392,107 @@ def test_no_queue_no_letters_and_no_broker_are_told_apart(folder: Path, url: str
     assert dead("list").stdout == "No dead letters.\n"
     assert dead("list", "--json").stdout == "[]\n"
     assert "no dead letter of 'billing' has an id that begins with 'abc'" in dead("show", "abc").stderr
+    none = dead("show", "--all")
+    assert (none.returncode, none.stdout) == (0, "No dead letters.\n")
+    assert dead("show", "--all", "--json").stdout == "[]\n"
+
+
+# --- what it was ------------------------------------------------------------------------------
+
+
+def test_a_payload_is_shown_as_it_came(url: str, dead: Dead) -> None:
+    body = '{"amount": 9.50, "big": 123456789012345678901234567890, "who": "Zoë\u2028"}'
+    put_letters(url, 1, body=body.encode())
+    shown = dead("show", "--all").stdout
+    assert '    "amount": 9.50,\n    "big": 123456789012345678901234567890,\n    "who": "Zoë' in shown
+    text = dead("show", "--all", "--json").stdout
+    assert '"amount":9.50,"big":123456789012345678901234567890,' in text
+    assert text.isascii()
+    (letter,) = json.loads(text)
+    assert letter["payload"] == json.loads(body)
+
+
+def test_a_body_that_is_no_json_is_shown_too(url: str, dead: Dead) -> None:
+    put_letters(url, 1, body=b"\x1b[31m")
+    assert "body (5 bytes, not JSON)\n  b'\\x1b[31m'\n" in dead("show", "--all").stdout
+    (letter,) = json.loads(dead("show", "--all", "--json").stdout)
+    assert base64.b64decode(letter["body_base64"]) == b"\x1b[31m"
+
+
+# --- the next step ----------------------------------------------------------------------------
+
+
+def next_step(done: CompletedProcess[str]) -> str:
+    return done.stdout.splitlines()[-1]
+
+
+def test_a_letter_that_is_shown_says_how_to_retry_it_and_no_other(url: str, dead: Dead) -> None:
+    (id_,) = put_letters(url, 1)
+    step = f"lightbus dead retry billing:app --id {id_} --handler charge"
+    assert next_step(dead("show", id_)) == f"Next, once it is mended: {step}"
+
+
+def test_a_letter_whose_handler_is_gone_says_so_and_so_does_its_retry(url: str, dead: Dead) -> None:
+    (id_,) = put_letters(url, 1, handler="bill")
+    step = f"lightbus dead purge billing:app --id {id_} --handler bill"
+    assert next_step(dead("show", id_)) == f"Next: bring the handler back, or: {step}"
+    warning = "for the handler bill, which this code does not have"
+    assert f"1 of them would be {warning}" in dead("retry", "--all", "--dry-run").stdout
+    done = dead("retry", "--all")
+    assert (done.returncode, done.stdout) == (0, "1 retried.\n")
+    assert f"1 of them are {warning}" in done.stderr
+
+
+def test_where_nothing_fits_it_says_how_to_see_what_there_is(url: str, dead: Dead) -> None:
+    put_letters(url, 2)
+    done = dead("list", "--handler", "chrge")
+    assert done.stdout == "None of the 2 dead letters fits. What there is: lightbus dead list billing:app --stats\n"
+
+
+# --- pipes and terminals ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["list"], ["list", "--json", "--limit", "0"], ["show", "--all"]], ids=" ".join)
+def test_it_ends_quietly_when_nobody_reads_it_any_more(folder: Path, url: str, command: list[str]) -> None:
+    """As with `| head -1`: that is no lost connection."""
+    put_letters(url, 60)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [*LIGHTBUS, "dead", command[0], "billing:app", *command[1:]],
+        cwd=folder,
+        env=environment({"LIGHTBUS_URL": url}),
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        timeout=2 * LIMIT,
+        check=False,
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, b"")
+    wait_until(lambda: ready(url, "billing.dead") == 60, "all letters given back")
+
+
+def test_long_errors_are_cut_where_the_terminal_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["ID  ERROR", "1   " + "x" * 96]
+    monkeypatch.setenv("COLUMNS", "50")
+    assert tables.fitted(lines, 20) == ["ID  ERROR", "1   " + "x" * 45 + "…"]
+    assert tables.fitted(lines, 70) == ["ID  ERROR", "1   " + "x" * 65 + "…"]
+    monkeypatch.setenv("COLUMNS", "100")
+    assert tables.fitted(lines, 20) == lines
+
+
+@pytest.mark.rabbitmq
+def test_a_retry_whose_broker_goes_away_says_how_many_are_done(folder: Path, rabbitmq: nodes.Node) -> None:
+    vhost = "dead-away"
+    rabbitmq.add_vhosts([vhost])
+    url = rabbitmq.vhost_url(vhost)
+    put_letters(url, 200)  # enough for minutes: to start rabbitmqctl may take many seconds
+    with Program("dead", "retry", "billing:app", "--all", "--rate", "2", folder=folder, url=url) as program:
+        wait_until(lambda: ready(url, "billing") >= 2, "some of them retried")
+        rabbitmq.ctl("close_all_connections", "--vhost", vhost, "gone")
+        assert program.end() == 1
+    assert re.search(r"^[1-9]\d* retried\.$", program.output, re.MULTILINE)
+    assert "What was not confirmed is in billing.dead as before." in program.output
 
 
 def test_secrets_of_the_url_are_not_shown(folder: Path) -> None:
@@ -417,3 +625,11 @@ def test_a_letter_that_cannot_be_read_is_no_proof_of_anything() -> None:
     assert not letter_of(broken).proven
     assert not letter_of({"headers": {"x-death": 5}}).proven
     assert letter_of({"headers": {"lightbus-error-type": "KeyError"}}).proven
+
+
+def test_a_letter_is_the_same_at_each_look_and_another_where_its_event_died_again() -> None:
+    headers = {"lightbus-error-type": "KeyError", "lightbus-error-time": "2026-05-04T08:20:55+00:00"}
+    first = letter_of({"message_id": "m-1", "headers": headers})
+    again = letter_of({"message_id": "m-1", "headers": {**headers, "x-delivery-count": 2}})
+    other = letter_of({"message_id": "m-1", "headers": {**headers, "lightbus-error-time": "2026-05-04T08:20:56+00:00"}})
+    assert first.digest == again.digest != other.digest

@@ -17,7 +17,8 @@ from lightbus.inspection import _clock, _version  # pyright: ignore[reportPrivat
 from lightbus.transport import Delivery, Publication
 from tests import rabbitmq as nodes
 from tests.bus import connected, publish_plainly
-from tests.processes import Program, lightbus, wait_until
+from tests.patience import wait_until
+from tests.processes import lightbus, working
 
 BUS = """\
 from lightbus import Lightbus, Retry
@@ -29,18 +30,7 @@ async def charge(invoice: dict): ...
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "billing.py").write_text(BUS)
-    return tmp_path
-
-
-@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/bus.db"
-    found: str = request.getfixturevalue("rabbitmq_url")
-    return found
+FILES = {"billing.py": BUS}
 
 
 Doctor = Callable[..., "CompletedProcess[str]"]
@@ -68,14 +58,14 @@ def declared(url: str) -> Lightbus:
 
 
 def test_all_is_well_while_a_worker_runs(folder: Path, url: str, doctor: Doctor) -> None:
-    with Program("worker", "billing:app", folder=folder, url=url) as worker:
-        worker.wait_for("Ready")
+    with working("billing:app", folder=folder, url=url) as worker:
         done = doctor("--strict")
         assert (done.returncode, done.stderr) == (0, "")
         assert "All is well." in done.stdout
         assert "billing: 0 events ready, 1 consumer." in done.stdout
         assert "Declaring, binding, publishing, confirms and reading work." in done.stdout
         assert "The broker's and this machine's agree." in done.stdout
+        assert ("rabbitmqctl" in done.stdout) == url.startswith("amqp"), "it lists RabbitMQ's bindings only"
         worker.end(signal.SIGTERM)
 
 
@@ -100,6 +90,48 @@ def test_what_is_missing_is_named_with_the_command_that_declares_it(url: str, do
     assert missing["next"].endswith("lightbus worker billing:app")
 
 
+SHOP = 'from lightbus import Lightbus\n\napp = Lightbus("shop")\n'
+
+
+def test_an_app_without_handlers_needs_no_queues_and_no_worker_and_its_publishing_is_tried(
+    tmp_path: Path, url: str
+) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    with connected(url) as connection:
+        declare(connection, topology.publishing("shop"))
+        channel = connection.channel()
+        channel.queue_declare("all", durable=True, auto_delete=False)
+        channel.queue_bind("all", "lightbus", "#")
+        done = lightbus("doctor", "shop:app", "--strict", folder=tmp_path, url=url)
+        assert channel.queue_declare("all", passive=True).message_count == 0, "nobody hears the trial"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "'shop' has no handlers, so it needs no queues and no worker." in done.stdout
+    assert "Declaring, binding, publishing and confirms work." in done.stdout
+    assert "The broker's and this machine's agree." in done.stdout
+    assert "All is well." in done.stdout
+
+
+@pytest.mark.rabbitmq
+def test_an_app_without_handlers_that_may_not_publish_is_found_and_nothing_of_the_trial_stays(
+    tmp_path: Path, rabbitmq: nodes.Node, rabbitmq_url: str
+) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    with connected(rabbitmq_url) as connection:
+        declare(connection, topology.publishing("shop"))
+    vhost = rabbitmq_url.rpartition("/")[2]
+    user = f"shop-{vhost}"
+    rabbitmq.ctl("add_user", user, "s3cr3t")
+    url = rabbitmq.vhost_url(vhost, user, "s3cr3t")
+    for write, code in ((r"^shop\..+-out$", 1), (r"^(shop(\..+)?|lightbus)$", 0)):
+        rabbitmq.ctl("set_permissions", "-p", vhost, user, r"^shop(\..+)?$", write, r"^(shop(\..+)?|lightbus)$")
+        done = lightbus("doctor", "shop:app", "--json", folder=tmp_path, url=url)
+        assert done.returncode == code
+        (finding,) = findings(done, "permissions")
+        assert finding["level"] == ("fail" if code else "ok")
+        assert ("lightbus topology permissions shop:app" in (finding["next"] or "")) == bool(code)
+    wait_until(lambda: "doctor" not in rabbitmq.ctl("list_exchanges", "-p", vhost, "name"), "the exchange to be gone")
+
+
 def test_a_queue_with_other_arguments_is_named_with_the_difference(url: str, doctor: Doctor) -> None:
     declared(url)
     with connected(url) as connection:
@@ -112,7 +144,7 @@ def test_a_queue_with_other_arguments_is_named_with_the_difference(url: str, doc
     assert finding["level"] == "fail"
     assert "billing.retry.5s" in finding["text"]
     assert "inequivalent arg" in finding["text"]
-    assert "rabbitmqctl delete_queue" in finding["next"]
+    assert "rabbitmqctl delete_queue billing.retry.5s," in finding["next"]
 
 
 def test_events_without_a_worker_and_dead_letters_are_told(url: str, doctor: Doctor) -> None:
@@ -129,7 +161,10 @@ def test_events_without_a_worker_and_dead_letters_are_told(url: str, doctor: Doc
     done = doctor("--json")
     assert done.returncode == 1
     (queue,) = findings(done, "queue")
-    assert (queue["level"], queue["text"]) == ("fail", "billing: 1 events ready, 0 consumers. No worker runs.")
+    assert (queue["level"], queue["text"]) == (
+        "fail",
+        "billing: 1 event ready, 0 consumers. No worker runs, or each dies.",
+    )
     (dead,) = findings(done, "dead letters")
     assert (dead["level"], dead["next"]) == ("warn", "lightbus dead list billing:app --stats")
 

@@ -12,8 +12,10 @@ import pytest
 from lightbus import Lightbus, errors
 from lightbus.connection import declare
 from lightbus.consumer import Consumer
+from lightbus.subscriber import SUSPECT
 from lightbus.watchdog import REBUILDS
-from tests.bus import QUICK, OrderPlaced, connected, eventually, running
+from tests.bus import LIMIT, QUICK, OrderPlaced, connected, eventually, running
+from tests.bus import declare as declare_app
 from tests.processes import Program
 
 SOON = 0.15
@@ -142,6 +144,42 @@ async def test_full_prefetches_and_slow_handlers_are_not_deafness(
     assert not errors_logged(caplog, "deaf")
 
 
+@pytest.mark.rabbitmq
+async def test_a_worker_that_takes_one_event_at_a_time_is_not_deaf_to_the_others(
+    billing: Lightbus, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on = anyio.Event()
+    handled: list[int] = []
+
+    @billing.on(OrderPlaced)
+    async def slow(order: OrderPlaced) -> None:
+        await go_on.wait()
+        handled.append(order.number)
+
+    await declare_app(billing)
+    await billing.publish_many([OrderPlaced(number=number) for number in range(6)])
+    for _ in range(SUSPECT):
+        await eventually(lambda: waiting_in(billing), 6)
+        with connected(billing) as connection:  # as a worker would that dies
+            channel = connection.channel()
+            assert all(channel.get("billing") is not None for _ in range(6))
+    async with running(billing, prefetch=4) as bus:
+        (consumer,) = bus.consumers["billing"]
+        await eventually(lambda: len(consumer.in_flight), 1)
+        looks = count_looks(consumer)
+        look_often(consumer)
+        await eventually(lambda: len(looks) >= 4)
+        assert [look["room"] for look in looks[:4]] == [False] * 4
+        go_on.set()
+        await eventually(lambda: sorted(handled), list(range(6)))
+    assert not errors_logged(caplog, "deaf")
+
+
+def waiting_in(app: Lightbus) -> int:
+    with connected(app) as connection:
+        return int(connection.channel().queue_declare(app.name, passive=True).message_count)
+
+
 def count_looks(consumer: Consumer) -> list[dict[str, Any]]:
     (lane,) = consumer.lanes
     looks: list[dict[str, Any]] = []
@@ -167,7 +205,7 @@ async def test_a_consumer_that_stays_deaf_gives_up_and_says_why(billing: Lightbu
         lane.channel.basic_cancel(lane.consumer_tag)  # type: ignore[union-attr]
 
     consumer._subscriber.opened = subscribe_in_vain  # type: ignore[method-assign] # pyright: ignore[reportPrivateUsage]
-    with pytest.raises(ExceptionGroup) as raised, anyio.fail_after(20):
+    with pytest.raises(ExceptionGroup) as raised, anyio.fail_after(LIMIT):
         async with anyio.create_task_group() as tasks:
             await tasks.start(consumer.run)
     (error,) = raised.value.exceptions

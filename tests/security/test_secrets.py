@@ -166,7 +166,7 @@ def _start(folder: Path, url: str, *arguments: str) -> subprocess.Popen[str]:
 def test_a_refused_password_is_not_shown(rabbitmq: Node, tmp_path: Path) -> None:
     url = f"amqp://guest:{ENCODED}@127.0.0.1:{rabbitmq.port}/"
     with everything_said() as said:
-        app = declare_orders(Lightbus("shop", url=url, publish_timeout=5))
+        app = declare_orders(Lightbus("shop", url=url, publish_timeout=60))
         with pytest.raises(errors.PublishRefused) as raised:
             app.publish_sync(OrderPlaced(number=1))
         app.__exit__(None, None, None)
@@ -218,7 +218,7 @@ async def test_a_worker_at_work_does_not_show_its_password(rabbitmq: Node, rabbi
                 await anyio.sleep(0.1)
     process.terminate()
     await anyio.to_thread.run_sync(process.wait, 60)
-    reader.join(10)
+    reader.join(60)
     everything = "".join(said)
     assert f"{user}:**@127.0.0.1" in everything
     assert_secret(everything)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 from lightbus import Lightbus, errors
 from tests.bus import OrderPlaced, eventually, running
 from tests.conformance.conftest import declare_orders
+from tests.patience import LIMIT, wait_until, within
 from tests.rabbitmq import Node, free_port
 
 trustme = pytest.importorskip("trustme", reason="the TLS tests make their certificates with trustme: install it")
@@ -108,15 +109,12 @@ class Nodes:
 
 
 def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
-        except OSError:
-            assert time.monotonic() < deadline, "the node's TLS port does not open"
-            time.sleep(0.05)
-        else:
-            return
+    def opens() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=LIMIT):
+            return True
+        return False
+
+    wait_until(opens, "the node's TLS port opens")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +127,7 @@ def nodes(authority: Authority) -> Iterator[Nodes]:
 
 def refused(url: str) -> str:
     """What is said to who is not let in, by everything that connects."""
-    app = declare_orders(Lightbus("shop", url=url, publish_timeout=10))
+    app = declare_orders(Lightbus("shop", url=url, publish_timeout=LIMIT))
     app.on("order.placed")(lambda: None)
     with pytest.raises(errors.TLSRefused) as by_connecting, app:
         pass
@@ -154,10 +152,15 @@ async def heard(url: str) -> None:
     async def note(order: OrderPlaced) -> None:
         numbers.append(order.number)
 
-    async with running(shop, billing):
+    async with running(shop, billing) as bus:
+        (consumer,) = bus.consumers["billing"]
         await shop.publish(OrderPlaced(number=1))
+        # A TLS layer may hold back what it has read of a socket that shows nothing more to whoever watches it.
+        await eventually(lambda: consumer.attended and shop.publisher.attended)
         await shop.publish_many([OrderPlaced(number=n, note="x" * 50_000) for n in range(2, 40)])
-        await eventually(lambda: sorted(numbers), [*range(1, 40)])
+        await shop.publish_many([OrderPlaced(number=n) for n in range(40, 2000)])
+        await eventually(lambda: sorted(numbers), [*range(1, 2000)])
+        await eventually(lambda: consumer.attended)
     for app in (shop, billing):
         await anyio.to_thread.run_sync(app.__exit__, None, None, None)
 
@@ -228,16 +231,15 @@ def test_a_file_that_is_not_there_is_named(nodes: Nodes, authority: Authority, o
 def test_a_port_without_tls_is_refused(nodes: Nodes) -> None:
     node = nodes.get("plain")
     words = refused(f"amqps://guest:guest@localhost:{node.node.port}/?{node.trusted}")
-    assert "TLS" in words
+    assert "what answers there does not speak TLS" in words
+    assert "5671 for amqps:// and 5672 for amqp://" in words
 
 
 def test_plain_amqp_to_a_tls_port_is_an_error_and_no_hang(nodes: Nodes) -> None:
     node = nodes.get("plain")
     app = declare_orders(Lightbus("shop", url=f"amqp://guest:guest@localhost:{node.port}/", publish_timeout=8))
-    start = time.monotonic()
-    with pytest.raises(errors.BrokerError), app:
+    with within(8), pytest.raises(errors.BrokerError), app:
         pass
-    assert time.monotonic() - start < 20
     app.__exit__(None, None, None)
 
 
@@ -251,7 +253,7 @@ def test_a_worker_that_is_not_let_in_says_why(nodes: Nodes, other_authority: Aut
         env={"LIGHTBUS_URL": url, "PYTHONPATH": ":".join([str(tmp_path), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
         check=False,
     )
     assert done.returncode == 1, done.stderr
