@@ -1,20 +1,47 @@
-"""`lightbus topology`: what an app needs on its broker."""
+"""`lightbus topology`: the exchanges and queues of an app, and what its broker user may do."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import click
 
+from lightbus.cli import tables
+
 if TYPE_CHECKING:
     from lightbus import Lightbus
+    from lightbus.inspection import ObjectState, States
+    from lightbus.topology import Exchange, Queue
 
 EPILOG = """\b
-Example:
+Examples:
+  lightbus topology billing.bus:app                     (short for: lightbus topology show ...)
+  lightbus topology billing.bus:app --live
+  lightbus topology billing.bus:app --format svg > billing.svg
   lightbus topology permissions billing.bus:app
+
+\b
+`lightbus topology COMMAND --help` shows the options of each.
+"""
+
+SHOW_EPILOG = """\b
+Examples (`show` may be left out):
+  lightbus topology show billing.bus:app
+  lightbus topology billing.bus:app --live
+  lightbus topology billing.bus:app --format svg > billing.svg
+  lightbus topology billing.bus:app --format mermaid >> README.md      (between ```mermaid and ```)
+  lightbus topology billing.bus:app --live --json | jq '.queues[] | select(.live.ready > 0) | .name'
+
+\b
+Exit codes:
+  0  it is done, whatever was found (`lightbus doctor` judges)
+  1  with --live: the broker cannot be used
+  2  the command line, or what MODULE:ATTR names, is wrong
 """
 
 PERMISSIONS_EPILOG = """\b
@@ -28,12 +55,204 @@ The whole way, once for each app, on the broker's machine:
   rabbitmqctl add_user billing                           (it asks for the password)
   lightbus topology permissions billing.bus:app | sh
 Then, where the app runs: LIGHTBUS_URL=amqps://billing:PASSWORD@host/VHOST
+
+\b
+Exit codes:
+  0  it is printed; no broker is asked
+  2  the command line, or what MODULE:ATTR names, is wrong
 """
 
 
-@click.group(short_help="What an app needs on its broker.", epilog=EPILOG)
+class ShowsByDefault(click.Group):
+    """`lightbus topology billing.bus:app` is `lightbus topology show billing.bus:app`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in ctx.help_option_names and not self._means_a_command(args[0]):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+    def _means_a_command(self, word: str) -> bool:
+        """Also where it is misspelt, so that the error is about the command and not about a module of that name."""
+        return word in self.commands or (
+            ":" not in word and bool(difflib.get_close_matches(word, self.commands, 1, 0.8))
+        )
+
+
+@click.group(cls=ShowsByDefault, short_help="Exchanges, queues, bindings: as a table or a picture.", epilog=EPILOG)
 def topology() -> None:
-    """What an app needs on its broker."""
+    """The exchanges, queues and bindings of an app, as a table, JSON or a picture; and what its broker user may do."""
+
+
+# --- show -------------------------------------------------------------------------------------
+
+
+@topology.command(short_help="Exchanges, queues, bindings: as a table or a picture.", epilog=SHOW_EPILOG)
+@click.argument("target", metavar="MODULE:ATTR")
+@click.option("--live", is_flag=True, help="Ask the broker too: what is there, what waits, what differs.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "mermaid", "svg"]),
+    default="table",
+    show_default=True,
+    help="A table; JSON; a Mermaid flowchart; an SVG picture (light or dark, as its reader likes).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
+def show(target: str, live: bool, form: str, as_json: bool) -> None:
+    """Show the exchanges, queues and bindings that each worker of an app declares, with its ladder of retries.
+
+    No broker is asked, unless --live is given; then nothing is changed there. Bindings cannot be compared, since AMQP
+    has no way to ask for them. The queues of delayed events are not shown: they are declared when they are needed.
+    """
+    from lightbus.cli import logs, mermaid, picture
+    from lightbus.cli import target as targets
+
+    logs.configure("error")
+    app = targets.load_app(target)
+    states = _ask(app) if live else None
+    match "json" if as_json else form:
+        case "json":
+            click.echo(json.dumps(_described(app, states), indent=1))
+        case "mermaid":
+            click.echo(mermaid.flowchart(app, states))
+        case "svg":
+            click.echo(picture.draw(app, states, app.broker.masked if live else ""))
+        case _:
+            for line in _table(app, states, target):
+                click.echo(line)
+
+
+def _ask(app: Lightbus) -> States:
+    from lightbus import inspection
+    from lightbus.connection import LOST, describe
+
+    connection = app.broker.connect(f"lightbus {app.name} topology")
+    try:
+        return inspection.states(connection, app)
+    except LOST as error:
+        raise describe(error, app.broker.addresses[0]) from error
+    finally:
+        connection.close()
+
+
+def _described(app: Lightbus, states: States | None) -> dict[str, Any]:
+    wanted = app.topology()
+    exchanges = [
+        {
+            "name": one.name,
+            "type": one.type,
+            "internal": one.internal,
+            "shared": one in wanted.shared,
+            "arguments": one.arguments,
+            **({} if states is None else {"live": _live(states.exchanges[one.name])}),
+        }
+        for one in (*wanted.shared, *wanted.exchanges)
+    ]
+    handlers = _handlers_by_queue(app)
+    queues = [
+        {
+            "name": one.name,
+            "arguments": one.arguments,
+            "handlers": handlers.get(one.name, []),
+            **({} if states is None else {"live": _live(states.queues[one.name], queue=True)}),
+        }
+        for one in wanted.queues
+    ]
+    bindings = [
+        {"exchange": one.source, "key": one.key, "to": "queue" if one.to_queue else "exchange", "name": one.destination}
+        for one in wanted.bindings
+    ]
+    return {"app": app.name, "exchanges": exchanges, "queues": queues, "bindings": bindings}
+
+
+def _live(state: ObjectState, *, queue: bool = False) -> dict[str, Any]:
+    counts = {"ready": state.ready, "consumers": state.consumers} if queue and state.exists else {}
+    return {"exists": state.exists, "difference": state.difference or None, **counts}
+
+
+def _handlers_by_queue(app: Lightbus) -> dict[str, list[str]]:
+    """The handlers of each consumed queue."""
+    return {
+        queue.name: [one.name for one in app.handlers.values() if one.queue == queue.suffix]
+        for queue in app.consumed_queues()
+    }
+
+
+def _table(app: Lightbus, states: States | None, target: str) -> Iterator[str]:
+    wanted = app.topology()
+    everything = (*wanted.shared, *wanted.exchanges)
+    rows = [[one.name, _kind(one), _purpose(app, one)] for one in everything]
+    head = ["EXCHANGE", "TYPE", "WHAT FOR"]
+    if states is not None:
+        head.insert(2, "THERE")
+        for row, one in zip(rows, everything, strict=True):
+            row.insert(2, _there(states.exchanges[one.name]))
+    yield from tables.table(head, rows)
+    yield ""
+    rows = [[one.name, _use(app, one)] for one in wanted.queues]
+    head = ["QUEUE", "WHAT FOR"]
+    if states is not None:
+        head[1:1] = ["THERE", "READY", "CONSUMERS"]
+        for row, queue in zip(rows, wanted.queues, strict=True):
+            state = states.queues[queue.name]
+            row[1:1] = [_there(state), f"{state.ready:,}", str(state.consumers)]
+    yield from tables.table(head, rows, right=() if states is None else (2, 3))
+    yield ""
+    bindings = [
+        [one.source, one.key, f"{'queue' if one.to_queue else 'exchange'} {one.destination}"] for one in wanted.bindings
+    ]
+    yield from tables.table(["FROM EXCHANGE", "KEY", "TO"], bindings)
+    if states is not None:
+        yield ""
+        yield from _verdict(states, target)
+
+
+def _kind(exchange: Exchange) -> str:
+    return f"{exchange.type}, internal" if exchange.internal else exchange.type
+
+
+def _purpose(app: Lightbus, exchange: Exchange) -> str:
+    from lightbus.topology import BUS, internal_name
+
+    match exchange.name:
+        case name if name == BUS:
+            return "what everybody says"
+        case name if name == internal_name(app.name):
+            return "retries and dead letters"
+        case name:
+            return f"what {name} says"
+
+
+def _use(app: Lightbus, queue: Queue) -> str:
+    handlers = _handlers_by_queue(app)
+    if queue.name in handlers:
+        names = handlers[queue.name]
+        return f"heard by {', '.join(names)}" if names else "no handler hears it"
+    milliseconds = queue.arguments.get("x-message-ttl")
+    if milliseconds is None:
+        return "dead letters"
+    key = queue.arguments["x-dead-letter-routing-key"]
+    return f"waits {milliseconds / 1000:g} s, then back ({key})"
+
+
+def _there(state: ObjectState) -> str:
+    return "no" if not state.exists else "differs" if state.difference else "yes"
+
+
+def _verdict(states: States, target: str) -> Iterator[str]:
+    every = {**states.exchanges, **{f"{name} (queue)": state for name, state in states.queues.items()}}
+    differ = [(name, state) for name, state in every.items() if state.difference]
+    missing = [name for name, state in every.items() if not state.exists]
+    for name, state in differ:
+        yield f"{name}: {tables.printable(state.difference)}"
+    if missing:
+        yield f"Not there: {', '.join(missing)}. A worker declares them: lightbus worker {target}"
+    if not differ and not missing:
+        yield "All exchanges and queues are there, as they are declared."
+    yield f"Bindings cannot be asked for. What to do next, if something is wrong: lightbus doctor {target}"
+
+
+# --- permissions ------------------------------------------------------------------------------
 
 
 @topology.command(short_help="The least that an app's own broker user needs.", epilog=PERMISSIONS_EPILOG)
@@ -61,7 +280,7 @@ def permissions(target: str, user: str | None, vhost: str | None, as_json: bool)
     if as_json:
         click.echo(json.dumps({"user": user, "vhost": vhost, "configure": configure, "write": write, "read": read}))
     else:
-        click.echo(shlex.join(["rabbitmqctl", "set_permissions", "-p", vhost, user, configure, write, read]))
+        click.echo(shlex.join(["rabbitmqctl", "set_permissions", "--vhost", vhost, user, configure, write, read]))
     if others := sources(app):
         click.echo(
             f"Note: reading the exchange of {', '.join(others)} (for source=) covers the queue of the same name, which "

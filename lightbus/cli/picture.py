@@ -1,0 +1,341 @@
+"""An app's topology as an SVG picture: what it says on the left, what it hears in the middle, failures on the right.
+
+Everything has its place in a grid, and lines run along its rows and columns, so nothing overlaps however long a name
+or a ladder is. The picture follows the reader's light or dark scheme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import attrs
+
+from lightbus.cli import tables
+
+if TYPE_CHECKING:
+    from lightbus import Lightbus
+    from lightbus.handler import Handler
+    from lightbus.inspection import ObjectState, States
+    from lightbus.topology import ConsumedQueue
+
+CHARACTER = 7.4
+"""Pixels that a character of the monospaced 12 px font takes at most, by the fonts that systems have."""
+LONGEST = 44
+"""Characters of a name that are shown: its beginning and its end. The whole of it is the element's tooltip."""
+MARGIN, ROW, BOX, GAP = 24, 24, 44, 16
+
+STYLE = """\
+svg { --back: #ffffff; --text: #1f2328; --faint: #59636e; --line: #818b98; --box: #f6f8fa; --bad: #cf222e;
+  --c0: #0969da; --c1: #8250df; --c2: #1a7f37; --c3: #9a6700; }
+@media (prefers-color-scheme: dark) {
+  svg { --back: #0d1117; --text: #e6edf3; --faint: #9198a1; --line: #656c76; --box: #161b22; --bad: #ff7b72;
+    --c0: #58a6ff; --c1: #bc8cff; --c2: #3fb950; --c3: #d29922; } }
+.back { fill: var(--back); }
+text { font: 12px ui-monospace, Menlo, "DejaVu Sans Mono", Consolas, monospace; fill: var(--text); }
+.name { font-weight: bold; }
+.faint { fill: var(--faint); }
+.bad { fill: var(--bad); }
+rect.exchange, rect.queue, rect.handler { fill: var(--box); stroke: var(--line); stroke-width: 1.5; }
+rect.queue { stroke-width: 2.5; }
+rect.handler { stroke-dasharray: 4 3; }
+rect.wrong { stroke: var(--bad); }
+path { fill: none; stroke: var(--line); stroke-width: 1.5; }
+path.again { stroke-dasharray: 5 4; }
+path.tip { fill: var(--line); stroke: none; }
+path.line.c0 { stroke: var(--c0); } path.line.c1 { stroke: var(--c1); }
+path.line.c2 { stroke: var(--c2); } path.line.c3 { stroke: var(--c3); }
+path.tip.c0 { fill: var(--c0); } path.tip.c1 { fill: var(--c1); }
+path.tip.c2 { fill: var(--c2); } path.tip.c3 { fill: var(--c3); }"""
+
+
+def draw(app: Lightbus, states: States | None = None, place: str = "") -> str:
+    """
+    Args:
+        states: what a broker has of it, to be shown in the boxes.
+        place: how people call that broker.
+    """
+    return _Picture(app, states, place).svg()
+
+
+def _width(texts: Sequence[str], least: int = 0) -> int:
+    return max([least, *(round(min(len(text), LONGEST) * CHARACTER) for text in texts)])
+
+
+@attrs.frozen
+class _Band:
+    """One consumed queue with its bindings on the left, its handlers and its ladder on the right."""
+
+    queue: ConsumedQueue
+    handlers: Sequence[Handler]
+    top: int
+
+    def row(self, number: int) -> int:
+        """Where the line of a binding runs; the first one straight from the first exchange."""
+        return self.top + BOX // 2 + ROW * number
+
+    @property
+    def ladder_height(self) -> int:
+        return ROW * (len(self.queue.delays) + 1) + 12 if self.queue.delays else 0
+
+    @property
+    def handlers_height(self) -> int:
+        return max(1, len(self.handlers)) * (BOX + 8)
+
+    @property
+    def height(self) -> int:
+        """The queue's box is as high, so that every line to and from it is straight."""
+        return max(ROW * len(self.queue.patterns) + 12, 3 * ROW, self.handlers_height + 2 * ROW + 8, self.ladder_height)
+
+    @property
+    def bottom(self) -> int:
+        return self.top + self.height
+
+
+class _Picture:
+    def __init__(self, app: Lightbus, states: States | None, place: str) -> None:
+        from lightbus.topology import BUS, internal_name
+
+        self.app = app
+        self.states = states
+        self.title = f"{app.name}: exchanges, queues and handlers" + (f", on {place}" if place else "")
+        self.internal = internal_name(app.name)
+        self.rail_text = f"{self.internal}  ({_wrong(self._state(self.internal, queue=False)) or 'direct'})"
+        self.parts: list[str] = []
+        self.bands: list[_Band] = []
+        top = MARGIN + 2 * ROW
+        for queue in app.consumed_queues():
+            handlers = [one for one in app.handlers.values() if one.queue == queue.suffix]
+            self.bands.append(_Band(queue, handlers, top))
+            top = self.bands[-1].bottom + 2 * GAP
+        self.first = self.bands[0].top
+        # Far enough below that the name of the internal exchange, which is upright, has room.
+        self.dead_top = max(top, self.first + round((min(len(self.rail_text), LONGEST) + 3) * CHARACTER) - BOX)
+        # Exchanges that queues are bound to, beside the app's own: each has a column of its own for its lines.
+        heard = {exchange for queue in app.consumed_queues() for exchange, _ in queue.patterns}
+        self.exchanges = [BUS, *sorted(heard - {BUS, app.name})]
+        self.hears_itself = app.name in heard
+        self._set_columns(heard)
+
+    def _set_columns(self, heard: set[str]) -> None:
+        patterns = [pattern for band in self.bands for _, pattern in band.queue.patterns]
+        queues = [text for band in self.bands for text in self._queue_texts(band.queue.name)]
+        handlers = [text for one in self.app.handlers.values() for text in _handler_texts(one)]
+        steps = [self._step(band.queue, delay) for band in self.bands for delay in band.queue.delays]
+        ladders = _width([name for name, _, _ in steps]) + 24 + _width([text for _, text, _ in steps])
+        self.own = MARGIN
+        self.own_width = _width([self.app.name], 110) + 28
+        self.bus = self.own + self.own_width + 60
+        self.bus_width = _width(self.exchanges, 120) + 28
+        self.trunks = self.bus + self.bus_width + 20
+        self.labels = self.trunks + 12 * (len(heard) + 1)
+        self.queue = self.labels + _width(patterns, 40) + 40
+        self.queue_width = _width(queues, 120) + 28
+        self.handler = self.queue + self.queue_width + 40
+        self.handler_width = _width(handlers, 190) + 28
+        self.rail = self.handler + self.handler_width + 70
+        self.ladder = self.rail + 34 + 110
+        self.ladder_width = max(_width(self._queue_texts(f"{self.app.name}.dead"), 170), ladders) + 28
+        self.right = self.ladder + self.ladder_width + MARGIN
+        self.bottom = max(self.dead_top + BOX + 3 * GAP, self.first + (len(self.exchanges) + 1) * (BOX + GAP) + 2 * GAP)
+
+    # --- what is said in the boxes
+
+    def _state(self, name: str, *, queue: bool) -> ObjectState | None:
+        if self.states is None:
+            return None
+        return (self.states.queues if queue else self.states.exchanges)[name]
+
+    def _queue_texts(self, name: str) -> list[str]:
+        state = self._state(name, queue=True)
+        kind = f"{self.app.queue_type} queue"
+        if state is None:
+            return [name, kind]
+        if not state.exists:
+            return [name, _wrong(state)]
+        counts = f"{state.ready:,} ready, {state.consumers} consuming"
+        return [name, counts, *([_wrong(state)] if _wrong(state) else [])]
+
+    def _step(self, queue: ConsumedQueue, delay: float) -> tuple[str, str, bool]:
+        """A retry queue's name, what is said of it, and whether it is not as it should be."""
+        from lightbus.topology import retry_key
+
+        name = f"{self.app.name}.{retry_key(queue.suffix, delay)}"
+        state = self._state(name, queue=True)
+        if state is None:
+            return name, f"{delay:g} s", False
+        found = [*([f"{state.ready:,} wait"] if state.exists else []), *([_wrong(state)] if _wrong(state) else [])]
+        return name, f"{delay:g} s: {', '.join(found)}", bool(_wrong(state))
+
+    # --- drawing
+
+    def svg(self) -> str:
+        self._text(MARGIN, MARGIN + 12, self.title, "name", whole=True)
+        self._says()
+        for band in self.bands:
+            self._hears(band)
+            self._fails(band)
+        self._dead()
+        self._rail()
+        self._legend()
+        width, height = max(self.right, round(len(self.title) * CHARACTER) + 2 * MARGIN), self.bottom + ROW + 12
+        return "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+                f'height="{height}" role="img">',
+                f"<title>{_escaped(self.title)}</title>",
+                f"<style>\n{STYLE}\n</style>",
+                f'<rect class="back" width="{width}" height="{height}" rx="8"/>',
+                *self.parts,
+                "</svg>",
+            ]
+        )
+
+    def _says(self) -> None:
+        from lightbus.topology import BUS
+
+        self._exchange(self.own, self.first, self.own_width, self.app.name, "topic")
+        middle = self.first + BOX // 2
+        self._line([(self.own + self.own_width, middle), (self.bus, middle)])
+        self._text(self.own + self.own_width + 22, middle - 6, "#")
+        for number, exchange in enumerate(self.exchanges):
+            kind = "topic, internal" if exchange == BUS else "topic"
+            top = self.first + number * (BOX + GAP)
+            self._exchange(self.bus, top, self.bus_width, exchange, kind)
+            self._trunk(exchange, number, [(self.bus + self.bus_width, top + BOX // 2)])
+        if self.hears_itself:
+            low = self.first + len(self.exchanges) * (BOX + GAP)
+            start = self.own + self.own_width // 2
+            self._trunk(self.app.name, len(self.exchanges), [(start, self.first + BOX), (start, low)])
+
+    def _trunk(self, exchange: str, number: int, way: list[tuple[int, int]]) -> None:
+        """From an exchange to each of its bindings' rows: a column of its own, from which the rows branch off."""
+        column = self.trunks + 12 * number
+        for band in self.bands:
+            for row, (source, _) in enumerate(band.queue.patterns):
+                if source == exchange:
+                    height = band.row(row)
+                    points = [*way, (column, way[-1][1]), (column, height), (self.queue, height)]
+                    self._line(points, f"c{number % 4}")
+
+    def _hears(self, band: _Band) -> None:
+        for row, (_, pattern) in enumerate(band.queue.patterns):
+            self._text(self.labels + 4, band.row(row) - 6, pattern)
+        self._queue(self.queue, band.top, self.queue_width, band.height, band.queue.name)
+        for number, handler in enumerate(band.handlers):
+            top = band.top + number * (BOX + 8)
+            middle = top + BOX // 2
+            self._line([(self.queue + self.queue_width, middle), (self.handler, middle)])
+            self._box("handler", self.handler, top, self.handler_width, BOX, _handler_texts(handler))
+            self._line([(self.handler + self.handler_width, middle), (self.rail, middle)])
+            self._text(self.handler + self.handler_width + 12, middle - 6, "fails", "faint")
+        if not band.handlers:
+            self._text(self.handler, band.top + BOX // 2, "no handler", "faint")
+
+    def _fails(self, band: _Band) -> None:
+        edge, low = self.queue + self.queue_width, band.bottom
+        if self.app.queue_type == "quorum":
+            self._line([(edge, low - 8), (self.rail, low - 8)])
+            self._text(edge + 12, low - 14, "delivered 20 times in vain", "faint")
+        self._line([(self.rail, low - 8 - ROW), (edge, low - 8 - ROW)], "again")
+        self._text(edge + 12, low - 14 - ROW, f"{band.queue.suffix}: to be tried again", "faint")
+        if not band.queue.delays:
+            return
+        edge = self.rail + 34
+        self._line([(edge, band.top + ROW), (self.ladder, band.top + ROW)])
+        self._text(edge + 12, band.top + ROW - 6, "retry", "faint")
+        back = band.top + band.ladder_height - ROW // 2
+        self._line([(self.ladder, back), (edge, back)], "again")
+        self._text(edge + 12, back - 6, "time is over", "faint")
+        steps = [self._step(band.queue, delay) for delay in band.queue.delays]
+        wrong = any(one for _, _, one in steps)
+        self._rectangle("queue", self.ladder, band.top, self.ladder_width, band.ladder_height, wrong)
+        self._text(self.ladder + 14, band.top + 18, "a queue for each delay", "faint")
+        for row, (name, text, wrong) in enumerate(steps):
+            height = band.top + ROW * (row + 1) + 18
+            self._text(self.ladder + 14, height, name, "name")
+            self._text(self.ladder + self.ladder_width - 14, height, text, "bad" if wrong else "faint", anchor="end")
+
+    def _dead(self) -> None:
+        middle = self.dead_top + BOX // 2
+        self._line([(self.rail + 34, middle), (self.ladder, middle)])
+        self._text(self.rail + 46, middle - 6, "dead", "faint")
+        self._queue(self.ladder, self.dead_top, self.ladder_width, BOX, f"{self.app.name}.dead")
+
+    def _rail(self) -> None:
+        """The internal exchange: a column that every failure goes through."""
+        height = self.dead_top + BOX - self.first
+        state = self._state(self.internal, queue=False)
+        self._rectangle("exchange", self.rail, self.first, 34, height, bool(_wrong(state)), 17)
+        x, y = self.rail + 21, self.first + height // 2
+        shown = tables.printable(self.rail_text, round(height / CHARACTER) - 3)
+        self.parts.append(
+            f'<text class="name" transform="translate({x} {y}) rotate(-90)" text-anchor="middle">{_escaped(shown)}'
+            f"<title>{_escaped(self.rail_text)}</title></text>"
+        )
+
+    def _legend(self) -> None:
+        x, y = MARGIN, self.bottom + ROW // 2
+        for kind, text in (("exchange", "exchange"), ("queue", "queue"), ("handler", "handler: your function")):
+            self._rectangle(kind, x, y - 11, 26, 14, radius=7 if kind == "exchange" else 3)
+            self._text(x + 34, y, text, "faint")
+            x += 34 + round(len(text) * CHARACTER) + 28
+
+    def _exchange(self, x: int, y: int, width: int, name: str, kind: str) -> None:
+        wrong = _wrong(self._state(name, queue=False))
+        self._box("exchange", x, y, width, BOX, [name, wrong or kind], bool(wrong), radius=BOX // 2)
+
+    def _queue(self, x: int, y: int, width: int, height: int, name: str) -> None:
+        wrong = bool(_wrong(self._state(name, queue=True)))
+        self._box("queue", x, y, width, height, self._queue_texts(name), wrong)
+
+    def _box(
+        self,
+        kind: str,
+        x: int,
+        y: int,
+        width: int,
+        height: int,
+        texts: Sequence[str],
+        wrong: bool = False,
+        radius: int = 4,
+    ) -> None:
+        self._rectangle(kind, x, y, width, height, wrong, radius)
+        self._text(x + 14, y + 18, texts[0], "name")
+        for row, text in enumerate(texts[1:]):
+            self._text(x + 14, y + 35 + 17 * row, text, "bad" if wrong else "faint")
+
+    def _rectangle(
+        self, kind: str, x: int, y: int, width: int, height: int, wrong: bool = False, radius: int = 4
+    ) -> None:
+        kind = f"{kind} wrong" if wrong else kind
+        self.parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}" rx="{radius}"/>')
+
+    def _text(self, x: int, y: int, text: str, kind: str = "", *, anchor: str = "", whole: bool = False) -> None:
+        shown = text if whole or len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[1 - LONGEST // 2 :]}"
+        more = f"<title>{_escaped(text)}</title>" if shown != text else ""
+        attributes = (f' class="{kind}"' if kind else "") + (f' text-anchor="{anchor}"' if anchor else "")
+        self.parts.append(f'<text{attributes} x="{x}" y="{y}">{_escaped(shown)}{more}</text>')
+
+    def _line(self, points: Sequence[tuple[int, int]], kind: str = "") -> None:
+        """A line with an arrow at its end, which runs to the right or to the left."""
+        way = " L".join(f"{x} {y}" for x, y in points)
+        (before, _), (x, y) = points[-2:]
+        back = -8 if x > before else 8
+        self.parts.append(f'<path class="line {kind}" d="M{way}"/>')
+        self.parts.append(f'<path class="tip {kind}" d="M{x} {y} l{back} -4 v8 z"/>')
+
+
+def _handler_texts(handler: Handler) -> list[str]:
+    return [handler.name, ", ".join(handler.patterns) + (f" from {handler.source}" if handler.source else "")]
+
+
+def _wrong(state: ObjectState | None) -> str:
+    if state is None:
+        return ""
+    return "not there" if not state.exists else "differs" if state.difference else ""
+
+
+def _escaped(text: str) -> str:
+    return escape(tables.printable(text), quote=False)

@@ -1,0 +1,76 @@
+"""`lightbus schema`: an app's events as JSON Schema."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lightbus import Lightbus
+    from lightbus.event import EventType
+
+EPILOG = """\b
+Examples:
+  lightbus schema billing.bus:app invoice.paid
+  lightbus schema billing.bus:app > events.schema.json
+  lightbus schema billing.bus:app | jq keys
+
+\b
+Keep the file under version control, and let CI say when an event has changed:
+  lightbus schema billing.bus:app > events.schema.json && git diff --exit-code events.schema.json
+
+\b
+Exit codes:
+  0  it is done; no broker is asked
+  2  the command line, what MODULE:ATTR names, or the event's name is wrong
+"""
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@click.command(short_help="An app's events as JSON Schema.", epilog=EPILOG)
+@click.argument("target", metavar="MODULE:ATTR")
+@click.argument("event", required=False)
+def schema(target: str, event: str | None) -> None:
+    """Print the JSON Schema (2020-12) of an event's body; without EVENT a JSON object of all, by their names.
+
+    The order is always the same, so two versions of it differ where the events do. A reader should ignore fields that
+    it does not know, as Lightbus does: the schemas allow them.
+    """
+    from lightbus import errors
+    from lightbus.cli import logs
+    from lightbus.cli import target as targets
+
+    logs.configure("error")
+    app = targets.load_app(target)
+    if event is not None and event not in app.events:
+        raise errors.UnknownEvent(f"event {event!r} is not declared on app {app.name!r}. {app.suggestion(event)}")
+    document = schemas(app) if event is None else schema_of(app.name, app.events[event])
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def schemas(app: Lightbus) -> dict[str, Any]:
+    """Each event's schema, by the event's name."""
+    return {name: schema_of(app.name, app.events[name]) for name in sorted(app.events)}
+
+
+def schema_of(app: str, event_type: EventType) -> dict[str, Any]:
+    """A schema that stands for itself, with everything that it refers to in its `$defs`."""
+    import msgspec
+
+    (root,), parts = msgspec.json.schema_components([event_type.cls], ref_template="#/$defs/{name}")
+    return {
+        "$schema": DIALECT,
+        "title": event_type.name,
+        "$comment": f"Version {event_type.version} of what {app!r} says with the routing key {event_type.name!r}.",
+        **root,
+        "$defs": {name: _cleaned(parts[name]) for name in sorted(parts)},
+    }
+
+
+def _cleaned(part: dict[str, Any]) -> dict[str, Any]:
+    """Without the indentation that a docstring has where it was written."""
+    return part | {"description": inspect.cleandoc(part["description"])} if "description" in part else part

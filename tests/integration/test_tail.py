@@ -1,0 +1,439 @@
+"""`lightbus tail`: what passes is shown, and nobody has to wait for whoever looks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import amqp.exceptions
+import pytest
+
+from lightbus import Lightbus
+from lightbus.cli.tail import _condition
+from lightbus.connection import Broker, declare
+from lightbus.tail import HELD, QUEUE_LIMIT, Tail, Taken
+from lightbus.topology import publishing
+from lightbus.transport import Channel, Publication
+from tests import rabbitmq as nodes
+from tests.bus import connected, publish_plainly
+from tests.processes import LIGHTBUS, LIMIT, Program, environment, lightbus, wait_until
+
+BUS = """\
+from decimal import Decimal
+from lightbus import Lightbus
+
+app = Lightbus("billing")
+
+@app.event("invoice.paid", version=2)
+class InvoicePaid:
+    number: int
+    amount: Decimal = Decimal("9.50")
+    note: str = ""
+"""
+
+
+FILES = {"bus.py": BUS}
+
+
+def tail(*arguments: str, folder: Path, url: str, **options: Any) -> Program:
+    """It listens already, and its first line was waited for."""
+    program = Program("tail", *arguments, folder=folder, url=url, **options)
+    program.wait_for("Listening for ")
+    return program
+
+
+@contextlib.contextmanager
+def speaking(url: str, *apps: str) -> Iterator[Channel]:
+    """A channel on which these apps' exchanges are there, bound to the bus."""
+    with connected(url) as connection:
+        for app in apps:
+            declare(connection, publishing(app))
+        yield connection.channel()
+
+
+@contextlib.contextmanager
+def listening(url: str, *patterns: str) -> Iterator[Tail]:
+    one = Tail(Broker.parse(url), patterns or ("#",))
+    one.ensure_started()
+    try:
+        wait_until(lambda: one.epoch > 0, "it listens")
+        yield one
+    finally:
+        one.stop(LIMIT)
+
+
+def take(one: Tail) -> Taken:
+    taken = one.take(LIMIT)
+    assert taken is not None
+    return taken
+
+
+# --- what is shown ----------------------------------------------------------------------------
+
+
+def test_events_are_shown_as_they_pass_until_it_is_stopped(folder: Path, url: str) -> None:
+    with tail("bus:app", folder=folder, url=url) as one:
+        done = lightbus(
+            "publish", "bus:app", "invoice.paid", "number=7", "--header", "tenant=acme", folder=folder, url=url
+        )
+        assert "confirmed, routed." in done.stdout
+        found = one.wait_for(r"^\d\d:\d\d:\d\d\.\d{3}  invoice\.paid  from billing  version 2  ([0-9a-f-]{36})$")
+        assert found[1] in done.stdout
+        one.wait_for("^  tenant: acme$")
+        one.wait_for(r'^  \{"amount": "9\.50", "note": "", "number": 7\}$')
+        assert one.end(signal.SIGINT) == 0
+        assert one.lines[-1] == "1 shown."
+        assert "\x1b" not in one.output  # it is no terminal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_at_once_where_nothing_comes(folder: Path, sqlite_url: str, number: signal.Signals) -> None:
+    with tail(folder=folder, url=sqlite_url) as one:
+        assert one.end(number) == 0
+        assert one.lines[1:] == ["0 shown."]
+
+
+def test_patterns_source_and_where_choose(folder: Path, url: str) -> None:
+    options = ["--source", "shop", "--where", "user.name=A*", "--where", "lines.0!=2", "--json"]
+    with tail("order.*", "user.#", *options, folder=folder, url=url) as one, speaking(url, "shop", "auth") as channel:
+        for app, event, body in (
+            ("shop", "order.placed", b'{"user": {"name": "Bob"}, "lines": [1], "n": 1}'),
+            ("shop", "invoice.paid", b'{"user": {"name": "Ann"}, "lines": [1], "n": 2}'),
+            ("auth", "order.placed", b'{"user": {"name": "Ann"}, "lines": [1], "n": 3}'),
+            ("shop", "order.placed", b'{"user": {"name": "Ann"}, "lines": [2], "n": 4}'),
+            ("shop", "order.placed", b"no JSON"),
+            ("shop", "user", b'{"user": {"name": "Ann"}, "lines": [1], "n": 5}'),
+            ("shop", "order.placed", b'{"user": {"name": "Ada"}, "n": 6}'),
+        ):
+            publish_plainly(channel, app, event, body)
+        one.wait_for('"n":6')
+        assert one.end(signal.SIGTERM) == 0
+        shown = [json.loads(line) for line in one.lines[1:-1]]
+        assert [(line["event"], line["payload"]["n"]) for line in shown] == [("user", 5), ("order.placed", 6)]
+        assert one.lines[-1] == "2 shown of 5 that passed."
+
+
+@pytest.mark.parametrize(
+    ("condition", "payload", "fits"),
+    [
+        ("a=1", {"a": 1}, True),
+        ("a=1.0", {"a": 1}, True),
+        ("a=1", {"a": "1"}, True),
+        ("a=9.50", {"a": 9.5}, True),
+        ("a=true", {"a": True}, True),
+        ("a=1", {"a": True}, False),
+        ("a=null", {"a": None}, True),
+        ("a=", {"a": ""}, True),
+        ("a=*", {"b": 1}, False),
+        ("a!=1", {"b": 1}, True),
+        ("a!=1", {"a": 1}, False),
+        ("a=[1,2]", {"a": [1, 2]}, False),  # [1,2] is one character of the two, as in a shell
+        ("a=x=y", {"a": "x=y"}, True),
+        ("a.b.1=ä?", {"a": {"b": [0, "äö"]}}, True),
+        ("a.b", {}, None),
+        ("=1", {}, None),
+        ("a..b=1", {}, None),
+    ],
+)
+def test_where(condition: str, payload: Any, fits: bool | None) -> None:
+    if fits is None:
+        with pytest.raises(Exception, match="is not FIELD=VALUE"):
+            _condition(condition)
+    else:
+        assert _condition(condition).fits(payload) is fits
+
+
+def test_each_event_is_one_line_of_json_whatever_it_is(folder: Path, url: str) -> None:
+    evil = '{"text": "\x9b31m\u2028\u202e",\n\n "big": 123456789012345678901234567890, "exact": 9.50}'.encode()
+    with tail("--json", "--limit", "3", folder=folder, url=url) as one, speaking(url, "shop") as channel:
+        properties = {"message_id": "m-1", "timestamp": 1767323045, "correlation_id": "c-1"}
+        headers = {"lightbus-version": 3, "lightbus-causation": "m-0", "tenant": "acme"}
+        publish_plainly(channel, "shop", "thing.seen", evil, {**properties, "headers": headers})
+        publish_plainly(channel, "shop", "thing.seen", b"\xff\x00not json")
+        publish_plainly(channel, "shop", "thing.seen", b"")
+        assert one.end() == 0
+        first, second, third = map(json.loads, one.lines[1:-1])
+        received = first.pop("received")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", received)
+        assert first == {
+            "id": "m-1",
+            "event": "thing.seen",
+            "source": "shop",
+            "time": "2026-01-02T03:04:05+00:00",
+            "version": 3,
+            "correlation_id": "c-1",
+            "causation_id": "m-0",
+            "headers": {"tenant": "acme"},
+            "payload": {"text": "\x9b31m\u2028\u202e", "big": 123456789012345678901234567890, "exact": 9.5},
+        }
+        assert '"exact":9.50' in one.lines[1]  # number for number as it came
+        assert one.lines[1].isascii()
+        assert second["body_base64"] == "/wBub3QganNvbg=="
+        assert third["body_base64"] == ""
+
+
+def test_what_is_long_is_cut_and_what_is_hostile_is_escaped(folder: Path, sqlite_url: str) -> None:
+    with tail(folder=folder, url=sqlite_url) as one, speaking(sqlite_url, "shop") as channel:
+        publish_plainly(channel, "shop", "a.b", json.dumps({"text": "x" * 5000}).encode())
+        publish_plainly(channel, "shop", "a.b", b'{"text": "' + b"y" * 200_000 + b'"}')
+        publish_plainly(channel, "shop", "a.b", '{"text": "\u202e\u009b"}'.encode())
+        publish_plainly(channel, "shop", "a.b", b"\x1b[31mred", {"message_id": "\x1b[2J", "headers": {"k\x07": "\x07"}})
+        one.wait_for(r"5,012 bytes in all; --full shows them")
+        one.wait_for(r"200,012 bytes in all; --full shows them")
+        one.wait_for(r'"text": "\\u202e\\x9b"')
+        one.wait_for(r"^  k\\x07: \\x07$")
+        one.wait_for(r"b'\\x1b\[31mred'  \(not JSON, 8 bytes\)")
+        one.end(signal.SIGINT)
+        assert max(map(len, one.lines)) < 2100
+        assert one.output.replace("\n", "").replace("…", "").isascii()
+    with tail("--full", folder=folder, url=sqlite_url) as one, speaking(sqlite_url, "shop") as channel:
+        publish_plainly(channel, "shop", "a.b", b'{"text": "' + b"y" * 200_000 + b'"}')
+        one.wait_for("y" * 200_000)
+
+
+def test_a_foreign_message_with_odd_properties_is_shown_like_any_other(folder: Path, sqlite_url: str) -> None:
+    with tail(folder=folder, url=sqlite_url) as one, speaking(sqlite_url, "shop") as channel:
+        publish_plainly(channel, "shop", "", b"{}", {"headers": None, "message_id": 7, "timestamp": "never"})
+        one.wait_for(r"\(no name\)  from shop")
+
+
+# --- when it ends -----------------------------------------------------------------------------
+
+
+def test_limit_and_timeout_end_it_and_a_script_learns_which(folder: Path, url: str) -> None:
+    none = lightbus("tail", "--limit", "1", "--timeout", "0.5", folder=folder, url=url)
+    assert (none.returncode, none.stdout) == (1, "")
+    assert lightbus("tail", "--timeout", "0.5", folder=folder, url=url).returncode == 0
+    with tail("--limit", "2", "--timeout", "60", folder=folder, url=url) as one, speaking(url, "shop") as channel:
+        for number in range(3):
+            publish_plainly(channel, "shop", "a.b", b"%d" % number)
+        assert one.end() == 0
+        assert [line for line in one.lines if line.startswith("  ")] == ["  0", "  1"]
+        assert one.lines[-1] == "2 shown."
+
+
+def unread_tail(folder: Path, url: str) -> tuple[subprocess.Popen[str], IO[str], IO[str]]:
+    """One that listens, and whose output nobody reads but the test, by hand."""
+    process = subprocess.Popen(
+        [*LIGHTBUS, "tail"],
+        cwd=folder,
+        env=environment({"LIGHTBUS_URL": url}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert "Listening" in process.stderr.readline()
+    return process, process.stdout, process.stderr
+
+
+@pytest.mark.parametrize("said", [0, 3])
+def test_it_ends_quietly_when_nobody_reads_it_any_more(folder: Path, sqlite_url: str, said: int) -> None:
+    """As with `| head -1`: also where no other event comes, whose writing would fail."""
+    with speaking(sqlite_url, "shop") as channel:
+        process, output, errors = unread_tail(folder, sqlite_url)
+        for number in range(said):
+            publish_plainly(channel, "shop", "a.b", b"%d" % number)
+        if said:
+            output.readline()
+        output.close()
+        assert process.wait(LIMIT) == 0
+        assert errors.read() == ""
+        errors.close()
+
+
+def test_what_cannot_be_done_is_one_message(folder: Path, sqlite_url: str) -> None:
+    for arguments, status, words in (
+        (["a..b"], 2, "'a..b' is not a topic pattern"),
+        (["nowhere:app"], 2, "no module 'nowhere'"),
+        (["a.b", "bus:app"], 2, "'bus:app' is no pattern: MODULE:ATTR or a URL comes first"),
+        (["--source", "Shop"], 2, "app name 'Shop'"),
+        (["amqp://ann:s3cr3t@127.0.0.1:1/"], 1, "Connection refused. Is the broker running there?"),
+        (["redis://localhost"], 1, "redis:// cannot carry an event bus"),
+    ):
+        done = lightbus("tail", *arguments, folder=folder, url=sqlite_url)
+        assert (done.returncode, done.stdout) == (status, ""), arguments
+        assert words in done.stderr
+        assert "s3cr3t" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_broker_that_never_answers_is_an_error_and_not_a_quiet_hour(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"amqp://ann:s3cr3t@127.0.0.1:{silent.getsockname()[1]}/"
+        done = lightbus("tail", "--timeout", "0.5", folder=folder, url=url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "did not answer within --timeout" in done.stderr
+    assert "s3cr3t" not in done.stderr
+
+
+@pytest.mark.rabbitmq
+def test_a_lost_connection_is_said_and_replaced(folder: Path, rabbitmq: nodes.Node, rabbitmq_url: str) -> None:
+    with tail(folder=folder, url=rabbitmq_url) as one:
+        rabbitmq.ctl("close_all_connections", "--vhost", rabbitmq_url.rpartition("/")[2], "a test")
+        one.wait_for("The connection was lost .* connecting again. What passes meanwhile is not seen.")
+        one.wait_for("Listening for")
+        with speaking(rabbitmq_url, "shop") as channel:
+            publish_plainly(channel, "shop", "a.b", b'"again"')
+        one.wait_for('^  "again"$')
+        assert one.end(signal.SIGINT) == 0
+
+
+def test_a_subscription_that_the_broker_ends_is_replaced(url: str) -> None:
+    with listening(url) as one, speaking(url, "shop") as channel:
+        before = one.queue
+        one._cancelled("its consumer")  # as the broker says it; nobody else may delete an exclusive queue
+        one.wake()
+        wait_until(lambda: one.epoch > 1, "it listens again")
+        assert one.queue != before
+        publish_plainly(channel, "shop", "a.b", b"1")
+        assert take(one).delivery.body == b"1"
+
+
+# --- who waits for whom -----------------------------------------------------------------------
+
+
+def test_its_queue_is_gone_with_it(broker_url: str) -> None:
+    with listening(broker_url) as one:
+        name = one.queue
+        assert name.startswith("lightbus.tail.")
+    with connected(broker_url) as connection, pytest.raises(amqp.exceptions.NotFound):
+        connection.channel().queue_declare(name, passive=True)
+
+
+def test_events_that_are_not_taken_make_room_and_are_counted(broker_url: str) -> None:
+    """However many pass, some thousand are held: all others are dropped, the oldest first, and each is counted."""
+    app = Lightbus("shop", url=broker_url)
+    event = app.event(type("Said", (), {"__annotations__": {"number": int}}))
+    many = 3 * HELD
+    with app, listening(broker_url) as one:
+        for start in range(0, many, 200):  # less than the broker's queue holds: here all are read
+            receipts = app.publish_many_sync(event(number=number) for number in range(start, start + 200))
+            assert all(receipt.routed for receipt in receipts)
+            last = b'{"number":%d}' % (start + 199)
+            wait_until(lambda last=last: bool(one._held) and one._held[-1][0].body == last, "all were read")
+        taken = [take(one) for _ in range(len(one._held))]
+        assert one.take(0) is None
+    assert len(taken) <= HELD
+    assert not any(each.overrun for each in taken)
+    assert len(taken) + sum(each.dropped for each in taken) == many
+    numbers = [json.loads(each.delivery.body)["number"] for each in taken]
+    assert numbers == list(range(many - len(numbers), many))
+
+
+def test_large_events_are_bounded_by_their_bytes(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightbus.tail.HELD_BYTES", 1000)
+    with listening(sqlite_url) as one, speaking(sqlite_url, "shop") as channel:
+        for number in (b"1", b"2", b"3"):
+            publish_plainly(channel, "shop", "a.b", number * 600)
+        wait_until(lambda: one._dropped == 2, "two were dropped")
+        taken = take(one)
+        assert (taken.delivery.body[:1], taken.dropped) == (b"3", 2)
+        publish_plainly(channel, "shop", "a.b", b"4" * 5000)  # one alone is kept, however large
+        assert take(one).delivery.body[:1] == b"4"
+
+
+def test_while_it_is_stopped_publishers_are_not_and_it_says_that_some_are_missing(folder: Path, url: str) -> None:
+    with tail(folder=folder, url=url) as one, speaking(url, "shop") as channel:
+        publish_plainly(channel, "shop", "a.b", b'"first"')
+        one.wait_for('^  "first"$')
+        one.signal(signal.SIGSTOP)
+        state = Path(f"/proc/{one.process.pid}/stat")
+        if state.exists():  # elsewhere than on Linux there is no such file
+            wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
+        for start in range(0, 2 * QUEUE_LIMIT, 100):
+            numbers = range(start, start + 100)
+            channel.publish([Publication("shop", "a.b", b"%d" % number, {}, mandatory=False) for number in numbers])
+        publish_plainly(channel, "shop", "a.b", b'"last"')
+        one.signal(signal.SIGCONT)
+        one.wait_for("some events may be missing: the queue was full")
+        one.wait_for('^  "last"$')
+        one.end(signal.SIGINT)
+        shown = sum(line.startswith("  ") for line in one.lines)
+        assert QUEUE_LIMIT <= shown < 2 * QUEUE_LIMIT
+
+
+@pytest.mark.parametrize("read_at_last", [True, False])
+def test_no_publisher_waits_for_a_terminal_that_does_not_read(
+    folder: Path, sqlite_url: str, read_at_last: bool
+) -> None:
+    app = Lightbus("shop", url=sqlite_url)
+    event = app.event(type("Said", (), {"__annotations__": {"text": str}}))
+    process, output, _ = unread_tail(folder, sqlite_url)
+    with app:  # far more than a pipe (64 KiB) and what is held: it could not write all of this
+        for _ in range(30):
+            app.publish_many_sync(event(text="x" * 1000) for _ in range(HELD // 10))
+        app.publish_sync(event(text="last"))
+    if read_at_last:
+        for line in output:
+            if '"last"' in line:
+                break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0
+    if not read_at_last:  # those that it held are not shown any more, and counted all the same
+        assert re.fullmatch(r"[\d,]+ shown, [\d,]+ dropped\.", errors.splitlines()[-1])
+        return
+    dropped = sum(int(one.replace(",", "")) for one in re.findall(r"\.\.\. ([\d,]+) events were dropped", errors))
+    counts = re.fullmatch(r"([\d,]+) shown, ([\d,]+) dropped\.", errors.splitlines()[-1])
+    assert counts is not None, errors
+    shown, dropped_in_all = (int(count.replace(",", "")) for count in counts.groups())
+    assert dropped_in_all == dropped
+    sent = 3 * HELD + 1
+    if "some events may be missing" in errors:  # where it ran so seldom that the broker's queue was full, too
+        assert shown > 0
+        assert shown + dropped <= sent
+    else:
+        assert dropped > HELD
+        assert shown + dropped == sent
+
+
+# --- on a terminal ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extra", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)], ids=str
+)
+def test_on_a_terminal_it_is_coloured_unless_that_is_not_wanted(
+    folder: Path, sqlite_url: str, extra: dict[str, str], coloured: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*LIGHTBUS, "tail", "--limit", "1"],
+        cwd=folder,
+        env=environment({"LIGHTBUS_URL": sqlite_url, "TERM": "xterm", **extra}),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = b""
+    while b"Listening" not in seen:
+        seen += os.read(ours, 4096)
+    with speaking(sqlite_url, "shop") as channel:
+        publish_plainly(channel, "shop", "a.b", b'{"n": 1}')
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while piece := os.read(ours, 4096):
+            seen += piece
+    os.close(ours)
+    assert process.wait(LIMIT) == 0
+    assert b"1 shown." in seen
+    assert (b"\x1b[" in seen) is coloured
+
+
+def test_colours_can_be_forced_into_a_pipe(folder: Path, sqlite_url: str) -> None:
+    with tail("--limit", "1", folder=folder, url=sqlite_url, extra={"FORCE_COLOR": "1"}) as one:
+        with speaking(sqlite_url, "shop") as channel:
+            publish_plainly(channel, "shop", "a.b", b'{"n": 1}')
+        assert one.end() == 0
+        assert '\x1b[34m"n"\x1b[0m: \x1b[33m1\x1b[0m' in one.output
