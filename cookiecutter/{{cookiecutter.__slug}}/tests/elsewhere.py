@@ -1,0 +1,15 @@
+"""Stands in for the service that says {{ cookiecutter.hears }}, in tests and by hand:
+
+lightbus publish tests.elsewhere:app {{ cookiecutter.hears }} id=1
+"""
+
+import attrs
+from lightbus import Lightbus
+
+app = Lightbus("elsewhere")
+
+
+@app.event("{{ cookiecutter.hears }}")
+@attrs.frozen(kw_only=True)
+class {{ cookiecutter.__hears_class }}:
+    id: str

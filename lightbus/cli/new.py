@@ -1,0 +1,193 @@
+"""`lightbus new`: a new service, from the template in cookiecutter/."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import ModuleType
+
+import attrs
+import click
+
+import lightbus
+from lightbus import errors
+
+EPILOG = """\b
+Examples:
+  lightbus new                         (asks for everything)
+  lightbus new billing
+  lightbus new billing --event invoice.paid --hears user.registered --no-input
+  lightbus new ~/src/intake --name 'Order Intake'
+
+\b
+Exit codes:
+  0    it is made
+  1    it is not: cookiecutter is missing, or the template could not be rendered
+  2    the command line or an answer is wrong, or the folder is not empty
+  130  interrupted: nothing is made
+"""
+
+
+@click.command(short_help="Make a new service from a template.", epilog=EPILOG)
+@click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--name", help="What the service is called.  [default: as FOLDER]")
+@click.option("--event", metavar="NAME", help="What it says has happened, as in invoice.paid.")
+@click.option("--hears", metavar="NAME", help="What it hears of: an event of another service, as in user.registered.")
+@click.option("--no-input", is_flag=True, help="Ask nothing: what is not given is as in the examples.")
+def new(folder: Path | None, name: str | None, event: str | None, hears: str | None, no_input: bool) -> None:
+    """Make a new service: handlers, settings, tests, a container, RabbitMQ for a laptop, systemd, CI.
+
+    FOLDER is where it goes, and what the service is called unless --name says so; it must be empty, or not there yet.
+
+    Needs cookiecutter: pip install cookiecutter. (`cookiecutter` with the template's folder does the same.)
+    """
+    _need_cookiecutter()
+    if folder is not None:
+        _refuse_full(folder)
+        name = folder.resolve().name if name is None else name
+    service = _ask(name, event, hears, no_input)
+    target = Path(service.slug) if folder is None else folder
+    _refuse_full(target)
+    _make(service, target)
+    click.echo(f"Made {target}: the app {service.slug!r} says {service.event} and hears {service.hears}.\n\nNext:")
+    if target.resolve() != Path.cwd():
+        click.echo(f"  cd {shlex.quote(str(target))}")
+    click.echo("  pip install --editable '.[dev]'\n  pytest\n\nREADME.md goes on from there.")
+
+
+@attrs.frozen
+class Service:
+    """The answers."""
+
+    name: str
+    slug: str
+    event: str
+    hears: str
+
+
+def _template() -> Path:
+    """The folder of the template: cookiecutter/ in a clone, which the wheel has as lightbus/_template."""
+    package = Path(lightbus.__file__).parent
+    installed = package / "_template"
+    return installed if installed.exists() else package.parent / "cookiecutter"
+
+
+def _need_cookiecutter() -> None:
+    """
+    Raises:
+        errors.LightbusError: cookiecutter is not installed.
+    """
+    try:
+        importlib.import_module("cookiecutter.main")
+    except ModuleNotFoundError:
+        raise errors.LightbusError(
+            "`lightbus new` needs cookiecutter, which is not installed here: pip install cookiecutter"
+        ) from None
+
+
+def _refuse_full(folder: Path) -> None:
+    """
+    Raises:
+        click.UsageError: there is something in the folder already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise click.UsageError(f"{folder} is not empty. Name a folder that is not there yet.")
+
+
+# --- the answers ------------------------------------------------------------------------------
+
+
+def _ask(name: str | None, event: str | None, hears: str | None, no_input: bool) -> Service:
+    """What is not given is asked for, until it is right; what is given and wrong is a click.UsageError."""
+    rules = _rules()
+    asked = json.loads((_template() / "cookiecutter.json").read_text(encoding="utf-8"))
+
+    def answer(key: str, given: str | None, *checks: Callable[[str], None]) -> str:
+        def checked(text: str) -> str:
+            try:
+                for check in checks:
+                    check(text)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from None
+            return text
+
+        default: str = asked[key]
+        if given is not None or no_input:
+            return checked(default if given is None else given)
+        said: str = click.prompt(asked["__prompts__"][key], default=default, value_proc=checked)
+        return said
+
+    name = answer("name", name, lambda text: rules.check_name(text, _slug(text)))
+    event = answer("event", event, rules.check_event)
+    hears = answer("hears", hears, rules.check_event, lambda text: rules.check_pair(event, text))
+    return Service(name, _slug(name), event, hears)
+
+
+def _slug(name: str) -> str:
+    """As the template makes it."""
+    from slugify import slugify
+
+    return slugify(name)
+
+
+def _rules() -> ModuleType:
+    """The template's own, so that a wrong answer is asked for again instead of failing at the end."""
+    path = _template() / "hooks" / "pre_gen_project.py"
+    spec = importlib.util.spec_from_file_location("lightbus_template_rules", path)
+    assert spec is not None
+    assert spec.loader is not None
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    return rules
+
+
+# --- the folder -------------------------------------------------------------------------------
+
+
+def _make(service: Service, target: Path) -> None:
+    """Render it to one side and move it to its place whole: what fails or is interrupted leaves nothing behind."""
+    from cookiecutter.exceptions import CookiecutterException
+    from cookiecutter.main import cookiecutter
+
+    with _scratch(target) as scratch:
+        # Without what pip has compiled there: it would become a part of the service.
+        ignore = shutil.ignore_patterns("__pycache__", ".*_cache")
+        template = shutil.copytree(_template(), scratch / "template", ignore=ignore)
+        try:
+            made = cookiecutter(
+                str(template),
+                no_input=True,
+                extra_context={"name": service.name, "event": service.event, "hears": service.hears},
+                output_dir=str(scratch / "made"),
+                # Nothing of the user's own settings for cookiecutter, nor a replay in their home.
+                default_config={"replay_dir": str(scratch / "replay")},  # type: ignore[arg-type]
+            )
+        except CookiecutterException as error:
+            raise errors.LightbusError(f"the template could not be rendered: {error}") from error
+        if target.exists():
+            for one in Path(made).iterdir():
+                one.rename(target / one.name)
+        else:
+            Path(made).rename(target)
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Generator[Path]:
+    """A folder on the target's own file system; an empty target may be all that the user may write to."""
+    place = target if target.exists() else target.resolve().parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".lightbus-new-", dir=place))
+    except OSError as error:
+        raise click.UsageError(f"{target} cannot be made: {error.strerror}.") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,515 @@
+"""`lightbus new`: what it makes passes its own tests and checks, and works as its README says; what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click.testing
+import packaging.requirements
+import packaging.utils
+import pytest
+import yaml
+
+from lightbus import topology
+from lightbus.cli import main, new
+from tests import rabbitmq as nodes
+from tests.processes import LIGHTBUS, LIMIT, ROOT, Program, environment, lightbus, wait_until
+
+TEMPLATE = ROOT / "cookiecutter"
+PAGE = (ROOT / "docs" / "howto" / "new-service.md").read_text()
+NOBODY = "amqp://guest:guest@127.0.0.1:1/"
+"""A broker that is not there."""
+
+
+@attrs.frozen
+class Answers:
+    """What somebody answers, and what must come of it."""
+
+    name: str
+    slug: str
+    event: str = "invoice.paid"
+    hears: str = "user.registered"
+    handler: str = "on_user_registered"
+
+    @property
+    def module(self) -> str:
+        return self.slug.replace("-", "_")
+
+
+PLAIN = Answers("billing", "billing")
+OTHERS = [
+    Answers("Order Intake", "order-intake", "order.placed", "cart.checked.out", "on_cart_checked_out"),
+    Answers("Größe & Maß", "grosse-mass", "size.taken", "b.c", "on_b_c"),
+    Answers('--Zoo__\'s "best" \\ 🦒 <b>', "zoo-s-best-b", "giraffe-2.fed_late", "import", "on_import"),
+    Answers(f"a{'-long' * 7}-end", f"a{'-long' * 7}-end", f"{'e' * 36}.out", f"{'h' * 36}.out", f"on_{'h' * 36}_out"),
+]
+
+
+def run(*arguments: str, given: str = "") -> click.testing.Result:
+    return click.testing.CliRunner().invoke(main, ["new", *arguments], input=given)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, where everything happens."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+class Service:
+    """A service made from the template, and its README, whose commands are done."""
+
+    def __init__(self, folder: Path, answers: Answers) -> None:
+        self.folder = folder
+        self.answers = answers
+        self.readme = (folder / "README.md").read_text()
+
+    def words(self, command: str) -> list[str]:
+        assert f"$ {command}\n" in self.readme
+        return shlex.split(command.partition(" | ")[0])
+
+    def do(self, command: str, url: str = NOBODY) -> str:
+        """A command of the README, to its end."""
+        done = subprocess.run(
+            [sys.executable, "-m", *self.words(command)],
+            cwd=self.folder,
+            env=environment({"LIGHTBUS_URL": url, "PYTEST_ADDOPTS": "-p no:asyncio -p no:cacheprovider"}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=2 * LIMIT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def worker(self, url: str) -> Program:
+        """The README's worker; returns once it hears."""
+        _, *arguments = self.words(f"lightbus worker {self.answers.module}.bus:app")
+        worker = Program(*arguments, folder=self.folder, url=url)
+        worker.wait_for("Ready")
+        return worker
+
+
+def make(answers: Answers, *more: str) -> Service:
+    done = run("--name", answers.name, "--event", answers.event, "--hears", answers.hears, "--no-input", *more)
+    assert done.exit_code == 0, done.output
+    return Service(Path.cwd() / answers.slug, answers)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/bus.db"
+
+
+# --- what it makes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", [PLAIN, *OTHERS], ids=lambda one: one.slug)
+def test_a_service_does_what_its_readme_says(answers: Answers, url: str) -> None:
+    service = make(answers)
+    made = files(service.folder)
+    assert service.do("ruff check .") == "All checks passed!\n"
+    assert "files left unchanged" in service.do("ruff format .")
+    assert "4 passed in" in service.do("pytest")
+    with service.worker(url) as worker:
+        service.do(f"lightbus publish tests.elsewhere:app {answers.hears} id=1", url)
+        worker.wait_for(r"heard .*\(id='1'\)")
+        assert worker.end(signal.SIGTERM) == 0
+    assert answers.handler in worker.output
+    assert service.do(f"lightbus dead list {answers.module}.bus:app", url) == "No dead letters.\n"
+    left = {name for name in files(service.folder) - made if "__pycache__" not in name}
+    assert {Path(name).parts[0] for name in left} <= {".ruff_cache"}
+    assert not [path for path in made if "{{" in path or "{{ cookie" in (service.folder / path).read_text()]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def either(request: pytest.FixtureRequest) -> str:
+    """The URL of an embedded broker, or of RabbitMQ."""
+    found: str = request.getfixturevalue("url" if request.param == "sqlite" else "rabbitmq_url")
+    return found
+
+
+def test_two_services_talk_as_the_page_says(either: str) -> None:
+    shop = make(Answers("shop", "shop", "order.placed", "cart.submitted"))
+    assert "`lightbus new billing --event invoice.paid --hears order.placed --no-input`" in PAGE
+    assert run("billing", "--event", "invoice.paid", "--hears", "order.placed", "--no-input").exit_code == 0
+    billing = Service(Path("billing").resolve(), PLAIN)
+    with shop.worker(either) as selling, billing.worker(either) as charging:
+        for service in (shop, billing):
+            assert f"$ lightbus worker {service.answers.module}.bus:app\n" in PAGE
+        command = "lightbus publish tests.elsewhere:app cart.submitted id=1"
+        assert f"$ {command}\n" in PAGE
+        shop.do(command, either)
+        for worker in (selling, charging):
+            line = worker.wait_for("INFO .* heard .*")[0]
+            assert f"{line}\n" in PAGE
+            assert worker.end(signal.SIGTERM) == 0
+
+
+def test_settings_come_from_the_environment(url: str) -> None:
+    service = make(PLAIN)
+    with Program(
+        "worker", "billing.bus:app", folder=service.folder, url=url, extra={"BILLING_CONCURRENCY": "7"}
+    ) as worker:
+        worker.wait_for("concurrency 7")
+    done = lightbus("worker", "billing.bus:app", folder=service.folder, url=url, extra={"BILLING_CONCURRENCY": "x"})
+    assert done.returncode == 2
+    why, said = done.stderr.splitlines()[-2:]
+    assert why == "ValueError: BILLING_CONCURRENCY='x': use a whole number, such as 32."
+    assert said == "Error: module 'billing.bus' cannot be imported: see above."
+    assert "| `BILLING_CONCURRENCY` | 32 |" in service.readme
+
+
+def test_the_containers_command_stops_as_docker_stops_it(url: str) -> None:
+    dockerfile = (make(PLAIN).folder / "Dockerfile").read_text()
+    *before, command = re.findall(r"^CMD (.*)$", dockerfile, re.MULTILINE)
+    assert not before
+    assert "\nUSER 1000\n" in dockerfile
+    program, *arguments = json.loads(command)
+    assert program == "lightbus"
+    arguments[arguments.index("8080")] = "0"
+    with Program(*arguments, folder=Path("billing").resolve(), url=url) as worker:
+        worker.wait_for("Ready")
+        assert worker.end(signal.SIGTERM) == 0
+
+
+def parsed(path: str) -> Any:
+    return yaml.safe_load(Path("billing", path).read_text())
+
+
+def test_what_continuous_integration_and_pre_commit_run_is_what_the_readme_says() -> None:
+    service = make(PLAIN)
+    workflow = parsed(".github/workflows/ci.yml")
+    (job,) = workflow["jobs"].values()
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    for command in commands[:-1]:
+        assert f"$ {command.replace('format --check', 'format')}\n" in service.readme
+    assert commands[-1] == "docker build ."
+    (repository,) = parsed(".pre-commit-config.yaml")["repos"]
+    assert [hook["entry"].split()[:2] for hook in repository["hooks"]] == [["ruff", "check"], ["ruff", "format"]]
+    (pin,) = re.findall(r"ruff==([\d.]+)", (service.folder / "pyproject.toml").read_text())
+    assert pin == importlib.metadata.version("ruff"), "the version that these tests format with"
+
+
+def test_compose_gives_the_worker_a_broker_that_answers_and_time_to_stop() -> None:
+    make(PLAIN)
+    services = parsed("compose.yaml")["services"]
+    assert services["worker"]["depends_on"] == {"rabbitmq": {"condition": "service_healthy"}}
+    assert services["worker"]["environment"] == {"LIGHTBUS_URL": "amqp://billing:billing@rabbitmq:5672/"}
+    assert services["worker"]["stop_grace_period"] == "60s"
+    assert all(port.startswith("127.0.0.1:") for port in services["rabbitmq"]["ports"])
+    for volume in services["rabbitmq"]["volumes"]:
+        source = volume.partition(":")[0]
+        assert source == "rabbitmq" or Path("billing", source).is_file()
+
+
+def test_the_definitions_are_the_bus_and_the_least_that_the_app_needs() -> None:
+    service = make(OTHERS[0])
+    slug = service.answers.slug
+    definitions = json.loads((service.folder / "deploy" / "rabbitmq" / "definitions.json").read_text())
+    done = lightbus(
+        "topology", "permissions", f"{service.answers.module}.bus:app", "--json", folder=service.folder, url=NOBODY
+    )
+    assert definitions["permissions"] == [json.loads(done.stdout) | {"vhost": "/"}]
+    assert [user["name"] for user in definitions["users"]] == [slug]
+    (bus,) = definitions["exchanges"]
+    wanted = topology.bus_exchange()
+    assert (bus["name"], bus["type"], bus["internal"]) == (wanted.name, wanted.type, wanted.internal)
+    assert (bus["durable"], bus["auto_delete"], bus["arguments"]) == (True, False, wanted.arguments)
+
+
+@pytest.mark.rabbitmq
+def test_a_service_works_on_rabbitmq_with_these_definitions(rabbitmq_node: Callable[..., nodes.Node]) -> None:
+    service = make(PLAIN)
+    node = rabbitmq_node(f"load_definitions = {service.folder}/deploy/rabbitmq/definitions.json\n")
+    assert node.ctl("list_users", "--no-table-headers").split() == ["billing", "[management]"]
+    (healthy,) = [parsed("compose.yaml")["services"]["rabbitmq"]["healthcheck"]["test"]]
+    diagnostics = nodes.find(healthy[1])
+    assert diagnostics is not None
+    command = [diagnostics, "--node", node.name, *healthy[2:]]
+    assert subprocess.run(command, env=node.environment, timeout=2 * LIMIT, check=False).returncode == 0
+
+    node.ctl("add_user", "elsewhere", "elsewhere")
+    line = service.do("lightbus topology permissions tests.elsewhere:app | docker compose exec --no-TTY rabbitmq sh")
+    node.ctl(*shlex.split(line)[1:])
+    url, elsewhere = node.vhost_url("", "billing", "billing"), node.vhost_url("", "elsewhere", "elsewhere")
+    with service.worker(url) as worker:
+        assert service.do("lightbus doctor billing.bus:app", url).endswith("All is well.\n")
+        service.do("lightbus publish tests.elsewhere:app user.registered id=1", elsewhere)
+        worker.wait_for(r"heard UserRegistered\(id='1'\)")
+        assert worker.end(signal.SIGTERM) == 0
+    refused = lightbus("publish", "tests.elsewhere:app", "user.registered", "id=1", folder=service.folder, url=url)
+    assert refused.returncode == 1
+    assert "elsewhere" in refused.stderr
+
+
+def test_systemd_can_read_the_unit(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed, so nothing is known of the unit")
+    unit = (make(OTHERS[0]).folder / "deploy" / "order-intake.service").read_text()
+    path = tmp_path / "order-intake.service"
+    path.write_text(unit.replace("/srv/order-intake/.venv/bin/lightbus", sys.executable))  # it must be there
+    done = subprocess.run([analyze, "verify", path], capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+# --- where it comes from ----------------------------------------------------------------------
+
+
+def test_cookiecutter_alone_makes_the_same(here: Path) -> None:
+    make(PLAIN)
+    command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--no-input", "--default-config", "-o", "alone"]
+    env = environment({"HOME": str(here.parent)})
+    subprocess.run(command, env=env, check=True, timeout=2 * LIMIT)
+    assert files(here / "alone" / "billing") == files(here / "billing")
+    for name in files(here / "billing"):
+        assert (here / "alone" / "billing" / name).read_text() == (here / "billing" / name).read_text()
+
+
+def test_cookiecutter_alone_refuses_too_and_leaves_nothing(here: Path) -> None:
+    command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--no-input", "--default-config", "name=class"]
+    env = environment({"HOME": str(here.parent)})
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=2 * LIMIT, check=False)
+    assert done.returncode != 0
+    assert "Error: the name 'class' is a word of Python's own." in done.stderr
+    assert not list(here.iterdir())
+
+
+def test_the_wheel_brings_the_template_and_a_service_can_be_installed(tmp_path: Path, url: str) -> None:
+    """As somebody does it who has no clone: two times pip, and nothing of this clone is in the way."""
+    site, wheels, elsewhere = tmp_path / "site", tmp_path / "wheels", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
+    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *offline, "--wheel-dir", wheels, ROOT], check=True, timeout=4 * LIMIT)
+    (wheel,) = wheels.glob("lightbus-*.whl")
+    packed = {name.removeprefix("lightbus/_template/") for name in zipfile.ZipFile(wheel).namelist()}
+    assert packed >= files(TEMPLATE)
+
+    subprocess.run([*pip, "install", *offline, "--target", site, wheel], check=True, timeout=4 * LIMIT)
+    env = environment({"PYTHONPATH": str(site), "LIGHTBUS_URL": url})
+    command = [*LIGHTBUS, "new", "billing", "--no-input"]
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, stdout=subprocess.DEVNULL, timeout=2 * LIMIT)
+    make(PLAIN)
+    assert files(tmp_path / "billing") == files(Path("billing"))
+
+    # "lightbus" is found among what is installed, since it would not be found on PyPI.
+    subprocess.run([*pip, "install", *offline, "--target", site, tmp_path / "billing"], check=True, timeout=4 * LIMIT)
+    with Program("worker", "billing.bus:app", folder=elsewhere, url=url, extra={"PYTHONPATH": str(site)}) as worker:
+        worker.wait_for("Ready")
+        assert worker.end(signal.SIGTERM) == 0
+
+
+def test_without_cookiecutter_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("cookiecutter", "cookiecutter.main"):
+        monkeypatch.setitem(sys.modules, module, None)
+    done = run("billing", "--no-input")
+    assert done.exit_code == 1
+    assert "pip install cookiecutter" in done.output
+
+
+# --- the questions ----------------------------------------------------------------------------
+
+
+def test_the_page_shows_what_it_asks_and_says() -> None:
+    done = run(given="shop\norder.placed\ncart.submitted\n")
+    assert done.exit_code == 0
+    assert f"$ lightbus new\n{done.output}```" in PAGE
+    assert files(Path("shop"))
+
+
+def test_a_wrong_answer_is_asked_for_again() -> None:
+    done = run(given="class\nbilling\nInvoicePaid\ninvoice.paid\ninvoice.paid\nuser.registered\n")
+    assert done.exit_code == 0, done.output
+    assert "such as 'class-service'" in done.output
+    assert "as in 'invoice.paid'" in done.output
+    assert "Hear an event of another service" in done.output
+    assert Path("billing", "billing", "bus.py").exists()
+
+
+def test_ctrl_c_leaves_nothing_behind(here: Path) -> None:
+    terminal, end = os.openpty()
+    process = subprocess.Popen(
+        [*LIGHTBUS, "new"], cwd=here, env=environment(), stdin=end, stdout=end, stderr=end, start_new_session=True
+    )
+    os.close(end)
+    try:
+        said = b""
+        os.write(terminal, b"billing\n")
+        while b"say has happened" not in said:
+            said += os.read(terminal, 1000)
+
+        def pressed() -> bool:
+            # Again after a second: a signal that comes just before it begins to read is noticed only after the answer.
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            return process.returncode is not None
+
+        wait_until(pressed, "the end, after Ctrl-C")
+        assert process.returncode == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["billing", "."])
+def test_ctrl_c_while_it_writes_leaves_nothing_behind_either(
+    folder: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, output_dir: str, **__: Any) -> None:
+        Path(output_dir, "half").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cookiecutter.main.cookiecutter", interrupted)
+    assert run(folder, "--name", "billing", "--no-input").exit_code == 130
+    assert not list(here.iterdir())
+
+
+def test_a_folder_decides_on_the_name_and_the_place() -> None:
+    assert run("some/place/order_intake", "--no-input").exit_code == 0
+    assert 'Lightbus("order-intake"' in Path("some/place/order_intake/order_intake/bus.py").read_text()
+    assert run("elsewhere-on-disk", "--name", "billing", "--no-input").exit_code == 0
+    assert Path("elsewhere-on-disk/billing/bus.py").exists()
+
+
+def test_an_empty_folder_is_filled_even_the_current_one(here: Path) -> None:
+    place = here.stat().st_ino
+    done = run(".", "--name", "billing", "--no-input")
+    assert done.exit_code == 0, done.output
+    assert (here / "billing" / "bus.py").exists()
+    assert here.stat().st_ino == place
+    assert "cd " not in done.output
+
+
+@pytest.mark.parametrize("folder", [["billing"], []], ids=["named", "from the name"])
+def test_a_folder_with_something_in_it_is_left_alone(folder: list[str]) -> None:
+    Path("billing").mkdir()
+    Path("billing", "mine.txt").write_text("mine")
+    done = run(*folder, "--no-input")
+    assert done.exit_code == 2
+    assert "billing is not empty. Name a folder that is not there yet." in done.output
+    assert files(Path.cwd()) == {"billing/mine.txt"}
+
+
+# --- names that cannot be ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "the name '' has no letters. Use some, as in 'billing'."),
+        ("🚀", "the name '🚀' has no letters."),
+        ("3D printing", "'3D printing' becomes '3d-printing', which does not begin with a letter."),
+        ("class", "the name 'class' is a word of Python's own. Choose another one, such as 'class-service'."),
+        ("Async", "becomes 'async', which is a word of Python's own."),
+        ("lightbus", "the name 'lightbus' would hide a module or folder of the same name."),
+        ("test", "such as 'test-service'"),
+        ("Tests", "such as 'tests-service'"),
+        ("email", "the name 'email' would hide a module"),
+        ("Concurrent", "would hide"),
+        ("typing extensions", "would hide"),
+        ("msgspec", "would hide"),
+        ("deploy", "would hide"),
+        ("x" * 41, "has 41 characters; 40 are the most."),
+        ("two\nlines", "has characters that cannot be printed"),
+        ("{{ billing }}", "has a brace"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused(name: str, said: str, here: Path) -> None:
+    done = run("--name", name, "--no-input")
+    assert done.exit_code == 2
+    assert said in done.output
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ("", "'' is no event's name here. Use lower-case words joined by dots"),
+        ("InvoicePaid", "as in 'invoice.paid'."),
+        ("Invoice Paid", "as in 'invoice.paid'."),
+        ("rechnung.bezahlt.für", "as in 'invoice.paid'."),
+        ("3d.printed", "beginning with a letter, as in 'd.printed'."),
+        ("invoice.*", "Wildcards may come later, in bus.py."),
+        ("invoice..paid", "as in 'invoice.paid'."),
+        ("none", "would be a class None, which there is already. Say more, as in 'none.changed'."),
+        ("value-error", "would be a class ValueError"),
+        ("lightbus", "would be a class Lightbus"),
+        ("x" * 41, "has 41 characters; 40 are the most."),
+    ],
+)
+def test_an_event_that_cannot_be_is_refused(event: str, said: str, here: Path) -> None:
+    for option, other in (("--event", "--hears"), ("--hears", "--event")):
+        done = run("billing", option, event, other, "another.event", "--no-input")
+        assert done.exit_code == 2
+        assert said in done.output
+        assert not list(here.iterdir())
+
+
+def test_what_it_says_and_hears_must_differ(here: Path) -> None:
+    done = run("billing", "--event", "user.registered", "--hears", "user-registered", "--no-input")
+    assert done.exit_code == 2
+    assert "Hear an event of another service." in done.output
+    assert not list(here.iterdir())
+
+
+def needed(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> Iterator[str]:
+    """A distribution and all that it needs, of what is installed here."""
+    if (name, extras) in seen:
+        return
+    seen.add((name, extras))
+    try:
+        requires = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    yield name
+    for one in map(packaging.requirements.Requirement, requires):
+        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in extras or {""}):
+            yield from needed(packaging.utils.canonicalize_name(one.name), frozenset(one.extras), seen)
+
+
+def test_no_service_hides_what_it_or_its_tools_need() -> None:
+    seen: set[tuple[str, frozenset[str]]] = set()
+    distributions = {
+        *needed("lightbus", frozenset({"template", "reload", "trio", "uvloop"}), seen),
+        *(one for tool in ("pytest", "ruff", "hatchling") for one in needed(tool, frozenset(), seen)),
+    }
+    modules = {
+        module
+        for module, owners in importlib.metadata.packages_distributions().items()
+        if {packaging.utils.canonicalize_name(owner) for owner in owners} & distributions
+    }
+    assert {"kombu", "pytest", "yaml"} <= modules
+    rules = new._rules()  # pyright: ignore[reportPrivateUsage]
+    allowed = []
+    for name in sorted(distributions | {module for module in modules if not module.startswith("_")}):
+        slug = name.replace("_", "-").lower()
+        with contextlib.suppress(ValueError):
+            rules.check_name(slug, slug)
+            allowed.append(name)
+    assert not allowed, "they belong into TAKEN, in cookiecutter/hooks/pre_gen_project.py"
