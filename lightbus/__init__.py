@@ -1,11 +1,35 @@
 """Lightbus: an event bus for Python applications over AMQP."""
 
-from lightbus import errors
-from lightbus.app import Lightbus
-from lightbus.errors import Reject
-from lightbus.message import Message, Receipt
-from lightbus.retry import Retry
+TYPE_CHECKING = False  # as in typing, which takes longer to import than all that is here
+if TYPE_CHECKING:
+    from lightbus import errors
+    from lightbus.app import Lightbus
+    from lightbus.errors import Reject
+    from lightbus.message import Message, Receipt
+    from lightbus.retry import Retry
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is asked for: Tab, `--version` and Ctrl-C on a command line wait for none."""
+        import importlib
+
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(_HOMES[name])
+        found = home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
+        globals()[name] = found
+        return found
+
 
 __version__ = "0.1.0"
 
 __all__ = ["Lightbus", "Message", "Receipt", "Reject", "Retry", "errors"]
+
+_HOMES = {
+    "Lightbus": "lightbus.app",
+    "Message": "lightbus.message",
+    "Receipt": "lightbus.message",
+    "Reject": "lightbus.errors",
+    "Retry": "lightbus.retry",
+    "errors": "lightbus.errors",
+}

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, dataclass_transform, overload
@@ -32,15 +33,20 @@ if TYPE_CHECKING:
     from lightbus.connection import Broker
     from lightbus.consumer import Consumer
     from lightbus.publisher import Publisher
+    from lightbus.subscriber import Lane
 
 URL_VARIABLE = "LIGHTBUS_URL"
 HANDLER_TIMEOUT = 60.0
 LONGEST_HANDLER_TIMEOUT = 1500.0
 """Seconds: 25 minutes. RabbitMQ closes the channel of a consumer that holds a delivery for 30."""
 PUBLISH_TIMEOUT = 10.0
-PREFETCH = 100
-"""Enough to hide the round trip. After a crash the whole prefetch counts towards the delivery limit (20)."""
+PREFETCH = 200
+"""Within RabbitMQ's advice for throughput (100 to 300): it hides the round trip, and acks go in larger pieces. All that
+is in hand when a worker dies counts towards the delivery limit (20), but for few deaths only: see `Subscriber`."""
 CONCURRENCY = 32
+
+refuse_outsider: Callable[[Lightbus], None] | None = None
+"""While a test runs on a `lightbus.testing.TestBus`: called with an app that is about to use its own broker."""
 
 C = TypeVar("C", bound=type[Any])
 F = TypeVar("F", bound=Callable[..., Any])
@@ -217,9 +223,9 @@ class Lightbus:
             if timeout is None
             else handler.check_timeout(timeout, owner, LONGEST_HANDLER_TIMEOUT),
             concurrency=None if concurrency is None else handler.check_count(concurrency, owner, "concurrency", 10_000),
-            function=handler.as_async(function, owner),
+            function=handler.check_function(function, owner),
+            is_async=handler.is_async(function),
             arguments=handler.read_signature(self.name, function, owner, local_names),
-            original=function,
         )
 
     # --- publishing
@@ -310,9 +316,22 @@ class Lightbus:
         """
         if isinstance(event, type):
             raise errors.UnknownEvent(f"{event.__name__} is a class. Publish an instance of it: {event.__name__}(...).")
-        given = event if isinstance(event, str) else events.default_name(type(event).__name__)
-        shown = repr(event) if isinstance(event, str) else type(event).__name__
-        raise errors.UnknownEvent(f"{shown} is not declared on app {self.name!r}. {self.suggestion(given)}")
+        if isinstance(event, str) and event in self.events:
+            name = self.events[event].cls.__name__
+            raise errors.UnknownEvent(f"{event!r} is only the event's name. Publish an instance of it: {name}(...).")
+        if isinstance(event, str):
+            raise errors.UnknownEvent(f"{event!r} is not declared on app {self.name!r}. {self.suggestion(event)}")
+        cls = type(event)
+        if events.event_type_of(cls) is not None:
+            raise errors.UnknownEvent(
+                f"{cls.__name__} is an event of another app, and {self.name!r} says what it has declared itself. "
+                f"Publish it with that app, or give {self.name!r} an event of its own: @app.event."
+            )
+        if cls.__module__ == "builtins" and self.events:
+            known = ", ".join(f"{one.cls.__name__}(...)" for one in list(self.events.values())[:10])
+            raise errors.UnknownEvent(f"A {cls.__name__} is no event. Publish an instance of one, of: {known}.")
+        given = events.default_name(cls.__name__)
+        raise errors.UnknownEvent(f"{cls.__name__} is not declared on app {self.name!r}. {self.suggestion(given)}")
 
     def suggestion(self, event_name: str) -> str:
         """What somebody who wrote this event name may have meant."""
@@ -334,10 +353,13 @@ class Lightbus:
 
         Raises:
             errors.InvalidURL, errors.UnsupportedBroker: it cannot be read or used.
+            errors.TestBusError: a test runs on a TestBus that does not have this app.
         """
         if self._broker is None:
             from lightbus.connection import EMBEDDED, Broker
 
+            if refuse_outsider is not None:
+                refuse_outsider(self)
             given = self._url if self._url is not None else os.environ.get(URL_VARIABLE) or EMBEDDED
             self._broker = Broker.parse(given)
         return self._broker
@@ -352,6 +374,16 @@ class Lightbus:
             # Two threads may both get here: one of them wins, the other's publisher was never started.
             publisher = self._publisher = self.__dict__.setdefault("_first_publisher", publisher)
         return publisher
+
+    @contextlib.contextmanager
+    def redirected(self, broker: Broker, publisher: Publisher) -> Generator[None]:
+        """Publish and consume there meanwhile, whatever the URL says: what `lightbus.testing` does to an app."""
+        before = self._broker, self._publisher
+        self._broker, self._publisher = broker, publisher
+        try:
+            yield
+        finally:
+            self._broker, self._publisher = before
 
     async def __aenter__(self) -> Self:
         await anyio.to_thread.run_sync(self.publisher.open, self.publish_timeout)
@@ -401,13 +433,31 @@ class Lightbus:
             errors.InvalidOption: a queue that the app does not have.
         """
         from lightbus.consumer import Consumer
+
+        return Consumer(
+            app=self.name,
+            broker=self.broker,
+            lanes=self.lanes(queues=queues, prefetch=prefetch, concurrency=concurrency),
+            wanted=self.topology(),
+            publisher=self.publisher,
+            retry=self.retry,
+        )
+
+    def lanes(
+        self, *, queues: Sequence[str] = (), prefetch: int | None = None, concurrency: int | None = None
+    ) -> list[Lane]:
+        """What a consumer is made of: one lane for each queue.
+
+        Raises:
+            errors.InvalidOption: a queue that the app does not have.
+        """
         from lightbus.subscriber import Lane
 
         known = self.queue_suffixes()
         for queue in queues:
             if queue not in known:
                 raise errors.InvalidOption(f"app {self.name!r} has no queue {queue!r}. It has: {', '.join(known)}.")
-        lanes = [
+        return [
             Lane(
                 topology.queue_name(self.name, suffix),
                 suffix,
@@ -421,14 +471,6 @@ class Lightbus:
             )
             for suffix in (dict.fromkeys(queues) or known)
         ]
-        return Consumer(
-            app=self.name,
-            broker=self.broker,
-            lanes=lanes,
-            wanted=self.topology(),
-            publisher=self.publisher,
-            retry=self.retry,
-        )
 
 
 class _EventDecorator:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 
 class LightbusError(Exception):
@@ -15,6 +16,34 @@ def words(error: BaseException) -> str:
         return str(error)
     except Exception as broken:  # noqa: BLE001
         return f"(its __str__ raised {type(broken).__name__})"
+
+
+_MACHINERY = frozenset({"lightbus", "anyio", "asyncio", "trio", "uvloop", "contextlib", "threading"})
+
+E = TypeVar("E", bound=BaseException)
+
+
+def without_machinery(error: E) -> E:
+    """The error, with its traceback from the user's first frame on, where there is one: ours before it tell nothing."""
+    trace = error.__traceback__
+    while trace is not None and is_machinery(trace.tb_frame):
+        trace = trace.tb_next
+    return error if trace is None else error.with_traceback(trace)
+
+
+def tells_where(error: BaseException) -> bool:
+    """Whether its traceback, `without_machinery`, says more than its message: of our own errors where it begins with
+    the user's code, but for a Reject, which was meant.
+    """
+    if not isinstance(error, LightbusError):
+        return True
+    trace = error.__traceback__
+    return not isinstance(error, Reject) and trace is not None and not is_machinery(trace.tb_frame)
+
+
+def is_machinery(frame: FrameType) -> bool:
+    """Whether the code is Lightbus' own, or of what runs it."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in _MACHINERY
 
 
 # --- what an application declares -------------------------------------------------------------
@@ -169,3 +198,20 @@ class TargetError(LightbusError):
 
 class WorkerError(LightbusError):
     """The worker cannot go on."""
+
+
+# --- testing ----------------------------------------------------------------------------------
+
+
+class TestBusError(LightbusError):
+    """A TestBus is used in a way that cannot work."""
+
+    __test__ = False  # pytest would take it for a test where it is imported
+
+
+class DrainTimeout(TestBusError, TimeoutError):
+    """Something still ran or waited when the time of `TestBus.drain` was over; the message says what."""
+
+
+class UnexpectedDeadLetters(TestBusError, AssertionError):
+    """A TestBus ended with dead letters that the test had not asked for."""

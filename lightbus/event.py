@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import re
 import sys
 import typing
@@ -97,7 +98,27 @@ def _as_value_class(cls: type[Any]) -> type[Any]:
             f"{cls.__name__} (a {type(cls).__name__}, base {cls.__mro__[1].__name__}) cannot be an event. "
             "Use a plain class with annotated fields, an attrs class, a dataclass or a msgspec.Struct."
         )
+    _refuse_unsaid_fields(cls)
     return attrs.define(cls, frozen=True, slots=True, kw_only=True)
+
+
+def _refuse_unsaid_fields(cls: type[Any]) -> None:
+    """
+    Raises:
+        errors.InvalidEvent: a plain class whose fields are not said by annotations, so that none would be sent.
+    """
+    if "__init__" in cls.__dict__:
+        raise errors.InvalidEvent(
+            f"{cls.__name__} has an __init__ of its own; an event's fields are said by annotations, as in "
+            "`user_id: int`, and Lightbus writes the __init__. To keep yours, make it a dataclass or an attrs class."
+        )
+    if not inspect.get_annotations(cls):
+        for name, value in cls.__dict__.items():
+            if not name.startswith("_") and not callable(value) and not hasattr(value, "__get__"):
+                raise errors.InvalidEvent(
+                    f"{cls.__name__}.{name} has no type, so it is no field and would not be sent. "
+                    f"Annotate it, as in `{name}: {type(value).__name__}`."
+                )
 
 
 @contextlib.contextmanager

@@ -13,17 +13,35 @@ from lightbus import __version__
 COMMANDS = {
     "worker": "lightbus.cli.worker:worker",
     "publish": "lightbus.cli.publish:publish",
+    "tail": "lightbus.cli.tail:tail",
+    "events": "lightbus.cli.events:events",
+    "schema": "lightbus.cli.schema:schema",
     "dead": "lightbus.cli.dead:dead",
     "doctor": "lightbus.cli.doctor:doctor",
     "health": "lightbus.cli.health:health",
     "topology": "lightbus.cli.topology:topology",
     "unbind": "lightbus.cli.unbind:unbind",
     "demo": "lightbus.cli.demo:demo",
+    "new": "lightbus.cli.new:new",
 }
 """Where each command is defined. Those files import click at the top, and what is heavy inside of the command."""
 
 
-class Commands(click.Group):
+class Group(click.Group):
+    """Says which commands there are where one is misspelt or left out."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}."
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
+
+class Commands(Group):
     """Imports a command when it is asked for, and says errors of Lightbus in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -39,27 +57,42 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(COMMANDS)}."
-            ctx.fail(f"No such command {args[0]!r}. {hint}")
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        if ctx.obj is not None and not ctx.resilient_parsing:
+            if args[0] in ("worker", "tail"):  # they would run on where an import loses an interrupt
+                for module in ("connection", "consumer", args[0]):
+                    importlib.import_module(f"lightbus.{module}")
+            ctx.obj()  # all is imported: see lightbus/__main__.py
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         from lightbus import errors
+        from lightbus.cli import logs
 
+        importlib.import_module("lightbus.app")  # every command needs it, and Ctrl-C can end the import quietly here
+
+        ctx.color = logs.colour_wished()  # what click does with colours, in all commands
         try:
             return super().invoke(ctx)
         except errors.LightbusError as error:
             click.echo(f"Error: {error}", err=True)
             usage = (errors.TargetError, errors.DeclarationError, errors.UnknownEvent)
             ctx.exit(2 if isinstance(error, usage) else 1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+        except click.Abort as error:  # from a question
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            click.echo("\nInterrupted.", err=True)  # in a line of its own, below the question
+            ctx.exit(130)
 
 
 @click.command(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 it is done; 1 it failed; 2 the command line, or what MODULE:ATTR names, is wrong.",
+    epilog="Exit codes: 0 it is done; 1 it failed; 2 the command line, or what MODULE:ATTR names, is wrong; "
+    "130 interrupted.",
 )
 @click.version_option(__version__, prog_name="lightbus", message="%(prog)s %(version)s")
 def main() -> None:

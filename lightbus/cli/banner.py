@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from lightbus import Lightbus, Retry
-    from lightbus.connection import Address
+    from lightbus.connection import Address, Broker
     from lightbus.consumer import Consumer
 
 
@@ -20,17 +21,17 @@ def lines(app: Lightbus, target: str, consumer: Consumer, *, processes: int = 1)
     workers = f", {processes} processes" if processes > 1 else ""
     return [
         f"Lightbus {__version__}: a worker of app {app.name!r} ({target}){workers}",
-        *_block("broker", [[broker_line(app)]]),
+        *_block("broker", [[broker_line(app.broker)]]),
         *_block("exchange", [[f"{app.name} (what it says), bound to lightbus (what everybody says)"]]),
         *_block("queues", _queues(consumer)),
         *_block("bindings", _bindings(app, consumer)),
-        *_block("handlers", _handlers(consumer)),
+        *_block("handlers", _handlers(consumer, target)),
     ]
 
 
-def broker_line(app: Lightbus) -> str:
-    """Where the app connects to. The embedded broker is called by its name."""
-    return ", or ".join(_place(address) for address in app.broker.addresses)
+def broker_line(broker: Broker) -> str:
+    """Where an app connects to. The embedded broker is called by its name."""
+    return ", or ".join(_place(address) for address in broker.addresses)
 
 
 def _place(address: Address) -> str:
@@ -40,7 +41,13 @@ def _place(address: Address) -> str:
         return "embedded, in memory: nobody outside of this process can publish to it or hear it"
     from lightbus.transport.sqlite_store import locate
 
-    return f"embedded (SQLite file {locate(address.plain).path}); set LIGHTBUS_URL to use RabbitMQ"
+    return f"embedded (SQLite file {_short(locate(address.plain).path)}); set LIGHTBUS_URL to use RabbitMQ"
+
+
+def _short(path: Path) -> Path:
+    """A path as one would type it in a shell."""
+    home = Path.home()
+    return Path("~", path.relative_to(home)) if home in path.parents else path
 
 
 def _queues(consumer: Consumer) -> list[list[str]]:
@@ -57,19 +64,20 @@ def _bindings(app: Lightbus, consumer: Consumer) -> list[list[str]]:
     ]
 
 
-def _handlers(consumer: Consumer) -> list[list[str]]:
+def _handlers(consumer: Consumer, target: str) -> list[list[str]]:
     rows = [
         [
             ", ".join(handler.patterns) + (f" from {handler.source}" if handler.source else ""),
             f"-> {handler.name}",
-            "async" if handler.function is handler.original else "in a thread",
+            "async" if handler.is_async else "in a thread",
             f"retry {ladder(handler.retry)}",
             f"timeout {handler.timeout:g} s" + (f", {handler.concurrency} at once" if handler.concurrency else ""),
         ]
         for lane in consumer.lanes
         for handler in lane.handlers.values()
     ]
-    return rows or [["none. Decorate functions with @app.on('user.registered')."]]
+    module = target.partition(":")[0]
+    return rows or [[f"none. Decorate functions with @app.on('user.registered'), in {module} or in what it imports."]]
 
 
 def ladder(retry: Retry) -> str:

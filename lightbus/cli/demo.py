@@ -46,7 +46,22 @@ LARGE, TOO_LONG = 500, 3_000
 """Lines: what reviews.py calls large, and what inbox.py cannot deliver."""
 
 
-@click.command()
+EPILOG = """\b
+Examples:
+  lightbus demo
+  lightbus demo --events 200
+  lightbus demo --url amqp://guest:guest@localhost:5672/
+
+\b
+Exit codes:
+  0    every service handled what it should have
+  1    they did not, or the broker cannot be used
+  2    the command line is wrong
+  130  interrupted
+"""
+
+
+@click.command(short_help="Watch three services hear of 2,000 real commits.", epilog=EPILOG)
 @click.option(
     "--url",
     metavar="URL",
@@ -62,7 +77,7 @@ def demo(url: str | None, events: int | None, no_color: bool) -> None:
     forge publishes commit.pushed; stats counts; reviews answers large commits with review.requested, which inbox
     hears. Each is a `lightbus worker` process of its own. inbox fails on purpose for some: see it retry, and give up.
 
-    Ends by itself, with a table of what was handled and what should have been. Exit status 1: they differ.
+    Ends by itself, with a table of what was handled and what should have been.
 
     With --url, all queues and exchanges of the demo have names of this run, and are deleted at the end. (The bus
     exchange, `lightbus`, stays. Apps that hear `#` from every app on that virtual host hear the demo too.)
@@ -157,6 +172,7 @@ class Screen:
         self.color = color
         self._live: list[str] = []
         self._shown_at = 0.0
+        self._shown: Sequence[str] = ()
 
     def say(self, text: str = "", **style: Any) -> None:
         """A line that stays."""
@@ -170,8 +186,8 @@ class Screen:
             self._erase()
             self._live = list(lines)
             self._draw()
-        elif last or time.monotonic() > self._shown_at + 2:
-            self._shown_at = time.monotonic()
+        elif (last and lines != self._shown) or time.monotonic() > self._shown_at + 2:
+            self._shown, self._shown_at = lines, time.monotonic()
             self._echo(" | ".join(lines))
         if last:
             self.keep()

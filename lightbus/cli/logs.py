@@ -33,8 +33,16 @@ def configure(level: str, *, as_json: bool = False, label: str = "") -> None:
 
 
 def in_colour(stream: TextIO) -> bool:
-    """Whether colours are wanted: on a terminal, and not refused with NO_COLOR (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Whether colours are wanted: on a terminal, unless the environment says otherwise."""
+    wished = colour_wished()
+    return stream.isatty() and os.environ.get("TERM") != "dumb" if wished is None else wished
+
+
+def colour_wished() -> bool | None:
+    """No with NO_COLOR (https://no-color.org), yes with FORCE_COLOR (as for `| less -R`), else None."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return True if os.environ.get("FORCE_COLOR") else None
 
 
 class Lines(logging.Formatter):

@@ -127,15 +127,24 @@ def _open(path: str) -> IO[bytes]:
 
 
 def _build(event_type: EventType, payload: tuple[str, ...]) -> Any:
-    from lightbus import codec
-
     if len(payload) == 1 and payload[0].lstrip().startswith(("{", "[", '"')):
         body = payload[0].encode()
         _refuse_unknown_fields(event_type, _decode(event_type, body))
-        return codec.build_event(event_type, body)
+        return _checked(event_type, body)
     data = _fields(event_type, payload)
     _refuse_unknown_fields(event_type, data)
-    return codec.build_event(event_type, data)
+    return _checked(event_type, data)
+
+
+def _checked(event_type: EventType, given: dict[str, Any] | bytes) -> Any:
+    from lightbus import codec, errors
+    from lightbus.cli import events
+
+    try:
+        return codec.build_event(event_type, given)
+    except errors.InvalidPayload as error:
+        fields = ", ".join(f"{one['name']}: {one['type']}" for one in events.fields(event_type.cls))
+        raise errors.InvalidPayload(f"{error}. Its fields: {fields or 'none'}.") from error
 
 
 def _decode(event_type: EventType, body: bytes) -> Any:

@@ -294,7 +294,7 @@ def _need_watchfiles() -> None:
     try:
         importlib.import_module("watchfiles")
     except ImportError:
-        raise errors.WorkerError("--reload needs watchfiles: pip install 'lightbus[reload]'") from None
+        raise errors.WorkerError("--reload needs watchfiles: pip install watchfiles") from None
 
 
 def _shell_code(status: int) -> int:

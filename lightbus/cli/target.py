@@ -28,7 +28,8 @@ def load_app(target: str) -> Lightbus:
     module_name, _, attribute = target.partition(":")
     _check_spelling(target, module_name)
     folder = os.getcwd()
-    if folder not in sys.path:
+    # First, even where it is further back already: two services installed as editable both have `tests`.
+    if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
     module = _import(module_name, folder)
     if not attribute:
@@ -40,7 +41,7 @@ def load_app(target: str) -> Lightbus:
         except AttributeError:
             raise errors.TargetError(f"module {module_name!r} has no {attribute!r}. {_apps_in(module)}") from None
     if not isinstance(found, Lightbus):
-        what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        what = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
         raise errors.TargetError(f"{target} is {what}, not a Lightbus. {_apps_in(module)}")
     return found
 
@@ -69,32 +70,49 @@ def _import(name: str, folder: str) -> ModuleType:
             raise errors.TargetError(_not_found(name, error.name, folder)) from None
         _show(error)
         raise errors.TargetError(
-            f"module {name!r} cannot be imported: it needs {error.name!r}, which is not installed here"
-            f" ({sys.executable})."
+            f"module {name!r} cannot be imported by {sys.executable}. Install what it needs there, "
+            "or activate the environment that has it."
         ) from None
+    except errors.LightbusError as error:  # it says by itself what to do; what is missing is where
+        raise errors.TargetError(f"{_place(error, folder)}{type(error).__name__}: {error}") from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's module raises while it is imported
         _show(error)
-        raise errors.TargetError(f"module {name!r} cannot be imported: {_said(error)}") from None
+        raise errors.TargetError(f"module {name!r} cannot be imported: see above.") from None
 
 
-def _said(error: BaseException) -> str:
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} (line {error.lineno} of {error.filename})"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def _place(error: BaseException, folder: str) -> str:
+    """`billing/bus.py:12: `, the user's line that led to the error."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    if not frames:
+        return ""
+    path = frames[-1].filename
+    return f"{os.path.relpath(path, folder) if path.startswith(folder + os.sep) else path}:{frames[-1].lineno}: "
 
 
 def _show(error: BaseException) -> None:
-    """The traceback, without the frames of the machinery around the user's code."""
-    shown = traceback.TracebackException.from_exception(error)
-    kept = [frame for frame in shown.stack if not _is_machinery(frame.filename)]
-    shown.stack = traceback.StackSummary.from_list(kept)
+    """The traceback, the user's frames only."""
+    shown = _only_users(traceback.TracebackException.from_exception(error))
     click.echo("".join(shown.format()), nl=False, err=True)
 
 
+def _only_users(shown: traceback.TracebackException) -> traceback.TracebackException:
+    kept = [frame for frame in shown.stack if not _is_machinery(frame.filename)]
+    shown.stack = traceback.StackSummary.from_list(kept)
+    for cause in (shown.__cause__, shown.__context__):
+        if cause is not None:
+            _only_users(cause)
+    return shown
+
+
 def _is_machinery(filename: str) -> bool:
+    """Whether a frame is Lightbus' own, or of Python's library. What else is installed may be the user's too."""
+    import sysconfig
+
     own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return filename.startswith((own + os.sep, "<frozen importlib")) or os.path.dirname(filename).endswith(
-        f"{os.sep}importlib"
+    library = sysconfig.get_path("stdlib") + os.sep
+    installed = tuple(library + name for name in ("site-packages", "dist-packages"))
+    return filename.startswith((own + os.sep, "<frozen ")) or (
+        filename.startswith(library) and not filename.startswith(installed)
     )
 
 

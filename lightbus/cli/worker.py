@@ -50,16 +50,29 @@ Exit codes:
     "May be given several times. All of them by default.",
 )
 @click.option(
-    "--concurrency", type=click.IntRange(1, 10_000), help="Handlers that run at once, for each queue and process."
+    "--concurrency",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Handlers that run at once, for each queue and process.",
 )
 @click.option(
-    "--prefetch", type=click.IntRange(1, 65_535), help="Events taken ahead at most, for each queue and process."
+    "--prefetch",
+    type=click.IntRange(1, 65_535),
+    metavar="N",
+    help="Events taken ahead at most, for each queue and process.",
 )
 @click.option(
-    "--processes", type=click.IntRange(1, 512), default=1, show_default=True, help="One that dies is replaced."
+    "--processes",
+    type=click.IntRange(1, 512),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Worker processes. One that dies is replaced.",
 )
 @click.option(
-    "--reload", is_flag=True, help="Start again when a .py file in this folder changes. Needs lightbus[reload]."
+    "--reload",
+    is_flag=True,
+    help="Start again when a .py file in this folder changes. Needs watchfiles (pip install watchfiles).",
 )
 @click.option(
     "--grace",
@@ -146,6 +159,8 @@ def worker(
     if place.processes and not json_logs:
         about = banner.lines(app, target, one.consumer, processes=place.processes)
         banner.show(about, colour=logs.in_colour(sys.stderr))
+    for hint in one.misspelt():
+        logger.warning("%s", hint)
     if health is not None:
         logger.info("Health: %s/livez and /readyz", health.url)
     how = " Press Ctrl-C to stop." if sys.stderr.isatty() else ""

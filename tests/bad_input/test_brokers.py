@@ -6,7 +6,6 @@ import contextlib
 import socket
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ import pytest
 from lightbus import Lightbus, errors
 from tests.bus import OrderPlaced
 from tests.conformance.conftest import declare_orders
+from tests.patience import LIMIT, within
 from tests.rabbitmq import Node, free_port
 
 PASSWORD = "s3cr3t-pa55"
 
 
 def _app(url: Any) -> Lightbus:
-    return declare_orders(Lightbus("shop", url=url, publish_timeout=5))
+    return declare_orders(Lightbus("shop", url=url, publish_timeout=LIMIT))
 
 
 def _all_ways_of(app: Lightbus) -> Iterator[Callable[[], object]]:
@@ -70,10 +70,8 @@ BAD_URLS: dict[str, tuple[Any, type[errors.BrokerError], tuple[str, ...]]] = {
 def test_a_url_that_cannot_be_read_is_explained_and_keeps_its_password(case: str) -> None:
     url, error, words = BAD_URLS[case]
     for reach in _all_ways_of(_app(url)):
-        start = time.monotonic()
-        with pytest.raises((error, errors.PublishRefused, ExceptionGroup)) as refused:
+        with within(0), pytest.raises((error, errors.PublishRefused, ExceptionGroup)) as refused:
             reach()
-        assert time.monotonic() - start < 3
         said = _words(refused.value)
         assert all(word in said for word in words), said
         assert PASSWORD not in said
@@ -101,7 +99,7 @@ def test_nobody_listens_there() -> None:
     url = f"amqp://guest:{PASSWORD}@127.0.0.1:{free_port()}/"
     app = _app(url)
     with pytest.raises(errors.PublishUnreachable) as unreachable:
-        app.publish_sync(OrderPlaced(number=1), timeout=0.3)
+        app.publish_sync(OrderPlaced(number=1), timeout=2)
     said = str(unreachable.value)
     assert "amqp://guest:**@127.0.0.1:" in said
     assert "Connection refused" in said
@@ -119,7 +117,7 @@ def test_the_host_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         errors.PublishUnreachable, match=r"no-such-host\.invalid.*the host name is not known"
     ) as unknown:
-        app.publish_sync(OrderPlaced(number=1), timeout=0.3)
+        app.publish_sync(OrderPlaced(number=1), timeout=2)
     assert PASSWORD not in _words(unknown.value)
     app.__exit__(None, None, None)
 
@@ -128,7 +126,7 @@ def test_every_address_of_a_cluster_says_why() -> None:
     ports = [free_port(), free_port()]
     app = _app([f"amqp://guest:{PASSWORD}@127.0.0.1:{port}" for port in ports])
     with pytest.raises(errors.PublishUnreachable) as unreachable:
-        app.publish_sync(OrderPlaced(number=1), timeout=0.3)
+        app.publish_sync(OrderPlaced(number=1), timeout=2)
     assert all(f":{port}" in str(unreachable.value) for port in ports)
     app.__exit__(None, None, None)
 
@@ -157,10 +155,9 @@ def test_something_else_listens_there(answer: bytes) -> None:
 def test_somebody_listens_there_and_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         app = _app(f"amqp://guest:{PASSWORD}@127.0.0.1:{server.getsockname()[1]}/?connect_timeout=1")
-        start = time.monotonic()
-        with pytest.raises(errors.PublishUnreachable, match=r"No connection to amqp://guest.*no answer"):
+        no_answer = pytest.raises(errors.PublishUnreachable, match=r"No connection to amqp://guest.*no answer")
+        with within(0.3), no_answer:
             app.publish_sync(OrderPlaced(number=1), timeout=0.3)
-        assert time.monotonic() - start < 2
         with pytest.raises(errors.BrokerUnreachable, match=r"No connection to amqp://guest"):
             app.publisher.open(1.5)
         app.__exit__(None, None, None)
@@ -171,10 +168,8 @@ class TestRabbitMQ:
     def _refused(self, url: str, *words: str) -> None:
         """Refused at once on every way, in these words."""
         for reach in _all_ways_of(_app(url)):
-            start = time.monotonic()
-            with pytest.raises((errors.AccessRefused, errors.PublishRefused, ExceptionGroup)) as refused:
+            with within(0), pytest.raises((errors.AccessRefused, errors.PublishRefused, ExceptionGroup)) as refused:
                 reach()
-            assert time.monotonic() - start < 5
             said = _words(refused.value)
             assert all(word in said for word in words), said
             assert PASSWORD not in said
@@ -208,10 +203,8 @@ class TestRabbitMQ:
 
 def _file_refused(path: Path, *words: str) -> None:
     for reach in _all_ways_of(_app(f"sqlite:///{path}")):
-        start = time.monotonic()
-        with pytest.raises((errors.BrokerFileError, errors.PublishRefused, ExceptionGroup)) as refused:
+        with within(0), pytest.raises((errors.BrokerFileError, errors.PublishRefused, ExceptionGroup)) as refused:
             reach()
-        assert time.monotonic() - start < 3
         said = _words(refused.value)
         assert str(path) in said
         assert all(word in said for word in words), said

@@ -38,7 +38,17 @@ def _refused(error: type[errors.LightbusError], *words: str) -> Any:
     ids=repr,
 )
 def test_an_app_name_that_cannot_name_a_queue_is_refused_with_an_example(name: Any) -> None:
-    with _refused(errors.InvalidName, f"app name {name!r}", "no dots", "'billing'"):
+    with _refused(errors.InvalidName, f"app name {name!r}", "no dots", "as in '"):
+        Lightbus(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("Billing Service", "billing-service"), ("bil.ling", "bil-ling"), ("2fa", "fa"), ("", "billing"), (7, "billing")],
+)
+def test_a_refused_app_name_is_shown_as_it_could_be(name: Any, near: str) -> None:
+    Lightbus(near)
+    with _refused(errors.InvalidName, f"as in {near!r}"):
         Lightbus(name)
 
 
@@ -193,6 +203,40 @@ def test_a_field_without_a_type_is_refused_by_name(app: Lightbus) -> None:
         app.on("a")(handle)
 
 
+def test_fields_that_would_not_be_sent_are_refused(app: Lightbus) -> None:
+    with _refused(errors.InvalidEvent, "UserGone.user_id has no type", "would not be sent", "`user_id: int`"):
+
+        @app.event
+        class UserGone:
+            user_id = 1
+
+    with _refused(errors.InvalidEvent, "UserBack has an __init__ of its own", "`user_id: int`", "dataclass"):
+
+        @app.event
+        class UserBack:
+            def __init__(self, user_id: int) -> None:
+                self.user_id = user_id
+
+
+def test_a_plain_event_may_have_constants_and_methods_beside_its_fields(app: Lightbus) -> None:
+    @app.event
+    class Paid:
+        CURRENCY = "EUR"
+        amount: int
+
+        def shown(self) -> str:
+            return f"{self.amount} {self.CURRENCY}"
+
+    assert Paid(amount=3).shown() == "3 EUR"
+
+    @app.event
+    class Emptied:
+        def shown(self) -> str:
+            return "empty"
+
+    assert set(app.events) == {"paid", "emptied"}
+
+
 def test_event_with_a_number_is_refused(app: Lightbus) -> None:
     with _refused(errors.InvalidEvent, "@app.event takes a class, or an event's name, not 7"):
         app.event(7)  # type: ignore[call-overload]
@@ -308,7 +352,7 @@ def test_a_handler_whose_parameters_cannot_be_filled_is_refused_with_the_paramet
     assert app.handlers == {}
 
 
-@pytest.mark.parametrize("thing", [None, "a name", 7, Opaque, Opaque()], ids=str)
+@pytest.mark.parametrize("thing", [None, "a name", 7, Opaque, Opaque()])
 def test_what_is_no_function_cannot_handle(app: Lightbus, thing: Any) -> None:
     with _refused(errors.InvalidHandler, "of app 'billing'", "is not a function"):
         app.on("order.placed")(thing)
@@ -341,6 +385,20 @@ def test_two_lambdas_need_names(app: Lightbus) -> None:
     app.on("a")(lambda: None)
     with _refused(errors.InvalidHandler, "'<lambda>'", "name="):
         app.on("b")(lambda: None)
+
+
+def test_a_method_is_refused_where_there_is_no_object_yet(app: Lightbus) -> None:
+    with _refused(errors.InvalidHandler, "handler 'handle' of app 'billing' is a method", "(service.handle)"):
+
+        class Service:
+            @app.on("order.placed")
+            def handle(self, order: dict[str, Any]) -> None: ...
+
+    class Late:
+        def handle(self, order: dict[str, Any]) -> None: ...
+
+    app.on("order.placed")(Late().handle)
+    assert set(app.handlers) == {"handle"}
 
 
 # --- options ----------------------------------------------------------------------------------

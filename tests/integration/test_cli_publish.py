@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Program, lightbus
+from tests.processes import Program, lightbus, working
+from tests.rabbitmq import free_port
 
 BUS = """\
 from datetime import datetime
@@ -42,23 +44,7 @@ async def close_account(event: dict): ...
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "bus.py").write_text(BUS.replace("TIMEOUT", "10"))
-    return tmp_path
-
-
-@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/bus.db"
-    found: str = request.getfixturevalue("rabbitmq_url")
-    return found
-
-
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/bus.db"
+FILES = {"bus.py": BUS.replace("TIMEOUT", "10")}
 
 
 def publish(folder: Path, url: str, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
@@ -69,8 +55,7 @@ def test_one_event_is_confirmed_and_the_receipt_says_whether_anybody_listens(fol
     unheard = publish(folder, url, "invoice.paid", "number=1")
     assert unheard.returncode == 0
     assert "nobody listens (no queue is bound to hear it)" in unheard.stdout
-    with Program("worker", "bus:app", folder=folder, url=url) as running:
-        running.wait_for("Ready")
+    with working("bus:app", folder=folder, url=url) as running:
         heard = publish(folder, url, "invoice.paid", '{"number": "2", "amount": 2.5}', "--json", "--header", "a=b")
         receipt = json.loads(heard.stdout)
         assert receipt == {"id": receipt["id"], "event": "invoice.paid", "routed": True}
@@ -89,8 +74,7 @@ def test_one_event_is_confirmed_and_the_receipt_says_whether_anybody_listens(fol
 
 
 def test_a_delayed_event_is_held_by_the_broker(folder: Path, sqlite_url: str) -> None:
-    with Program("worker", "bus:app", folder=folder, url=sqlite_url) as running:
-        running.wait_for("Ready")
+    with working("bus:app", folder=folder, url=sqlite_url) as running:
         done = publish(folder, sqlite_url, "invoice.paid", "number=1", "--delay", "1")
         assert (done.returncode, done.stderr) == (0, "")
         assert "the broker holds it for 1 s" in done.stdout
@@ -108,7 +92,7 @@ def test_a_delayed_event_is_held_by_the_broker(folder: Path, sqlite_url: str) ->
         (["invoice.paid", "number=1", "amount=much"], 1, "Invalid decimal string - at `$.amount`"),
         (["invoice.paid", "number=1", "amout=2"], 1, "has no field 'amout'. Did you mean 'amount'?"),
         (["invoice.paid", '{"number": "1", "amout": 2}'], 1, "has no field 'amout'. Did you mean 'amount'?"),
-        (["invoice.paid"], 1, "missing required field `number`"),
+        (["invoice.paid"], 1, "missing required field `number`. Its fields: number: str, amount: Decimal, "),
         (["invoice.paid", '{"number"'], 1, "truncated"),
         (["invoice.paid", "[1]"], 1, "Expected `object`, got `array`"),
         (["invoice.paid", "number"], 2, "'number' is not FIELD=VALUE"),
@@ -154,8 +138,7 @@ LINES = b"""\
 @pytest.mark.parametrize("from_stdin", [True, False])
 def test_a_files_good_lines_are_published_and_each_bad_one_is_named(folder: Path, url: str, from_stdin: bool) -> None:
     (folder / "f.jsonl").write_bytes(LINES)
-    with Program("worker", "bus:app", folder=folder, url=url) as running:
-        running.wait_for("Ready")
+    with working("bus:app", folder=folder, url=url) as running:
         name = "-" if from_stdin else "f.jsonl"
         done = publish(folder, url, "invoice.paid", "--jsonl", name, given=LINES if from_stdin else b"")
         assert done.returncode == 1
@@ -187,17 +170,17 @@ def test_a_line_over_the_limit_is_named_and_the_next_one_published(folder: Path,
 
 def test_what_arrives_on_a_pipe_is_published_before_the_pipe_ends(folder: Path, sqlite_url: str) -> None:
     read, write = os.pipe()
-    with Program("worker", "bus:app", folder=folder, url=sqlite_url) as running:
-        running.wait_for("Ready")
-        with os.fdopen(read, "rb") as theirs, os.fdopen(write, "wb", buffering=0) as ours:
-            one = Program(
-                "publish", "bus:app", "invoice.paid", "--jsonl", "-", folder=folder, url=sqlite_url, stdin=theirs
-            )
-            with one:
-                ours.write(b'{"number": "now"}\n')
-                running.wait_for("GOT")
-                ours.close()
-                assert one.end() == 0
+    with (
+        working("bus:app", folder=folder, url=sqlite_url) as running,
+        os.fdopen(read, "rb") as theirs,
+        os.fdopen(write, "wb", buffering=0) as ours,
+    ):
+        one = Program("publish", "bus:app", "invoice.paid", "--jsonl", "-", folder=folder, url=sqlite_url, stdin=theirs)
+        with one:
+            ours.write(b'{"number": "now"}\n')
+            running.wait_for("GOT")
+            ours.close()
+            assert one.end() == 0
 
 
 def test_a_file_stops_in_time_when_the_broker_is_down(folder: Path) -> None:
@@ -215,20 +198,23 @@ def test_a_file_stops_in_time_when_the_broker_is_down(folder: Path) -> None:
 
 
 def test_a_left_over_binding_is_removed(folder: Path, url: str) -> None:
-    with Program("worker", "bus:app", folder=folder, url=url) as running:  # declares, and binds
-        running.wait_for("Ready")
+    with working("bus:app", folder=folder, url=url):
+        pass  # it has declared, and bound
     (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "10").replace('"invoice.*"', '"order.*"'))
     heard = publish(folder, url, "invoice.paid", "number=1")
     assert "confirmed, routed" in heard.stdout
     done = lightbus("unbind", "bus:app", "invoice.*", folder=folder, url=url)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "No binding lightbus -- invoice.* --> billing any more.\n"
+    assert (
+        done.stdout
+        == "No binding lightbus -- invoice.* --> billing any more (a broker does not say if there was one).\n"
+    )
     assert "nobody listens" in publish(folder, url, "invoice.paid", "number=1").stdout
 
 
 def test_a_binding_that_a_handler_needs_stays_unless_forced(folder: Path, url: str) -> None:
-    with Program("worker", "bus:app", folder=folder, url=url) as running:
-        running.wait_for("Ready")
+    with working("bus:app", folder=folder, url=url):
+        pass
     refused = lightbus("unbind", "bus:app", "invoice.*", folder=folder, url=url)
     assert refused.returncode == 1
     assert refused.stderr.startswith("Error: handle of app 'billing' hears 'invoice.*' by this binding")
@@ -250,3 +236,12 @@ def test_unbinding_what_is_not_there_says_so(folder: Path, url: str) -> None:
     bad = lightbus("unbind", "bus:app", "a b", folder=folder, url=url)
     assert bad.returncode == 2
     assert "is not a topic pattern" in bad.stderr
+
+
+def test_ctrl_c_ends_a_publish_that_waits_for_a_broker(folder: Path) -> None:
+    (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "1000"))
+    nobody = f"amqp://127.0.0.1:{free_port()}"
+    with Program("publish", "bus:app", "invoice.paid", "number=7", folder=folder, url=nobody) as running:
+        running.wait_for("Trying again")
+        assert running.end(signal.SIGINT) in (1, 130)  # not after publish_timeout
+    assert "Traceback" not in running.output

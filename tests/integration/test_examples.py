@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from lightbus import Lightbus
 from lightbus.connection import Broker
 from tests import rabbitmq as nodes
+from tests.patience import LIMIT, wait_until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -45,17 +45,17 @@ class Terminal:
         for line in self.process.stdout:
             self.printed += line
 
-    def shows(self, text: str, seconds: float = 30) -> None:
+    def shows(self, text: str) -> None:
         """Wait until it is printed."""
-        deadline = time.monotonic() + seconds
-        while text not in self.printed:
-            assert time.monotonic() < deadline, f"{text!r} is not in:\n{self.printed}"
-            time.sleep(0.02)
+        try:
+            wait_until(lambda: text in self.printed, repr(text))
+        except AssertionError as error:
+            raise AssertionError(f"{error} in:\n{self.printed}") from None
 
     def end(self) -> int:
         """Wait for the end, and return the exit status."""
-        status = self.process.wait(30)
-        self._reader.join(5)
+        status = self.process.wait(LIMIT)
+        self._reader.join(LIMIT)
         return status
 
     def stop(self) -> int:
@@ -198,7 +198,7 @@ def test_the_readmes_permissions_are_enough_and_no_more(rabbitmq: nodes.Node, ra
             await tasks.start(consumer.run)
             await app.publish(InvoicePaid(amount=1))
             await app.publish(InvoicePaid(amount=2), delay=1)
-            with anyio.fail_after(20):
+            with anyio.fail_after(LIMIT):
                 await both.wait()
             await consumer.stop(5)
 

@@ -16,7 +16,8 @@ import pytest
 
 from lightbus import Lightbus, errors
 from lightbus.worker import serve
-from tests.processes import LIMIT, Program, alive, lightbus, wait_until
+from tests.patience import LIMIT, wait_until, within
+from tests.processes import Program, alive, lightbus
 
 BUS = """\
 import os, threading, time
@@ -55,24 +56,7 @@ def plain(event: dict):
 each_backend = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "billing").mkdir()
-    (tmp_path / "billing" / "bus.py").write_text(BUS)
-    return tmp_path
-
-
-@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/bus.db"
-    found: str = request.getfixturevalue("rabbitmq_url")
-    return found
-
-
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/bus.db"
+FILES = {"billing/bus.py": BUS}
 
 
 def worker(folder: Path, url: str, *options: str) -> Program:
@@ -127,10 +111,9 @@ def test_a_second_signal_ends_a_worker_whose_loop_is_blocked(folder: Path, sqlit
         running.signal(signal.SIGINT)
         running.signal(signal.SIGINT)  # an echo of the first, as `timeout` sends it: counts for nothing
         running.wait_for("Stopping .*: 1 handler in flight")
-        time.sleep(0.5)
-        began = time.monotonic()
-        assert running.end(signal.SIGINT) == 130
-        assert time.monotonic() - began < 3
+        time.sleep(0.5)  # longer than an echo
+        with within(0):  # the grace time is 30 s
+            assert running.end(signal.SIGINT) == 130
     assert "Stopped at once" in running.output
     assert "Traceback" not in running.output
 
@@ -226,7 +209,7 @@ def test_a_second_ctrl_c_ends_supervisor_and_blocked_workers(folder: Path, sqlit
         running.wait_for("blocking now")
         os.killpg(running.process.pid, signal.SIGINT)
         running.wait_for("1 handler in flight")
-        time.sleep(0.5)
+        time.sleep(0.5)  # longer than an echo
         os.killpg(running.process.pid, signal.SIGINT)
         assert running.end() == 130
 
@@ -236,7 +219,7 @@ def test_ctrl_c_during_the_start_ends_it_without_a_traceback(
     folder: Path, sqlite_url: str, options: tuple[str, ...]
 ) -> None:
     with (folder / "billing" / "bus.py").open("a") as source:
-        source.write("print('importing', flush=True)\ntime.sleep(0.7)\n")
+        source.write("print('importing', flush=True)\ntime.sleep(5)\n")
     with worker(folder, sqlite_url, *options) as running:
         running.wait_for("importing")
         os.killpg(running.process.pid, signal.SIGINT)
@@ -272,7 +255,7 @@ def test_reload_without_watchfiles_names_the_extra(folder: Path, sqlite_url: str
     (folder / "watchfiles.py").write_text("raise ImportError('not installed')")
     done = lightbus("worker", "billing.bus:app", "--reload", folder=folder, url=sqlite_url)
     assert done.returncode == 1
-    assert done.stderr == "Error: --reload needs watchfiles: pip install 'lightbus[reload]'\n"
+    assert done.stderr == "Error: --reload needs watchfiles: pip install watchfiles\n"
 
 
 def test_json_logs_are_one_object_a_line(folder: Path, sqlite_url: str) -> None:
@@ -293,7 +276,8 @@ def test_a_dead_letter_is_logged_with_its_traceback_and_nothing_is_coloured_outs
     with worker(folder, sqlite_url) as running:
         running.wait_for("Ready")
         publish(folder, sqlite_url, "invoice.paid", "number=bad")
-        running.wait_for(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ERROR    handle failed on .*dead-lettered")
+        moment, event = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", r"'invoice\.paid' \([-0-9a-f]{36}\)"
+        running.wait_for(rf"^{moment} ERROR    handle failed on {event} in .*dead-lettered")
         running.wait_for("LookupError: no such invoice")
         assert running.end(signal.SIGTERM) == 0
     assert "\x1b" not in running.output

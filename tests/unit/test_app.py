@@ -14,6 +14,7 @@ import attrs
 import pytest
 
 from lightbus import Lightbus, Retry, errors
+from tests.patience import LIMIT
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_an_app_that_is_started_by_asyncio_rather_than_anyio_hears_its_events() 
         async with app, anyio.create_task_group() as tasks:
             await tasks.start(consumer.run)
             await app.publish(InvoicePaid(invoice_id="i-1"))
-            with anyio.fail_after(5):
+            with anyio.fail_after(LIMIT):
                 await done.wait()
             await consumer.stop(5)
 
@@ -307,6 +308,11 @@ class Unrelated:
     pass
 
 
+@Lightbus("shop", url="memory://").event
+class OfShop:
+    pass
+
+
 @pytest.mark.parametrize(
     ("event", "words"),
     [
@@ -314,13 +320,14 @@ class Unrelated:
             InvoicePayed(),
             r"InvoicePayed is not declared on app 'billing'. Did you mean 'invoice.paid' \(InvoicePaid\)\?",
         ),
+        ({"id": 1}, r"A dict is no event. Publish an instance of one, of: InvoicePaid\(...\)\."),
         ("invoice.pai", r"'invoice.pai' is not declared on app 'billing'. Did you mean 'invoice.paid'"),
+        ("invoice.paid", r"'invoice.paid' is only the event's name. Publish an instance of it: InvoicePaid\(...\)"),
         (Unrelated(), r"Unrelated is not declared.*publish one of: invoice.paid"),
         (Unrelated, r"Unrelated is a class. Publish an instance of it: Unrelated\(...\)"),
-        ({"id": 1}, "dict is not declared"),
-        (None, "NoneType is not declared"),
+        (OfShop(), r"OfShop is an event of another app, and 'billing' says what it has declared itself"),
+        (None, "A NoneType is no event"),
     ],
-    ids=repr,
 )
 @pytest.mark.anyio
 async def test_an_event_that_is_not_declared_is_refused_with_a_suggestion(

@@ -1,0 +1,339 @@
+"""docs/howto/first-errors.md quotes what is said: each message is provoked here and compared, word for word."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import anyio.to_thread
+import attrs
+import pytest
+
+from lightbus import Lightbus, codec, errors
+from lightbus.cli import banner
+from lightbus.pool import Pool, Seat
+from lightbus.transport import Channel, Delivery
+from lightbus.worker import Worker
+from tests.rabbitmq import free_port
+
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "first-errors.md").read_text()
+SECTIONS = {
+    heading.replace("\\", ""): [" ".join(block.split()) for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL)]
+    for heading, text in re.findall(r"^##+ ([^\n]+)\n(.*?)(?=^##|\Z)", PAGE, re.DOTALL | re.MULTILINE)
+}
+
+CASES: dict[str, Callable[[Lightbus], object]] = {}
+
+
+def case(heading: str) -> Callable[[Callable[[Lightbus], object]], Callable[[Lightbus], object]]:
+    def keep(function: Callable[[Lightbus], object]) -> Callable[[Lightbus], object]:
+        CASES[heading] = function
+        return function
+
+    return keep
+
+
+@attrs.frozen
+class User:
+    email: str
+
+
+class Connection:
+    pass
+
+
+class UserRegistered:
+    pass
+
+
+def with_invoices(app: Lightbus) -> type[Any]:
+    @app.event
+    class InvoicePaid:
+        invoice_id: str
+        amount: int
+
+    return InvoicePaid
+
+
+@case('Lightbus("Billing Service")')
+def _(app: Lightbus) -> None:
+    Lightbus("Billing Service")
+
+
+@case("A handler with a parameter for each field")
+def _(app: Lightbus) -> None:
+    @app.on("user.registered")
+    async def welcome(user_id: int, email: str) -> None: ...
+
+
+@case("A handler with two payloads")
+def _(app: Lightbus) -> None:
+    @app.on("user.registered")
+    async def welcome(user: User, message) -> None: ...  # type: ignore[no-untyped-def]
+
+
+@case("@app.on without an event")
+def _(app: Lightbus) -> None:
+    @app.on
+    async def welcome(user: User) -> None: ...
+
+
+@case("@app.on a method")
+def _(app: Lightbus) -> None:
+    class Service:
+        @app.on("user.registered")
+        async def welcome(self, user: User) -> None: ...
+
+
+@case("An event whose fields have no types")
+def _(app: Lightbus) -> None:
+    @app.event
+    class UserGone:
+        user_id = 0
+
+
+@case("An event with an __init__ of its own")
+def _(app: Lightbus) -> None:
+    @app.event
+    class UserGone:
+        def __init__(self, user_id: int) -> None:
+            self.user_id = user_id
+
+
+@case("An event that JSON cannot carry")
+def _(app: Lightbus) -> None:
+    @app.event
+    class UserGone:
+        connection: Connection
+
+
+@case("A class that is not an event")
+def _(app: Lightbus) -> None:
+    with_invoices(app)
+    app.publish_sync(UserRegistered())
+
+
+@case("An event of another app")
+def _(app: Lightbus) -> None:
+    app.publish_sync(Lightbus("auth", url="memory://").event(type("UserRegistered", (), {}))())
+
+
+@case("A name, or a dict, instead of an event")
+def _(app: Lightbus) -> None:
+    with_invoices(app)
+    app.publish_sync("invoice.paid")
+
+
+@case('InvoicePaid("i-1", 950)')
+def _(app: Lightbus) -> None:
+    error = None
+    try:
+        with_invoices(app)("i-1", 950)
+    except TypeError as raised:  # its name has, in here, where it was written
+        error = TypeError(str(raised).replace("with_invoices.<locals>.", ""))
+    assert error is not None
+    raise error
+
+
+@case("A value of the wrong type")
+def _(app: Lightbus) -> None:
+    app.publish_sync(with_invoices(app)(invoice_id="i-1", amount="much"))
+
+
+@case("publish_sync where an event loop runs")
+def _(app: Lightbus) -> None:
+    event = with_invoices(app)(invoice_id="i-1", amount=950)
+
+    async def main() -> None:
+        app.publish_sync(event)
+
+    asyncio.run(main())
+
+
+@case("publish without await")
+def _(app: Lightbus) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        app.publish(with_invoices(app)(invoice_id="i-1", amount=950))  # type: ignore[unused-coroutine]
+        gc.collect()
+    raise caught[0].category(str(caught[0].message))
+
+
+@case("A URL that is none")
+def _(app: Lightbus) -> None:
+    _ = Lightbus("billing", url="localhost:5672").broker
+
+
+@case("A payload that the handler cannot read")
+def _(app: Lightbus) -> None:
+    @attrs.frozen
+    class Order:
+        dish: str
+
+    codec.decode(Order, b'{"dishes": "calzone"}')
+
+
+@case("A handler that takes too long")
+def _(app: Lightbus) -> None:
+    from lightbus.consumer import _timeout_error
+
+    app.on("user.registered", name="welcome")(lambda: None)
+    raise _timeout_error((None, app.handlers["welcome"], None))  # type: ignore[arg-type]
+
+
+@case("Nothing handles what arrives")
+def _(app: Lightbus) -> None:
+    app.on("user.registered", name="welcome")(lambda: None)
+    consumer = app.consumer()
+    delivery = Delivery(cast(Channel, None), 1, False, "auth", "user.registered", {}, b"{}")
+    raise consumer._no_handler(consumer.lanes[0], delivery)
+
+
+@pytest.mark.parametrize("heading", CASES)
+def test_the_page_quotes_what_is_said(heading: str) -> None:
+    app = Lightbus("billing", url="memory://")
+    with pytest.raises((errors.LightbusError, TypeError, Warning)) as caught:
+        CASES[heading](app)
+    assert SECTIONS[heading] == [f"{type(caught.value).__name__}: {caught.value}"]
+
+
+def test_each_message_of_the_page_is_provoked() -> None:
+    others = {"No broker", "Nothing is heard"}
+    assert {heading for heading, messages in SECTIONS.items() if messages} == {*CASES, *others}
+
+
+def test_a_publish_without_a_broker_says_why_soon_and_again_when_it_gives_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    port = free_port()
+    app = Lightbus("billing", url=f"amqp://guest:guest@localhost:{port}/")
+    event = with_invoices(app)(invoice_id="i-1", amount=950)
+    with caplog.at_level(logging.WARNING, "lightbus"), pytest.raises(errors.PublishUnreachable) as caught:
+        app.publish_sync(event, timeout=3)
+    with pytest.raises(errors.PublishUnreachable):
+        app.publish_sync(event, timeout=0.5)
+
+    def as_shown(text: str) -> str:
+        text = re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}", "ID", text.replace(f":{port}/", ":5672/"))
+        return re.sub(r"within \S+ s", "within 10 s", text)
+
+    in_the_end, soon = SECTIONS["No broker"]
+    assert f"PublishUnreachable: {as_shown(str(caught.value))}" == as_shown(in_the_end)
+    assert [as_shown(one) for one in caplog.messages] == [soon], "once for as long as it lasts"
+
+
+def test_a_banner_shows_the_embedded_brokers_file_as_one_would_type_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    said = "embedded (SQLite file {}); set LIGHTBUS_URL to use RabbitMQ"
+    assert banner.broker_line(Lightbus("billing", url="sqlite://").broker) == said.format("~/state/lightbus/bus.db")
+    elsewhere = tmp_path.parent / "bus.db"
+    assert banner.broker_line(Lightbus("billing", url=f"sqlite:///{elsewhere}").broker) == said.format(elsewhere)
+
+
+def test_a_banner_without_handlers_says_where_they_belong() -> None:
+    app = Lightbus("billing", url="memory://")
+    lines = banner.lines(app, "billing.bus:app", app.consumer())
+    assert " ".join(lines[-1].split()) == SECTIONS["Nothing is heard"][0]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_worker_tells_of_a_handler_that_almost_hears_what_its_app_says(declared: bool) -> None:
+    app = Lightbus("billing", url="memory://")
+    invoice_paid = with_invoices(app) if declared else None
+    app.on("invoice.payed", name="book")(lambda: None)
+    app.on("invoice.payed", source="shop", name="of_another")(lambda: None)
+    app.on("invoice.*", "invoice.#", "order.placed", "invoice.paid", name="rightly")(lambda: None)
+    if invoice_paid is not None:
+        app.on(invoice_paid, name="by_class")(lambda: None)
+    assert Worker(app).misspelt() == (SECTIONS["Nothing is heard"][1:] if declared else [])
+
+
+def test_a_broker_that_is_not_there_is_told_without_the_frames_of_threads_and_libraries() -> None:
+    app = Lightbus("billing", url=f"amqp://guest:guest@127.0.0.1:{free_port()}/", publish_timeout=0.2)
+    with pytest.raises(errors.BrokerUnreachable) as caught, app:
+        pass
+    told = "".join(traceback.format_exception(caught.value))
+    assert "ConnectionRefusedError" in told
+    assert re.findall(r"lightbus/(\w+).py", told) == ["app", "publisher"]
+    assert "kombu" not in told
+
+
+def test_a_log_tells_where_in_the_users_code_an_error_of_ours_came_from() -> None:
+    app = Lightbus("billing", url="memory://")
+    invoice_paid = with_invoices(app)
+
+    async def blocks() -> None:
+        app.publish_sync(invoice_paid(invoice_id="i-1", amount=1))
+
+    async def means_it() -> None:
+        raise errors.Reject("nothing to pay")
+
+    async def reads() -> None:
+        codec.decode(User, b"no JSON")
+
+    def caught(function: Callable[[], Any]) -> BaseException:
+        with pytest.raises(errors.LightbusError) as raised:
+            asyncio.run(function())
+        trace = raised.tb
+        while trace.tb_frame.f_code is not function.__code__:
+            assert trace.tb_next is not None
+            trace = trace.tb_next
+        if function is reads:  # as in a worker, which does this by itself
+            assert trace.tb_next is not None
+            trace = trace.tb_next
+        return raised.value.with_traceback(trace)
+
+    assert errors.tells_where(ValueError("no"))
+    assert [errors.tells_where(caught(one)) for one in (blocks, means_it, reads)] == [True, False, False]
+
+
+def test_a_traceback_of_a_dead_letter_begins_with_the_users_code() -> None:
+    error = _error_of_a_handler_in_a_thread()
+    assert "lightbus/pool.py" in "".join(traceback.format_exception(error))
+    shown = codec.error_headers(errors.without_machinery(error))[codec.ERROR_TRACEBACK]
+    first, *_ = re.findall(r'File "(.+)", line', shown)
+    assert first == __file__
+    assert "raise ValueError" in shown
+
+
+def test_a_traceback_without_users_code_stays_as_it_is() -> None:
+    try:
+        codec.decode(User, b"no JSON")
+    except errors.DecodeError as error:
+        ours = error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
+        before = ours.__traceback__
+        assert before is not None
+        assert errors.without_machinery(ours).__traceback__ is before
+
+
+def _error_of_a_handler_in_a_thread() -> ValueError:
+    app = Lightbus("billing", url="memory://")
+
+    @app.on("user.registered")
+    def welcome() -> None:
+        raise ValueError("no")
+
+    (lane,) = app.lanes()
+    delivery = Delivery(cast(Channel, None), 1, False, "auth", "user.registered", {}, b"{}")
+
+    async def handle() -> BaseException | None:
+        pool = Pool(lane, start=print, collect=print, room=print)
+        pool.jobs.append((delivery, app.handlers["welcome"], None))
+        seat = Seat(lane, anyio.CancelScope())
+        await anyio.to_thread.run_sync(pool.serve, seat)
+        return seat.error
+
+    error = asyncio.run(handle())
+    assert isinstance(error, ValueError)
+    return error

@@ -1,0 +1,87 @@
+"""docs/reference/configuration.md has every option with its default, and its figures are the code's."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from lightbus import Lightbus, Retry, app, codec, connection, dead, publisher, topology
+from lightbus.testing import TestBus
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "reference" / "configuration.md").read_text()
+
+
+def rows_after(words: str) -> dict[str, str]:
+    """The first table after these words: option (without `=`) to default."""
+    table = PAGE[PAGE.index(words) :].split("\n\n")[1]
+    return {name.rstrip("="): default for name, default in re.findall(r"^\| `(\S+?)` \| (.*?) \|", table, re.MULTILINE)}
+
+
+def options(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in parameters if one.name != "self"}
+
+
+@pytest.mark.parametrize(
+    ("words", "function", "not_shown"),
+    [
+        ("`Lightbus(name, ...)`:", Lightbus.__init__, set()),
+        ("`app.publish(event, ...)` and", Lightbus.publish, {"event"}),
+        ("`app.publish(event, ...)` and", Lightbus.publish_sync, {"event"}),
+        ("`@app.on(*targets, ...)`:", Lightbus.on, set()),
+        ("`Retry(...)`, or", Retry.__init__, set()),
+    ],
+)
+def test_each_option_is_there_with_its_default(words: str, function: Callable[..., Any], not_shown: set[str]) -> None:
+    shown, real = rows_after(words), options(function)
+    assert set(shown) == set(real) - not_shown
+    for name, default in real.items():
+        match default:
+            case bool() | None:
+                pass
+            case int() | float():
+                assert shown[name] == f"{default:g}"
+            case str():
+                assert shown[name] == f'`"{default}"`'
+            case tuple() if default:
+                assert shown[name] == f"`{default}`"
+
+
+def test_the_options_of_a_url_are_those_that_are_known() -> None:
+    assert set(re.findall(r"`\?(\w+)=`", PAGE)) == set(connection._OPTIONS)  # pyright: ignore[reportPrivateUsage]
+    assert f"| `?heartbeat=` | {connection.HEARTBEAT} |" in PAGE
+    assert f"| `?connect_timeout=` | {connection.CONNECT_TIMEOUT:g} |" in PAGE
+    for url in ("amqp://", "amqps://", "sqlite://", "memory://"):
+        assert f"`{url}" in PAGE
+
+
+def test_figures_are_the_codes() -> None:
+    assert f"| `timeout=` | {app.HANDLER_TIMEOUT:g} | seconds, at most {app.LONGEST_HANDLER_TIMEOUT:,g} |" in PAGE
+    assert f"| a body | {codec.MAX_BODY_BYTES // 1024**2} MiB |" in PAGE
+    assert f"| unconfirmed events of an app's publisher | {publisher.WINDOW:,} |" in PAGE
+    [queue] = [one for one in Lightbus("billing", url="memory://").topology().queues if one.name == "billing"]
+    assert f"until it is a dead letter | {queue.arguments['x-delivery-limit']} |" in PAGE
+    assert topology.MAX_DELAY_SECONDS == 30 * 24 * 3600, "30 days, says the page"
+    assert app.URL_VARIABLE in PAGE
+
+
+def test_the_page_on_delivery_has_the_codes_figures() -> None:
+    page = " ".join((DOCS / "explanation" / "delivery.md").read_text().split())
+    [queue] = [one for one in Lightbus("billing", url="memory://").topology().queues if one.name == "billing"]
+    assert f"after {queue.arguments['x-delivery-limit']} such returns" in page
+    assert f"up to {dead.CHUNK} letters are there twice" in page
+
+
+def test_a_default_that_the_page_writes_out_is_the_codes() -> None:
+    assert connection.EMBEDDED == "sqlite://"
+    retry = Retry()
+    assert (retry.on, retry.never, retry.jitter) == ((Exception,), (), 0)
+    assert "backend" in options(TestBus.__init__)
+    assert {field.name for field in attrs.fields(Retry)} == set(rows_after("`Retry(...)`, or"))
