@@ -1,0 +1,18 @@
+"""What the shop says, and what it does about it later. The worker: lightbus worker shop.bus:bus"""
+
+from uuid import UUID
+
+from lightbus import Lightbus
+
+bus = Lightbus("shop", publish_timeout=3)  # seconds: an HTTP client waits for it
+
+
+@bus.event  # -> "order.placed"
+class OrderPlaced:
+    order_id: UUID
+    email: str
+
+
+@bus.on(OrderPlaced)
+async def confirm_by_mail(order: OrderPlaced) -> None:
+    print(f"A mail to {order.email}: we have your order {order.order_id}.", flush=True)

@@ -1,0 +1,30 @@
+// Says that a user has registered. Try it: node publish.js amqp://guest:guest@localhost:5672/ 3 someone@example.com
+import { randomUUID } from "node:crypto";
+import amqp from "amqplib";
+
+const [url, userId, email] = process.argv.slice(2);
+const app = "web"; // the application that says it
+
+const connection = await amqp.connect(url, { timeout: 5000 });
+try {
+  const channel = await connection.createConfirmChannel();
+  channel.on("return", () => console.log("Nobody listens: no queue is bound to hear it."));
+
+  // What every application has: its own exchange, which feeds the bus. The same arguments as Lightbus gives.
+  await channel.assertExchange("lightbus", "topic", { durable: true, internal: true });
+  await channel.assertExchange(app, "topic", { durable: true });
+  await channel.bindExchange("lightbus", app, "#");
+
+  const body = Buffer.from(JSON.stringify({ user_id: Number(userId), email }));
+  channel.publish(app, "user.registered", body, {
+    persistent: true,
+    mandatory: true,
+    contentType: "application/json",
+    messageId: randomUUID(), // a listener tells a second copy by it
+    timestamp: Math.floor(Date.now() / 1000),
+  });
+  await channel.waitForConfirms(); // rejects where the broker refused; only now is the event safe
+  console.log("Confirmed.");
+} finally {
+  await connection.close();
+}

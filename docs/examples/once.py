@@ -1,0 +1,31 @@
+"""A handler that is right even if an event comes twice: it notes the id in the transaction that does the work."""
+
+import contextlib
+import os
+import sqlite3
+
+import attrs
+
+from lightbus import Lightbus, Message
+
+DATABASE = os.environ.get("LOYALTY_DATABASE", "loyalty.db")
+app = Lightbus("loyalty")
+
+
+@attrs.frozen
+class Order:
+    customer: str
+    amount: int
+
+
+@app.on("order.placed")
+def add_points(order: Order, message: Message) -> None:
+    with contextlib.closing(sqlite3.connect(DATABASE)) as database, database:  # one transaction
+        database.execute("CREATE TABLE IF NOT EXISTS handled (id TEXT PRIMARY KEY)")
+        database.execute("CREATE TABLE IF NOT EXISTS points (customer TEXT PRIMARY KEY, sum INTEGER)")
+        if not database.execute("INSERT OR IGNORE INTO handled VALUES (?)", [message.id]).rowcount:
+            return  # it was here before
+        database.execute(
+            "INSERT INTO points VALUES (?, ?) ON CONFLICT (customer) DO UPDATE SET sum = sum + excluded.sum",
+            [order.customer, order.amount],
+        )

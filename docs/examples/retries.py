@@ -1,0 +1,40 @@
+"""Ladders, errors that are not worth a retry, and time limits. Try it: lightbus worker retries:app"""
+
+import attrs
+
+from lightbus import Lightbus, Message, Reject, Retry
+
+app = Lightbus("billing", retry=Retry(delays=(1, 5, 30, 120, 600)))  # for handlers without their own; the default
+
+
+@attrs.frozen
+class Order:
+    order_id: str
+    amount: int
+
+
+class CardDeclined(Exception):
+    """The bank has said no. Asking again will not change that."""
+
+
+# A bank that is down for an hour: seven attempts in two hours, each up to a fifth earlier, so that they spread.
+@app.on("order.placed", retry=Retry(delays=(10, 60, 300, 900, 1800, 3600), never=CardDeclined, jitter=0.2))
+async def charge(order: Order) -> None:
+    if order.amount <= 0:
+        raise Reject(f"nothing to pay for {order.order_id}")
+
+
+# Only what a network does is tried again; a mistake in the code is a dead letter at once.
+@app.on("order.placed", retry=Retry(delays=(5, 30), on=OSError), timeout=20)
+async def tell_warehouse(order: Order) -> None: ...
+
+
+# No second try: a late text message is worse than none.
+@app.on("order.placed", retry=Retry.none())
+async def send_text_message(order: Order) -> None: ...
+
+
+@app.on("order.placed")
+async def print_label(order: Order, message: Message) -> None:
+    if message.attempt == 3:
+        print(f"{order.order_id}: the printer may be out of paper", flush=True)

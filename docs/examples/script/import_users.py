@@ -1,0 +1,34 @@
+"""Says of each user in a file that they have registered. Try it: python import_users.py users.csv"""
+
+import csv
+import sys
+
+from lightbus import Lightbus
+from lightbus.errors import PublishManyError
+
+app = Lightbus("importer", publish_timeout=5)  # seconds
+
+
+@app.event  # -> "user.imported"
+class UserImported:
+    user_id: int
+    email: str
+
+
+def main(path: str) -> int:
+    with open(path, newline="") as file:
+        users = [UserImported(user_id=int(row["user_id"]), email=row["email"]) for row in csv.DictReader(file)]
+    with app:  # connects at once, or raises; waits at the end for what is on its way
+        try:
+            app.publish_many_sync(users)
+        except PublishManyError as error:
+            for user, outcome in zip(users, error.outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    print(f"{user.user_id}: {outcome}", file=sys.stderr)
+            return 1
+    print(f"{len(users)} users: each is confirmed by the broker.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,141 @@
+"""docs/examples/django: gunicorn or uvicorn, the management command as a worker, one database between them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from tests.integrations.example import GUNICORN, MAIL, NOBODY, ORDER, PYTHON, SERVES, UVICORN, Example, place_order, put
+from tests.patience import wait_until
+from tests.processes import LIGHTBUS
+
+MANAGE = (*PYTHON, "manage.py")
+WORKER = (*MANAGE, "lightbus_worker")
+
+PLACE = """\
+import os, sys
+
+import django
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
+django.setup()
+
+from django.db import transaction
+from django.test import Client
+
+for order_id in sys.argv[1:]:
+    with transaction.atomic():
+        answer = Client().put(f"/orders/{order_id}", {"email": "a@example.com"}, content_type="application/json")
+        transaction.set_rollback(order_id == sys.argv[1])
+    print(answer.status_code)
+"""
+"""Places orders, each in a transaction; that of the first one is rolled back."""
+
+
+@pytest.fixture
+def shop(example: Callable[[str], Example]) -> Example:
+    """Its database is there."""
+    shop = example("django")
+    migrated = shop.run(*MANAGE, "migrate", url=NOBODY)
+    assert migrated.returncode == 0, migrated.stderr
+    return shop
+
+
+def confirmed(shop: Example) -> list[UUID]:
+    with sqlite3.connect(shop.folder / "db.sqlite3") as database:
+        return [UUID(row[0]) for row in database.execute("SELECT id FROM orders_order WHERE confirmed")]
+
+
+def open_databases(shop: Example, pid: int) -> int:
+    """How often the process has the file of Django's database open."""
+    links = [Path(f"/proc/{pid}/fd", number) for number in os.listdir(f"/proc/{pid}/fd")]
+    return sum(os.path.exists(link) and os.readlink(link) == str(shop.folder / "db.sqlite3") for link in links)
+
+
+@pytest.mark.parametrize("server", [GUNICORN, UVICORN], ids=["wsgi", "asgi"])
+def test_what_a_request_publishes_is_handled_by_the_worker_beside(
+    shop: Example, url: str, server: Sequence[str]
+) -> None:
+    interface = ["shop.wsgi"] if server is GUNICORN else ["--lifespan", "off", "shop.asgi:application"]
+    with (
+        shop.start(program=WORKER, url=url) as worker,
+        shop.start(*interface, program=server, url=url) as web,
+    ):
+        worker.wait_for("Ready")
+        root = web.wait_for(SERVES)[1]
+        assert place_order(root).status == 202
+        worker.wait_for(MAIL)
+        assert put(f"{root}/orders/{ORDER}/seen", {}).status == 202
+        web.end(signal.SIGTERM)
+        worker.signal(signal.SIGTERM)
+        worker.wait_for(r"Stopping \(SIGTERM\)")
+        assert worker.end() == 0
+    assert confirmed(shop) == [UUID(ORDER)]
+
+
+def test_what_is_rolled_back_is_not_published(shop: Example, url: str) -> None:
+    (shop.folder / "place.py").write_text(PLACE)
+    rolled_back, committed = ORDER, ORDER.replace("3", "4")
+    with shop.audit(url) as audit:
+        done = shop.run(*PYTHON, "place.py", rolled_back, committed, url=url)
+        assert done.stdout == "202\n202\n", done.stderr
+        audit.wait_for(f'order.placed from shop: .*"order_id": "{committed}"')
+        assert rolled_back not in audit.output
+
+
+def test_a_handlers_connection_to_the_database_is_closed_with_its_event(shop: Example, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/bus.db"
+    with (
+        shop.start(program=WORKER, url=url) as worker,
+        shop.start("shop.wsgi", program=GUNICORN, url=url) as web,
+    ):
+        worker.wait_for("Ready")
+        assert place_order(web.wait_for(SERVES)[1]).status == 202
+        worker.wait_for(MAIL)
+        wait_until(lambda: not open_databases(shop, worker.process.pid), "the worker has closed the database")
+
+
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [(WORKER, ["--", "--processes", "2", "--queue", "main"]), (LIGHTBUS, ["worker", "shop.worker:bus"])],
+    ids=["options", "lightbus worker"],
+)
+def test_the_worker_may_be_started_with_options_or_by_lightbus_itself(
+    shop: Example, tmp_path: Path, program: Sequence[str], options: list[str]
+) -> None:
+    with shop.start(*options, program=program, url=f"sqlite:///{tmp_path}/bus.db") as worker:
+        worker.wait_for(r"a worker of app 'shop' \(shop.worker:bus\)" + (", 2 processes" if "2" in options else ""))
+        worker.wait_for(r"order.placed +-> confirm +in a thread")
+        worker.wait_for("Ready")
+        assert worker.end(signal.SIGTERM) == 0
+
+
+def test_a_wrong_option_is_named(shop: Example) -> None:
+    done = shop.run(*WORKER, "--", "--quue", "main", url=NOBODY)
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
+
+
+def test_a_broker_that_is_not_there_is_a_503_and_the_order_stays(shop: Example) -> None:
+    with shop.start("shop.wsgi", program=GUNICORN, url=NOBODY) as web:
+        answer = place_order(web.wait_for(SERVES)[1])
+        assert web.end(signal.SIGTERM) == 0
+    assert answer.status == 503
+    assert answer.headers["Retry-After"] == "5"
+    with sqlite3.connect(shop.folder / "db.sqlite3") as database:
+        assert database.execute("SELECT count(*) FROM orders_order").fetchone() == (1,)
+
+
+def test_its_models_and_migrations_agree(shop: Example) -> None:
+    done = shop.run(*MANAGE, "makemigrations", "--check", url=NOBODY)
+    assert done.returncode == 0, done.stdout
+
+
+def test_its_own_tests_pass(example: Callable[[str], Example]) -> None:
+    assert "Ran 4 tests" in example("django").own_tests_pass("-W", "error", "manage.py", "test")
