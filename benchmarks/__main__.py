@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
+import math
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,10 @@ from tests.rabbitmq import Node
 # As on a machine of its own: all cores, but no spinning while idle, which would take CPU from the contestants.
 ERLANG = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 DOCS = ROOT / "docs"
+FEWEST = 2
+"""Rounds that each case has, however slow the machine is; and failures after which a contestant is not tried again."""
+ALL, ONE = 26 * 60.0, 150.0
+"""Seconds after which all cases, or one alone, begin no round that they could do without."""
 
 
 def main() -> int:
@@ -47,13 +56,16 @@ def main() -> int:
         version = node.ctl("version").strip()
         facts = machine.describe(own, peers, version, missing)
         node.add_vhosts([case.name for case in chosen])
-        for case in chosen:
+        measuring = time.monotonic()
+        for case, limit in zip(chosen, _limits(chosen), strict=True):
             shutil.rmtree(work / case.name, ignore_errors=True)
             suite = Suite(
                 node.vhost_url(case.name), own=str(own), peers=str(peers), folder=work / case.name, scale=options.scale
             )
-            data["cases"][case.name] = _run(case, suite, options.rounds or case.rounds, facts)
-            node.ctl("delete_vhost", case.name)
+            until = math.inf if options.rounds else measuring + limit
+            data["cases"][case.name] = _run(case, suite, options.rounds or case.rounds, until, facts)
+            with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):  # then it goes with the node
+                node.ctl("delete_vhost", case.name)
             # After each case, so that a run that is broken off leaves what it has.
             data["cases"] = {one.name: data["cases"][one.name] for one in CASES if one.name in data["cases"]}
             results_file.write_text(json.dumps(_with_summaries(data), indent=1) + "\n")
@@ -75,18 +87,34 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(case: Case, suite: Suite, rounds: int, facts: dict[str, Any]) -> dict[str, Any]:
+def _limits(chosen: Sequence[Case]) -> list[float]:
+    """For each case: the seconds from the start of all until when it may begin rounds after its second."""
+    every = sum(len(case.rows) * case.rounds for case in CASES)
+    runs = list(itertools.accumulate(len(case.rows) * case.rounds for case in chosen))
+    whole = ONE if len(chosen) == 1 else max(ONE, ALL * runs[-1] / every)
+    return [whole * done / runs[-1] for done in runs]
+
+
+def _run(case: Case, suite: Suite, rounds: int, until: float, facts: dict[str, Any]) -> dict[str, Any]:
     """A B C, A B C, ...: what else the machine does meanwhile meets all contestants alike."""
     print(f"\n{case.title} ({case.name})", flush=True)
     began = time.monotonic()
-    runs = []
+    runs: list[dict[str, Any]] = []
+    failed: Counter[tuple[str, str]] = Counter()
     for number in range(1, rounds + 1):
+        spent = time.monotonic() - began
+        if number > FEWEST and time.monotonic() + spent / (number - 1) > until:
+            rounds = number - 1
+            break
         for row in case.rows:
+            if failed[row.label, row.group] == FEWEST:
+                continue  # it will not do better, and each failure may take its whole time limit
             run: dict[str, Any] = {"round": number, "label": row.label, "group": row.group, "lacks": row.lacks}
             try:
                 run["parts"] = case.measure(suite, row)
-            except (Failed, OSError, TimeoutError) as error:
-                run["error"] = f"{error}"
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one contestant, the others go on
+                run["error"] = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+                failed[row.label, row.group] += 1
             runs.append(run)
             _tell(run)
     print(f"  {time.monotonic() - began:.0f} s", flush=True)
@@ -121,9 +149,12 @@ def _with_summaries(data: dict[str, Any]) -> dict[str, Any]:
 def _finish(output: Path, results_file: Path, data: dict[str, Any], peers: Path) -> None:
     plot = output / "performance" / "performance.svg"
     command = [str(peers), "-m", "benchmarks.plot", str(results_file), str(plot)]
-    drawn = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    if drawn.returncode:
-        print(f"No plot: {drawn.stderr.strip().splitlines()[-1:]}")
+    try:
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    except subprocess.CalledProcessError as error:
+        print(f"No plot: {error.stderr.strip().splitlines()[-1:]}")
+    except subprocess.TimeoutExpired as error:
+        print(f"No plot: {error}")
     report.write(output / "performance.md", data, "performance/performance.svg" if plot.exists() else "")
     summaries = {name: results.summarise(case) for name, case in data["cases"].items()}
     print("\nTargets")

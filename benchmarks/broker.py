@@ -168,13 +168,13 @@ def waiting(url: str, queue: str) -> int:
         return int(on.queue_declare(queue, passive=True).message_count)
 
 
-def until_waiting(url: str, queue: str, count: int, timeout: float = 30) -> int:
-    """Wait until so many messages wait; returns how many do at the end."""
+def until_waiting(url: str, queue: str, count: int, timeout: float = 30, *, fewer: int = 0) -> int:
+    """Wait until so many messages wait, or up to so many fewer; returns how many do at the end."""
     deadline = time.monotonic() + timeout
     with channel(url) as on:
         while True:
             there = int(on.queue_declare(queue, passive=True).message_count)
-            if there == count or time.monotonic() > deadline:
+            if count - fewer <= there <= count or time.monotonic() > deadline:
                 return there
             time.sleep(0.02)
 

@@ -24,13 +24,16 @@ class Plan:
     kind: str = "order"
     size: int = 0
     handler: str = "async"
-    """`async`, `sync`, `wait` (10 ms), `reject` (to the dead letters) or `hold` (until the end)."""
+    """`async`, `sync`, `wait` (10 ms), `reject` (to the dead letters) or `hold` (until the end); for the limit `read`,
+    `read-ack` or `write`."""
     queue_type: str = "quorum"
     prefetch: int | None = None
     """None: what the contestant does when nobody says."""
     concurrency: int | None = None
     """Handlers at once (threads, where it has threads); None as above."""
     handlers: int = 1
+    one_class: bool = False
+    """All handlers take the same class; else each one its own."""
     apps: int = 1
     count: int = 1
     """Events to measure."""

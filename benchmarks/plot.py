@@ -80,7 +80,7 @@ def _bars(axis: Any, cases: dict[str, Any], panel: tuple[str, ...]) -> None:
     axis.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK)
     axis.set_xlabel(unit, fontsize=8, color=INK)
     axis.tick_params(colors=INK, length=0)
-    axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
     axis.grid(axis="x", color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)

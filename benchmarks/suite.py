@@ -119,9 +119,9 @@ class Suite:
             raise Failed(f"handled {result['handled']} events, not each of {total * apps} once")
         return {"": _rated(result)}
 
-    def _expect(self, queue: str, count: int, what: str) -> None:
-        there = broker.until_waiting(self.url, queue, count)
-        if there != count:
+    def _expect(self, queue: str, count: int, what: str, *, fewer: int = 0) -> None:
+        there = broker.until_waiting(self.url, queue, count, fewer=fewer)
+        if not count - fewer <= there <= count:
             raise Failed(f"{there} messages {what} in {queue!r}, not {count}")
 
     def limit(self, row: Row) -> dict[str, Result]:
@@ -247,7 +247,8 @@ class Suite:
         with self.start(row, plan) as process:
             rest = process.says(LIMIT)
             broker.fill(self.url, templates, 1500)
-            self._expect(queue, 500, "are not in hand")
+            # Lightbus takes one event alone at first, and has it beside its prefetch until it is settled: here, always.
+            self._expect(queue, 500, "are not in hand", fewer=1)
             process.tell()
             full = process.says(LIMIT)
         broker.purge(self.url, queue)

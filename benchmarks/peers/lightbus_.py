@@ -43,6 +43,11 @@ SHAPES = {"order": Order, "commit": Commit, "blob": Blob}
 _classes: list[type[Any]] = []
 
 
+def event_name(plan: Plan, index: int) -> str:
+    """One that no other row's queues hear: all apps of a virtual host share a bus."""
+    return f"{plan.event_name(index)}.{plan.name}"
+
+
 def new_app(plan: Plan, name: str) -> Lightbus:
     options: dict[str, Any] = {"url": plan.url, "queue_type": plan.queue_type}
     if plan.prefetch is not None:
@@ -54,15 +59,16 @@ def new_app(plan: Plan, name: str) -> Lightbus:
     _classes[:] = []
     for index in range(plan.handlers):
         copy = type(f"{shape.__name__}{index}", (), {"__annotations__": shape.__annotations__, "__module__": __name__})
-        _classes.append(app.event(plan.event_name(index))(copy))
+        _classes.append(app.event(event_name(plan, index))(copy))
     return app
 
 
 def consuming_app(plan: Plan, name: str, meter: Callable[[int], None]) -> Lightbus:
     app = new_app(plan, name)
-    for index, cls in enumerate(list(_classes)):
+    for index in range(plan.handlers):
+        cls = _classes[0 if plan.one_class else index]
         function = rejecting(meter, cls) if plan.handler == "reject" else handler(plan, meter, cls)
-        app.on(plan.event_name(index), name=f"handle_{index}")(function)
+        app.on(event_name(plan, index), name=f"handle_{index}")(function)
     return app
 
 

@@ -1,6 +1,7 @@
-"""The limit: a reader that only receives bytes (no ack), and a writer that only sends them (no confirm).
+"""The limit: a reader that only receives bytes (without acks, or with as few as can be), and a writer that only sends
+them (no confirm).
 
-Neither decodes anything. They do what every client must have done at least, in Python, on one connection.
+None decodes anything. They do what every client must have done at least, in Python, on one connection.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LIMIT = 60.0
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    return read(plan) if plan.handler == "read" else write(plan)
+    return write(plan) if plan.handler == "write" else read(plan, ack=plan.handler == "read-ack")
 
 
 def _connect(plan: Plan) -> tuple[amqp.Connection, amqp.Channel, socket.socket]:
@@ -37,11 +38,17 @@ def _connect(plan: Plan) -> tuple[amqp.Connection, amqp.Channel, socket.socket]:
     return connection, channel, sock
 
 
-def read(plan: Plan) -> dict[str, Any]:
-    """Counts a marker in what arrives, so that it knows when to stop; the marker may lie across two pieces."""
+def read(plan: Plan, *, ack: bool) -> dict[str, Any]:
+    """Counts a marker in what arrives, so that it knows when to stop; the marker may lie across two pieces.
+
+    An ack settles all that has arrived since the last one, as soon as that is a quarter of the prefetch.
+    """
     _, channel, sock = _connect(plan)
-    channel.send_method(spec.Basic.Consume, "BssbbbbF", (0, plan.name, "", False, True, False, True, None))
-    seen, rest = 0, b""
+    if ack:
+        assert plan.prefetch is not None
+        channel.basic_qos(0, plan.prefetch, False)
+    channel.send_method(spec.Basic.Consume, "BssbbbbF", (0, plan.name, "", False, not ack, False, True, None))
+    seen, acked, rest = 0, 0, b""
     warm: tuple[int, float, float] | None = None
     while True:
         piece = rest + sock.recv(READ)
@@ -49,6 +56,9 @@ def read(plan: Plan) -> dict[str, Any]:
             raise ConnectionError("the broker closed the connection")
         seen += piece.count(MARKER)
         rest = piece[-len(MARKER) + 1 :]
+        if ack and seen - acked >= plan.prefetch // 4:  # type: ignore[operator]
+            channel.basic_ack(seen, multiple=True)
+            acked = seen
         if warm is None:
             if seen >= plan.warm:
                 warm = (seen, time.perf_counter(), cpu_seconds())

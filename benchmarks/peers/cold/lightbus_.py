@@ -7,7 +7,7 @@ from .report import NAME, URL, handled
 app = Lightbus(NAME, url=URL)
 
 
-@app.event("order.placed")
+@app.event(f"order.placed.{NAME}")
 class Order:
     order_id: str
     customer_id: int

@@ -1,0 +1,53 @@
+"""The benchmark suite ends in time, and with a table, whatever a contestant does. No test looks at its figures."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, cast
+
+import amqp
+import pytest
+
+from benchmarks import __main__ as suite
+from benchmarks import report, results
+from benchmarks.cases import CASES, Case
+from benchmarks.process import Failed
+from benchmarks.suite import Row, Suite
+
+ROWS = (
+    Row("Lightbus", "lightbus_", settings={"prefetch": 100}),
+    Row("another", "another_", settings={"prefetch": 100}),
+)
+FACTS = {"cores": 2, "cpu": "one", "memory_gb": 8, "system": "Linux", "kernel": "6", "python": "3", "rabbitmq": "4"}
+
+
+def run(another: Exception | None, rounds: int = 4, until: float = math.inf) -> dict[str, Any]:
+    def measure(_: Suite, row: Row) -> dict[str, dict[str, Any]]:
+        if row.label == "another" and another is not None:
+            raise another
+        return {"": {"rate": 1000.0}}
+
+    facts = {**FACTS, "libraries": {}, "missing": [], "date": "2026-01-01", "load": 0.1}
+    return suite._run(Case("consume", "Consume", measure, ROWS), cast(Suite, None), rounds, until, facts)
+
+
+@pytest.mark.parametrize("error", [Failed("nothing within 90 s"), amqp.NotFound("no queue"), KeyError("rate")])
+def test_a_contestant_that_fails_is_a_row_of_the_table_and_is_not_tried_for_ever(error: Exception) -> None:
+    case = run(error)
+    assert [one["label"] for one in case["runs"]].count("Lightbus") == 4
+    (_, line) = results.summarise(case)
+    assert len(line["errors"]) == 2
+    assert "| another | failed: " in report.render({"cases": {"consume": case}}, "")
+
+
+def test_a_slow_machine_leaves_out_the_later_rounds_and_says_how_many_there_were() -> None:
+    assert run(None)["rounds"] == 4
+    case = run(None, until=time.monotonic())
+    assert case["rounds"] == 2
+    assert len(case["runs"]) == 4
+
+
+def test_all_cases_fit_into_half_an_hour_and_one_into_three_minutes() -> None:
+    assert suite._limits(CASES)[-1] < 28 * 60
+    assert all(suite._limits([case])[-1] < 2.75 * 60 for case in CASES)
