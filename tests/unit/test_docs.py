@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -17,22 +18,37 @@ import pytest
 import lightbus
 from lightbus import Lightbus, codec
 from lightbus.cli import COMMANDS
+from tests.patience import LIMIT
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").rglob("*.py"))
+PROJECTS = {"cron", "django", "fastapi", "flask", "node", "script", "shell", "testing"}
+"""Folders of docs/examples that tests/integrations runs whole, each as its framework does."""
 PACKAGE = str(Path(lightbus.__file__).parent)
 
-BLOCK = re.compile(r"(?:<!-- (?P<file>\S+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<file>\S+) -->\n)?```(?P<language>[\w{}-]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+)
 
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+NOT_CODE = {"", "text", "console", "{toctree}", "{eval-rst}", "{include}"}
+"""Blocks of these need no file. tests/integration/test_commands_shown.py has what is said of `console`."""
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_each_block_of_python_is_a_file_of_the_examples_or_lines_of_one(page: Path) -> None:
+def test_each_block_of_code_is_a_file_of_the_examples_or_lines_of_one_or_a_fragment(page: Path) -> None:
     for block in BLOCK.finditer(page.read_text()):
+        if block["file"] == "fragment":
+            if block["language"] == "python":
+                compile(block["code"], name_of(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            continue
+        if block["language"] in NOT_CODE and not block["file"]:
+            continue
         assert block["file"], f"{name_of(page)}: no <!-- docs/examples/... --> before the block:\n{block['code']}"
         source = (ROOT / block["file"]).read_text()
         assert block["code"] in (source, *excerpts(source, block["code"])), (
@@ -53,10 +69,24 @@ def test_readme_shows_the_examples_whole() -> None:
         assert (ROOT / "docs" / "examples" / name).read_text() in readme
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def project_of(path: Path) -> str:
+    """The folder of docs/examples that a file is in, or the file's own name."""
+    return path.relative_to(ROOT / "docs" / "examples").parts[0]
+
+
+def test_each_project_is_run_by_a_test_and_shown_whole_on_a_page() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "integrations").glob("*.py"))
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "howto").glob("*.md"))
+    for project in PROJECTS:
+        assert f'example("{project}")' in tests
+        for file in (ROOT / "docs" / "examples" / project).rglob("*"):
+            if file.suffix in (".py", ".js", ".sh") and "migrations" not in file.parts and file.stat().st_size:
+                assert file.read_text() in pages, f"{name_of(file)} is shown on no page of docs/howto"
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if project_of(path) not in PROJECTS], ids=name_of)
 def test_each_example_can_be_imported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path.name == "foreign.py":
-        pytest.importorskip("pika")
+    if path.name == "foreign.py" or path.name.startswith("before_"):  # they need what tests do not install
         compile(path.read_text(), path, "exec")
         return
     monkeypatch.syspath_prepend(str(path.parent))
@@ -70,9 +100,21 @@ def test_each_example_can_be_imported(path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", without_code(page.read_text())):
         if "://" not in target:
-            assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
+            file = page.parent / target if target else page
+            assert file.exists(), f"{name_of(page)} links to {target}"
+            assert not anchor or anchor in anchors(file), f"{name_of(page)} links to {target}#{anchor}"
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]+`", "", BLOCK.sub("", text))
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -83,6 +125,12 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in re.findall(r"(?:^\$ |`)make ([a-z]+)", text, re.MULTILINE):
         assert target in targets, f"{name_of(page)} names `make {target}`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_command_quotes_the_home_folder(page: Path) -> None:
+    """A shell does not replace `~` within quotes, nor does pip."""
+    assert not re.findall(r"""^\$ .*["']~/""", page.read_text(), re.MULTILINE)
 
 
 def test_the_map_of_the_house_has_every_module() -> None:
@@ -163,14 +211,14 @@ def calls_to_the_users_function() -> list[str]:
                 codes = [frame.f_code for frame, _ in traceback.walk_stack(sys._getframe(1))]
                 ours = [code.co_qualname for code in codes if code.co_filename.startswith(PACKAGE)]
                 # What is left is the thread itself, which also calls `drain_events`: where the delivery arrives.
-                handing_over[:] = reversed(ours[: ours.index("ConnectionThread._live")])
+                handing_over[:] = reversed(ours[: ours.index("ConnectionThread._work_on")])
                 give(lane, batch)
 
             subscriber.hand_over = hand_over
             await app.publish(Said(number=1))  # what happens once (a route is looked up) is not what is counted
             await heard[1].wait()
             sys.setprofile(note)
-            with anyio.fail_after(10):
+            with anyio.fail_after(LIMIT):
                 await app.publish(Said(number=2))
                 await heard[2].wait()
             await consumer.stop(5)

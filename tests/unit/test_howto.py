@@ -1,0 +1,230 @@
+"""What docs/howto says to people at work is so: its figures are the code's, its programs do what they are shown for."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sqlite3
+import sys
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import anyio
+import pytest
+
+from lightbus import Lightbus, Message, Reject, Retry, app, connection, consumer, health, worker
+from lightbus.cli import supervisor
+from lightbus.codec import MAX_BODY_BYTES
+from lightbus.handler import Handler
+from lightbus.retry import DeadLetter, RetryIn
+from tests.patience import LIMIT
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
+
+
+def page(name: str) -> str:
+    """The page's words, however its lines are broken."""
+    return " ".join((ROOT / "docs" / "howto" / f"{name}.md").read_text().split())
+
+
+def load(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    name = f"howto_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+def seconds(figure: float) -> str:
+    return f"{figure:,g}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("retry", f"The default, `{Retry().delays}`, is six attempts within 13 minutes"),
+        ("retry", f"{seconds(app.HANDLER_TIMEOUT)} seconds unless you say otherwise"),
+        ("retry", f"{seconds(app.LONGEST_HANDLER_TIMEOUT)} at most"),
+        ("deployment", f"handlers in flight may take (`--grace`) | {seconds(worker.GRACE)} |"),
+        ("deployment", f"acks, lifespan, disconnecting | {seconds(worker.LAST_STEPS)} |"),
+        ("deployment", f"has not ended after | grace + {seconds(2 * worker.LAST_STEPS)} |"),
+        ("deployment", f"should wait | {seconds(2 * worker.GRACE)}, or `--grace` + 30 |"),
+        ("deployment", f"after {supervisor.FIRST_PAUSE:g} s, doubled each time up to {supervisor.LONGEST_PAUSE:g} s"),
+        ("deployment", f"`--concurrency` | {app.CONCURRENCY} |"),
+        ("deployment", f"`--prefetch` | {app.PREFETCH} |"),
+        ("deployment", f"event loop has not run for {seconds(health.STUCK_LOOP)} s"),
+        ("deployment", f"its loop has not run for {seconds(health.SLOW_LOOP)} s"),
+        ("rabbitmq", f"`?heartbeat={connection.HEARTBEAT}`"),
+        ("rabbitmq", f"`?connect_timeout={connection.CONNECT_TIMEOUT:g}`"),
+        ("rabbitmq", f"up to {MAX_BODY_BYTES // 1024**2} MiB"),
+        ("rabbitmq", f"({app.PREFETCH} / {app.CONCURRENCY}, {app.HANDLER_TIMEOUT:g} s) that is 7 minutes"),
+        ("first-errors", f"for {seconds(app.PUBLISH_TIMEOUT)} seconds (`publish_timeout=`"),
+    ],
+)
+def test_a_figure_on_a_page_is_the_codes(name: str, words: str) -> None:
+    assert words in page(name)
+
+
+def test_the_time_to_stop_is_enough_for_all_that_a_worker_does() -> None:
+    longest = worker.GRACE + 2 * worker.LAST_STEPS + worker.LAST_STEPS / 2
+    unit = (EXAMPLES / "deployment" / "billing-worker.service").read_text()
+    pod = (EXAMPLES / "deployment" / "kubernetes.yaml").read_text()
+    for found in (re.search(r"TimeoutStopSec=(\d+)", unit), re.search(r"GracePeriodSeconds: (\d+)", pod)):
+        assert found is not None
+        assert int(found[1]) > longest
+    assert sum(Retry().delays) < 13 * 60
+    rounds = -(-app.PREFETCH // app.CONCURRENCY)
+    assert rounds * app.HANDLER_TIMEOUT == 7 * 60
+    assert consumer.COPY_PAUSES[-1] == 5, "every few seconds, says the page on policies"
+
+
+def test_the_page_on_rabbitmq_has_every_argument_that_is_declared() -> None:
+    text = page("rabbitmq")
+    declared = Lightbus("billing", url="memory://").topology()
+    by_name = {queue.name: queue.arguments for queue in declared.queues}
+    assert len(by_name) == 7
+    assert "that is seven queues" in text
+    for queue in ("billing", "billing.dead"):
+        for argument, value in by_name[queue].items():
+            assert f"`{argument}={value}`" in text
+    retry = by_name["billing.retry.5s"]
+    assert set(retry) == {*by_name["billing"], "x-message-ttl"} - {"x-delivery-limit"}
+    assert f"`x-message-ttl={retry['x-message-ttl']}`" in text
+    for exchange in declared.exchanges:
+        assert f"| `{exchange.name}` | {exchange.type} exchange" in text
+
+
+def test_the_permissions_are_those_that_the_command_prints() -> None:
+    line = re.search(r"rabbitmqctl set_permissions --vhost / billing '.+?' '.+?' '.+?'", page("deployment"))
+    assert line is not None
+    assert line[0] in (ROOT / "docs" / "operations.md").read_text()
+
+
+# --- programs ---------------------------------------------------------------------------------
+
+
+def message(**given: Any) -> Message:
+    defaults: dict[str, Any] = {
+        "id": str(uuid.uuid4()),
+        "event": "order.placed",
+        "source": "shop",
+        "time": datetime.now(UTC),
+        "version": 1,
+        "attempt": 1,
+        "correlation_id": "c",
+        "causation_id": None,
+        "headers": {},
+        "body": b"{}",
+        "redelivered": False,
+    }
+    return Message(**defaults | given)
+
+
+def test_ladders_decide_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("retries.py", monkeypatch)
+
+    def decide(name: str, error: Exception, attempt: int = 1) -> object:
+        handler: Handler = module.app.handlers[name]
+        return handler.retry.decide(error, attempt, part=lambda: 1.0)
+
+    assert decide("charge", ConnectionError()) == RetryIn(10, 8.0)
+    assert isinstance(decide("charge", ConnectionError(), 7), DeadLetter)
+    assert isinstance(decide("charge", module.CardDeclined()), DeadLetter)
+    assert isinstance(decide("charge", Reject("nothing to pay")), DeadLetter)
+    assert isinstance(decide("tell_warehouse", KeyError()), DeadLetter)
+    assert decide("tell_warehouse", TimeoutError(), 2) == RetryIn(30, 30)
+    assert isinstance(decide("send_text_message", ConnectionError()), DeadLetter)
+
+
+def test_a_handler_that_notes_ids_is_right_when_an_event_comes_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOYALTY_DATABASE", str(tmp_path / "loyalty.db"))
+    module = load("once.py", monkeypatch)
+    order, first = module.Order(customer="c-1", amount=5), message()
+    for one in (first, first, message()):
+        module.add_points(order, one)
+    assert sqlite3.connect(module.DATABASE).execute("SELECT * FROM points").fetchall() == [("c-1", 10)]
+
+
+def test_what_replaces_a_celery_task_sends_the_mail(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, str]] = []
+    done: anyio.Event
+
+    class Server:
+        def __init__(self, host: str, port: int) -> None: ...
+        def __enter__(self) -> Server:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def sendmail(self, sender: str, to: str, text: str) -> None:
+            sent.append((to, text.splitlines()[0]))
+            anyio.from_thread.run_sync(done.set)
+
+    monkeypatch.setenv("LIGHTBUS_URL", f"memory://{uuid.uuid4()}")
+    monkeypatch.setattr("smtplib.SMTP", Server)
+    shop, mail = (
+        load("migration/after_celery_shop.py", monkeypatch),
+        load("migration/after_celery_mail.py", monkeypatch),
+    )
+
+    async def main() -> None:
+        nonlocal done
+        done = anyio.Event()
+        listener = mail.app.consumer()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(listener.run)
+            await anyio.to_thread.run_sync(shop.place_order, 7, "someone@example.com")
+            with anyio.fail_after(LIMIT):
+                await done.wait()
+            await listener.stop(5)
+        for one in (shop.app, mail.app):
+            one.publisher.close()
+
+    anyio.run(main)
+    assert sent == [("someone@example.com", "Subject: Order 7")]
+
+
+def test_what_replaces_a_faststream_service_hears_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTBUS_URL", f"memory://{uuid.uuid4()}")
+    module = load("migration/after_faststream.py", monkeypatch)
+    shop, books = Lightbus("shop"), Lightbus("books")
+
+    @shop.event
+    class OrderPlaced:
+        order_id: int
+        amount: int
+
+    heard: list[tuple[str, Any]] = []
+    done: anyio.Event
+
+    @books.on("order.charged")
+    async def note(charged: dict[str, Any], message: Message) -> None:
+        heard.append((message.source, charged))
+        done.set()
+
+    async def main() -> None:
+        nonlocal done
+        done = anyio.Event()
+        consumers = [module.app.consumer(), books.consumer()]
+        async with shop, module.app, anyio.create_task_group() as tasks:
+            for one in consumers:
+                await tasks.start(one.run)
+            await shop.publish(OrderPlaced(order_id=7, amount=3))
+            with anyio.fail_after(LIMIT):
+                await done.wait()
+            for one in consumers:
+                await one.stop(5)
+
+    anyio.run(main)
+    assert heard == [("billing", {"order_id": 7})]
