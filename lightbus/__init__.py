@@ -1,5 +1,10 @@
 """Lightbus: an event bus for Python applications over AMQP."""
 
+import os
+
+if os.name != "posix":  # else the missing os.register_at_fork would be told as `cannot import name 'Lightbus'`
+    raise ImportError("Lightbus runs on Linux, not on Windows. Use it in WSL or in a container.")
+
 TYPE_CHECKING = False  # as in typing, which takes longer to import than all that is here
 if TYPE_CHECKING:
     from lightbus import errors

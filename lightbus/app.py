@@ -1,4 +1,4 @@
-"""`Lightbus`: what an application says and what it hears, as decorators."""
+"""`Lightbus`: what an application publishes and handles, as decorators."""
 
 # The end of a timeout is a PublishError, which says what is known of the outcome; a cancel scope could not:
 # ruff: noqa: ASYNC109
@@ -54,7 +54,7 @@ Lifespan = Callable[["Lightbus"], AbstractAsyncContextManager[Any]]
 
 
 class Lightbus:
-    """An application on the bus: it publishes to its own exchange, and has its own queue of what it hears."""
+    """An application on the bus: it publishes to its own exchange, and consumes its own queue."""
 
     def __init__(
         self,
@@ -68,21 +68,22 @@ class Lightbus:
         publish_timeout: float = PUBLISH_TIMEOUT,
         queue_type: QueueType = "quorum",
     ) -> None:
-        """Nothing connects here.
+        """Nothing connects yet.
 
         Args:
             name: names the app's exchange and queue: lower case, `[a-z][a-z0-9_-]*`.
-            url: the broker, or several nodes of one cluster. Without it the environment's LIGHTBUS_URL counts;
-                without that, the embedded broker (`sqlite://`).
-            retry: the ladder for handlers that do not name their own, and for events that no handler matches.
-            prefetch: deliveries in hand at most, for each queue and worker process.
+            url: the broker, or several nodes of one cluster; by default the environment's LIGHTBUS_URL, read when the
+                app first connects, and without that the embedded broker (`sqlite://`).
+            retry: for handlers without a `retry` of their own, and for events that no handler matches; by default
+                `Retry()`.
+            prefetch: unsettled deliveries at most, for each queue and worker process.
             concurrency: handlers that run at once at most, for each queue and worker process.
-            lifespan: an async context manager over the worker's life, called with the app.
+            lifespan: called with the app; returns an async context manager that surrounds the worker's life.
             publish_timeout: seconds within which a publish is confirmed or fails.
             queue_type: "quorum" (replicated, the default) or "classic".
 
         Raises:
-            errors.InvalidName, errors.InvalidOption: a value outside of what it can be.
+            errors.InvalidName, errors.InvalidOption: an argument has an invalid value.
         """
         self.name = topology.check_app_name(name)
         owner = f"Lightbus({name!r})"
@@ -116,14 +117,15 @@ class Lightbus:
     def event(self, name: str | None = None, /, *, version: int = 1) -> _EventDecorator: ...
 
     def event(self, target: Any = None, /, *, version: int = 1) -> Any:
-        """Declare what this app says: `@app.event`, or `@app.event("user.registered", version=2)`.
+        """Declare an event of this app: `@app.event`, or `@app.event("user.registered", version=2)`.
 
         A plain class becomes a frozen, slotted, keyword-only attrs class. An attrs class, a dataclass or a
         msgspec.Struct is taken as it is.
 
         Raises:
             errors.InvalidEvent: a field's type cannot be written as JSON; names the field.
-            errors.InvalidName, errors.DuplicateEvent: the name cannot be used, or is.
+            errors.InvalidName, errors.DuplicateEvent: the name is invalid, or already taken.
+            errors.InvalidOption: the version is not a positive integer.
         """
         if isinstance(target, type):
             return self._declare(target, None, version)
@@ -166,14 +168,17 @@ class Lightbus:
             targets: AMQP topic patterns (`*` is one word, `#` any number of them), or event classes.
             source: hear only this app's events.
             queue: give the handler a queue of its own, here `billing.slow` for "slow".
-            retry: its own ladder; else the app's.
-            timeout: seconds until the handler is cancelled and counts as failed; 60 by default, up to 1,500.
-            concurrency: how many of this handler run at once in a worker process at most.
-            name: what retries and dead letters call it; else the function's name. Keep it when you rename the function.
+            retry: by default the app's.
+            timeout: seconds after which the handler has failed; 60 by default, up to 1,500. An async handler is
+                cancelled; a plain one, whose thread cannot be stopped, is abandoned.
+            concurrency: how many of this handler run at once at most in a worker process; by default only the app's
+                limit counts.
+            name: what retries and dead letters call it; by default the function's name. Keep it when you rename the
+                function.
 
         Raises:
             errors.InvalidHandler: the function's parameters cannot be filled; says which and why.
-            errors.InvalidName, errors.InvalidOption: an argument outside of what it can be.
+            errors.InvalidName, errors.InvalidOption: an argument has an invalid value.
         """
         handler.refuse_bare(targets)
         # Annotations that are strings may name what is local to the caller.
@@ -243,13 +248,19 @@ class Lightbus:
         Args:
             event: an instance of a class that this app has declared with `@app.event`.
             delay: seconds until it is delivered, up to 30 days, rounded up to whole seconds. The broker holds it.
-            headers: your own AMQP headers: strings, numbers, booleans, datetimes.
-            timeout: seconds; else the app's `publish_timeout`.
+            headers: your own AMQP headers: strings, integers, floats, booleans, datetimes. No name begins with
+                `lightbus-` or `x-`.
+            timeout: seconds; by default the app's `publish_timeout`.
 
         Raises:
             errors.UnknownEvent: the app has not declared it.
-            errors.InvalidPayload: a value does not have its field's type. Nothing was sent.
-            errors.PublishError: not confirmed in time, or refused.
+            errors.InvalidPayload: a value does not have its field's type, a header cannot be sent, or the body is too
+                large. Nothing was sent.
+            errors.InvalidOption: the delay or the timeout is out of range. Nothing was sent.
+            errors.PublishTimeout: not confirmed in time. It may have arrived, except with the subclasses
+                PublishUnreachable and PublishBlocked.
+            errors.PublishError: the broker refused it (PublishNacked, PublishRefused).
+            errors.InvalidURL, errors.UnsupportedBroker: the app's URL cannot be used.
         """
         publication, level = self._publication(event, delay, headers)
         return await self.publisher.publish(publication, timeout=self._timeout(timeout), delay_level=level)
@@ -264,8 +275,10 @@ class Lightbus:
     ) -> Receipt:
         """`publish` for code without an event loop: Django and Flask views, scripts, plain handlers.
 
+        Blocks until the broker has confirmed. Arguments and errors are those of `publish`, and:
+
         Raises:
-            errors.PublishInEventLoop: called where an event loop runs, which it would block.
+            errors.PublishInEventLoop: an event loop runs in this thread, which it would block.
         """
         _refuse_in_event_loop("publish_sync", "publish")
         publication, level = self._publication(event, delay, headers)
@@ -276,14 +289,16 @@ class Lightbus:
     ) -> list[Receipt]:
         """Publish many events, pipelined, and return once all are confirmed: a receipt for each, in order.
 
-        All are validated before the first is sent.
+        All are validated before the first is sent; up to 1,000 are in flight at once.
 
         Args:
-            timeout: seconds for each event, from when it is sent.
+            events: instances of classes that this app has declared.
+            headers: your own AMQP headers, the same for all.
+            timeout: seconds for each event, from when it is sent; by default the app's `publish_timeout`.
 
         Raises:
-            errors.InvalidPayload, errors.UnknownEvent: one of them cannot be sent. Nothing was.
-            errors.PublishManyError: some were not confirmed; its `outcomes` says which.
+            errors.InvalidPayload, errors.UnknownEvent: one of them cannot be sent. Nothing was sent.
+            errors.PublishManyError: some were not confirmed; `outcomes` has a receipt or an error for each.
         """
         publications = [self._publication(event, None, headers)[0] for event in events]
         return await self.publisher.publish_many(publications, timeout=self._timeout(timeout))
@@ -291,7 +306,7 @@ class Lightbus:
     def publish_many_sync(
         self, events: Iterable[object], *, headers: Mapping[str, Any] | None = None, timeout: float | None = None
     ) -> list[Receipt]:
-        """`publish_many` for code without an event loop."""
+        """`publish_many` for code without an event loop. Raises errors.PublishInEventLoop where one runs."""
         _refuse_in_event_loop("publish_many_sync", "publish_many")
         publications = [self._publication(event, None, headers)[0] for event in events]
         return self.publisher.publish_many_sync(publications, timeout=self._timeout(timeout))
@@ -352,7 +367,7 @@ class Lightbus:
         """Where the app connects to.
 
         Raises:
-            errors.InvalidURL, errors.UnsupportedBroker: it cannot be read or used.
+            errors.InvalidURL, errors.UnsupportedBroker: the URL cannot be read or used.
             errors.TestBusError: a test runs on a TestBus that does not have this app.
         """
         if self._broker is None:

@@ -50,7 +50,7 @@ def is_machinery(frame: FrameType) -> bool:
 
 
 class DeclarationError(LightbusError):
-    """Something that an application declares cannot work: found at import, not at night."""
+    """An application's declaration cannot work: found at import, not in production."""
 
 
 class InvalidName(DeclarationError, ValueError):
@@ -70,7 +70,7 @@ class InvalidHandler(DeclarationError, TypeError):
 
 
 class InvalidOption(DeclarationError, ValueError):
-    """An option (of the app, a handler, a retry policy) outside of what it can be."""
+    """An option (of the app, a handler, a retry policy, a publish) has an invalid value."""
 
 
 class UnknownEvent(LightbusError, LookupError):
@@ -93,7 +93,7 @@ class PublishInEventLoop(LightbusError, RuntimeError):
 
 
 class BrokerError(LightbusError):
-    """The broker cannot be used as it is; `reason` is what it or the system said."""
+    """The broker cannot be used."""
 
 
 class InvalidURL(BrokerError, ValueError):
@@ -113,7 +113,7 @@ class AccessRefused(BrokerError):
 
 
 class TLSRefused(BrokerError):
-    """The broker's certificate, or the one shown to it, was not accepted."""
+    """The broker's certificate, or the client's, was not accepted."""
 
 
 class TopologyConflict(BrokerError):
@@ -121,7 +121,7 @@ class TopologyConflict(BrokerError):
 
 
 class TopologyMissing(BrokerError):
-    """A queue or exchange that the operation needs is not there."""
+    """A queue or exchange that the operation needs does not exist."""
 
 
 class BrokerFileError(BrokerError):
@@ -155,26 +155,26 @@ class PublishNacked(PublishError):
 
 
 class PublishBlocked(PublishTimeout):
-    """The broker has blocked publishers (a memory or disk alarm) for the whole of the timeout."""
+    """The broker blocked publishers (a memory or disk alarm) until the timeout. The event was not sent."""
 
 
 class PublishUnreachable(PublishTimeout):
-    """There was no connection to the broker to publish on when the timeout ended."""
+    """There was no connection to the broker until the timeout. The event was not sent."""
 
 
 class PublishRefused(PublishError):
-    """The broker refuses this app's publishes as they are: access, topology or URL. The cause is chained."""
+    """The broker refuses this app's publishes: access, topology or URL. The cause is chained."""
 
 
 class PublisherClosed(PublishError):
-    """The app was closed before the event was confirmed."""
+    """The app was closed, or the interpreter ended, before the confirm. The message says what is known of the outcome."""
 
 
 # --- handling ---------------------------------------------------------------------------------
 
 
 class DecodeError(LightbusError, ValueError):
-    """A delivery's body or properties cannot be read as what the handler asked for."""
+    """A delivery's body or properties cannot be decoded as the type that the handler asks for."""
 
 
 class Reject(LightbusError):
@@ -186,7 +186,7 @@ class HandlerTimeout(LightbusError, TimeoutError):
 
 
 class NoHandler(LightbusError, LookupError):
-    """An event arrived that no handler of the app matches: a rolling deploy, or a left-over binding."""
+    """An event arrived that no handler of the app matches: a rolling deploy, or a leftover binding."""
 
 
 # --- the worker -------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class TargetError(LightbusError):
 
 
 class WorkerError(LightbusError):
-    """The worker cannot go on."""
+    """The worker cannot continue."""
 
 
 # --- testing ----------------------------------------------------------------------------------
@@ -210,8 +210,8 @@ class TestBusError(LightbusError):
 
 
 class DrainTimeout(TestBusError, TimeoutError):
-    """Something still ran or waited when the time of `TestBus.drain` was over; the message says what."""
+    """An event was still waiting or being handled when `TestBus.drain` timed out; the message says which."""
 
 
 class UnexpectedDeadLetters(TestBusError, AssertionError):
-    """A TestBus ended with dead letters that the test had not asked for."""
+    """A TestBus ended with dead letters that the test did not ask for."""

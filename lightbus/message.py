@@ -24,23 +24,23 @@ class Message:
     event: str
     """The event's name: the routing key that it was published with."""
     source: str
-    """The app that published it: the exchange it came through, which the broker vouches for."""
+    """The app that published it: the exchange it came through. The broker guarantees it if each app has its own user."""
     time: datetime
-    """When it was published, to the second, in UTC; when it arrived, where the publisher did not say."""
+    """When it was published, to the second, in UTC; where the publisher did not say, when it arrived."""
     version: int
     """The version of the event's class, from 1."""
     attempt: int
-    """Which try of this handler this is, from 1. A redelivery after a crash does not count: see `redelivered`."""
+    """Which attempt of this handler this is, from 1. A redelivery after a crash does not count: see `redelivered`."""
     correlation_id: str
     """The id of the first event in the chain that led here."""
     causation_id: str | None
-    """The id of the event whose handler published this one."""
+    """The id of the event whose handler published this one; None where no handler did."""
     headers: Mapping[str, Any]
     """The publisher's own headers."""
     body: bytes
-    """The payload as it came."""
+    """The payload as it arrived, undecoded."""
     redelivered: bool
-    """True where the broker has delivered it before, and that delivery was not settled."""
+    """True if the broker has delivered it before, and that delivery was not acknowledged."""
 
 
 @attrs.frozen
@@ -48,9 +48,10 @@ class Receipt:
     """What the broker confirmed."""
 
     id: str
-    """The message's id."""
+    """The event's id: `Message.id` where it is handled."""
     routed: bool
-    """False where no queue anywhere was bound to hear it: nobody listens (yet). Not an error."""
+    """False if no queue anywhere was bound for it, so it is gone: nobody listens (yet). Not an error.
+    Always True with a delay, whose own queue takes it."""
 
 
 # An id must be unique, not secret: asking the system for random bytes each time costs a system call an event.

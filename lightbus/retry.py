@@ -78,7 +78,7 @@ def _check_jitter(_instance: object, _attribute: object, jitter: Any) -> None:
 class Retry:
     """How often, and after which pauses, a failed handler is tried again.
 
-    The pauses are held by the broker (a retry queue for each distinct delay), never in a worker's memory.
+    Meanwhile the event waits in the broker (a retry queue for each distinct delay), never in a worker's memory.
     """
 
     delays: tuple[float, ...] = attrs.field(validator=_check_delays)
@@ -88,7 +88,7 @@ class Retry:
     never: tuple[type[BaseException], ...] = attrs.field(validator=_check_errors)
     """These errors are dead-lettered at once, whatever `on` says."""
     jitter: float = attrs.field(validator=_check_jitter)
-    """The part of each delay, from 0 to below 1, that may be left out at random, so that events that failed
+    """The part of each delay, from 0 to below 1, by which it may be shortened at random, so that events that failed
     together do not come back together. A retry queue keeps its order, so in a burst the spread is smaller."""
 
     def __init__(
@@ -101,13 +101,13 @@ class Retry:
     ) -> None:
         """
         Args:
-            delays: seconds between attempts.
+            delays: seconds between attempts, each from 0.001 to 30 days.
             on: the error class(es) that are retried.
-            never: the error class(es) that are not.
-            jitter: the part of a delay that may be left out at random.
+            never: the error class(es) that are not, even if `on` contains them.
+            jitter: the part of each delay, from 0 to below 1, by which it may be shortened at random.
 
         Raises:
-            errors.InvalidOption: a value outside of what it can be.
+            errors.InvalidOption: an argument has an invalid value.
         """
         self.__attrs_init__(_as_delays(delays), _as_tuple(on), _as_tuple(never), jitter)  # pyright: ignore[reportAttributeAccessIssue]  # attrs makes it
 

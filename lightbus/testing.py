@@ -1,4 +1,4 @@
-"""A bus for an application's own tests: everything is real but the broker's address, and the clock.
+"""A bus for an application's own tests: everything is real except the broker's address and its clock.
 
     async with TestBus(app) as bus:
         await app.publish(InvoicePaid(invoice_id="i-1", amount=Decimal("9.50")))
@@ -105,7 +105,7 @@ class Published:
     payload: Any
     """An instance of the class that its app declared; of an app that is not in the test, the JSON as a dict."""
     source: str
-    """The app that said it."""
+    """The app that published it."""
     delay: int
     """Seconds; 0 for at once."""
     routed: bool
@@ -164,7 +164,7 @@ class Dead:
         return f"<Dead {self.handler or 'no handler'} on {self.event}, attempt {self.attempt}: {self.error}>"
 
     def __str__(self) -> str:
-        """With what was to be handled, and the traceback."""
+        """With the payload and the traceback."""
         trace = self.traceback.rstrip()
         return f"{self!r}\n{self.payload!r}" + (f"\n{trace}" if trace else "")
 
@@ -204,11 +204,11 @@ class TestBus:
         """Nothing starts here.
 
         Args:
-            apps: whose handlers run. Whatever their url= or LIGHTBUS_URL, they publish to this bus meanwhile.
+            apps: their handlers run. Whatever their url= or LIGHTBUS_URL, they publish to this bus meanwhile.
             timeout: seconds that `drain` and `advance` take at most.
             lifespan: False leaves the apps' lifespans out.
-            allow_dead: dead letters that the test never asks about (see `dead`) are no error at the end.
-            backend: the event loop of a `with` block; that of `async with` is the test's own.
+            allow_dead: accept dead letters at the end that the test never asked about (see `dead`).
+            backend: the event loop of a `with` block; `async with` uses the test's own.
 
         Raises:
             errors.TestBusError: no app, something else than one, or two of the same name.
@@ -420,15 +420,15 @@ class TestBus:
 
         Args:
             event: its name.
-            payload: what becomes JSON; or the body's very bytes, which need not be any.
-            source: the app that says it. Where it is in the test, the payload must fit the event that it declares.
+            payload: what becomes JSON; or the body's exact bytes, JSON or not.
+            source: the publishing app. If it is in the test, the payload must fit the event that it declares.
             headers: its publisher's own AMQP headers.
             delay: seconds until it is delivered.
-            id: its message id; say the same one twice to see what a duplicate does.
+            id: its message id; give the same one twice to test a duplicate.
 
         Raises:
-            errors.UnknownEvent: nobody in the test hears it from there, so that it would prove nothing.
-            errors.InvalidPayload, errors.PublishError: as of `Lightbus.publish`.
+            errors.UnknownEvent: no handler in the test hears it from there, so the test would prove nothing.
+            errors.InvalidPayload, errors.PublishError: as for `Lightbus.publish`.
         """
         publisher, publication, level = self._from_outside(event, payload, source, headers, delay, id)
         return await publisher.publish(publication, delay_level=level)
@@ -503,13 +503,13 @@ class TestBus:
     # --- waiting
 
     async def drain(self, *, timeout: float | None = None) -> None:
-        """Return once nothing waits or runs any more. Retries come without waiting; what is delayed stays.
+        """Return once no event is waiting or being handled any more. Retries come at once; delayed events stay.
 
         Args:
-            timeout: seconds; else the TestBus's.
+            timeout: seconds; by default the TestBus's.
 
         Raises:
-            errors.DrainTimeout: something still ran or waited then; it says what.
+            errors.DrainTimeout: not done within the timeout; says what is stuck.
         """
         self._check_started()
         if self._host is None:  # the pytest fixture's, in an async fixture before the test
@@ -524,7 +524,7 @@ class TestBus:
             time.sleep(pause)
 
     async def advance(self, seconds: float, *, timeout: float | None = None) -> None:
-        """Let so many seconds pass on the broker's clock, draining before, after, and each time something falls due.
+        """Let this many seconds pass on the broker's clock, draining before, after, and each time something falls due.
 
         Only the broker's clock moves, not Python's.
 
@@ -659,7 +659,7 @@ class TestBus:
         """What handlers have handled, in the order in which they ended.
 
         Args:
-            handler: a handler's name or function; or an event's class or name.
+            handler: a handler's name or function; or an event's class, name or topic pattern. Without it: all.
 
         Raises:
             errors.TestBusError: no app in the test has such a handler or event.
@@ -667,13 +667,13 @@ class TestBus:
         return self._chosen([one for one in list(self._attempts) if isinstance(one, Handled)], handler, "handled")
 
     def failed(self, handler: Target = None) -> list[Failed]:
-        """The attempts that failed, those that were retried among them. Arguments as of `handled`."""
+        """The attempts that failed, whether retried or not. Arguments as for `handled`."""
         return self._chosen([one for one in list(self._attempts) if isinstance(one, Failed)], handler, "failed")
 
     def dead(self, handler: Target = None) -> list[Dead]:
-        """What lies in the apps' dead-letter queues. Arguments as of `handled`.
+        """What is in the apps' dead-letter queues. Arguments as for `handled`.
 
-        A test that ends with dead letters of which it has not asked fails; what this returns, it has asked for.
+        A test fails if it ends with dead letters that it has not asked for; what this returns, it has asked for.
         """
         self._check_used()
         if self._stack is not None:

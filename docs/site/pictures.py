@@ -193,7 +193,7 @@ def failure() -> str:
             Arrow([internal.right, dead.left], "key dead", (605, 164), color=FAILURE),
             Arrow(
                 [queue.left, (14, queue.left[1]), (14, 226), (745, 226), dead.bottom()],
-                "delivered 20 times, never settled: the broker's own dead letter",
+                "redelivered 20 times, never settled: the broker's own dead letter",
                 (400, 218),
                 color=FAILURE,
             ),

@@ -167,7 +167,7 @@ def _(app: Lightbus) -> None:
     raise caught[0].category(str(caught[0].message))
 
 
-@case("A URL that is none")
+@case("A URL that is not one")
 def _(app: Lightbus) -> None:
     _ = Lightbus("billing", url="localhost:5672").broker
 

@@ -141,6 +141,14 @@ def test_the_public_names_are_imported_when_they_are_asked_for() -> None:
         from lightbus import Bus  # type: ignore[attr-defined]  # noqa: F401
 
 
+def test_windows_is_told_where_lightbus_runs() -> None:
+    on_windows = "import os; os.name = 'nt'; import lightbus"
+    done = subprocess.run([sys.executable, "-c", on_windows], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: Lightbus runs on Linux, not on Windows. Use it in WSL or in a container."
+    )
+
+
 def test_importing_lightbus_brings_in_nothing_heavy() -> None:
     code = "import sys; before = set(sys.modules); from lightbus import *; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOUSE.parent)

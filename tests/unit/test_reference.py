@@ -75,7 +75,7 @@ def test_figures_are_the_codes() -> None:
 def test_the_page_on_delivery_has_the_codes_figures() -> None:
     page = " ".join((DOCS / "explanation" / "delivery.md").read_text().split())
     [queue] = [one for one in Lightbus("billing", url="memory://").topology().queues if one.name == "billing"]
-    assert f"after {queue.arguments['x-delivery-limit']} such returns" in page
+    assert f"after {queue.arguments['x-delivery-limit']} redeliveries" in page
     assert f"up to {dead.CHUNK} letters are there twice" in page
 
 
