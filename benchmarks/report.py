@@ -22,7 +22,7 @@ def write(page: Path, data: dict[str, Any], plot: str) -> None:
 def render(data: dict[str, Any], plot: str) -> str:
     summaries = {name: results.summarise(case) for name, case in data["cases"].items()}
     parts = []
-    if (plot_note := f"![Lightbus and its peers]({plot})") and plot:
+    if (plot_note := f"[![Lightbus and its peers]({plot})]({plot})") and plot:
         parts.append(plot_note)
     parts += [
         "## Targets",

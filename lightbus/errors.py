@@ -167,7 +167,7 @@ class PublishRefused(PublishError):
 
 
 class PublisherClosed(PublishError):
-    """The app was closed, or the interpreter ended, before the confirm. The message says what is known of the outcome."""
+    """The app was closed, or the interpreter ended, before the confirm. The message says what is known."""
 
 
 # --- handling ---------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Message:
     event: str
     """The event's name: the routing key that it was published with."""
     source: str
-    """The app that published it: the exchange it came through. The broker guarantees it if each app has its own user."""
+    """The app that published it: the exchange it came through. The broker guarantees it if each app has a user."""
     time: datetime
     """When it was published, to the second, in UTC; where the publisher did not say, when it arrived."""
     version: int
