@@ -68,7 +68,7 @@ class Lightbus:
         publish_timeout: float = PUBLISH_TIMEOUT,
         queue_type: QueueType = "quorum",
     ) -> None:
-        """Nothing connects yet.
+        """Create an app; nothing connects yet.
 
         Args:
             name: names the app's exchange and queue: lower case, `[a-z][a-z0-9_-]*`.
