@@ -78,9 +78,7 @@ def publish(
     app = targets.load_app(target)
     event_type = _event_type(app, event)
     if path is not None:
-        with ExitStack() as stack:
-            file = sys.stdin.buffer if path == "-" else stack.enter_context(_open(path))
-            sys.exit(_publish_file(app, event_type, file, table, as_json=as_json))
+        sys.exit(_publish_file(app, event_type, _open(path), table, as_json=as_json))
     built = _build(event_type, payload)
     receipt = app.publish_sync(built, delay=delay, headers=table)
     if as_json:
@@ -117,8 +115,12 @@ def _event_type(app: Lightbus, name: str) -> EventType:
 
 
 def _open(path: str) -> IO[bytes]:
+    """A file of the reading thread's own, which nobody else closes: where that thread waits for a pipe, whoever closes
+    the file would wait for the thread (and Python, at its end, closes stdin)."""
+    if path == "-" and sys.stdin is None:
+        raise click.UsageError("--jsonl -: stdin is closed.")
     try:
-        return open(path, "rb")
+        return open(os.dup(sys.stdin.fileno()) if path == "-" else path, "rb")
     except OSError as error:
         raise click.UsageError(f"--jsonl {path}: {error.strerror}.") from error
 
@@ -308,10 +310,21 @@ class Lines:
         self._lines: deque[tuple[int, bytes | None]] = deque()
         self._bytes = 0
         self._ended = False
+        self.fault: OSError | None = None
+        """Why the file was not read to its end."""
         self._changed = threading.Condition()
         threading.Thread(target=self._read, name="lightbus lines", daemon=True).start()
 
     def _read(self) -> None:
+        try:
+            self._read_all()
+        except OSError as error:
+            self.fault = error
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+
+    def _read_all(self) -> None:
         number = 0
         while line := self.file.readline(self.limit):
             number += 1
@@ -320,12 +333,9 @@ class Lines:
                 line = self.file.readline(self.limit)
             with self._changed:
                 self._lines.append((number, line if whole else None))
-                self._bytes += len(line)
+                self._bytes += len(line) if whole else 0
                 self._changed.notify()
                 self._changed.wait_for(lambda: self._bytes < AHEAD_BYTES and len(self._lines) < 2 * CHUNK)
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
 
     def chunks(self) -> Iterator[list[tuple[int, bytes | None]]]:
         """What has been read since, up to `CHUNK` lines; waits for the first of them."""
@@ -352,12 +362,16 @@ def _publish_file(
         if sys.stderr.isatty() and file.seekable() and (size := os.fstat(file.fileno()).st_size):
             bar = stack.enter_context(click.progressbar(length=size, label=event_type.name, file=sys.stderr))
         try:
-            for chunk in Lines(file, codec.MAX_BODY_BYTES).chunks():
+            lines = Lines(file, codec.MAX_BODY_BYTES)
+            for chunk in lines.chunks():
                 _publish_chunk(app, event_type, chunk, headers, tally)
                 if bar is not None:
                     bar.update(sum(len(line or b"") for _, line in chunk))
                 if tally.stopped is not None:
                     break
+            else:
+                if lines.fault is not None:
+                    tally.stopped = f"What follows cannot be read: {lines.fault.strerror}."
         except KeyboardInterrupt:
             interrupted = True
             tally.stopped = "Interrupted. Lines after those counted here may have been published too."

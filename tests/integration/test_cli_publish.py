@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Program, lightbus, working
+from tests.patience import LIMIT
+from tests.processes import LIGHTBUS, Program, environment, lightbus, working
 from tests.rabbitmq import free_port
 
 BUS = """\
@@ -161,7 +162,7 @@ def test_a_large_file_is_published_whole_with_a_summary_as_json(folder: Path, ur
 
 
 def test_a_line_over_the_limit_is_named_and_the_next_one_published(folder: Path, sqlite_url: str) -> None:
-    lines = b'{"number": "' + b"x" * (17 * 1024 * 1024) + b'"}\n{"number": "2"}\n'
+    lines = b'{"number": "' + b"x" * (26 * 1024 * 1024) + b'"}\n{"number": "2"}\n'
     done = publish(folder, sqlite_url, "invoice.paid", "--jsonl", "-", given=lines)
     assert done.returncode == 1
     assert done.stderr == "line 1: longer than 16,777,216 bytes\n"
@@ -181,6 +182,46 @@ def test_what_arrives_on_a_pipe_is_published_before_the_pipe_ends(folder: Path, 
             running.wait_for("GOT")
             ours.close()
             assert one.end() == 0
+
+
+@pytest.mark.parametrize("name", ["-", "pipe"])
+def test_ctrl_c_ends_a_publish_that_waits_for_a_pipe(folder: Path, sqlite_url: str, name: str) -> None:
+    command = ["publish", "bus:app", "invoice.paid", "--jsonl", name]
+    os.mkfifo(folder / "pipe")
+    with (
+        working("bus:app", folder=folder, url=sqlite_url) as running,
+        open(os.open(folder / "pipe", os.O_RDWR), "r+b", buffering=0) as pipe,
+        Program(*command, folder=folder, url=sqlite_url, stdin=pipe) as one,
+    ):
+        pipe.write(b'{"number": "now"}\n')
+        running.wait_for("GOT")
+        assert one.end(signal.SIGINT) == 130
+    assert one.output.startswith("Stopped after line 1. Interrupted.")
+    assert "Fatal" not in one.output
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_an_error(folder: Path, sqlite_url: str) -> None:
+    unreadable = "/proc/self/mem"  # opens, and its first page is not there
+    if not os.path.exists(unreadable):
+        pytest.skip("needs Linux' /proc")
+    done = publish(folder, sqlite_url, "invoice.paid", "--jsonl", unreadable)
+    assert done.returncode == 1
+    assert done.stderr == "Stopped after line 0. What follows cannot be read: Input/output error.\n"
+
+
+def test_a_stdin_that_is_closed_is_named(folder: Path, sqlite_url: str) -> None:
+    program = [*LIGHTBUS, "publish", "bus:app", "invoice.paid", "--jsonl", "-"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *program],
+        cwd=folder,
+        env=environment({"LIGHTBUS_URL": sqlite_url}),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("Error: --jsonl -: stdin is closed.\n")
 
 
 def test_a_file_stops_in_time_when_the_broker_is_down(folder: Path) -> None:
