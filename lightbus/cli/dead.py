@@ -25,7 +25,7 @@ EPILOG = """\b
 What failed, and why? Then look at one of them, mend the cause, and try again:
   lightbus dead list billing.bus:app --stats
   lightbus dead list billing.bus:app --error TimeoutError --newer 2h
-  lightbus dead show billing.bus:app 0198c5
+  lightbus dead show billing.bus:app 0198c5d2-7a3b
   lightbus dead retry billing.bus:app --error TimeoutError --dry-run
   lightbus dead retry billing.bus:app --error TimeoutError
 
@@ -111,6 +111,12 @@ def _age(_ctx: click.Context, _param: click.Parameter, value: str | None) -> flo
         raise click.BadParameter(f"{value!r} is not an age: use 90s, 5m, 2h, 7d or 1w.") from None
 
 
+def _ids(_ctx: click.Context, _param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in value:  # from a shell's variable that is not set: each id begins with it
+        raise click.BadParameter("it is empty, and so would mean every letter. Give an ID, or its beginning.")
+    return value
+
+
 def _filters(command: Any) -> Any:
     for option in reversed(
         [
@@ -123,7 +129,14 @@ def _filters(command: Any) -> Any:
             ),
             click.option("--older", callback=_age, metavar="AGE", help="Dead for at least so long: 90s, 5m, 2h, 7d."),
             click.option("--newer", callback=_age, metavar="AGE", help="Dead for at most so long."),
-            click.option("--id", "ids", multiple=True, metavar="ID", help="The id, or its beginning. Repeatable."),
+            click.option(
+                "--id",
+                "ids",
+                multiple=True,
+                callback=_ids,
+                metavar="ID",
+                help="The id, or its beginning. Repeatable.",
+            ),
         ]
     ):
         command = option(command)
@@ -160,7 +173,10 @@ def list_(target: str, stats: bool, limit: int | None, as_json: bool, **given: A
         found = itertools.islice(_matching(queue, wanted), most)
         if stats:
             groups = _grouped(found)
-            _print_stats(groups, target, as_json=as_json)
+            if groups or as_json:
+                _print_stats(groups, target, as_json=as_json)
+            else:
+                _say_none(target, queue, wanted)
         elif as_json:
             _print_array(_json(_summary(letter)) for letter in found)
         else:
@@ -186,10 +202,7 @@ def _row(letter: Letter) -> list[str]:
 
 def _print_list(rows: list[list[str]], target: str, queue: DeadQueue, wanted: Filter, most: int | None) -> None:
     if not rows:
-        if wanted.given and queue.count:
-            _write(f"None of the {queue.count:,} dead letters fits. What there is: lightbus dead list {target} --stats")
-        else:
-            _write("No dead letters.")
+        _say_none(target, queue, wanted)
         return
     lines = tables.table(["ID", "AGE", "EVENT", "HANDLER", "ATTEMPT", "ERROR"], rows, right=(1, 4))
     for line in tables.fitted(lines, lines[0].index("ERROR") + LEAST_ERROR) if sys.stdout.isatty() else lines:
@@ -198,6 +211,13 @@ def _print_list(rows: list[list[str]], target: str, queue: DeadQueue, wanted: Fi
     if most is not None and len(rows) == most and unseen > 0:
         _write(f"\n{unseen:,} more letters were not looked at: --limit 0 shows all, --stats counts them.")
     _write(f"\nOne of them, whole: lightbus dead show {target} ID")
+
+
+def _say_none(target: str, queue: DeadQueue, wanted: Filter) -> None:
+    if wanted.given and queue.count:
+        _write(f"None of the {queue.count:,} dead letters fits. What there is: lightbus dead list {target} --stats")
+    else:
+        _write("No dead letters.")
 
 
 def _summary(letter: Letter) -> dict[str, Any]:
@@ -277,9 +297,6 @@ def _print_stats(groups: _Groups, target: str, *, as_json: bool) -> None:
             for (handler, error), group in groups.items()
         )
         return
-    if not groups:
-        _write("No dead letters.")
-        return
     rows = [
         [
             f"{group.count:,}",
@@ -316,12 +333,12 @@ def show(target: str, letter_id: str | None, all_: bool, as_json: bool) -> None:
 
     The beginning of an ID will do. An event that several handlers failed on is one letter for each of them.
     """
-    if (letter_id is None) != all_:
+    if (not letter_id) != all_:
         raise click.UsageError("Give an ID (lightbus dead list shows them), or --all.")
     app, _ = _start(target, {})
     from lightbus.dead import Filter
 
-    wanted = Filter(ids=() if letter_id is None else (letter_id,))
+    wanted = Filter(ids=(letter_id,) if letter_id else ())
     found = False
     with _opened(app) as queue, _Progress(queue):
         letters = _matching(queue, wanted)
@@ -657,8 +674,11 @@ def _start(target: str, given: dict[str, Any]) -> tuple[Lightbus, Filter]:
     from lightbus.cli import logs
     from lightbus.cli import target as targets
     from lightbus.dead import Filter
+    from lightbus.topology import check_pattern
 
     logs.configure("error")
+    if given.get("event") is not None:
+        check_pattern(given["event"], "--event")
     return targets.load_app(target), Filter(**given)
 
 
@@ -669,13 +689,18 @@ def _opened(app: Lightbus) -> Any:
 
 
 def _write(text: str, *, nl: bool = True) -> None:
-    """To stdout. Where nobody reads it any more, as after `| head -1`, the command ends: it has shown enough."""
+    """To stdout. Where nobody reads it any more, as after `| head -1`, the command ends: it has shown enough.
+
+    No error of stdout's must pass for a lost connection.
+    """
     try:
         click.echo(text, nl=nl)
     except BrokenPipeError:
-        # What Python would write at its end has nobody to read it either. And it must not pass for a lost connection.
+        # What Python would write at its end has nobody to read it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.exceptions.Exit(0) from None
+    except OSError as error:
+        raise click.ClickException(f"the output cannot be written: {error.strerror}. It is not whole.") from error
 
 
 class _Progress:

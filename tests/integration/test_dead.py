@@ -294,6 +294,23 @@ def test_filters_say_which_letters_are_meant(url: str, dead: Dead) -> None:
         assert sorted(letter["id"] for letter in listed(dead, *options)) == sorted(wanted), options
 
 
+@pytest.mark.parametrize("command", [["list"], ["show", ""], ["retry"], ["purge", "--yes"]])
+def test_an_empty_id_is_refused_since_it_would_mean_every_letter(url: str, dead: Dead, command: list[str]) -> None:
+    put_letters(url, 2)
+    options = [] if command[0] == "show" else ["--id", ""]
+    done = dead(*command, *options)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert ready(url, "billing.dead") == 2
+
+
+def test_an_event_pattern_that_is_none_is_refused(url: str, dead: Dead) -> None:
+    put_letters(url, 1)
+    done = dead("list", "--event", "invoice..paid")
+    assert done.returncode == 2
+    assert "--event: 'invoice..paid' is not a topic pattern" in done.stderr
+
+
 def test_retry_goes_to_the_queue_and_handler_it_came_from_and_keeps_source_and_id(url: str, dead: Dead) -> None:
     (id_,) = put_letters(url, 1, handler="close", queue="billing.closed")
     assert dead("retry", "--id", id_).returncode == 0
@@ -443,9 +460,10 @@ def test_a_letter_whose_handler_is_gone_says_so_and_so_does_its_retry(url: str, 
     assert f"1 of them are {warning}" in done.stderr
 
 
-def test_where_nothing_fits_it_says_how_to_see_what_there_is(url: str, dead: Dead) -> None:
+@pytest.mark.parametrize("options", [[], ["--stats"]])
+def test_where_nothing_fits_it_says_how_to_see_what_there_is(url: str, dead: Dead, options: list[str]) -> None:
     put_letters(url, 2)
-    done = dead("list", "--handler", "chrge")
+    done = dead("list", "--handler", "chrge", *options)
     assert done.stdout == "None of the 2 dead letters fits. What there is: lightbus dead list billing:app --stats\n"
 
 
@@ -470,6 +488,28 @@ def test_it_ends_quietly_when_nobody_reads_it_any_more(folder: Path, url: str, c
     os.close(theirs)
     assert (done.returncode, done.stderr) == (0, b"")
     wait_until(lambda: ready(url, "billing.dead") == 60, "all letters given back")
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "--all", "--json"]])
+def test_a_full_disk_is_no_lost_connection(folder: Path, url: str, command: list[str]) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs Linux' /dev/full")
+    put_letters(url, 2)
+    name, *options = command
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*LIGHTBUS, "dead", name, "billing:app", *options],
+            cwd=folder,
+            env=environment({"LIGHTBUS_URL": url}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "Error: the output cannot be written: No space left on device. It is not whole.\n"
+    assert ready(url, "billing.dead") == 2
 
 
 def test_long_errors_are_cut_where_the_terminal_ends(monkeypatch: pytest.MonkeyPatch) -> None:
