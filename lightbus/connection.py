@@ -21,7 +21,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import amqp.exceptions
 import attrs
@@ -88,6 +88,11 @@ class Address:
     def plain(self) -> str:
         """The URL without its query."""
         return self.url.partition("?")[0]
+
+    @property
+    def vhost(self) -> str:
+        """The virtual host, as rabbitmqctl wants it."""
+        return "/" if self.embedded else unquote(urlsplit(self.plain).path[1:]) or "/"
 
     @property
     def embedded(self) -> bool:
@@ -294,7 +299,7 @@ def _conflict(words: str) -> str:
     return (
         f"The broker has it with other arguments than this app declares: {words}. "
         "Either declare it as it is there, or, once it is empty and nobody consumes it, delete it "
-        "(rabbitmqctl delete_queue NAME), and start this app again, which declares it anew."
+        "(rabbitmqctl delete_queue --vhost VHOST NAME), and start this app again, which declares it anew."
     )
 
 

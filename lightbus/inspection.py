@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import shlex
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,10 +91,10 @@ def _on_broker(connection: Connection, address: Address, app: Lightbus | None, t
             yield Finding("note", "app", "No app was given.", "To look at one too: lightbus doctor MODULE:ATTR")
             return
         whole = True
-        for finding in _topology(connection, app, target, embedded=address.embedded):
+        for finding in _topology(connection, address, app, target):
             whole = whole and finding.level in ("ok", "note")
             yield finding
-        yield from _queues(connection, app, target)
+        yield from _queues(connection, address, app, target)
         if whole:
             yield from _trial(connection, app, target)
         else:
@@ -172,7 +173,7 @@ def _bus(connection: Connection, target: str) -> Iterator[Finding]:
         yield from _compared(connection, Topology(exchanges=(bus,)), target, restricted=True)
 
 
-def _topology(connection: Connection, app: Lightbus, target: str, *, embedded: bool) -> Iterator[Finding]:
+def _topology(connection: Connection, address: Address, app: Lightbus, target: str) -> Iterator[Finding]:
     yield from _bus(connection, target)
     # An app without handlers hears nothing: it needs no worker, nor what one declares.
     wanted = app.topology() if app.handlers else topology.publishing(app.name)
@@ -194,7 +195,7 @@ def _topology(connection: Connection, app: Lightbus, target: str, *, embedded: b
     there += [Topology(queues=(one,)) for one in wanted.queues if f"{one.name} (queue)" not in missing]
     found: list[Finding] = []
     for one in there:
-        found += _compared(connection, one, target)
+        found += _compared(connection, one, target, vhost=address.vhost)
         if found and found[-1].subject == "permissions":
             break  # the others would say the same
     yield from found
@@ -206,12 +207,12 @@ def _topology(connection: Connection, app: Lightbus, target: str, *, embedded: b
         yield Finding("ok", "topology", f"{count} there, as {app.name!r} declares them.")
     if not app.handlers:
         return
-    look = "" if embedded else "rabbitmqctl list_bindings source_name routing_key destination_name; "
+    look = _ctl("list_bindings", address.vhost, "source_name", "routing_key", "destination_name") + "; "
     yield Finding(
         "note",
         "bindings",
         f"{len(wanted.bindings)} are declared by each worker that starts; AMQP has no way to ask for them.",
-        f"{look}lightbus unbind removes one.",
+        f"{'' if address.embedded else look}lightbus unbind removes one.",
     )
 
 
@@ -228,15 +229,24 @@ def _exists(connection: Connection, *, exchange: str = "", queue: str = "") -> b
     return True
 
 
-def _compared(connection: Connection, one: Topology, target: str, *, restricted: bool = False) -> list[Finding]:
+def _ctl(command: str, vhost: str, *arguments: str) -> str:
+    """What may be pasted: without its virtual host it would be about queues of the same name in another one."""
+    return shlex.join(["rabbitmqctl", command, *([] if vhost == "/" else ["--vhost", vhost]), *arguments])
+
+
+def _compared(
+    connection: Connection, one: Topology, target: str, *, vhost: str = "/", restricted: bool = False
+) -> list[Finding]:
     """Declare what is there once more, on a channel of its own: the broker says what differs, or whether we may."""
     try:
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
         step = (
             "Declare it as it is there. Or, once it is empty and nobody consumes it: "
-            f"rabbitmqctl delete_queue {one.queues[0].name if one.queues else 'NAME'}, "
-            "and start a worker, which declares it anew."
+            f"{_ctl('delete_queue', vhost, one.queues[0].name)}, and start a worker, which declares it anew."
+            if one.queues
+            else "Declare it as it is there. Or, while nobody publishes: delete the exchange, and start the workers of "
+            "all apps that hear it, which bind to it anew."
         )
         return [Finding("fail", "topology", f"It differs from what the app declares: {_words(error)}.", step)]
     except amqp.exceptions.AccessRefused as error:
@@ -313,7 +323,7 @@ def consumed(app: Lightbus) -> list[str]:
     return [queue.name for queue in app.consumed_queues()]
 
 
-def _queues(connection: Connection, app: Lightbus, target: str) -> Iterator[Finding]:
+def _queues(connection: Connection, address: Address, app: Lightbus, target: str) -> Iterator[Finding]:
     heard = consumed(app)
     by_name = {state.name: state for state in queue_states(connection, [one.name for one in app.topology().queues])}
     for name in heard:
@@ -333,7 +343,7 @@ def _queues(connection: Connection, app: Lightbus, target: str) -> Iterator[Find
                 "warn",
                 "queue",
                 f"{state.name} has {count}; Lightbus {ours}.",
-                "Find out who does: rabbitmqctl list_consumers",
+                f"Find out who does: {_ctl('list_consumers', address.vhost)}",
             )
     if dead.exists and dead.ready:
         yield Finding(

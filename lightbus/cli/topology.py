@@ -7,7 +7,6 @@ import json
 import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -275,7 +274,7 @@ def permissions(target: str, user: str | None, vhost: str | None, as_json: bool)
     logs.configure("error")
     app = targets.load_app(target)
     user = app.name if user is None else user
-    vhost = _vhost(app) if vhost is None else vhost
+    vhost = app.broker.addresses[0].vhost if vhost is None else vhost
     configure, write, read = rules(app)
     if as_json:
         click.echo(json.dumps({"user": user, "vhost": vhost, "configure": configure, "write": write, "read": read}))
@@ -301,8 +300,3 @@ def rules(app: Lightbus) -> tuple[str, str, str]:
 def sources(app: Lightbus) -> list[str]:
     """The other apps that handlers name with source=."""
     return sorted({one.source for one in app.handlers.values() if one.source} - {app.name})
-
-
-def _vhost(app: Lightbus) -> str:
-    address = app.broker.addresses[0]
-    return "/" if address.embedded else unquote(urlsplit(address.plain).path[1:]) or "/"

@@ -144,7 +144,21 @@ def test_a_queue_with_other_arguments_is_named_with_the_difference(url: str, doc
     assert finding["level"] == "fail"
     assert "billing.retry.5s" in finding["text"]
     assert "inequivalent arg" in finding["text"]
-    assert "rabbitmqctl delete_queue billing.retry.5s," in finding["next"]
+    vhost = f"--vhost {url.rpartition('/')[2]} " if url.startswith("amqp") else ""
+    assert f"rabbitmqctl delete_queue {vhost}billing.retry.5s," in finding["next"]
+    (bindings,) = findings(done, "bindings")
+    assert bindings["next"].startswith(f"rabbitmqctl list_bindings {vhost}source_name" if vhost else "lightbus unbind")
+
+
+def test_an_exchange_of_another_type_is_not_called_a_queue(url: str, doctor: Doctor) -> None:
+    declared(url)
+    with connected(url) as connection:
+        channel = connection.channel()
+        channel.exchange_delete("billing")
+        channel.exchange_declare("billing", "direct", durable=True, auto_delete=False)
+    (finding,) = findings(doctor("--json"), "topology")
+    assert "'billing'" in finding["text"]
+    assert "delete the exchange" in finding["next"]
 
 
 def test_events_without_a_worker_and_dead_letters_are_told(url: str, doctor: Doctor) -> None:
