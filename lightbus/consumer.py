@@ -274,7 +274,8 @@ class Consumer:
                 self._slots.add(slot)
                 try:
                     with slot.scope:
-                        while ready and slot.job is None:
+                        # Not after its time was over, though that handler ended well: the next one would be cancelled.
+                        while ready and slot.job is None and not slot.scope.cancel_called:
                             job = ready.popleft()
                             if not self._may_run(lane, job):
                                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -174,6 +175,26 @@ async def test_an_async_handler_over_its_timeout_is_cancelled_and_tried_again(
     assert attempts == [1, 2]
     assert "HandlerTimeout: handler 'sleep' ran longer than its timeout of 0.1 s" in reason(dead)
     assert "timeout=" in reason(dead)
+
+
+async def test_what_comes_after_a_handler_that_ends_well_though_late_has_all_of_its_own_time(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    attempts: list[tuple[int, int]] = []
+
+    @billing.on("order.placed", timeout=0.5)
+    async def hear(order: OrderPlaced, message: Message) -> None:
+        if order.number == 0:
+            with contextlib.suppress(anyio.get_cancelled_exc_class()):  # it tidies up, and is content
+                await anyio.sleep(LIMIT)
+        else:
+            await anyio.sleep(0.01)
+        attempts.append((order.number, message.attempt))
+
+    async with running(shop, billing, concurrency=1):
+        await shop.publish_many([OrderPlaced(number=number) for number in range(4)])
+        await eventually(lambda: len(attempts), 4)
+    assert attempts == [(number, 1) for number in range(4)]
 
 
 async def test_a_plain_handler_over_its_timeout_is_tried_again_and_holds_nobody_up(
