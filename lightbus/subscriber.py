@@ -191,6 +191,9 @@ class Subscriber(ConnectionThread):
     def work(self) -> float:
         if self._fault is not None:
             raise OSError(self._fault)
+        if self._loop is not None and self._loop.ended:  # nobody handles what is in hand: it is for others
+            self.stopping = True
+            return 0.0
         if self.draining:
             self._cancel()
         else:
@@ -378,8 +381,8 @@ class Subscriber(ConnectionThread):
 
     def closing(self) -> None:
         for lane in self.lanes:
-            lane.settlements.settle([])
-            self._send_acks(lane)
+            while self._send_acks(lane):  # what it holds back for earlier ones goes the next time
+                pass
 
 
 def _no_others() -> None:

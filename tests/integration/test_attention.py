@@ -338,6 +338,36 @@ def test_a_handler_that_blocks_the_loop_for_four_heartbeats_keeps_the_connection
     run(main())
 
 
+def test_a_loop_that_was_closed_in_the_middle_leaves_its_events_to_others(shop: Lightbus, billing: Lightbus) -> None:
+    heard: list[int] = []
+
+    @billing.on("order.placed")
+    async def hear(order: OrderPlaced) -> None:
+        heard.append(order.number)
+        if len(heard) <= 5:
+            await anyio.sleep(LIMIT)
+
+    forgotten = billing.consumer()
+
+    async def begin() -> asyncio.Task[None]:
+        task = asyncio.ensure_future(forgotten.run())
+        await eventually(lambda: forgotten.connected)
+        await publish(shop, *range(5))
+        await eventually(lambda: len(heard) == 5 and forgotten.attended)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(begin())
+    loop.close()
+
+    async def go_on() -> None:
+        async with running(billing):
+            await eventually(lambda: sorted(heard[5:]) == [*range(5)])
+
+    asyncio.run(go_on())
+    assert not task.done()
+
+
 def test_an_epoch_that_ends_while_the_loop_reads_loses_nothing(
     shop: Lightbus, billing: Lightbus, run: Callable[..., Any]
 ) -> None:
