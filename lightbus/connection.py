@@ -460,14 +460,14 @@ class ConnectionThread:
     # from any thread
 
     def ensure_started(self) -> None:
-        if self._thread is not None:
+        if self.alive:
             return
         with self._starting:
-            if self._thread is None:
+            if not self.alive:
                 self.stopping = False
-                thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                thread.start()
-                self._thread = thread
+                # Kept before it is started: whatever interrupts that, there is never a second one.
+                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                self._thread.start()
 
     @property
     def alive(self) -> bool:

@@ -153,6 +153,25 @@ async def test_an_impossible_delay_is_refused_with_its_bounds(delay: float) -> N
         await shop.publish(OrderPlaced(number=1), delay=delay)
 
 
+async def test_a_delay_that_the_broker_cannot_hold_is_refused_at_once_and_alone(make_rabbitmq_app: MakeApp) -> None:
+    """Its queues are there already with other arguments, after a change of `queue_type`, say."""
+    before = declare_orders(make_rabbitmq_app("shop", queue_type="classic"))
+    await before.publish(OrderPlaced(number=0), delay=1)
+    shop = declare_orders(make_rabbitmq_app("shop", queue_type="quorum"))
+    async with shop, anyio.create_task_group() as tasks:
+
+        async def publish_until_it_is_over() -> None:
+            while shop.publisher.epoch == 1:
+                await shop.publish(OrderPlaced(number=1))
+
+        tasks.start_soon(publish_until_it_is_over)
+        for _ in range(10):
+            with pytest.raises(errors.PublishRefused, match="x-queue-type"):
+                await shop.publish(OrderPlaced(number=2), delay=1)
+        assert shop.publisher.epoch == 1  # the connection is well
+        tasks.cancel_scope.cancel()
+
+
 async def test_the_longest_delay_is_taken(shop: Lightbus) -> None:
     receipt = await shop.publish(OrderPlaced(number=1), delay=30 * 24 * 3600)
     assert receipt.routed

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import amqp.exceptions
+import anyio
 import pytest
 
 from lightbus import Receipt, errors
@@ -65,6 +66,8 @@ class ScriptedConnection:
     def interrupt(self) -> None:
         self.woken.set()
 
+    def watched(self) -> None: ...
+
     def heartbeat_tick(self) -> None: ...
 
     def close(self) -> None: ...
@@ -80,13 +83,22 @@ class ScriptedBroker:
         self.script: Script = ack
         self.published: list[Publication] = []
         self.connections = 0
+        self.away = threading.Event()
 
     def connect(self, name: str, **options: Any) -> ScriptedConnection:
+        if self.away.is_set():
+            raise errors.BrokerUnreachable("nobody is there")
         self.connections += 1
         return ScriptedConnection(self)
 
 
 def ack(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+    channel.on_ack(tag, False)
+
+
+def one_is_gone(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+    if publication.routing_key == "gone":
+        channel.on_return(publication.properties["message_id"])
     channel.on_ack(tag, False)
 
 
@@ -202,12 +214,7 @@ def test_a_refusal_of_the_broker_finds_the_one_to_blame(publisher: Publisher, br
 def test_of_two_messages_with_one_id_each_hears_of_its_own_return(publisher: Publisher, broker: ScriptedBroker) -> None:
     """Two handlers of one delivery that fail together publish copies with one message id."""
 
-    def one_is_unroutable(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
-        if publication.routing_key == "gone":
-            channel.on_return(publication.properties["message_id"])
-        channel.on_ack(tag, False)
-
-    broker.script = one_is_unroutable
+    broker.script = one_is_gone
     for keys in (["gone", "there"], ["there", "gone"]):
         message_id = new_id()
         receipts = publisher.publish_many_sync([publication(message_id=message_id, key=key) for key in keys])
@@ -242,6 +249,154 @@ def test_an_unconfirmed_message_is_a_timeout_of_unknown_outcome(publisher: Publi
     with within(0.2), pytest.raises(errors.PublishTimeout, match="outcome is unknown"):
         publisher.publish_sync(publication(), timeout=0.2)
     assert time.monotonic() - began >= 0.2
+
+
+def test_the_one_to_blame_may_be_one_that_nobody_waits_for_any_more(
+    publisher: Publisher, broker: ScriptedBroker
+) -> None:
+    given_up = threading.Event()
+
+    def refuses_late(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        if any(sent.routing_key == "bad" for sent in broker.published) and broker.connections == 1:
+            if publication.routing_key != "bad":
+                assert given_up.wait(LIMIT)
+                raise amqp.exceptions.PreconditionFailed("invalid expiration")
+        else:
+            channel.on_ack(tag, False)
+
+    broker.script = refuses_late
+    assert publisher.publish_sync(publication()).routed
+    with ThreadPoolExecutor(1) as threads:
+        with pytest.raises(errors.PublishTimeout):
+            publisher.publish_sync(publication(key="bad"), timeout=0.2)
+        innocent = threads.submit(publisher.publish_sync, publication())
+        wait_until(lambda: len(broker.published) == 3, "both are in flight")
+        given_up.set()
+        assert innocent.result(LIMIT).routed
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancelled", "cancelled among many", "interrupted among many"])
+def test_what_nobody_waits_for_any_more_is_forgotten(publisher: Publisher, broker: ScriptedBroker, how: str) -> None:
+    """In a long outage it would fill the memory, hold up the program's end, and be sent when nobody expects it."""
+
+    def interrupted() -> Iterator[Publication]:
+        yield from (publication() for _ in range(3))
+        raise KeyboardInterrupt
+
+    async def cancelled() -> None:
+        with anyio.move_on_after(0.01):
+            await publisher.publish(publication())
+
+    async def cancelled_among_many() -> None:
+        with anyio.move_on_after(0.01):
+            await publisher.publish_many([publication() for _ in range(1500)])
+
+    broker.away.set()
+    match how:
+        case "timeout":
+            with pytest.raises(errors.PublishUnreachable):
+                publisher.publish_sync(publication(), timeout=0.01)
+        case "cancelled":
+            anyio.run(cancelled)
+        case "cancelled among many":
+            anyio.run(cancelled_among_many)
+        case _:
+            with pytest.raises(KeyboardInterrupt):
+                publisher.publish_many_sync(cast(Sequence[Publication], interrupted()))
+    assert not publisher._waiting  # pyright: ignore[reportPrivateUsage]
+    broker.away.clear()
+    one = publication()
+    assert publisher.publish_sync(one).routed
+    assert broker.published == [one]
+
+
+def test_a_caller_that_was_interrupted_while_it_sent_leaves_confirms_that_are_right(
+    publisher: Publisher, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a signal's handler: Ctrl-C in a shell, the time limit of a job."""
+    interruptions = [KeyboardInterrupt]
+
+    def publish_nowait(channel: ScriptedChannel, publications: Sequence[Publication]) -> bool:
+        if interruptions:
+            raise interruptions.pop()
+        channel.publish(publications)
+        return True
+
+    monkeypatch.setattr(ScriptedChannel, "publish_nowait", publish_nowait, raising=False)
+    publisher.open(LIMIT)
+    with pytest.raises(KeyboardInterrupt):
+        publisher.publish_sync(publication())
+    broker.script = one_is_gone
+    for key in ("gone", "there", "gone"):
+        assert publisher.publish_sync(publication(key=key)).routed == (key == "there")
+    assert broker.connections == 2
+
+
+def test_a_caller_that_was_interrupted_just_when_it_began_to_send_holds_nobody_up(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.open(LIMIT)
+
+    class Interrupted:
+        lock: Any = publisher._sending  # pyright: ignore[reportPrivateUsage]
+
+        def acquire(self, *, blocking: bool) -> bool:
+            assert self.lock.acquire(blocking=True)
+            raise KeyboardInterrupt
+
+        def release(self) -> None:
+            self.lock.release()
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publisher, "_sending", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            publisher.publish_sync(publication())
+    assert publisher.publish_sync(publication()).routed
+
+
+def test_a_publisher_that_could_not_be_closed_in_time_publishes_again_later(
+    publisher: Publisher, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, asked = threading.Event(), threading.Event()
+
+    def answer_late(name: str) -> ScriptedConnection:
+        asked.set()
+        answers.wait(LIMIT)
+        raise errors.BrokerUnreachable("no answer in time")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(broker, "connect", answer_late)
+        with pytest.raises(errors.PublishUnreachable):
+            publisher.publish_sync(publication(), timeout=0.01)
+        assert asked.wait(LIMIT)
+        publisher.close(0.01)
+        assert publisher.alive
+    answers.set()
+    wait_until(lambda: not publisher.alive, "its thread has ended")
+    assert publisher.publish_sync(publication()).routed
+
+
+def test_an_interruption_at_the_very_start_leaves_one_thread(
+    publisher: Publisher, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def started_and_interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", started_and_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            publisher.publish_sync(publication())
+    assert publisher.publish_sync(publication()).routed
+    assert [thread.name for thread in threading.enumerate()].count(publisher.name) == 1
 
 
 def test_many_threads_each_get_their_own_receipt(publisher: Publisher) -> None:
