@@ -76,13 +76,22 @@ class Suite:
         return "".join(letter if letter.isalnum() else "-" for letter in f"{row.label} {row.group}".lower())
 
     def queue(self, row: Row, plan: Mapping[str, Any]) -> str:
-        if row.peer == "nameko_":
-            return f"evt-source-order.placed--{plan['name']}.handle"
-        return str(plan["name"])
+        return self._queue_of(row, str(plan["name"]))
 
     def queues(self, row: Row, plan: Mapping[str, Any]) -> list[str]:
         apps = plan.get("apps", 1)
-        return [self.queue(row, plan)] if apps == 1 else [f"{plan['name']}-{index}" for index in range(apps)]
+        if apps == 1:
+            return [self.queue(row, plan)]
+        return [self._queue_of(row, f"{plan['name']}-{index}") for index in range(apps)]
+
+    def _queue_of(self, row: Row, name: str) -> str:
+        match row.peer:
+            case "lightbus_":
+                return f"{name}.main"
+            case "nameko_":
+                return f"evt-source-order.placed--{name}.handle"
+            case _:
+                return name
 
     def templates(self, row: Row, plan: Mapping[str, Any]) -> list[broker.Template]:
         """Messages as the contestant publishes them, by its own means: declared, published, and taken again."""

@@ -71,7 +71,7 @@ class Lightbus:
         """Create an app; nothing connects yet.
 
         Args:
-            name: names the app's exchange and queue: lower case, `[a-z][a-z0-9_-]*`.
+            name: names the app's exchange, and begins its queues' names: lower case, `[a-z][a-z0-9_-]*`.
             url: the broker, or several nodes of one cluster; by default the environment's LIGHTBUS_URL, read when the
                 app first connects, and without that the embedded broker (`sqlite://`).
             retry: for handlers without a `retry` of their own, and for events that no handler matches; by default

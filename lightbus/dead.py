@@ -91,7 +91,7 @@ class Letter:
     @property
     def suffix(self) -> str:
         """The key on the internal exchange of the queue that it came from."""
-        return topology.MAIN if self.queue == self.app else self.queue.removeprefix(f"{self.app}.")
+        return self.queue.removeprefix(f"{self.app}.")
 
     @property
     def digest(self) -> bytes:

@@ -92,12 +92,12 @@ class ConsumedQueue:
 def check_app_name(name: object) -> str:
     """
     Raises:
-        errors.InvalidName: it must be a lower-case word, since it names the exchange and the queue.
+        errors.InvalidName: it must be a lower-case word, since it names the exchange and begins the queues' names.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise errors.InvalidName(
             f"app name {name!r}: use a lower-case letter, then letters, digits, '_' and '-' (no dots), as in "
-            f"{_near_name(name)!r}. It names the app's exchange and queue."
+            f"{_near_name(name)!r}. It names the app's exchange, and begins its queues' names."
         )
     if name == BUS or len(name) > 100:
         why = "is the name of the bus exchange itself" if name == BUS else "is longer than 100 characters"
@@ -143,7 +143,9 @@ def check_pattern(pattern: object, owner: str) -> str:
 
 
 def queue_name(app: str, suffix: str) -> str:
-    return app if suffix == MAIN else f"{app}.{suffix}"
+    # Never the app's name alone: permissions go by name, and who may read the exchange `billing` (for `source=`) could
+    # read a queue `billing` too.
+    return f"{app}.{suffix}"
 
 
 def internal_name(app: str) -> str:

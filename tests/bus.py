@@ -208,7 +208,7 @@ def take_all(app: Lightbus, queue: str) -> list[Delivery]:
 
 async def left_in(app: Lightbus, queue: str | None = None) -> list[Delivery]:
     """What waits in the app's queue (or another), taken out of it."""
-    return await anyio.to_thread.run_sync(take_all, app, queue or app.name)
+    return await anyio.to_thread.run_sync(take_all, app, queue or f"{app.name}.main")
 
 
 async def dead_letters(app: Lightbus, count: int = 1) -> list[Delivery]:

@@ -126,9 +126,9 @@ def one_event() -> str:
     shop = Box(200, 108, 120, "shop", "topic exchange", EXCHANGE)
     bus = Box(390, 108, 130, "lightbus", "the bus exchange", EXCHANGE)
     queues = [
-        Box(640, 20, 140, "billing", "quorum queue", QUEUE),
-        Box(640, 108, 140, "stats", "quorum queue", QUEUE),
-        Box(640, 196, 140, "audit", "quorum queue", QUEUE),
+        Box(640, 20, 140, "billing.main", "quorum queue", QUEUE),
+        Box(640, 108, 140, "stats.main", "quorum queue", QUEUE),
+        Box(640, 196, 140, "audit.main", "quorum queue", QUEUE),
     ]
     handlers = [
         Box(830, 20, 130, "charge"),
@@ -162,7 +162,7 @@ def one_event() -> str:
 
 
 def failure() -> str:
-    queue = Box(40, 30, 170, "stats", "the app's queue", QUEUE)
+    queue = Box(40, 30, 170, "stats.main", "the app's queue", QUEUE)
     handler = Box(380, 30, 150, "handler")
     done = Box(680, 30, 130, "acknowledged")
     internal = Box(370, 150, 170, "stats.internal", "direct exchange", EXCHANGE)
@@ -208,7 +208,9 @@ def task_or_event() -> str:
         Box(510, 64, 130, "send_receipt"),
     )
     shop, bus = Box(30, 236, 130, "shop", "OrderPlaced(...)"), Box(270, 236, 130, "lightbus", "", EXCHANGE)
-    queues = [Box(510, 180 + 56 * n, 130, name, "", QUEUE) for n, name in enumerate(("mail", "billing", "stats"))]
+    queues = [
+        Box(510, 180 + 56 * n, 130, f"{name}.main", "", QUEUE) for n, name in enumerate(("mail", "billing", "stats"))
+    ]
     handlers = [Box(720, 180 + 56 * n, 130, name) for n, name in enumerate(("send_receipt", "charge", "count"))]
     return drawing(
         "task-or-event",

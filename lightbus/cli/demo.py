@@ -508,7 +508,7 @@ class Run:
         return found.message_count, found.consumer_count
 
     def _consumers(self, service: str) -> int:
-        return self._queue(self.prefix + service)[1]
+        return self._queue(f"{self.prefix}{service}.main")[1]
 
     def _waiting(self) -> int:
         """Events in the services' queues, their retry queues included."""

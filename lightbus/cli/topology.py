@@ -282,9 +282,8 @@ def permissions(target: str, user: str | None, vhost: str | None, as_json: bool)
         click.echo(shlex.join(["rabbitmqctl", "set_permissions", "--vhost", vhost, user, configure, write, read]))
     if others := sources(app):
         click.echo(
-            f"Note: reading the exchange of {', '.join(others)} (for source=) covers the queue of the same name, which "
-            "this user could read as well, and its binding to the bus, which it could remove: RabbitMQ's permissions "
-            "go by name. Where apps do not trust each other so far, leave source= out and look at Message.source.",
+            f"Note: who may read the exchange of {', '.join(others)} (for source=) may also remove its binding to the "
+            "bus. Where apps do not trust each other so far, leave source= out and look at Message.source.",
             err=True,
         )
 

@@ -167,7 +167,7 @@ HOSTILE_HEADERS: dict[str, dict[str, Any]] = {
     "key-list": {"lightbus-routing-key": [1]},
     "errors": {"lightbus-error-type": 1, "lightbus-error-message": {"x": 1}, "lightbus-error-time": "never"},
     "x-death-odd": {"x-death": "not a list", "x-first-death-queue": 7, "x-delivery-count": "many"},
-    "x-death-cycle": {"x-death": [{"queue": "billing", "reason": "expired", "count": 3, "exchange": ""}]},
+    "x-death-cycle": {"x-death": [{"queue": "billing.main", "reason": "expired", "count": 3, "exchange": ""}]},
     "traceparent": {"traceparent": 17},
 }
 
@@ -272,7 +272,7 @@ async def test_an_event_by_the_default_exchange_is_unmatched_and_not_lost(billin
         heard.append((message.source, message.event))
 
     def publish(channel: Channel) -> None:
-        channel.publish([Publication("", "billing", b"{}", {"message_id": "m"}, mandatory=False)])
+        channel.publish([Publication("", "billing.main", b"{}", {"message_id": "m"}, mandatory=False)])
         channel.exchange_declare("billing", "topic", passive=True)
 
     async with running(billing), stranger(billing) as channel:

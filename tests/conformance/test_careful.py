@@ -39,7 +39,7 @@ class Gate:
 def ready(app: Lightbus) -> int:
     """How many wait in the app's queue, with no consumer."""
     with connected(app) as connection:
-        return int(connection.channel().queue_declare(app.name, passive=True).message_count)
+        return int(connection.channel().queue_declare(f"{app.name}.main", passive=True).message_count)
 
 
 async def let_come_back(app: Lightbus, count: int, times: int) -> None:
@@ -49,7 +49,7 @@ async def let_come_back(app: Lightbus, count: int, times: int) -> None:
         with connected(app) as connection:
             channel = connection.channel()
             for _ in range(count):
-                assert channel.get(app.name) is not None
+                assert channel.get(f"{app.name}.main") is not None
 
     for _ in range(times):
         await eventually_in_thread(ready, app, count)
@@ -84,7 +84,7 @@ async def test_what_came_back_twice_is_taken_one_at_a_time_and_what_did_not_all_
         await eventually(lambda: sorted(gate.handled), [*range(12)])
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     (said,) = [words for words in warnings if "one event at a time" in words]
-    assert "in 'billing' came back 2 times" in said
+    assert "in 'billing.main' came back 2 times" in said
 
 
 async def test_what_came_back_once_is_no_reason_to_be_careful(shop: Lightbus, billing: Lightbus) -> None:
@@ -122,7 +122,7 @@ async def test_a_queue_has_one_consumer_for_each_worker(shop: Lightbus, billing:
 
     def consumers(app: Lightbus) -> int:
         with connected(app) as connection:
-            return int(connection.channel().queue_declare(app.name, passive=True).consumer_count)
+            return int(connection.channel().queue_declare(f"{app.name}.main", passive=True).consumer_count)
 
     async with running(shop, billing, billing):
         assert await anyio.to_thread.run_sync(consumers, billing) == 2

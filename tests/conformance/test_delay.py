@@ -94,7 +94,7 @@ def test_code_without_an_event_loop_delays_as_well(shop: Lightbus, billing: Ligh
         channel, deliveries = connection.channel(), []
 
         def has_come() -> bool:
-            deliveries.append(channel.get("billing"))
+            deliveries.append(channel.get("billing.main"))
             return deliveries[-1] is not None
 
         with within(1):

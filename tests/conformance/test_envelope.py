@@ -310,7 +310,7 @@ async def test_forged_headers_of_a_stranger_count_for_nothing(shop: Lightbus, bi
     headers = dead.properties["headers"]
     assert (headers["lightbus-source"], headers["lightbus-routing-key"]) == ("shop", "order.placed")
     assert (headers["lightbus-attempt"], headers["lightbus-handler"]) == (3, "meant")
-    assert headers["lightbus-queue"] == "billing"
+    assert headers["lightbus-queue"] == "billing.main"
 
 
 # --- programs without Lightbus ----------------------------------------------------------------

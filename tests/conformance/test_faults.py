@@ -309,7 +309,7 @@ def test_a_forked_child_publishes_too_and_the_parent_does_not_notice(outlasting_
             shop.publish_sync(OrderPlaced(number=number))
         assert [_status(child) for child in children] == [0, 0]
         shop.publish_sync(OrderPlaced(number=100))
-    assert sorted(order_numbers(take_all(billing, "billing"))) == [*range(1, 10), 10, 11, 20, 21, 100]
+    assert sorted(order_numbers(take_all(billing, "billing.main"))) == [*range(1, 10), 10, 11, 20, 21, 100]
 
 
 def _status(child: int) -> int:
@@ -359,7 +359,7 @@ def test_a_thread_that_publishes_when_main_ends_gets_its_confirms(outlasting_url
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "confirmed\n", "")
-    assert order_numbers(take_all(billing, "billing")) == [*range(200)]
+    assert order_numbers(take_all(billing, "billing.main")) == [*range(200)]
 
 
 def test_a_program_that_publishes_and_ends_leaves_nothing_unsaid(outlasting_url: str) -> None:
@@ -369,7 +369,7 @@ def test_a_program_that_publishes_and_ends_leaves_nothing_unsaid(outlasting_url:
     program = _program(outlasting_url, "shop.publish_many_sync([OrderPlaced(number=n) for n in range(1000)])")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stderr) == (0, "")
-    assert order_numbers(take_all(billing, "billing")) == [*range(1000)]
+    assert order_numbers(take_all(billing, "billing.main")) == [*range(1000)]
 
 
 def test_a_listener_that_is_killed_loses_nothing(outlasting_url: str) -> None:

@@ -72,7 +72,7 @@ async def test_a_handler_that_raises_is_tried_again_after_each_delay_and_then_de
     assert headers["lightbus-attempt"] == 3
     assert headers["lightbus-source"] == "shop"
     assert headers["lightbus-routing-key"] == "order.placed"
-    assert headers["lightbus-queue"] == "billing"
+    assert headers["lightbus-queue"] == "billing.main"
     assert headers["tenant"] == "acme"
     assert dead.properties["message_id"] == receipt.id
     assert dead.body == b'{"note":"","number":9}'
@@ -340,7 +340,7 @@ async def test_an_event_that_no_handler_matches_walks_the_ladder_and_the_warning
     billing.on("order.placed")(lambda: None)
     async with running(shop, billing), stranger(billing) as channel:
         # A binding left over from a handler that is gone.
-        await anyio.to_thread.run_sync(channel.queue_bind, "billing", "lightbus", "order.cancelled")
+        await anyio.to_thread.run_sync(channel.queue_bind, "billing.main", "lightbus", "order.cancelled")
         with caplog.at_level(logging.WARNING, "lightbus"):
             await shop.publish(OrderCancelled(number=1))
             (dead,) = await dead_letters(billing)
@@ -359,7 +359,7 @@ async def test_a_rolling_deploy_brings_the_handler_in_time(shop: Lightbus, make_
     old.on("order.placed")(lambda: None)
     new.on("order.placed", "order.cancelled")(_collects(heard))
     async with running(shop, old), stranger(old) as channel:
-        await anyio.to_thread.run_sync(channel.queue_bind, "billing", "lightbus", "order.cancelled")
+        await anyio.to_thread.run_sync(channel.queue_bind, "billing.main", "lightbus", "order.cancelled")
         await shop.publish(OrderCancelled(number=8))
     async with running(new):
         await eventually(lambda: heard, [8])

@@ -258,7 +258,7 @@ async def test_threads_that_have_nothing_to_do_do_not_hold_up_a_stop(shop: Light
         assert consumer.in_flight == []
         with anyio.fail_after(LIMIT / 2):
             assert await bus.stop(billing, grace=LIMIT)
-    assert names == {"lightbus handler of billing"}
+    assert names == {"lightbus handler of billing.main"}
     assert await left_in(billing) == []
 
 

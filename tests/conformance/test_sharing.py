@@ -340,7 +340,7 @@ async def test_prefetch_is_the_most_that_a_worker_holds(shop: Lightbus, billing:
     async with running(billing, prefetch=5, concurrency=50) as bus:
         (consumer,) = bus.consumers["billing"]
         await eventually(lambda: (handled, len(consumer.in_flight)), ([0], 5))
-        others = await anyio.to_thread.run_sync(take_all, billing, "billing")
+        others = await anyio.to_thread.run_sync(take_all, billing, "billing.main")
         assert len(others) == 15
         assert len(consumer.in_flight) == 5
         go_on.set()

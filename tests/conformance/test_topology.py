@@ -97,13 +97,13 @@ async def test_a_queue_of_other_arguments_is_a_conflict_that_says_what_differs_a
     async with stranger(billing) as channel:
         arguments = {"x-queue-type": "classic", "x-max-length": 10}
         await anyio.to_thread.run_sync(
-            lambda: channel.queue_declare("billing", durable=True, auto_delete=False, arguments=arguments)
+            lambda: channel.queue_declare("billing.main", durable=True, auto_delete=False, arguments=arguments)
         )
     with pytest.raises(errors.TopologyConflict) as conflict:
         await billing.consumer().run()
     words = str(conflict.value)
     assert "inequivalent arg" in words
-    assert "queue 'billing'" in words
+    assert "queue 'billing.main'" in words
     assert "other arguments than this app declares" in words
     assert "delete_queue" in words
 
@@ -132,7 +132,7 @@ async def test_a_queue_that_is_deleted_while_it_is_consumed_comes_back(shop: Lig
         await eventually(lambda: heard, [1])
         (consumer,) = bus.consumers["billing"]
         async with stranger(billing) as channel:
-            await anyio.to_thread.run_sync(channel.queue_delete, "billing")
+            await anyio.to_thread.run_sync(channel.queue_delete, "billing.main")
         with anyio.fail_after(LIMIT):
             for number in itertools.count(2):
                 if (await shop.publish(OrderPlaced(number=number))).routed:
@@ -223,11 +223,11 @@ async def test_each_app_can_run_as_a_user_that_may_touch_only_its_own_names(rabb
             channel.publish([Publication(exchange, routing_key, b"{}", {"message_id": "m"})])
             channel.exchange_declare("billing", "topic", durable=True, auto_delete=False)
 
-    for exchange, routing_key in (("shop", "order.placed"), ("lightbus", "order.placed"), ("", "billing")):
+    for exchange, routing_key in (("shop", "order.placed"), ("lightbus", "order.placed"), ("", "billing.main")):
         with pytest.raises(amqp.exceptions.AccessRefused):
             await anyio.to_thread.run_sync(publish_as_billing_to, exchange, routing_key)
     with pytest.raises(amqp.exceptions.AccessRefused):
-        await left_in(billing, "shop")
+        await left_in(billing, "shop.main")
 
 
 MAKE_FILES_AT_ONCE = """

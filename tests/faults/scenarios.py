@@ -104,7 +104,7 @@ def handler_crashes(stage: Stage, *, prefetch: int, workers: int = 1, limit: int
         if limit is not None:
             definition = f'{{"delivery-limit": {limit}}}'
             vhost = vhost_of(scene.url)
-            stage.node.ctl("set_policy", "-p", vhost, "limit", "^billing$", definition, "--apply-to", "queues")
+            stage.node.ctl("set_policy", "-p", vhost, "limit", r"^billing\.main$", definition, "--apply-to", "queues")
         _fill_with_poison(scene)
         expected = (DELIVERY_LIMIT if limit is None else limit) + 1
         crashes = _crash_until_all_is_done(scene, prefetch, workers, expected)
@@ -257,7 +257,7 @@ def memory_alarm(stage: Stage, *, backlog: int) -> Row:
                     lambda: len(scene.ledger.ids(HANDLED)) >= backlog, "the backlog is handled during the alarm"
                 )
                 scene.until(
-                    lambda: node.ctl("list_queues", "-p", vhost, "name", "messages").split("billing\t")[1][0] == "0",
+                    lambda: "billing.main\t0\n" in node.ctl("list_queues", "-p", vhost, "name", "messages"),
                     "all of it is acked during the alarm",
                 )
                 node.ctl("set_vm_memory_high_watermark", "0.6")
@@ -282,7 +282,7 @@ def queue_deleted(stage: Stage, *, times: int) -> Row:
             scene.until(lambda: _all_is_quiet(scene), "nothing is on its way")
             with scene.fault():
                 connection = connect(scene.url)
-                connection.channel().queue_delete("billing")
+                connection.channel().queue_delete("billing.main")
                 connection.close()
                 scene.ledger.pause(paused=False)
             assert worker.said.count("cancelled the consumer") > number, worker.said
@@ -494,7 +494,7 @@ def embedded_handler_crashes(stage: Stage, *, workers: int, earlier: int = 0) ->
     with Scene(stage.file()) as scene:
         _fill_with_poison(scene)
         for _ in range(earlier):
-            scene.take_all("billing")
+            scene.take_all("billing.main")
         expected = DELIVERY_LIMIT + 1 - earlier
         crashes = _crash_until_all_is_done(scene, 200, workers, expected)
         assert crashes == expected, f"{crashes} crashes, where {expected} were left"

@@ -27,7 +27,7 @@ from tests.faults.ledger import CONFIRMED, FAILED, HANDLED, TRIED, UNROUTED, Led
 LIMIT = 90.0
 """Seconds after which nothing more is hoped for: far above what anything here takes, also on a busy machine."""
 
-QUEUES = ("billing", "billing.retry.200ms", "billing.retry.500ms", "billing.dead")
+QUEUES = ("billing.main", "billing.retry.200ms", "billing.retry.500ms", "billing.dead")
 ROOT = Path(__file__).parents[2]
 
 

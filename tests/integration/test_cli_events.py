@@ -118,7 +118,7 @@ billing says, on the exchange billing:
 billing hears:
 
   EVENT                       FROM     HANDLER       QUEUE         RETRY AFTER  TIMEOUT
-  user.registered, user.gone  auth     keep_account  billing       1, 5 s       60 s
+  user.registered, user.gone  auth     keep_account  billing.main  1, 5 s       60 s
   #                           any app  log           billing.slow  never        90 s
 """
 
@@ -185,7 +185,7 @@ def test_the_same_as_json(folder: Path) -> None:
         "handler": "keep_account",
         "function": "bus.keep_account",
         "doc": "Opens or closes an account.",
-        "queue": "billing",
+        "queue": "billing.main",
         "retry": [1, 5],
         "timeout": 60,
         "concurrency": None,

@@ -248,7 +248,7 @@ def test_a_left_over_binding_is_removed(folder: Path, url: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert (
         done.stdout
-        == "No binding lightbus -- invoice.* --> billing any more (a broker does not say if there was one).\n"
+        == "No binding lightbus -- invoice.* --> billing.main any more (a broker does not say if there was one).\n"
     )
     assert "nobody listens" in publish(folder, url, "invoice.paid", "number=1").stdout
 

@@ -95,7 +95,7 @@ def put_letters(
     url: str,
     count: int,
     *,
-    queue: str = "billing",
+    queue: str = "billing.main",
     handler: str = "charge",
     minutes_ago: float = 0,
     body: bytes | None = None,
@@ -152,7 +152,7 @@ def test_a_failed_event_is_found_understood_and_retried_for_the_handler_that_fai
     assert listed(dead) == []
     with working("billing:app", folder=folder, url=url) as second:
         second.wait_for("charge 2 attempt 1")  # as for the first time
-        wait_until(lambda: ready(url, "billing") == 0, "an empty queue")
+        wait_until(lambda: ready(url, "billing.main") == 0, "an empty queue")
         assert second.end(signal.SIGTERM) == 0
     assert "close 2" not in second.output
 
@@ -315,7 +315,7 @@ def test_retry_goes_to_the_queue_and_handler_it_came_from_and_keeps_source_and_i
     (id_,) = put_letters(url, 1, handler="close", queue="billing.closed")
     assert dead("retry", "--id", id_).returncode == 0
     app = app_of(url)
-    assert take_all(app, "billing") == []
+    assert take_all(app, "billing.main") == []
     (copy,) = take_all(app, "billing.closed")
     message = codec.read_message("billing", copy)
     assert (message.id, message.event, message.source, message.attempt) == (id_, "invoice.paid", "shop", 1)
@@ -347,14 +347,14 @@ def test_a_letter_whose_queue_is_gone_stays_and_is_named_while_others_are_retrie
 def test_retry_may_be_interrupted_at_any_moment(folder: Path, url: str, dead: Dead, number: signal.Signals) -> None:
     ids = put_letters(url, 100)  # enough for 20 s
     with Program("dead", "retry", "billing:app", "--all", "--rate", "5", folder=folder, url=url) as program:
-        wait_until(lambda: ready(url, "billing") >= 5, "some of them retried")
+        wait_until(lambda: ready(url, "billing.main") >= 5, "some of them retried")
         code = program.end(number)
     if number == signal.SIGINT:
         assert code == 130
         assert "Interrupted: " in program.output
-    wait_until(lambda: ready(url, "billing") + ready(url, "billing.dead") >= len(ids), "all of them somewhere")
+    wait_until(lambda: ready(url, "billing.main") + ready(url, "billing.dead") >= len(ids), "all of them somewhere")
     app = app_of(url)
-    retried = [copy.properties["message_id"] for copy in take_all(app, "billing")]
+    retried = [copy.properties["message_id"] for copy in take_all(app, "billing.main")]
     left = [letter["id"] for letter in listed(dead)]
     assert set(retried) | set(left) == set(ids)
     assert left
@@ -366,7 +366,7 @@ def test_a_rate_is_kept(url: str, dead: Dead) -> None:
     began = time.monotonic()
     assert dead("retry", "--all", "--rate", "4").returncode == 0
     assert time.monotonic() - began > 6 / 4
-    assert ready(url, "billing") == 6
+    assert ready(url, "billing.main") == 6
 
 
 def test_purge_shows_what_and_asks(url: str, dead: Dead) -> None:
@@ -528,7 +528,7 @@ def test_a_retry_whose_broker_goes_away_says_how_many_are_done(folder: Path, rab
     url = rabbitmq.vhost_url(vhost)
     put_letters(url, 200)  # enough for minutes: to start rabbitmqctl may take many seconds
     with Program("dead", "retry", "billing:app", "--all", "--rate", "2", folder=folder, url=url) as program:
-        wait_until(lambda: ready(url, "billing") >= 2, "some of them retried")
+        wait_until(lambda: ready(url, "billing.main") >= 2, "some of them retried")
         rabbitmq.ctl("close_all_connections", "--vhost", vhost, "gone")
         assert program.end() == 1
     assert re.search(r"^[1-9]\d* retried\.$", program.output, re.MULTILINE)
@@ -568,12 +568,12 @@ FORGED = {"lightbus-source": "bank", "lightbus-handler": "close", "lightbus-atte
 
 
 def test_headers_of_a_stranger_do_not_say_what_a_letter_is(url: str, dead: Dead) -> None:
-    reject_first(url, "billing", "evil", {"message_id": "m-1", "headers": {**FORGED, "tenant": "acme"}})
+    reject_first(url, "billing.main", "evil", {"message_id": "m-1", "headers": {**FORGED, "tenant": "acme"}})
     (letter,) = listed(dead)
     assert (letter["source"], letter["handler"], letter["attempt"]) == ("evil", None, 1)
-    assert (letter["error_type"], letter["by_broker"], letter["queue"]) == ("rejected", True, "billing")
+    assert (letter["error_type"], letter["by_broker"], letter["queue"]) == ("rejected", True, "billing.main")
     assert dead("retry", "--all", "--trust-origin").returncode == 0
-    (copy,) = take_all(app_of(url), "billing")
+    (copy,) = take_all(app_of(url), "billing.main")
     message = codec.read_message("billing", copy)
     assert (message.id, message.source, message.event, message.attempt) == ("m-1", "evil", "invoice.paid", 1)
     assert message.headers == {"tenant": "acme"}
@@ -583,8 +583,9 @@ def test_headers_of_a_stranger_do_not_say_what_a_letter_is(url: str, dead: Dead)
 @pytest.mark.rabbitmq
 def test_a_source_that_only_its_publisher_claims_is_not_retried_unasked(folder: Path, rabbitmq_url: str) -> None:
     """RabbitMQ 3 merges its record of a death into an x-death header that a stranger has written."""
-    death = {"queue": "billing", "reason": "rejected", "exchange": "bank", "routing-keys": ["money.sent"], "count": 0}
-    reject_first(rabbitmq_url, "billing", "evil", {"message_id": "m-1", "headers": {"x-death": [death]}})
+    routing = {"exchange": "bank", "routing-keys": ["money.sent"]}
+    death = {"queue": "billing.main", "reason": "rejected", "count": 0, **routing}
+    reject_first(rabbitmq_url, "billing.main", "evil", {"message_id": "m-1", "headers": {"x-death": [death]}})
     with connected(rabbitmq_url) as connection:
         version = connection.server_properties["version"]
     done = lightbus("dead", "list", "billing:app", "--json", folder=folder, url=rabbitmq_url)
@@ -594,7 +595,7 @@ def test_a_source_that_only_its_publisher_claims_is_not_retried_unasked(folder: 
         done = lightbus("dead", "retry", "billing:app", "--all", folder=folder, url=rabbitmq_url)
         assert done.returncode == 1
         assert "1 left: their workers died over them, and nobody vouches for their source." in done.stderr
-        assert ready(rabbitmq_url, "billing") == 0
+        assert ready(rabbitmq_url, "billing.main") == 0
         done = lightbus("dead", "show", "billing:app", "m-1", folder=folder, url=rabbitmq_url)
         assert "from bank  (a claim" in done.stdout
     else:
@@ -615,7 +616,7 @@ def test_an_event_that_killed_its_workers_says_so(rabbitmq_url: str, folder: Pat
 
 
 def _requeued_until_dead(channel: Any) -> bool:
-    delivery = channel.get("billing")
+    delivery = channel.get("billing.main")
     if delivery is None:
         return int(channel.queue_declare("billing.dead", passive=True)[1]) == 1
     channel.basic_reject(delivery.delivery_tag, requeue=True)

@@ -108,7 +108,7 @@ def leftovers(url: str, prefix: str) -> list[str]:
     connection = Broker.parse(url).connect("test")
     found = []
     for app in ("forge", "stats", "reviews", "inbox"):
-        for name in (f"{prefix}{app}", f"{prefix}{app}.dead", f"{prefix}{app}.retry.1s"):
+        for name in (f"{prefix}{app}.main", f"{prefix}{app}.dead", f"{prefix}{app}.retry.1s"):
             with contextlib.suppress(amqp.exceptions.NotFound):
                 connection.channel().queue_declare(name, passive=True)
                 found.append(f"queue {name}")

@@ -62,7 +62,7 @@ def test_all_is_well_while_a_worker_runs(folder: Path, url: str, doctor: Doctor)
         done = doctor("--strict")
         assert (done.returncode, done.stderr) == (0, "")
         assert "All is well." in done.stdout
-        assert "billing: 0 events ready, 1 consumer." in done.stdout
+        assert "billing.main: 0 events ready, 1 consumer." in done.stdout
         assert "Declaring, binding, publishing, confirms and reading work." in done.stdout
         assert "The broker's and this machine's agree." in done.stdout
         assert ("rabbitmqctl" in done.stdout) == url.startswith("amqp"), "it lists RabbitMQ's bindings only"
@@ -75,10 +75,10 @@ def test_it_changes_nothing(url: str, doctor: Doctor) -> None:
         channel = connection.channel()
         declare(connection, topology.publishing("shop"))
         publish_plainly(channel, "shop", "invoice.paid", b"{}")
-        wait_until(lambda: channel.queue_declare(app.name, passive=True).message_count == 1, "the event")
+        wait_until(lambda: channel.queue_declare(f"{app.name}.main", passive=True).message_count == 1, "the event")
         assert doctor().returncode == 1  # nobody consumes it
         for queue in app.topology().queues:
-            assert channel.queue_declare(queue.name, passive=True).message_count == (queue.name == "billing")
+            assert channel.queue_declare(queue.name, passive=True).message_count == (queue.name == "billing.main")
 
 
 def test_what_is_missing_is_named_with_the_command_that_declares_it(url: str, doctor: Doctor) -> None:
@@ -86,7 +86,8 @@ def test_what_is_missing_is_named_with_the_command_that_declares_it(url: str, do
     assert done.returncode == 1
     bus, missing = findings(done, "topology")
     assert "bus exchange 'lightbus' is not there" in bus["text"]
-    assert missing["text"].startswith("Not there: billing, billing.internal, billing.dead (queue), billing (queue), ")
+    wanted = "Not there: billing, billing.internal, billing.dead (queue), billing.main (queue), "
+    assert missing["text"].startswith(wanted)
     assert missing["next"].endswith("lightbus worker billing:app")
 
 
@@ -177,7 +178,7 @@ def test_events_without_a_worker_and_dead_letters_are_told(url: str, doctor: Doc
     (queue,) = findings(done, "queue")
     assert (queue["level"], queue["text"]) == (
         "fail",
-        "billing: 1 event ready, 0 consumers. No worker runs, or each dies.",
+        "billing.main: 1 event ready, 0 consumers. No worker runs, or each dies.",
     )
     (dead,) = findings(done, "dead letters")
     assert (dead["level"], dead["next"]) == ("warn", "lightbus dead list billing:app --stats")

@@ -65,7 +65,7 @@ def test_a_worker_tells_of_itself_on_its_health_port(folder: Path, url: str) -> 
         wait_until(lambda: probe(f"{base}/readyz")[0] == 200, "ready")
         status, body = probe(f"{base}/livez?verbose")
         assert (status, body["live"], body["ready"], body["problems"]) == (200, True, True, [])
-        assert [queue["name"] for queue in body["queues"]] == ["billing", "billing.slow"]
+        assert [queue["name"] for queue in body["queues"]] == ["billing.main", "billing.slow"]
         assert all(queue["subscribed"] for queue in body["queues"])
         assert probe(f"{base}/")[0] == 404
         assert worker.end(signal.SIGTERM) == 0
@@ -170,7 +170,7 @@ async def test_the_watchdogs_proof_and_its_suspicion_are_told(app: Lightbus) -> 
         await eventually(lambda: report(worker).body["queues"][0]["consumption_proven_seconds_ago"] is not None)
         lane.watch.interval = 3600.0
         lane.watch.subscribed(time.monotonic())  # no look any more
-        lane.watch.suspicion = "7 events wait in the queue 'billing', and none of them arrives here"
+        lane.watch.suspicion = "7 events wait in the queue 'billing.main', and none of them arrives here"
         found = report(worker)
         assert (found.live, found.ready) == (True, False)
         assert found.problems[0].startswith("connected but perhaps deaf: 7 events wait")
@@ -185,18 +185,18 @@ def test_health_asks_the_broker_whether_anybody_consumes(folder: Path, url: str)
 
     done = health()
     assert done.returncode == 1
-    assert "the queue billing is not there. Start a worker: lightbus worker billing:app" in done.stderr
+    assert "the queue billing.main is not there. Start a worker: lightbus worker billing:app" in done.stderr
     app = Lightbus("billing", url=url)
     app.on("invoice.*", queue="slow")(lambda body: None)
     with connected(url) as connection:
         declare(connection, app.topology())
     done = health("--json")
     assert done.returncode == 1
-    assert json.loads(done.stdout)["queues"][0] == {"name": "billing", "exists": True, "ready": 0, "consumers": 0}
+    assert json.loads(done.stdout)["queues"][0] == {"name": "billing.main", "exists": True, "ready": 0, "consumers": 0}
     with working("billing:app", folder=folder, url=url):
         done = health()
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == "billing: 0 ready, 1 consuming\nbilling.slow: 0 ready, 1 consuming\nHealthy.\n"
+        assert done.stdout == "billing.main: 0 ready, 1 consuming\nbilling.slow: 0 ready, 1 consuming\nHealthy.\n"
 
 
 def test_health_of_an_app_without_handlers_needs_no_worker_unless_something_waits(tmp_path: Path, url: str) -> None:
@@ -207,10 +207,10 @@ def test_health_of_an_app_without_handlers_needs_no_worker_unless_something_wait
         declare(connection, Lightbus("shop", url=url).topology())
         channel = connection.channel()
         channel.publish([Publication("shop.internal", "main", b"{}", {})])
-        wait_until(lambda: channel.queue_declare("shop", passive=True).message_count == 1, "an event")
+        wait_until(lambda: channel.queue_declare("shop.main", passive=True).message_count == 1, "an event")
     done = lightbus("health", "shop:app", folder=tmp_path, url=url)
     assert done.returncode == 1
-    assert "nobody consumes shop (1 ready)" in done.stderr
+    assert "nobody consumes shop.main (1 ready)" in done.stderr
 
 
 def test_health_without_a_broker_says_so_without_the_password(folder: Path) -> None:

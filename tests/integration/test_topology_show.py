@@ -42,7 +42,7 @@ billing.internal  direct           retries and dead letters
 
 QUEUE                      WHAT FOR
 billing.dead               dead letters
-billing                    heard by keep_account, charge
+billing.main               heard by keep_account, charge
 billing.retry.1s           waits 1 s, then back (main)
 billing.retry.5s           waits 5 s, then back (main)
 billing.reports            heard by report
@@ -53,12 +53,12 @@ billing.reports.retry.60s  waits 60 s, then back (reports)
 FROM EXCHANGE     KEY                TO
 billing           #                  exchange lightbus
 billing.internal  dead               queue billing.dead
-billing.internal  main               queue billing
+billing.internal  main               queue billing.main
 billing.internal  retry.1s           queue billing.retry.1s
 billing.internal  retry.5s           queue billing.retry.5s
-lightbus          user.registered    queue billing
-lightbus          user.gone          queue billing
-shop              order.#            queue billing
+lightbus          user.registered    queue billing.main
+lightbus          user.gone          queue billing.main
+shop              order.#            queue billing.main
 billing.internal  reports            queue billing.reports
 billing.internal  reports.retry.1s   queue billing.reports.retry.1s
 billing.internal  reports.retry.5s   queue billing.reports.retry.5s
@@ -106,8 +106,8 @@ def test_options_may_come_first_and_json_has_the_arguments(folder: Path, options
         "shared": True,
         "arguments": {},
     }
-    assert [one["handlers"] for one in found["queues"] if one["name"] == "billing"] == [["keep_account", "charge"]]
-    assert {"exchange": "shop", "key": "order.#", "to": "queue", "name": "billing"} in found["bindings"]
+    assert [one["handlers"] for one in found["queues"] if one["name"] == "billing.main"] == [["keep_account", "charge"]]
+    assert {"exchange": "shop", "key": "order.#", "to": "queue", "name": "billing.main"} in found["bindings"]
     assert len(found["bindings"]) == len(wanted.bindings)
 
 
@@ -194,15 +194,15 @@ def test_the_flowchart_has_a_line_for_each_binding_and_each_way_out_of_a_queue(f
         ("keep_account", "fails", "billing.internal"),
         ("charge", "fails", "billing.internal"),
         ("report", "fails", "billing.internal"),
-        ("billing", "after 20 deliveries", "billing.internal"),
+        ("billing.main", "after 20 deliveries", "billing.internal"),
         ("billing.retry.1s", "after 1, 5 s", "billing.internal"),
         ("billing.reports", "after 20 deliveries", "billing.internal"),
         ("billing.reports.retry.1s", "after 1, 5, 60 s", "billing.internal"),
     ]
     heard = re.findall(r"^  (\w+) --> (\w+)$", done.stdout, re.MULTILINE)
     assert [(names[queue], names[handler]) for queue, handler in heard] == [
-        ("billing", "keep_account"),
-        ("billing", "charge"),
+        ("billing.main", "keep_account"),
+        ("billing.main", "charge"),
         ("billing.reports", "report"),
     ]
 

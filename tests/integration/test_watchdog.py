@@ -43,7 +43,7 @@ def look_often(*consumers: Consumer) -> None:
 def delete_and_declare_again(app: Lightbus) -> None:
     """What an operator's script may do. RabbitMQ 3.10.8 does not cancel the queue's consumers over it."""
     with connected(app) as connection:
-        connection.channel().queue_delete(app.name)
+        connection.channel().queue_delete(f"{app.name}.main")
         declare(connection, app.topology())
 
 
@@ -83,8 +83,8 @@ async def test_deafness_is_said_with_its_reason_and_what_is_done_about_it(
         look_often(consumer)
         await eventually(lambda: errors_logged(caplog, "deaf"))
         assert errors_logged(caplog, "deaf") == [
-            "lightbus billing consumer: connected but deaf: the broker knows of no consumer on the queue 'billing'. "
-            f"Connecting, declaring and subscribing anew (1 of {REBUILDS} before giving up)."
+            "lightbus billing consumer: connected but deaf: the broker knows of no consumer on the queue "
+            f"'billing.main'. Connecting, declaring and subscribing anew (1 of {REBUILDS} before giving up)."
         ]
         await eventually(lambda: consumer.lanes[0].watch.proven)
 
@@ -117,7 +117,7 @@ async def test_every_worker_of_a_queue_that_was_declared_again_hears_again(billi
 
 def consumers_of(app: Lightbus) -> int:
     with connected(app) as connection:
-        return int(connection.channel().queue_declare(app.name, passive=True).consumer_count)
+        return int(connection.channel().queue_declare(f"{app.name}.main", passive=True).consumer_count)
 
 
 @pytest.mark.rabbitmq
@@ -162,7 +162,7 @@ async def test_a_worker_that_takes_one_event_at_a_time_is_not_deaf_to_the_others
         await eventually(lambda: waiting_in(billing), 6)
         with connected(billing) as connection:  # as a worker would that dies
             channel = connection.channel()
-            assert all(channel.get("billing") is not None for _ in range(6))
+            assert all(channel.get("billing.main") is not None for _ in range(6))
     async with running(billing, prefetch=4) as bus:
         (consumer,) = bus.consumers["billing"]
         await eventually(lambda: len(consumer.in_flight), 1)
@@ -177,7 +177,7 @@ async def test_a_worker_that_takes_one_event_at_a_time_is_not_deaf_to_the_others
 
 def waiting_in(app: Lightbus) -> int:
     with connected(app) as connection:
-        return int(connection.channel().queue_declare(app.name, passive=True).message_count)
+        return int(connection.channel().queue_declare(f"{app.name}.main", passive=True).message_count)
 
 
 def count_looks(consumer: Consumer) -> list[dict[str, Any]]:
@@ -210,7 +210,7 @@ async def test_a_consumer_that_stays_deaf_gives_up_and_says_why(billing: Lightbu
             await tasks.start(consumer.run)
     (error,) = raised.value.exceptions
     assert isinstance(error, errors.WorkerError)
-    assert "the broker knows of no consumer on the queue 'billing', also after connecting" in str(error)
+    assert "the broker knows of no consumer on the queue 'billing.main', also after connecting" in str(error)
     assert consumer._subscriber.epoch == 1 + REBUILDS  # pyright: ignore[reportPrivateUsage]
 
 
@@ -249,5 +249,5 @@ def test_a_worker_that_stays_deaf_ends_with_exit_code_1_and_says_why(tmp_path: P
     (tmp_path / "billing.py").write_text(DEAF)
     with Program("worker", "billing:app", folder=tmp_path, url=f"sqlite:///{tmp_path}/bus.db") as worker:
         assert worker.end() == 1
-    assert "Connected but deaf: the broker knows of no consumer on the queue 'billing'" in worker.output
+    assert "Connected but deaf: the broker knows of no consumer on the queue 'billing.main'" in worker.output
     assert "Giving up, so that whoever supervises this worker knows." in worker.output

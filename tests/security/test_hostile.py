@@ -236,7 +236,7 @@ def throw(url: str, first: int, count: int) -> Counter[str]:
             channel.basic_publish(amqp.Message(body(chance), **properties(chance)), "shop", key)
             taken[key] += 1
         # Behind all of them: answered once the broker has seen them.
-        channel.queue_declare("billing", passive=True)
+        channel.queue_declare("billing.main", passive=True)
     return taken
 
 
@@ -261,7 +261,7 @@ def reason_of(delivery: Delivery) -> str:
     table = delivery.properties["headers"]
     assert table["lightbus-error-message"], table
     assert datetime.fromisoformat(table["lightbus-error-time"])
-    assert table["lightbus-queue"] == "billing"
+    assert table["lightbus-queue"] == "billing.main"
     assert table["lightbus-source"] == "shop"
     assert table["lightbus-attempt"] in (1, 2)
     return str(table["lightbus-error-type"]).rpartition(".")[2]
@@ -333,7 +333,7 @@ async def test_whatever_strangers_publish_is_handled_or_a_dead_letter_with_a_rea
 
 def _bind_everything(url: str) -> None:
     with as_stranger(url) as channel:
-        channel.queue_bind("billing", "lightbus", "order.#")
+        channel.queue_bind("billing.main", "lightbus", "order.#")
 
 
 # --- only JSON --------------------------------------------------------------------------------

@@ -397,7 +397,7 @@ async def test_a_drain_that_does_not_end_says_what_is_stuck() -> None:
     assert re.fullmatch(wanted, lines[2])
     assert lines[3:] == [
         "In the queues:",
-        "  billing: 1 event waiting, 1 in hand",
+        "  billing.main: 1 event waiting, 1 in hand",
         "Give the handler what it waits for before you drain, or drain(timeout=...) more seconds.",
     ]
 

@@ -335,7 +335,7 @@ def test_the_source_of_a_delayed_event_is_its_app() -> None:
 
 def test_a_retried_copy_says_what_it_was() -> None:
     first = delivery_of(properties=codec.event_properties("auth", everything, {"tenant": "a"}))
-    copy = codec.copy_properties("billing", first, "open_account", 2, "billing")
+    copy = codec.copy_properties("billing", first, "open_account", 2, "billing.main")
     again = delivery_of(exchange="billing.internal", key="main", properties=copy)
     assert codec.read_envelope("billing", again) == codec.Envelope("user.registered", "auth", 2, "open_account")
     one, two = codec.read_message("billing", first), codec.read_message("billing", again)

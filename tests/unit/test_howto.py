@@ -94,11 +94,11 @@ def test_the_page_on_rabbitmq_has_every_argument_that_is_declared() -> None:
     by_name = {queue.name: queue.arguments for queue in declared.queues}
     assert len(by_name) == 7
     assert "that is seven queues" in text
-    for queue in ("billing", "billing.dead"):
+    for queue in ("billing.main", "billing.dead"):
         for argument, value in by_name[queue].items():
             assert f"`{argument}={value}`" in text
     retry = by_name["billing.retry.5s"]
-    assert set(retry) == {*by_name["billing"], "x-message-ttl"} - {"x-delivery-limit"}
+    assert set(retry) == {*by_name["billing.main"], "x-message-ttl"} - {"x-delivery-limit"}
     assert f"`x-message-ttl={retry['x-message-ttl']}`" in text
     for exchange in declared.exchanges:
         assert f"| `{exchange.name}` | {exchange.type} exchange" in text

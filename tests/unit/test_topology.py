@@ -58,7 +58,7 @@ def test_queues_have_the_arguments_that_the_design_promises() -> None:
     step = {"x-queue-type": "quorum", **DEAD_LETTERING}
     assert queues(wanted) == {
         "billing.dead": {"x-queue-type": "quorum", "x-overflow": "reject-publish", "x-delivery-limit": 1_000_000},
-        "billing": work,
+        "billing.main": work,
         "billing.slow": work,
         "billing.retry.1s": {**step, "x-dead-letter-routing-key": "main", "x-message-ttl": 1000},
         "billing.retry.5500ms": {**step, "x-dead-letter-routing-key": "main", "x-message-ttl": 5500},
@@ -74,7 +74,7 @@ def test_every_queue_is_bound_so_that_a_copy_comes_back_to_where_it_came_from() 
     internal = {binding.key: binding.destination for binding in wanted.bindings if binding.source == "billing.internal"}
     assert internal == {
         "dead": "billing.dead",
-        "main": "billing",
+        "main": "billing.main",
         "slow": "billing.slow",
         "retry.1s": "billing.retry.1s",
         "retry.5500ms": "billing.retry.5500ms",
@@ -91,7 +91,7 @@ def test_what_is_heard_is_bound_from_the_bus_or_from_the_one_app() -> None:
     heard = {
         (one.source, one.key)
         for one in wanted.bindings
-        if one.destination == "billing" and one.source != "billing.internal"
+        if one.destination == "billing.main" and one.source != "billing.internal"
     }
     assert heard == {("lightbus", "user.*"), ("auth", "user.deleted")}
 
@@ -115,7 +115,7 @@ def test_classic_queues_ask_for_nothing_that_only_quorum_queues_have() -> None:
         assert "x-delivery-limit" not in arguments
         assert "x-dead-letter-strategy" not in arguments
         assert arguments["x-overflow"] == "reject-publish"
-    assert queues(wanted)["billing"]["x-dead-letter-exchange"] == "billing.internal"
+    assert queues(wanted)["billing.main"]["x-dead-letter-exchange"] == "billing.internal"
 
 
 def test_every_name_is_within_the_apps_own_permissions() -> None:
