@@ -8,7 +8,7 @@ import string
 import uuid
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import attrs
 import msgspec
@@ -113,6 +113,12 @@ def test_any_event_comes_back_as_it_was(event: Everything) -> None:
     assert codec.decode(Everything, codec.encode(everything, event)) == event
 
 
+@attrs.frozen
+class Tree:
+    branches: list[Tree]
+    weight: float | None
+
+
 def event_of(field: Any) -> tuple[EventType, Any]:
     event_type = define(type("Happened", (), {"__annotations__": {"what": field}}), None, 1)
     return event_type, event_type.cls
@@ -131,6 +137,11 @@ def event_of(field: Any) -> tuple[EventType, Any]:
         (float, "1.0"),
         (float, float("nan")),
         (float | None, float("nan")),  # msgspec writes null, which this type takes
+        (int | None, float("nan")),
+        (Literal["a", None], float("nan")),
+        (list[tuple[str, float | None]], [("a", float("inf"))]),
+        (object, [float("nan")]),
+        (Tree, Tree([Tree([], float("nan"))], 1.0)),
         (dict[str, Any], {"deep": [1.0, {"ratio": float("inf")}]}),
         (float, float("inf")),
         (bool, 1),
