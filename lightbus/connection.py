@@ -460,7 +460,8 @@ class ConnectionThread:
     # from any thread
 
     def ensure_started(self) -> None:
-        if self.alive:
+        thread = self._thread
+        if thread is not None and thread.is_alive():  # `alive` would be a call more for each event
             return
         with self._starting:
             if not self.alive:
