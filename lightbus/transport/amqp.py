@@ -46,7 +46,7 @@ USER_TIMEOUT = 30
 _READ_SIZE = 65536
 _READS_AT_ONCE = 4
 _WRITE_SIZE = 262144
-_NOWAIT_BODY = 4096  # the smallest frame that a broker negotiates has 8 KiB
+_NOWAIT_SIZE = 1048576  # about what a system takes at once on the way to a broker that reads
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -78,10 +78,10 @@ class Channel(kombu.transport.pyamqp.Channel):
         # First all that can fail, so that an error leaves no part of the batch sent.
         heads = [wire.encode_publish(number, publication) for publication in publications]
         frame_size = connection.frame_max - 8
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         size = 0
         for head, publication in zip(heads, publications, strict=True):
-            body = publication.body
+            body = memoryview(publication.body)
             parts.append(head)
             for start in range(0, len(body), frame_size):
                 piece = body[start : start + frame_size]
@@ -100,7 +100,10 @@ class Channel(kombu.transport.pyamqp.Channel):
             ValueError: one cannot be encoded; nothing was sent.
         """
         connection, number = self.connection, self.channel_id
-        if connection is None or any(len(publication.body) > _NOWAIT_BODY for publication in publications):
+        if connection is None:
+            return False
+        sizes = [len(publication.body) for publication in publications]
+        if max(sizes) > connection.frame_max - 8 or sum(sizes) > _NOWAIT_SIZE:
             return False
         parts: list[bytes] = []
         for publication in publications:

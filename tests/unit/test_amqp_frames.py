@@ -301,6 +301,20 @@ def test_an_unencodable_message_leaves_nothing_of_its_batch_sent(broker: FakeBro
         broker.socket.recv(1)
 
 
+def test_what_is_large_is_not_sent_without_waiting(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    while_opening = broker.socket.recv(65536)
+    assert while_opening
+    fits, does_not = (Publication("", "q", b"x" * (FRAME_MAX - 8 + more), {}) for more in (0, 1))
+    assert not channel.publish_nowait([fits, does_not])
+    assert not channel.publish_nowait([fits] * 300)  # over 1 MiB: with others it would keep an event loop too long
+    broker.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        broker.socket.recv(1)
+    assert channel.publish_nowait([fits])
+    assert broker.socket.recv(65536).endswith(frame(3, channel.channel_id, fits.body))
+
+
 # --- properties -------------------------------------------------------------------------------
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
