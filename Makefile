@@ -11,7 +11,7 @@ READY := $(VENV)/ready-in
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet --quiet
 POLICY := /usr/sbin/policy-rc.d
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
-RABBITMQ_FOLDERS := /usr/lib/rabbitmq/bin:/usr/sbin:/opt/homebrew/sbin:/usr/local/sbin
+RABBITMQ_FOLDERS := $(if $(LIGHTBUS_RABBITMQ),$(LIGHTBUS_RABBITMQ):)/usr/lib/rabbitmq/bin:/usr/sbin:/opt/homebrew/sbin:/usr/local/sbin
 
 # A clone that was moved or copied needs its environment anew: the paths in it are absolute.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))

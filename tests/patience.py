@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -38,3 +39,14 @@ def sometimes_within(seconds: float, attempt: Callable[[], float]) -> None:
     while took[-1] >= seconds:
         assert time.monotonic() < deadline, f"never within {seconds:g} s, but {min(took):.3f} s at best"
         took.append(attempt())
+
+
+def until_listening(port: int) -> None:
+    """Wait until something takes connections on a loopback port."""
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=LIMIT):
+            return True
+        return False
+
+    wait_until(listens, f"port {port} opens")

@@ -25,12 +25,21 @@ INSTALL = (
     "No service needs to run: the tests start nodes of their own."
 )
 
-# Debian's scripts in PATH switch to the user rabbitmq; those that they call run as anybody. So look there first.
-FOLDERS = ("/usr/lib/rabbitmq/bin", *os.get_exec_path(), "/usr/sbin", "/opt/homebrew/sbin", "/usr/local/sbin")
+FOLDERS = (
+    *filter(None, [os.environ.get("LIGHTBUS_RABBITMQ")]),  # another version than the installed one
+    # Debian's scripts in PATH switch to the user rabbitmq; those that they call run as anybody. So look there first.
+    "/usr/lib/rabbitmq/bin",
+    *os.get_exec_path(),
+    "/usr/sbin",
+    "/opt/homebrew/sbin",
+    "/usr/local/sbin",
+)
 
+# 32 MiB, since tests send what is over Lightbus' own limit, which is RabbitMQ 4's default.
 CONFIG = """\
 log.file.level = info
 disk_free_limit.absolute = 50MB
+max_message_size = 33554432
 raft.wal_max_size_bytes = 67108864
 """
 

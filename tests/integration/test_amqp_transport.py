@@ -18,7 +18,7 @@ import pytest
 
 from lightbus.transport import Delivery, Publication
 from lightbus.transport.amqp import CLOSE_TIMEOUT, Connection, Transport
-from tests.patience import LIMIT, within
+from tests.patience import LIMIT, until_listening, within
 from tests.rabbitmq import Node, free_port
 
 pytestmark = pytest.mark.rabbitmq
@@ -100,7 +100,8 @@ def test_py_amqp_reads_what_we_publish(channel: Any, rabbitmq_url: str) -> None:
         while message is None:
             message = plain.default_channel.basic_get("q", no_ack=True)
         read = {**message.properties, "headers": message.headers}
-        del read["application_headers"], read["headers"]["x-delivery-count"]  # the quorum queue's own
+        del read["application_headers"]
+        read["headers"].pop("x-delivery-count", None)  # the quorum queue's own; from 4.0 on of redelivered ones only
         assert read == PROPERTIES
 
 
@@ -169,7 +170,7 @@ def test_get_takes_one_message_or_none(connection: Connection, channel: Any) -> 
     channel.publish([Publication("", "q", b"x", PROPERTIES)])
     until(connection, lambda: done)
     delivery = channel.get("q")
-    del delivery.properties["headers"]["x-delivery-count"]  # the quorum queue's own
+    delivery.properties["headers"].pop("x-delivery-count", None)  # the quorum queue's own
     assert (delivery.body, delivery.properties, delivery.routing_key) == (b"x", PROPERTIES, "q")
     channel.basic_nack(delivery.delivery_tag)
     again = None
@@ -430,6 +431,7 @@ def test_tls_verifies_the_host_and_carries_everything(tmp_path: Path, rabbitmq_n
         f"listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {certificate}\n"
         f"ssl_options.certfile = {certificate}\nssl_options.keyfile = {key}\n"
     )
+    until_listening(port)
     url = f"amqp://guest:guest@127.0.0.1:{port}//"
     with pytest.raises(ssl.SSLCertVerificationError):
         open_connection(url, ssl=True)

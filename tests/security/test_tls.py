@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ import pytest
 from lightbus import Lightbus, errors
 from tests.bus import OrderPlaced, eventually, running
 from tests.conformance.conftest import declare_orders
-from tests.patience import LIMIT, wait_until, within
+from tests.patience import LIMIT, until_listening, within
 from tests.rabbitmq import Node, free_port
 
 trustme = pytest.importorskip("trustme", reason="the TLS tests make their certificates with trustme: install it")
@@ -104,17 +102,8 @@ class Nodes:
             node = Node(config)
             self.started[kind] = Secured(node, port, self.authority)
             node.start()
-            _wait_for(port)
+            until_listening(port)
         return self.started[kind]
-
-
-def _wait_for(port: int) -> None:
-    def opens() -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=LIMIT):
-            return True
-        return False
-
-    wait_until(opens, "the node's TLS port opens")
 
 
 @pytest.fixture(scope="module")
