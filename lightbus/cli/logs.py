@@ -11,6 +11,8 @@ from typing import Any, TextIO
 
 import click
 
+from lightbus.cli import tables
+
 LEVELS = ("debug", "info", "warning", "error")
 
 _COLOURS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
@@ -46,7 +48,7 @@ def colour_wished() -> bool | None:
 
 
 class Lines(logging.Formatter):
-    """`2026-05-04 10:20:30.123 WARNING  message`."""
+    """`2026-05-04 10:20:30.123 WARNING  message`. What it quotes of a stranger's cannot steer the terminal."""
 
     def __init__(self, label: str, colour: bool) -> None:
         super().__init__()
@@ -59,12 +61,13 @@ class Lines(logging.Formatter):
         if self.colour and record.levelname in _COLOURS:
             level = click.style(level, fg=_COLOURS[record.levelname])
         name = "" if record.name == _OWN else f"{record.name}: "
-        lines = [f"{time}.{int(record.msecs):03d} {level} {self.label}{name}{record.getMessage()}"]
+        lines = [f"{self.label}{name}{record.getMessage()}"]
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
         if record.stack_info:
             lines.append(self.formatStack(record.stack_info))
-        return "\n".join(lines)
+        text = tables.printable("\n".join(lines), kept="\n\t")
+        return f"{time}.{int(record.msecs):03d} {level} {text}"
 
 
 class JSONLines(logging.Formatter):
@@ -85,4 +88,10 @@ class JSONLines(logging.Formatter):
             line["worker"] = self.label.strip("[]")
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        text = json.dumps(line, ensure_ascii=False, default=str)
+        # Which leaves in what steers a terminal too: delete (U+007F) and the second set of control characters (U+0080).
+        return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]

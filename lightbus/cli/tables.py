@@ -30,9 +30,13 @@ def fitted(lines: Iterable[str], least: int) -> list[str]:
     return [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
 
 
-def printable(text: str, limit: int = 0) -> str:
-    """One line of it, without control characters: what a stranger has written must not steer the terminal."""
-    text = "".join(one if one.isprintable() else _escaped(one) for one in text)
+def printable(text: str, limit: int = 0, *, kept: str = "") -> str:
+    """One line of it, without control characters: what a stranger has written must not steer the terminal.
+
+    Args:
+        kept: those that stay as they are.
+    """
+    text = "".join(one if one.isprintable() or one in kept else _escaped(one) for one in text)
     return text if not limit or len(text) <= limit else text[: limit - 1] + "…"
 
 

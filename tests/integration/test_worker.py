@@ -41,6 +41,8 @@ async def handle(paid: InvoicePaid, message: Message):
         await anyio.sleep(0.02)
     if paid.number == "bad":
         raise LookupError("no such invoice")
+    if paid.number == "evil":
+        raise LookupError("\\x1b[2J\\a\\b\\r\\x7f\\x9b31m\\u202e caf\\u00e9:\\n\\tsecond line")
     print(f"ended {paid.number} redelivered={message.redelivered}", flush=True)
 
 @app.on(Block)
@@ -281,6 +283,27 @@ def test_a_dead_letter_is_logged_with_its_traceback_and_nothing_is_coloured_outs
         running.wait_for("LookupError: no such invoice")
         assert running.end(signal.SIGTERM) == 0
     assert "\x1b" not in running.output
+
+
+def test_an_errors_text_cannot_steer_the_terminal_and_keeps_its_lines(folder: Path, sqlite_url: str) -> None:
+    with worker(folder, sqlite_url) as running:
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "invoice.paid", "number=evil")
+        running.wait_for(r"LookupError: \\x1b\[2J\\x07\\x08\\r\\x7f\\x9b31m\\u202e caf\u00e9:$")
+        running.wait_for("^\tsecond line$")
+        assert running.end(signal.SIGTERM) == 0
+    assert running.output.replace("\n", "").replace("\t", "").isprintable()
+
+
+def test_nor_can_it_in_json_logs(folder: Path, sqlite_url: str) -> None:
+    with worker(folder, sqlite_url, "--json-logs") as running:
+        running.wait_for("Ready")
+        publish(folder, sqlite_url, "invoice.paid", "number=evil")
+        line = running.wait_for(r"^.*dead-lettered.*caf\u00e9.*$")[0]
+        assert running.end(signal.SIGTERM) == 0
+    assert line.isprintable()
+    text = "LookupError: \x1b[2J\a\b\r\x7f\x9b31m\u202e caf\u00e9:\n\tsecond line"
+    assert json.loads(line)["exception"].endswith(text)
 
 
 def test_colours_on_a_terminal_unless_no_color_is_set(folder: Path, sqlite_url: str) -> None:
