@@ -14,6 +14,8 @@ import contextlib
 import logging
 import os
 import random
+import re
+import shlex
 import socket
 import ssl
 import threading
@@ -274,7 +276,10 @@ def describe(error: BaseException, address: Address) -> errors.BrokerError:
                 "rabbitmqctl set_permissions line."
             )
         case amqp.exceptions.PreconditionFailed():
-            return errors.TopologyConflict(_conflict(_words(error)))
+            words = _words(error)
+            return errors.TopologyConflict(
+                f"The broker has it with other arguments than this app declares: {words}. {way_out(words, address)}"
+            )
         case amqp.exceptions.NotFound():
             return errors.TopologyMissing(f"{where}: {_words(error)}.")
         case socket.gaierror():
@@ -294,13 +299,36 @@ def _words(error: BaseException) -> str:
     return str(text).strip().rstrip(".")
 
 
-def _conflict(words: str) -> str:
-    """What differs, in the broker's words ("inequivalent arg 'x' for queue 'q' in vhost 'v': received ...")."""
-    return (
-        f"The broker has it with other arguments than this app declares: {words}. "
-        "Either declare it as it is there, or, once it is empty and nobody consumes it, delete it "
-        "(rabbitmqctl delete_queue --vhost VHOST NAME), and start this app again, which declares it anew."
-    )
+def way_out(words: str, address: Address) -> str:
+    """What to do where something has other arguments.
+
+    Args:
+        words: the broker's ("inequivalent arg 'x' for queue 'q' in vhost 'v': received ...").
+    """
+    queue = re.search(r" for queue '(.+?)' in vhost ", words)
+    if address.scheme == "memory":
+        way = "start this program again: the broker in its memory goes with it"
+    elif address.embedded:
+        from lightbus.transport.sqlite_store import locate
+
+        path = locate(address.plain).path
+        way = f"stop all programs that use {path}, and delete that file: what waits in it is lost. Or use another file"
+    elif queue:
+        way = (
+            f"once it is empty and nobody consumes it: {ctl('delete_queue', address.vhost, queue[1])}, "
+            "and start the app again, which declares it anew"
+        )
+    else:
+        way = (
+            "while nobody publishes: delete the exchange, and start the workers of all apps that hear it, "
+            "which bind to it anew"
+        )
+    return f"Declare it as it is there. Or {way}."
+
+
+def ctl(command: str, vhost: str, *arguments: str) -> str:
+    """What may be pasted: without its virtual host it would be about queues of the same name in another one."""
+    return shlex.join(["rabbitmqctl", command, *([] if vhost == "/" else ["--vhost", vhost]), *arguments])
 
 
 # --- declaring --------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import shlex
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ import attrs
 
 from lightbus import errors, topology
 from lightbus.app import Lightbus
-from lightbus.connection import LOST, Address, Broker, declare, describe
+from lightbus.connection import LOST, Address, Broker, ctl, declare, describe, way_out
 from lightbus.topology import Topology
 from lightbus.transport import Channel, Connection, Delivery, Publication
 
@@ -87,7 +86,7 @@ def examine(broker: Broker, app: Lightbus | None, target: str) -> Iterator[Findi
 def _on_broker(connection: Connection, address: Address, app: Lightbus | None, target: str) -> Iterator[Finding]:
     try:
         if app is None:
-            yield from _bus(connection, target)
+            yield from _bus(connection, address, target)
             yield Finding("note", "app", "No app was given.", "To look at one too: lightbus doctor MODULE:ATTR")
             return
         whole = True
@@ -160,7 +159,7 @@ def _is_loopback(host: str) -> bool:
 # --- topology ---------------------------------------------------------------------------------
 
 
-def _bus(connection: Connection, target: str) -> Iterator[Finding]:
+def _bus(connection: Connection, address: Address, target: str) -> Iterator[Finding]:
     bus = topology.bus_exchange()
     if not _exists(connection, exchange=bus.name):
         yield Finding(
@@ -170,11 +169,11 @@ def _bus(connection: Connection, target: str) -> Iterator[Finding]:
             "Start a worker once, as a user who may configure it.",
         )
     else:
-        yield from _compared(connection, Topology(exchanges=(bus,)), target, restricted=True)
+        yield from _compared(connection, address, Topology(exchanges=(bus,)), target, restricted=True)
 
 
 def _topology(connection: Connection, address: Address, app: Lightbus, target: str) -> Iterator[Finding]:
-    yield from _bus(connection, target)
+    yield from _bus(connection, address, target)
     # An app without handlers hears nothing: it needs no worker, nor what one declares.
     wanted = app.topology() if app.handlers else topology.publishing(app.name)
     missing = [one.name for one in wanted.exchanges if not _exists(connection, exchange=one.name)]
@@ -195,7 +194,7 @@ def _topology(connection: Connection, address: Address, app: Lightbus, target: s
     there += [Topology(queues=(one,)) for one in wanted.queues if f"{one.name} (queue)" not in missing]
     found: list[Finding] = []
     for one in there:
-        found += _compared(connection, one, target, vhost=address.vhost)
+        found += _compared(connection, address, one, target)
         if found and found[-1].subject == "permissions":
             break  # the others would say the same
     yield from found
@@ -207,7 +206,7 @@ def _topology(connection: Connection, address: Address, app: Lightbus, target: s
         yield Finding("ok", "topology", f"{count} there, as {app.name!r} declares them.")
     if not app.handlers:
         return
-    look = _ctl("list_bindings", address.vhost, "source_name", "routing_key", "destination_name") + "; "
+    look = ctl("list_bindings", address.vhost, "source_name", "routing_key", "destination_name") + "; "
     yield Finding(
         "note",
         "bindings",
@@ -229,26 +228,16 @@ def _exists(connection: Connection, *, exchange: str = "", queue: str = "") -> b
     return True
 
 
-def _ctl(command: str, vhost: str, *arguments: str) -> str:
-    """What may be pasted: without its virtual host it would be about queues of the same name in another one."""
-    return shlex.join(["rabbitmqctl", command, *([] if vhost == "/" else ["--vhost", vhost]), *arguments])
-
-
 def _compared(
-    connection: Connection, one: Topology, target: str, *, vhost: str = "/", restricted: bool = False
+    connection: Connection, address: Address, one: Topology, target: str, *, restricted: bool = False
 ) -> list[Finding]:
     """Declare what is there once more, on a channel of its own: the broker says what differs, or whether we may."""
     try:
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
-        step = (
-            "Declare it as it is there. Or, once it is empty and nobody consumes it: "
-            f"{_ctl('delete_queue', vhost, one.queues[0].name)}, and start a worker, which declares it anew."
-            if one.queues
-            else "Declare it as it is there. Or, while nobody publishes: delete the exchange, and start the workers of "
-            "all apps that hear it, which bind to it anew."
-        )
-        return [Finding("fail", "topology", f"It differs from what the app declares: {_words(error)}.", step)]
+        words = _words(error)
+        text = f"It differs from what the app declares: {words}."
+        return [Finding("fail", "topology", text, way_out(words, address))]
     except amqp.exceptions.AccessRefused as error:
         if restricted:  # as it should be: only who sets the broker up may configure the bus
             return []
@@ -282,22 +271,22 @@ class States:
 
 def states(connection: Connection, app: Lightbus) -> States:
     """Look at each exchange and queue of an app, and change none of them."""
-    wanted = app.topology()
+    wanted, address = app.topology(), app.broker.addresses[0]
     exchanges = {}
     for exchange in (*wanted.shared, *wanted.exchanges):
         there = _exists(connection, exchange=exchange.name)
         others = exchange in wanted.shared
         same = Topology(exchanges=(exchange,))
-        exchanges[exchange.name] = ObjectState(there, _difference(connection, same, others) if there else "")
+        exchanges[exchange.name] = ObjectState(there, _difference(connection, address, same, others) if there else "")
     queues = {}
     for queue, state in zip(wanted.queues, queue_states(connection, [one.name for one in wanted.queues]), strict=True):
-        difference = _difference(connection, Topology(queues=(queue,))) if state.exists else ""
+        difference = _difference(connection, address, Topology(queues=(queue,))) if state.exists else ""
         queues[queue.name] = ObjectState(state.exists, difference, state.ready, state.consumers)
     return States(exchanges, queues)
 
 
-def _difference(connection: Connection, one: Topology, others: bool = False) -> str:
-    found = _compared(connection, one, "MODULE:ATTR", restricted=others)
+def _difference(connection: Connection, address: Address, one: Topology, others: bool = False) -> str:
+    found = _compared(connection, address, one, "MODULE:ATTR", restricted=others)
     return found[0].text if found else ""
 
 
@@ -343,7 +332,7 @@ def _queues(connection: Connection, address: Address, app: Lightbus, target: str
                 "warn",
                 "queue",
                 f"{state.name} has {count}; Lightbus {ours}.",
-                f"Find out who does: {_ctl('list_consumers', address.vhost)}",
+                "Find out who does" + ("." if address.embedded else f": {ctl('list_consumers', address.vhost)}"),
             )
     if dead.exists and dead.ready:
         yield Finding(
