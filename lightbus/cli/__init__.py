@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -86,6 +89,18 @@ class Commands(Group):
                 raise
             click.echo("\nInterrupted.", err=True)  # in a line of its own, below the question
             ctx.exit(130)
+
+
+@contextmanager
+def asking(otherwise: str) -> Generator[None]:
+    """For a question: where stdin ends before its answer, as in a script, names the option that asks none."""
+    try:
+        yield
+    except click.Abort as error:
+        if not isinstance(error.__context__, EOFError) or sys.stdin.isatty():  # then it was Ctrl-C or Ctrl-D
+            raise
+        click.echo(err=True)  # below the question
+        raise click.ClickException(f"stdin ended without an answer. To be asked nothing: {otherwise}") from error
 
 
 @click.command(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import os
 import re
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lightbus.cli import Group, tables
+from lightbus.cli import Group, asking, output, tables
 
 if TYPE_CHECKING:
     from lightbus import Lightbus
@@ -100,6 +99,7 @@ Exit codes:
 """
 
 
+NONE = "No dead letters here now (another `lightbus dead` may hold some)."
 LEAST_ERROR = 40
 """Characters of an error that `list` shows also where the terminal has no room for them: it wraps then."""
 
@@ -217,7 +217,7 @@ def _say_none(target: str, queue: DeadQueue, wanted: Filter) -> None:
     if wanted.given and queue.count:
         _write(f"None of the {queue.count:,} dead letters fits. What there is: lightbus dead list {target} --stats")
     else:
-        _write("No dead letters.")
+        _write(NONE)
 
 
 def _summary(letter: Letter) -> dict[str, Any]:
@@ -353,7 +353,7 @@ def show(target: str, letter_id: str | None, all_: bool, as_json: bool) -> None:
                 _print_letter(letter, app)
                 _print_next(letter, app, target)
     if all_ and not found:
-        click.echo("No dead letters.", err=as_json)
+        click.echo(NONE, err=as_json)
     elif not found:
         click.echo(f"Error: no dead letter of {app.name!r} has an id that begins with {letter_id!r}.", err=True)
         sys.exit(1)
@@ -569,7 +569,7 @@ def _told(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool) -> Gener
 
 def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, interrupted: bool = False) -> None:
     if as_json:
-        click.echo(
+        output.report(
             _json(
                 {
                     "matched": outcome.matched,
@@ -586,9 +586,9 @@ def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, inte
     if interrupted:
         click.echo(f"\nInterrupted: {outcome.done:,} {done}. All others are in {app.name}.dead as before.", err=True)
     elif not (outcome.matched or outcome.vanished):
-        click.echo("No dead letter fits: nothing was done.")
+        output.report("No dead letter fits: nothing was done.")
     else:
-        click.echo(f"{outcome.done:,} {done}.")
+        output.report(f"{outcome.done:,} {done}.")
     for queue, count in outcome.stranded.items():
         click.echo(
             f"{count:,} left: their queue {tables.printable(queue)} is not there. Start a worker whose handlers "
@@ -647,7 +647,9 @@ def purge(target: str, all_: bool, dry_run: bool, limit: int | None, yes: bool, 
             _write("No dead letter fits: nothing was done.")
             return
         _print_stats(groups, target, as_json=False)
-        if not click.confirm(f"Purge {total:,} of them for good?", err=True):
+        with asking("--yes"):
+            agreed = click.confirm(f"Purge {total:,} of them for good?", err=True)
+        if not agreed:
             click.echo("Nothing was purged.", err=True)
             sys.exit(1)
         wanted = letters.Filter()  # what was shown is meant, also where it has grown too old for --newer
@@ -689,18 +691,9 @@ def _opened(app: Lightbus) -> Any:
 
 
 def _write(text: str, *, nl: bool = True) -> None:
-    """To stdout. Where nobody reads it any more, as after `| head -1`, the command ends: it has shown enough.
-
-    No error of stdout's must pass for a lost connection.
-    """
-    try:
-        click.echo(text, nl=nl)
-    except BrokenPipeError:
-        # What Python would write at its end has nobody to read it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise click.exceptions.Exit(0) from None
-    except OSError as error:
-        raise click.ClickException(f"the output cannot be written: {error.strerror}. It is not whole.") from error
+    """Where nobody reads it any more, the command ends: it has shown enough, and there may be many more letters."""
+    if not output.write(text, nl=nl):
+        raise click.exceptions.Exit(0)
 
 
 class _Progress:

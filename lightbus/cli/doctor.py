@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lightbus.cli import tables
+from lightbus.cli import output, tables
 
 if TYPE_CHECKING:
     from lightbus.inspection import Finding
@@ -57,7 +57,7 @@ def doctor(target: str, strict: bool, as_json: bool) -> None:
         found = [
             {"level": one.level, "subject": one.subject, "text": one.text, "next": one.step or None} for one in findings
         ]
-        click.echo(json.dumps({"ok": not bad, "findings": found}, indent=1))
+        output.write(json.dumps({"ok": not bad, "findings": found}, indent=1))
     else:
         _sum_up(findings)
     sys.exit(1 if bad else 0)
@@ -69,14 +69,14 @@ def _show(finding: Finding) -> None:
     level = f"{finding.level:<4}"
     if logs.in_colour(sys.stdout):
         level = click.style(level, fg=_COLOURS[finding.level])
-    click.echo(f"{level}  {finding.subject:<12}  {tables.printable(finding.text)}")
+    output.write(f"{level}  {finding.subject:<12}  {tables.printable(finding.text)}")
     if finding.step:
-        click.echo(f"{'':<20}-> {tables.printable(finding.step)}")
+        output.write(f"{'':<20}-> {tables.printable(finding.step)}")
 
 
 def _sum_up(findings: list[Finding]) -> None:
     fails, warnings = (sum(one.level == level for one in findings) for level in ("fail", "warn"))
     if not fails and not warnings:
-        click.echo("\nAll is well.")
+        output.write("\nAll is well.")
     else:
-        click.echo(f"\n{fails} failed, {warnings} to be warned of. The arrows say what to do next.")
+        output.write(f"\n{fails} failed, {warnings} to be warned of. The arrows say what to do next.")

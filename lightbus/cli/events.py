@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lightbus.cli import tables
+from lightbus.cli import output, tables
 
 if TYPE_CHECKING:
     from lightbus import Lightbus
@@ -54,10 +54,9 @@ def events(target: str, as_json: bool) -> None:
     if as_json:
         says = [_event(one) for one in _in_order(app)]
         hears = [_handler(app, one) for one in app.handlers.values()]
-        click.echo(json.dumps({"app": app.name, "says": says, "hears": hears}, indent=1))
+        output.write(json.dumps({"app": app.name, "says": says, "hears": hears}, indent=1))
         return
-    for line in (*_says(app), "", *_hears(app)):
-        click.echo(line)
+    output.write("\n".join((*_says(app), "", *_hears(app))))
 
 
 def _in_order(app: Lightbus) -> list[EventType]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lightbus.cli import output
+
 if TYPE_CHECKING:
     from lightbus import Lightbus
 
@@ -43,14 +45,14 @@ def health(target: str, as_json: bool) -> None:
     problems, queues = _ask(app, target)
     if as_json:
         answer = {"healthy": not problems, "broker": app.broker.masked, "queues": queues, "problems": problems}
-        click.echo(json.dumps(answer, indent=1))
+        output.write(json.dumps(answer, indent=1))
     else:
         for queue in queues:
-            click.echo(f"{queue['name']}: {queue['ready']:,} ready, {queue['consumers']} consuming")
+            output.write(f"{queue['name']}: {queue['ready']:,} ready, {queue['consumers']} consuming")
         for problem in problems:
             click.echo(f"Unhealthy: {problem}", err=True)
         if not problems:
-            click.echo("Healthy." if app.handlers else f"Healthy: {app.name} has no handlers, so it needs no worker.")
+            output.write("Healthy." if app.handlers else f"Healthy: {app.name} has no handlers, so it needs no worker.")
     sys.exit(1 if problems else 0)
 
 

@@ -18,6 +18,7 @@ import click
 
 import lightbus
 from lightbus import errors
+from lightbus.cli import asking, output
 
 EPILOG = """\b
 Examples:
@@ -56,10 +57,11 @@ def new(folder: Path | None, name: str | None, event: str | None, hears: str | N
     target = Path(service.slug) if folder is None else folder
     _refuse_full(target)
     _make(service, target)
-    click.echo(f"Made {target}: the app {service.slug!r} says {service.event} and hears {service.hears}.\n\nNext:")
-    if target.resolve() != Path.cwd():
-        click.echo(f"  cd {shlex.quote(str(target))}")
-    click.echo("  pip install --editable '.[dev]'\n  pytest\n\nREADME.md goes on from there.")
+    there = "" if target.resolve() == Path.cwd() else f"  cd {shlex.quote(str(target))}\n"
+    output.report(
+        f"Made {target}: the app {service.slug!r} says {service.event} and hears {service.hears}.\n\nNext:\n{there}"
+        "  pip install --editable '.[dev]'\n  pytest\n\nREADME.md goes on from there."
+    )
 
 
 @attrs.frozen
@@ -121,7 +123,8 @@ def _ask(name: str | None, event: str | None, hears: str | None, no_input: bool)
         default: str = asked[key]
         if given is not None or no_input:
             return checked(default if given is None else given)
-        said: str = click.prompt(asked["__prompts__"][key], default=default, value_proc=checked)
+        with asking("--no-input"):
+            said: str = click.prompt(asked["__prompts__"][key], default=default, value_proc=checked)
         return said
 
     name = answer("name", name, lambda text: rules.check_name(text, _slug(text)))

@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from lightbus.cli import output
+
 if TYPE_CHECKING:
     from lightbus import Lightbus, Receipt
     from lightbus.event import EventType
@@ -82,9 +84,9 @@ def publish(
     built = _build(event_type, payload)
     receipt = app.publish_sync(built, delay=delay, headers=table)
     if as_json:
-        click.echo(json.dumps({"id": receipt.id, "event": event_type.name, "routed": receipt.routed}))
+        output.report(json.dumps({"id": receipt.id, "event": event_type.name, "routed": receipt.routed}))
     else:
-        click.echo(f"Published {event_type.name} {receipt.id}: {_fate(receipt, delay)}.")
+        output.report(f"Published {event_type.name} {receipt.id}: {_fate(receipt, delay)}.")
 
 
 def _fate(receipt: Receipt, delay: float | None) -> str:
@@ -291,12 +293,15 @@ class Tally:
 
     def __str__(self) -> str:
         figures = self.as_dict()
-        text = f"Published {self.published:,} of {self.lines:,} lines"
+        lines = "1 line" if self.lines == 1 else f"{self.lines:,} lines"
+        text = f"Published {self.published:,} of {lines}"
         text += f" in {figures['seconds']:.1f} s ({figures['rate']:,}/s)"
         if self.bad:
             text += f"; {self.bad:,} not published, see above"
         if self.unheard:
-            text += f"; nobody listens to {'them' if self.unheard == self.published else f'{self.unheard:,} of them'}"
+            all_of_them = "it" if self.published == 1 else "them"
+            unheard = all_of_them if self.unheard == self.published else f"{self.unheard:,} of them"
+            text += f"; nobody listens to {unheard}"
         return text + "."
 
 
@@ -380,7 +385,7 @@ def _publish_file(
         click.echo(f"Left out, since {event_type.name!r} has no such field: {names}.", err=True)
     if tally.stopped is not None:
         click.echo(f"Stopped after line {tally.last:,}. {tally.stopped}", err=True)
-    click.echo(json.dumps(tally.as_dict()) if as_json else str(tally))
+    output.report(json.dumps(tally.as_dict()) if as_json else str(tally))
     if interrupted:
         return 130
     return 1 if tally.bad or tally.stopped is not None else 0
@@ -449,4 +454,5 @@ def _send(app: Lightbus, events: Mapping[int, Any], headers: dict[str, str], tal
     if failed:  # the broker is what is wrong, not the lines: the next ones would fare no better
         tally.bad += len(failed)
         first = next(iter(failed))
-        tally.stopped = f"{len(failed):,} lines from line {first:,} on were not confirmed: {failed[first]}"
+        which = f"Line {first:,} was" if len(failed) == 1 else f"{len(failed):,} lines from line {first:,} on were"
+        tally.stopped = f"{which} not confirmed: {failed[first]}"

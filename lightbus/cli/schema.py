@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lightbus.cli import output
+
 if TYPE_CHECKING:
     from lightbus import Lightbus
     from lightbus.event import EventType
@@ -49,7 +51,7 @@ def schema(target: str, event: str | None) -> None:
     if event is not None and event not in app.events:
         raise errors.UnknownEvent(f"event {event!r} is not declared on app {app.name!r}. {app.suggestion(event)}")
     document = schemas(app) if event is None else schema_of(app.name, app.events[event])
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    output.write(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def schemas(app: Lightbus) -> dict[str, Any]:

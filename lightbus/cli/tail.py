@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from lightbus.cli import banner, logs, tables
+from lightbus.cli import banner, logs, output, tables
 
 if TYPE_CHECKING:
     from lightbus.connection import Broker
@@ -258,13 +258,7 @@ class _View:
         if self.filters and not self._fits(message):
             return True
         self.shown += 1  # before it is written: an interruption may come right after
-        try:
-            click.echo("\n".join(self.lines(message, taken)))
-        except BrokenPipeError:
-            # What Python would write at its end has nobody to read it either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return False
-        return True
+        return output.write("\n".join(self.lines(message, taken)))
 
     def _fits(self, message: Message) -> bool:
         import msgspec

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lightbus.cli import tables
+from lightbus.cli import output, tables
 
 if TYPE_CHECKING:
     from lightbus import Lightbus
@@ -111,14 +111,13 @@ def show(target: str, live: bool, form: str, as_json: bool) -> None:
     states = _ask(app) if live else None
     match "json" if as_json else form:
         case "json":
-            click.echo(json.dumps(_described(app, states), indent=1))
+            output.write(json.dumps(_described(app, states), indent=1))
         case "mermaid":
-            click.echo(mermaid.flowchart(app, states))
+            output.write(mermaid.flowchart(app, states))
         case "svg":
-            click.echo(picture.draw(app, states, app.broker.masked if live else ""))
+            output.write(picture.draw(app, states, app.broker.masked if live else ""))
         case _:
-            for line in _table(app, states, target):
-                click.echo(line)
+            output.write("\n".join(_table(app, states, target)))
 
 
 def _ask(app: Lightbus) -> States:
@@ -277,9 +276,9 @@ def permissions(target: str, user: str | None, vhost: str | None, as_json: bool)
     vhost = app.broker.addresses[0].vhost if vhost is None else vhost
     configure, write, read = rules(app)
     if as_json:
-        click.echo(json.dumps({"user": user, "vhost": vhost, "configure": configure, "write": write, "read": read}))
+        output.write(json.dumps({"user": user, "vhost": vhost, "configure": configure, "write": write, "read": read}))
     else:
-        click.echo(shlex.join(["rabbitmqctl", "set_permissions", "--vhost", vhost, user, configure, write, read]))
+        output.write(shlex.join(["rabbitmqctl", "set_permissions", "--vhost", vhost, user, configure, write, read]))
     if others := sources(app):
         click.echo(
             f"Note: who may read the exchange of {', '.join(others)} (for source=) may also remove its binding to the "

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lightbus.cli import output
+
 if TYPE_CHECKING:
     from lightbus import Lightbus
     from lightbus.handler import Handler
@@ -62,12 +64,12 @@ def unbind(target: str, pattern: str, suffix: str, source: str | None, force: bo
             "Remove the handler first, or use --force (a worker that starts binds it again)."
         )
     _unbind(app, queue, exchange, pattern)
-    click.echo(f"No binding {exchange} -- {pattern} --> {queue} any more (a broker does not say if there was one).")
+    output.report(f"No binding {exchange} -- {pattern} --> {queue} any more (a broker does not say if there was one).")
     others = _others_that_match(app, suffix, pattern)
     if others:
-        click.echo(f"{queue} still hears it by its other bindings: {', '.join(others)}.")
+        output.report(f"{queue} still hears it by its other bindings: {', '.join(others)}.")
     if needed:
-        click.echo(f"{', '.join(handler.name for handler in needed)} hears nothing by it until a worker starts.")
+        output.report(f"{', '.join(handler.name for handler in needed)} hears nothing by it until a worker starts.")
 
 
 def _handlers_that_need(app: Lightbus, suffix: str, exchange: str, pattern: str) -> list[Handler]:

@@ -20,6 +20,7 @@ import pytest
 
 from lightbus import Lightbus, codec, topology
 from lightbus.cli import tables
+from lightbus.cli.dead import NONE
 from lightbus.connection import declare
 from lightbus.dead import FIRST_WINDOW, Filter, Outcome, opened, read_letter, retry, retry_publication
 from lightbus.transport import Delivery, Publication
@@ -383,6 +384,14 @@ def test_purge_shows_what_and_asks(url: str, dead: Dead) -> None:
     assert ready(url, "billing.dead") == 0
 
 
+def test_a_purge_that_nobody_answers_names_the_option_that_does_not_ask(url: str, dead: Dead) -> None:
+    put_letters(url, 1)
+    done = dead("purge", "--all", given="")
+    assert done.returncode == 1
+    assert done.stderr.endswith("\nError: stdin ended without an answer. To be asked nothing: --yes\n")
+    assert ready(url, "billing.dead") == 1
+
+
 def test_what_was_shown_is_purged_after_the_question_and_nothing_else(folder: Path, url: str, dead: Dead) -> None:
     shown = put_letters(url, 3)
     answer, write = os.pipe()
@@ -406,11 +415,11 @@ def test_no_queue_no_letters_and_no_broker_are_told_apart(folder: Path, url: str
     assert "Check LIGHTBUS_URL" in done.stderr
     with connected(url) as connection:
         declare(connection, app_of(url).topology())
-    assert dead("list").stdout == "No dead letters.\n"
+    assert dead("list").stdout == f"{NONE}\n"
     assert dead("list", "--json").stdout == "[]\n"
     assert "no dead letter of 'billing' has an id that begins with 'abc'" in dead("show", "abc").stderr
     none = dead("show", "--all")
-    assert (none.returncode, none.stdout) == (0, "No dead letters.\n")
+    assert (none.returncode, none.stdout) == (0, f"{NONE}\n")
     assert dead("show", "--all", "--json").stdout == "[]\n"
 
 

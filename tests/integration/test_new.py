@@ -26,6 +26,7 @@ import yaml
 
 from lightbus import topology
 from lightbus.cli import main, new
+from lightbus.cli.dead import NONE
 from tests import rabbitmq as nodes
 from tests.processes import LIGHTBUS, LIMIT, ROOT, Program, environment, lightbus, wait_until
 
@@ -137,7 +138,7 @@ def test_a_service_does_what_its_readme_says(answers: Answers, url: str) -> None
         worker.wait_for(r"heard .*\(id='1'\)")
         assert worker.end(signal.SIGTERM) == 0
     assert answers.handler in worker.output
-    assert service.do(f"lightbus dead list {answers.module}.bus:app", url) == "No dead letters.\n"
+    assert service.do(f"lightbus dead list {answers.module}.bus:app", url) == f"{NONE}\n"
     left = {name for name in files(service.folder) - made if "__pycache__" not in name}
     assert {Path(name).parts[0] for name in left} <= {".ruff_cache"}
     assert not [path for path in made if "{{" in path or "{{ cookie" in (service.folder / path).read_text()]
@@ -338,6 +339,13 @@ def test_the_page_shows_what_it_asks_and_says() -> None:
     assert done.exit_code == 0
     assert f"$ lightbus new\n{done.output}```" in PAGE
     assert files(Path("shop"))
+
+
+def test_where_nobody_answers_it_names_the_option_that_does_not_ask() -> None:
+    done = run("--name", "shop", given="")
+    assert done.exit_code == 1
+    assert done.stderr.endswith("\nError: stdin ended without an answer. To be asked nothing: --no-input\n")
+    assert not Path("shop").exists()
 
 
 def test_a_wrong_answer_is_asked_for_again() -> None:

@@ -1,0 +1,146 @@
+"""Commands whose output nobody reads, or for which there is no room: what they did, or found, is their exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lightbus import Lightbus, topology
+from lightbus.connection import declare
+from tests.bus import connected
+from tests.patience import LIMIT
+from tests.processes import LIGHTBUS, environment
+
+BUS = """\
+from lightbus import Lightbus
+
+app = Lightbus("billing")
+
+@app.event
+class InvoicePaid:
+    number: str
+
+hearing = Lightbus("stats")
+
+@hearing.on("invoice.paid")
+async def count(invoice: dict): ...
+"""
+
+FILES = {"bus.py": BUS}
+
+
+@pytest.fixture
+def url(sqlite_url: str) -> str:
+    """Of a broker on which `billing` has published before."""
+    with connected(sqlite_url) as connection:
+        declare(connection, topology.publishing("billing"))
+    return sqlite_url
+
+
+def run(
+    folder: Path, url: str, stdout: int, *command: str, stderr: int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
+    # As it is with users: what could not be written is still in Python's buffer at its end.
+    buffered = {key: value for key, value in environment().items() if key != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        [*LIGHTBUS, *command],
+        cwd=folder,
+        env={**buffered, "LIGHTBUS_URL": url},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def without_a_reader(folder: Path, url: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """As in `lightbus ... | true`."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        return run(folder, url, theirs, *command)
+    finally:
+        os.close(theirs)
+
+
+def on_a_full_disk(folder: Path, url: str, *command: str, both: bool = False) -> subprocess.CompletedProcess[str]:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs Linux' /dev/full")
+    with open("/dev/full", "wb") as full:
+        return run(folder, url, full.fileno(), *command, stderr=full.fileno() if both else subprocess.PIPE)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("publish bus:app invoice.paid number=1", 0),
+        ("publish bus:app invoice.paid number=1 --json", 0),
+        ("publish bus:app invoice.paid --jsonl events.jsonl", 0),
+        ("events bus:app", 0),
+        ("events bus:app --json", 0),
+        ("schema bus:app", 0),
+        ("topology bus:app", 0),
+        ("topology bus:app --json", 0),
+        ("topology bus:app --format mermaid", 0),
+        ("topology bus:app --format svg", 0),
+        ("topology permissions bus:app", 0),
+        ("topology permissions bus:app --json", 0),
+        ("doctor bus:app", 0),
+        ("doctor bus:app --json", 0),
+        ("doctor bus:hearing", 1),
+        ("doctor bus:hearing --json", 1),
+        ("health bus:app", 0),
+        ("health bus:app --json", 0),
+        ("health bus:hearing --json", 1),
+    ],
+)
+def test_what_a_command_did_or_found_is_its_exit_code_though_nobody_reads_it(
+    folder: Path, url: str, command: str, code: int
+) -> None:
+    (folder / "events.jsonl").write_text('{"number": "1"}\n')
+    done = without_a_reader(folder, url, *command.split())
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.parametrize(
+    "command", ["events bus:app", "schema bus:app", "topology bus:app --json", "doctor bus:app", "health bus:app"]
+)
+def test_an_answer_that_cannot_be_written_is_an_error(folder: Path, url: str, command: str) -> None:
+    done = on_a_full_disk(folder, url, *command.split())
+    assert done.returncode == 1
+    assert done.stderr == "Error: the output cannot be written: No space left on device. It is not whole.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("number=1", r"Published invoice.paid [0-9a-f-]{36}: confirmed, .*\."),
+        ("number=1 --json", r'\{"id": "[0-9a-f-]{36}", "event": "invoice.paid", "routed": false\}'),
+        ("--jsonl events.jsonl", r"Published 1 of 1 line in .*; nobody listens to it\."),
+    ],
+)
+def test_a_published_event_whose_line_cannot_be_written_is_published(
+    folder: Path, url: str, options: str, said: str
+) -> None:
+    (folder / "events.jsonl").write_text('{"number": "1"}\n')
+    done = on_a_full_disk(folder, url, "publish", "bus:app", "invoice.paid", *options.split())
+    assert done.returncode == 0
+    assert re.fullmatch(rf"Not written to stdout \(No space left on device\): {said}\n", done.stderr)
+
+
+def test_it_is_published_also_where_stderr_has_no_room_either(folder: Path, url: str) -> None:
+    done = on_a_full_disk(folder, url, "publish", "bus:app", "invoice.paid", "number=1", both=True)
+    assert done.returncode == 0
+
+
+def test_a_purge_that_nobody_reads_is_done(folder: Path, url: str) -> None:
+    with connected(url) as connection:
+        declare(connection, Lightbus("stats").topology())
+    done = without_a_reader(folder, url, "dead", "purge", "bus:hearing", "--all", "--yes")
+    assert (done.returncode, done.stderr) == (0, "")
