@@ -57,12 +57,17 @@ setup: $(READY) rabbitmq  ## only set up: the environment in .venv, and RabbitMQ
 
 # Exact versions, so that a test that passes today passes tomorrow.
 $(READY): pyproject.toml requirements-dev.txt
-	@$(find_python) \
+	@if $(usable); then echo "Installing what is needed into $(VENV) (once, about a minute) ..."; exit 0; fi; \
+	$(find_python) \
 	echo "Setting up $(VENV) with $$("$$python" --version) (once, about a minute) ..."; \
 	rm -rf $(VENV); "$$python" -m venv $(VENV)
 	@$(PIP) install --requirement requirements-dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@echo "$(CURDIR)" > $@
+
+# An environment that is there, as the README makes one, stays with all that is in it; one of a moved clone does not.
+usable = $(PYTHON) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+  && { [ ! -e $(READY) ] || [ "$$(cat $(READY))" = "$(CURDIR)" ]; }
 
 # Sets the shell's $python; where venv is missing, as on a bare Debian, installs it if that is allowed.
 define find_python
