@@ -543,6 +543,8 @@ class Consumer:
                 level, became = logging.WARNING, "it is delivered again, as no copy of it was confirmed"
             case RetryIn(delay, _), True:
                 level, became = logging.WARNING, f"again in {delay:g} s"
+                if logger.isEnabledFor(logging.DEBUG):  # else the last attempt's will do: one trace an event
+                    trace = error if errors.tells_where(error) else None
             case _, True:
                 level, became = logging.ERROR, f"dead-lettered to {self.app}.dead"
                 trace = error if errors.tells_where(error) else None

@@ -312,6 +312,13 @@ def consumed(app: Lightbus) -> list[str]:
     return [queue.name for queue in app.consumed_queues()]
 
 
+def retrying(connection: Connection, app: Lightbus) -> int:
+    """How many events wait for their next attempt."""
+    others = {*consumed(app), topology.queue_name(app.name, topology.DEAD_KEY)}
+    ladders = [one.name for one in app.topology().queues if one.name not in others]
+    return sum(state.ready for state in queue_states(connection, ladders))
+
+
 def _queues(connection: Connection, address: Address, app: Lightbus, target: str) -> Iterator[Finding]:
     heard = consumed(app)
     by_name = {state.name: state for state in queue_states(connection, [one.name for one in app.topology().queues])}

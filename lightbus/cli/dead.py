@@ -216,8 +216,13 @@ def _print_list(rows: list[list[str]], target: str, queue: DeadQueue, wanted: Fi
 def _say_none(target: str, queue: DeadQueue, wanted: Filter) -> None:
     if wanted.given and queue.count:
         _write(f"None of the {queue.count:,} dead letters fits. What there is: lightbus dead list {target} --stats")
-    else:
-        _write(NONE)
+        return
+    from lightbus import inspection
+
+    _write(NONE)
+    if waiting := inspection.retrying(queue.connection, queue.app):
+        wait = "event waits for its" if waiting == 1 else "events wait for their"
+        _write(f"{waiting:,} {wait} next attempt, and may come here after the last one.")
 
 
 def _summary(letter: Letter) -> dict[str, Any]:

@@ -334,6 +334,25 @@ async def test_two_failing_siblings_are_each_retried_and_dead_lettered(shop: Lig
     assert {reason(letter) for letter in dead} == {"ValueError: one", "ValueError: two"}
 
 
+@pytest.mark.parametrize(("level", "traces"), [(logging.INFO, 1), (logging.DEBUG, 3)], ids=["info", "debug"])
+async def test_each_attempt_has_its_traceback_where_debugging_is_on(
+    shop: Lightbus, billing: Lightbus, caplog: pytest.LogCaptureFixture, level: int, traces: int
+) -> None:
+    @billing.on("order.placed")
+    async def fail(order: OrderPlaced) -> None:
+        raise LookupError("nothing there")
+
+    async with running(shop, billing):
+        with caplog.at_level(level, "lightbus"):
+            await shop.publish(OrderPlaced(number=1))
+            await dead_letters(billing)
+            failures = "fail failed on"
+            await eventually(lambda: len([one for one in caplog.records if failures in one.getMessage()]), 3)
+    told = [record for record in caplog.records if failures in record.getMessage() and record.exc_info]
+    assert len(told) == traces
+    assert told[-1].levelno == logging.ERROR
+
+
 async def test_an_event_that_no_handler_matches_walks_the_ladder_and_the_warning_names_unbind(
     shop: Lightbus, billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:

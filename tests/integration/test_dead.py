@@ -18,7 +18,7 @@ from typing import Any
 import amqp.exceptions
 import pytest
 
-from lightbus import Lightbus, codec, topology
+from lightbus import Lightbus, Retry, codec, topology
 from lightbus.cli import tables
 from lightbus.cli.dead import NONE
 from lightbus.connection import declare
@@ -421,6 +421,23 @@ def test_no_queue_no_letters_and_no_broker_are_told_apart(folder: Path, url: str
     none = dead("show", "--all")
     assert (none.returncode, none.stdout) == (0, f"{NONE}\n")
     assert dead("show", "--all", "--json").stdout == "[]\n"
+
+
+def test_an_empty_list_says_how_many_wait_for_their_next_attempt(folder: Path, url: str, dead: Dead) -> None:
+    (folder / "billing.py").write_text(BUS.replace("0.05", "600"))
+    app = Lightbus("billing", url=url, retry=Retry(delays=(600,)))
+    app.on("invoice.*", name="charge")(lambda body: None)
+    app.on("invoice.*", name="close", queue="closed")(lambda body: None)
+    with connected(url) as connection:
+        declare(connection, app.topology())
+        channel = connection.channel()
+        for key in ("retry.600s", "closed.retry.600s"):
+            channel.publish([Publication("billing.internal", key, b"{}", {})])
+        for queue in ("billing.retry.600s", "billing.closed.retry.600s"):
+            wait_until(lambda queue=queue: ready(url, queue) == 1, "an event that waits")
+    waiting = "2 events wait for their next attempt, and may come here after the last one."
+    assert dead("list").stdout == f"{NONE}\n{waiting}\n"
+    assert dead("list", "--json").stdout == "[]\n"
 
 
 # --- what it was ------------------------------------------------------------------------------
