@@ -217,6 +217,11 @@ def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]
             )
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise errors.InvalidPayload(f"event {name!r} was not sent: the header {key!r} does not fit 64 bits.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise errors.InvalidPayload(
+                f"event {name!r} was not sent: the header {key!r} is {value}, which RabbitMQ does not take. "
+                "Send a finite number, or a str."
+            )
         if isinstance(value, datetime) and value.year < 1970:
             raise errors.InvalidPayload(
                 f"event {name!r} was not sent: the header {key!r} is before 1970, which AMQP cannot say. "

@@ -418,6 +418,45 @@ def _forget_after_fork() -> None:
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 
+class WakeUp:
+    """What one thread waits for, and any other sets, once for each wait: a lock, since `threading.Event` is not to be
+    interrupted. A signal's handler that raises in the middle of one leaves its inner lock held for ever.
+    """
+
+    __slots__ = ("_unset",)
+
+    def __init__(self) -> None:
+        self._unset = threading.Lock()
+        self._unset.acquire()
+
+    def set(self) -> None:
+        try:
+            self._unset.release()
+        except RuntimeError as error:  # it is set
+            if errors.is_from_deeper(error):
+                raise
+
+    def clear(self) -> None:
+        self._unset.acquire(blocking=False)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for so long at most, and clear it. Returns whether it was set."""
+        return self._unset.acquire(timeout=max(0.0, seconds))
+
+
+_here = threading.local()
+
+
+def own_thread() -> str | None:
+    """The name of the connection whose own thread this is, if it is one's."""
+    name: str | None = getattr(_here, "connection", None)
+    return name
+
+
+class StartInterrupted(RuntimeError):
+    """A connection's thread is wanted where this very thread is just starting it."""
+
+
 class ConnectionThread:
     """A thread that owns one connection and replaces it when it fails.
 
@@ -438,8 +477,9 @@ class ConnectionThread:
     def _start(self) -> None:
         self.stopping = False
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._wake = threading.Event()
+        self._starting = threading.RLock()
+        self._in_start = False
+        self._wake = WakeUp()
         self._woken = False
         self._using = threading.Lock()
         """Whoever holds it uses the connection: this thread, or the loop that attends."""
@@ -476,6 +516,10 @@ class ConnectionThread:
         """Read what has arrived and hand it on, in the event loop that attends, which must not wait."""
         raise NotImplementedError
 
+    def channel_closed(self, error: amqp.exceptions.ChannelError) -> bool:
+        """The broker closed a channel. Returns whether the epoch goes on with another one."""
+        return False
+
     def lost(self, error: BaseException) -> None:
         """The epoch has ended; `self.connection` is gone."""
 
@@ -488,15 +532,26 @@ class ConnectionThread:
     # from any thread
 
     def ensure_started(self) -> None:
+        """
+        Raises:
+            StartInterrupted: this very thread is starting it, which a signal's handler has interrupted.
+            RuntimeError: no thread can be started.
+        """
         thread = self._thread
         if thread is not None and thread.is_alive():  # `alive` would be a call more for each event
             return
         with self._starting:
+            if self._in_start:
+                raise StartInterrupted
             if not self.alive:
                 self.stopping = False
-                # Kept before it is started: whatever interrupts that, there is never a second one.
-                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                self._thread.start()
+                self._in_start = True
+                try:
+                    # Kept before it is started: whatever interrupts that, there is never a second one.
+                    self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                    self._thread.start()
+                finally:
+                    self._in_start = False
 
     @property
     def alive(self) -> bool:
@@ -512,10 +567,14 @@ class ConnectionThread:
         if self._woken:
             return
         self._woken = True
-        self._wake.set()
-        connection = self.connection
-        if connection is not None and not self._standing_by:
-            connection.interrupt()
+        try:
+            self._wake.set()
+            connection = self.connection
+            if connection is not None and not self._standing_by:
+                connection.interrupt()
+        except BaseException:  # a signal's handler raised: nobody knows how far it came
+            self._woken = False
+            raise
 
     def attended_by(self, loop: Loop) -> None:
         """From the loop's own thread: let it read the connection, unless another one does already."""
@@ -536,7 +595,7 @@ class ConnectionThread:
         self.stopping = True
         self._woken = False
         self.wake()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(timeout)
             if thread.is_alive():
                 logger.warning(
@@ -548,6 +607,7 @@ class ConnectionThread:
     # the thread itself
 
     def _run(self) -> None:
+        _here.connection = self.name
         backoff = Backoff()
         while not self.stopping:
             if not self.wanted():
@@ -591,13 +651,19 @@ class ConnectionThread:
         while not self.stopping:
             self._wake.clear()
             self._woken = False
-            timeout = min(self.work(), TICK)
-            attention = self._present_attention(connection)
-            if attention is None:
-                with contextlib.suppress(TimeoutError):
-                    connection.drain_events(timeout)
-            elif not attention.connection.catch_up():
-                self._stand_by(attention, timeout)
+            try:
+                timeout = min(self.work(), TICK)
+                attention = self._present_attention(connection)
+                if attention is None:
+                    with contextlib.suppress(TimeoutError):
+                        connection.drain_events(timeout)
+                elif not attention.connection.catch_up():
+                    self._stand_by(attention, timeout)
+            except amqp.exceptions.ChannelError as error:
+                if not self.channel_closed(error):
+                    raise
+                if self._attention is not None:
+                    self._attention.resume()
             if time.monotonic() >= next_tick:
                 self._look_whether_the_loop_comes(connection)
                 connection.heartbeat_tick()

@@ -18,6 +18,17 @@ def words(error: BaseException) -> str:
         return f"(its __str__ raised {type(broken).__name__})"
 
 
+def is_from_deeper(error: BaseException) -> bool:
+    """Whether code below the frame that catches the error has raised it, and not a built-in function called there.
+
+    Python runs a signal's handler between two instructions of the main thread, and the handler may raise anything: the
+    usual time limit of a job raises TimeoutError, which is an OSError. So `except OSError` around `sock.send(data)` may
+    also catch what was raised after all was sent.
+    """
+    trace = error.__traceback__
+    return trace is not None and trace.tb_next is not None
+
+
 _MACHINERY = frozenset({"lightbus", "anyio", "asyncio", "trio", "uvloop", "contextlib", "threading"})
 
 E = TypeVar("E", bound=BaseException)
@@ -164,6 +175,12 @@ class PublishUnreachable(PublishTimeout):
 
 class PublishRefused(PublishError):
     """The broker refuses this app's publishes: access, topology or URL. The cause is chained."""
+
+
+class PublishWouldDeadlock(PublishError, RuntimeError):
+    """`publish_sync` was called where waiting would stop the publisher itself: in the thread of a connection (a logging
+    handler), or in a signal handler or finalizer that interrupted a publish of the same thread. Nothing was sent.
+    """
 
 
 class PublisherClosed(PublishError):

@@ -170,6 +170,11 @@ class Attention:
             self._invited = True
             self.loop.soon_from_thread(self._come)
 
+    def resume(self) -> None:
+        """After an error that the connection outlived: the loop may read again, once it is invited."""
+        self.error = None
+        self.comes = False
+
     def end(self) -> None:
         """Let go of the connection, which is closed, or is about to be."""
         self._ended = True
@@ -202,9 +207,10 @@ class Attention:
         self.connection.may_wait = True
         self._using.release()
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Tell the thread, which ends the epoch. Only between `take` and `give_back`."""
-        self.error = error
+        # Ctrl-C, say, between any two instructions: nobody knows what was read or sent.
+        self.error = error if isinstance(error, Exception) else InterruptedError(f"interrupted by {error!r}")
         self._stop_watching()
         self._wake()
 
@@ -229,8 +235,10 @@ class Attention:
         try:
             self.visits += 1
             self._read()
-        except Exception as error:  # noqa: BLE001  # the thread ends the epoch over any, as it does over its own
+        except BaseException as error:  # the thread ends the epoch over any, as it does over its own
             self.fail(error)
+            if not isinstance(error, Exception):  # a signal's handler raised it, Ctrl-C's for one
+                raise
         finally:
             self.give_back()
 

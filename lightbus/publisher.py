@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import logging
 import math
+import re
 import threading
 import time
 import weakref
@@ -23,11 +25,11 @@ from typing import Any
 import amqp.exceptions
 
 from lightbus import errors, topology
-from lightbus.connection import FATAL, Broker, ConnectionThread, declare, describe
+from lightbus.connection import FATAL, Broker, ConnectionThread, StartInterrupted, WakeUp, declare, describe, own_thread
 from lightbus.loop import Loop, current_loop
 from lightbus.message import Receipt
 from lightbus.topology import QueueType
-from lightbus.transport import Channel, Connection, Publication
+from lightbus.transport import Channel, Connection, Publication, Unencodable
 
 logger = logging.getLogger("lightbus")
 
@@ -46,7 +48,11 @@ RENEW_AFTER, RENEW_EVERY, RENEW_WAIT = 1.0, 5.0, 2.0
 """Seconds: after a nack the channel is replaced, not more often than this, if what is in flight is settled so soon."""
 
 # The broker closed the channel or connection over what it was sent (not over its own state).
-_REFUSALS = (311, 403, 404, 405, 406, 501, 502, 503, 504, 505, 530, 540)
+_REFUSALS = (311, 403, 404, 405, 406, 501, 502, 503, 504, 505, 530, 540, 541)
+# Of these: it may be over the broker's own state all the same, so that only a second time counts.
+_DOUBTFUL = (404, 541)
+_BASIC_PUBLISH = (60, 40)
+_TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
 
 
 class Outgoing:
@@ -56,15 +62,15 @@ class Outgoing:
         "abandoned",
         "delay_level",
         "done",
+        "doubted",
         "error",
         "loop",
-        "missed",
         "publication",
         "returned",
         "sent",
     )
 
-    def __init__(self, publication: Publication, delay_level: int | None) -> None:
+    def __init__(self, publication: Publication, delay_level: int | None, loop: Loop | None) -> None:
         self.publication = publication
         self.delay_level = NOT_DELAYED if delay_level is None else delay_level
         """The highest level of delayed publishing that must be there for it."""
@@ -72,13 +78,18 @@ class Outgoing:
         self.returned = False
         self.abandoned = False
         """Nobody waits for it any more: do not send it (again)."""
-        self.missed = False
-        """Its exchange was missing once, which a new epoch mends: it declares it."""
+        self.doubted = False
+        """Something went wrong over it, alone, that another attempt may repair: its exchange was missing, say."""
         self.error: errors.PublishError | None = None
-        self.loop: Loop | None = None
+        self.loop = loop
         """Where it is waited for; None where a thread waits."""
-        self.done: Any = None
+        self.done: Any
         """A `Wait` where `loop` is given, else a held lock that is released."""
+        if loop is None:
+            self.done = threading.Lock()
+            self.done.acquire()
+        else:
+            self.done = loop.new_wait()
 
     def receipt(self) -> Receipt:
         if self.error is not None:
@@ -99,8 +110,12 @@ class Publisher(ConnectionThread):
     def _reset(self) -> None:
         # Whoever holds it may take from the window and send. It knows its owner: see `_send_or_wake`.
         self._sending = threading.RLock()
-        self._half_sent = False
-        """A caller is sending; or it was interrupted, where nobody holds `_sending`: then no tag can be trusted."""
+        self._sender = 0
+        """The thread of the caller that is sending; 0 where none is."""
+        self._interrupted = False
+        """A caller was interrupted while it was sending, by a signal's handler that raised: no tag can be trusted."""
+        self._taken: list[Outgoing] = []
+        """No longer in `_waiting`, and perhaps not yet in `_unconfirmed`."""
         self._channel: Channel | None = None
         self._waiting: deque[Outgoing] = deque()
         self._unconfirmed: dict[int, Outgoing] = {}
@@ -115,7 +130,7 @@ class Publisher(ConnectionThread):
         self._say_unreachable_at: float | None = None
         """On the monotonic clock; None where all is well, infinite once it was said."""
         self._wake_planned_in: Loop | None = None
-        self._openers: list[threading.Event] = []
+        self._openers: list[WakeUp] = []
         """Whoever waits for the connection to be there (it may be already), or to have failed for good."""
 
     def forget(self) -> None:
@@ -133,11 +148,12 @@ class Publisher(ConnectionThread):
             errors.PublishError: it did not, within `timeout` seconds.
         """
         limit = self.timeout if timeout is None else timeout
-        outgoing = self._submit_from_loop(publication, delay_level, current_loop())
+        outgoing = Outgoing(publication, delay_level, current_loop())
         try:
+            self._submit_from_loop(outgoing)
             in_time = await outgoing.done.over(limit)
-        except BaseException:  # cancelled
-            self._withdraw(outgoing)
+        except BaseException:  # cancelled: a web client has gone, say
+            self._abandon(outgoing)
             raise
         return self._outcome(outgoing, limit, in_time)
 
@@ -146,12 +162,12 @@ class Publisher(ConnectionThread):
     ) -> Receipt:
         """The same for a thread without an event loop."""
         limit = self.timeout if timeout is None else timeout
-        outgoing = self._submit_from_thread(publication, delay_level)
+        outgoing = Outgoing(publication, delay_level, None)
         try:
+            self._submit_from_thread(outgoing)
             in_time = outgoing.done.acquire(timeout=limit)
         except BaseException:  # Ctrl-C: nobody waits for it any more, nor shall the interpreter's end
-            outgoing.abandoned = True
-            self._withdraw(outgoing)
+            self._abandon(outgoing)
             raise
         return self._outcome(outgoing, limit, in_time)
 
@@ -170,7 +186,9 @@ class Publisher(ConnectionThread):
         window: deque[tuple[float, Outgoing]] = deque()
         try:
             for publication in publications:
-                window.append((time.monotonic() + limit, self._submit_from_loop(publication, None, loop)))
+                outgoing = Outgoing(publication, None, loop)
+                window.append((time.monotonic() + limit, outgoing))
+                self._submit_from_loop(outgoing)
                 if len(window) >= WINDOW:
                     outcomes.append(await self._await_one(*window[0], limit))
                     window.popleft()
@@ -178,7 +196,7 @@ class Publisher(ConnectionThread):
                 outcomes.append(await self._await_one(deadline, outgoing, limit))
         except BaseException:  # cancelled
             for _, outgoing in window:
-                self._withdraw(outgoing)
+                self._abandon(outgoing)
             raise
         return _all_receipts(outcomes)
 
@@ -196,14 +214,16 @@ class Publisher(ConnectionThread):
 
         try:
             for publication in publications:
-                window.append((time.monotonic() + limit, self._submit_from_thread(publication, None)))
+                outgoing = Outgoing(publication, None, None)
+                window.append((time.monotonic() + limit, outgoing))
+                self._submit_from_thread(outgoing)
                 if len(window) >= WINDOW:
                     finish_oldest()
             while window:
                 finish_oldest()
         except BaseException:  # Ctrl-C
             for _, outgoing in window:
-                self._withdraw(outgoing)
+                self._abandon(outgoing)
             raise
         return _all_receipts(outcomes)
 
@@ -217,10 +237,9 @@ class Publisher(ConnectionThread):
         except errors.PublishError as error:
             return error
 
-    def _submit_from_loop(self, publication: Publication, delay_level: int | None, loop: Loop) -> Outgoing:
-        outgoing = Outgoing(publication, delay_level)
-        outgoing.loop = loop
-        outgoing.done = loop.new_wait()
+    def _submit_from_loop(self, outgoing: Outgoing) -> None:
+        loop = outgoing.loop
+        assert loop is not None
         self._submit(outgoing)
         if self._loop is not loop:
             self.attended_by(loop)
@@ -232,20 +251,22 @@ class Publisher(ConnectionThread):
             # After this round of the loop: what other tasks publish in it goes along, in one piece.
             self._wake_planned_in = loop
             loop.soon(self._wake_as_planned)
-        return outgoing
 
     def _wake_as_planned(self) -> None:
         self._wake_planned_in = None
         self._send_or_wake()
 
-    def _submit_from_thread(self, publication: Publication, delay_level: int | None) -> Outgoing:
-        outgoing = Outgoing(publication, delay_level)
-        outgoing.done = threading.Lock()
-        outgoing.done.acquire()
+    def _submit_from_thread(self, outgoing: Outgoing) -> None:
+        connection = own_thread()
+        if connection is not None:
+            raise errors.PublishWouldDeadlock(
+                f"{_what(outgoing)} was not sent: this is the thread of a connection ({connection}), which would wait "
+                "for itself. A logging handler that publishes belongs behind a logging.handlers.QueueHandler and "
+                "-Listener."
+            )
         self._submit(outgoing)
         self.keep_reading()
         self._send_or_wake()
-        return outgoing
 
     def _send_or_wake(self) -> None:
         """Send what is waiting from this very thread where nothing stands in the way, else wake the one that owns the
@@ -258,57 +279,83 @@ class Publisher(ConnectionThread):
             if self._sending.acquire(blocking=False):
                 sent = self._send_here()
         finally:
-            try:  # noqa: SIM105  # `suppress` is a call more, after which a signal's handler may raise
+            try:
                 self._sending.release()
-            except RuntimeError:  # somebody else holds it
-                pass
+            except RuntimeError as error:  # somebody else holds it
+                if errors.is_from_deeper(error):
+                    raise
         if not sent or (self._waiting and len(self._unconfirmed) < WINDOW):  # else the next confirm makes room
+            self._refuse_within_a_publish()
             self.wake()
 
     def _send_here(self) -> bool:
         connection, channel = self.connection, self._channel
         if connection is None or channel is None or connection.blocked or self._suspects or self._renewal_is_due():
             return False
-        if self._half_sent:  # by this thread, which was interrupted, for good or by a signal's handler that publishes
+        if self._sender or self._interrupted:
             return False
-        self._half_sent = True
-        sent = self._take_and_send(channel)
-        self._half_sent = False
+        try:
+            self._sender = threading.get_ident()
+            sent = self._take_and_send(channel)
+        except BaseException:
+            self._interrupted = True
+            self._sender = 0
+            raise
+        self._sender = 0
         return sent
 
+    def _refuse_within_a_publish(self) -> None:
+        """
+        Raises:
+            errors.PublishWouldDeadlock: this thread is in the middle of sending, which a signal's handler interrupted,
+                or a finalizer.
+        """
+        if self._sender and self._sender == threading.get_ident():
+            raise _would_deadlock()
+
     def _take_and_send(self, channel: Channel) -> bool:
-        taken = self._next_batch(HERE_AT_ONCE)
-        if not taken:
+        batch = self._next_batch(HERE_AT_ONCE)
+        if not batch:
             return True
-        with contextlib.suppress(ValueError):  # one cannot be encoded: the connection's thread finds out which
-            if channel.publish_nowait([outgoing.publication for outgoing in taken]):
+        try:
+            if channel.publish_nowait([outgoing.publication for outgoing in batch]):
                 return True
-        for outgoing in reversed(taken):  # nothing was sent: as if they had never been taken
+        except Unencodable:  # the connection's thread refuses it
+            pass
+        self._put_back(batch)
+        return False
+
+    def _put_back(self, batch: Sequence[Outgoing]) -> None:
+        """Nothing was sent: as if they had never been taken."""
+        for outgoing in reversed(batch):
             self._next_tag -= 1
             del self._unconfirmed[self._next_tag]
             del self._by_id[outgoing.publication.properties["message_id"]]
             outgoing.sent = False
             self._waiting.appendleft(outgoing)
-        return False
 
     def _submit(self, outgoing: Outgoing) -> None:
-        self._waiting.append(outgoing)
         if not self._registered:
             self._registered = True
             _close_at_exit(self)
         try:
-            self.ensure_started()
-        except RuntimeError as error:  # Python 3.12+: no new threads while the interpreter ends
-            raise errors.PublisherClosed(
-                "The event was not sent: the interpreter is shutting down. Publish before the main thread ends."
-            ) from error
+            self.ensure_started()  # first: where that fails, nothing is left that a later publish would send
+        except StartInterrupted:
+            raise _would_deadlock() from None
+        except RuntimeError as error:
+            raise _no_thread(error, outgoing) from error
+        self._waiting.append(outgoing)
 
     def _outcome(self, outgoing: Outgoing, limit: float, in_time: bool) -> Receipt:
         if in_time:
             return outgoing.receipt()
+        self._abandon(outgoing)
+        raise self._timed_out(outgoing, limit)
+
+    def _abandon(self, outgoing: Outgoing) -> None:
+        """Nobody waits for it any more: it is not sent any more, nor again where it was sent and is not confirmed."""
         outgoing.abandoned = True
         self._withdraw(outgoing)
-        raise self._timed_out(outgoing, limit)
 
     def _withdraw(self, outgoing: Outgoing) -> bool:
         """Forget it, unless it is on its way: nobody waits for it, and what an outage stops must not pile up."""
@@ -319,9 +366,7 @@ class Publisher(ConnectionThread):
         return True
 
     def _timed_out(self, outgoing: Outgoing, limit: float) -> errors.PublishError:
-        publication = outgoing.publication
-        name = publication.properties.get("type") or publication.routing_key
-        what = f"event {name!r} ({publication.properties['message_id']})"
+        what = _what(outgoing)
         if outgoing.sent:
             return errors.PublishTimeout(
                 f"{what}: no confirm from {self.broker.masked} within {limit:g} s. The outcome is unknown: "
@@ -351,7 +396,7 @@ class Publisher(ConnectionThread):
         Raises:
             errors.BrokerError: it cannot be done, or not within `timeout` seconds.
         """
-        opened = threading.Event()
+        opened = WakeUp()
         self._openers.append(opened)
         try:
             self.ensure_started()
@@ -387,13 +432,16 @@ class Publisher(ConnectionThread):
     def opened(self, connection: Connection) -> None:
         declare(connection, topology.publishing(self.app))
         channel = self._confirming_channel(connection)
-        self._next_tag = 1
-        self._half_sent = False
+        self._begin_on(channel)
+        self._interrupted, self._sender = False, 0
         self._renew_at = None
         self._delay_level = self._wanted_delay_level = NOT_DELAYED
-        self._by_id = {}
         self._say_unreachable_at = None
         self._channel = channel
+
+    def _begin_on(self, channel: Channel) -> None:
+        self._next_tag = 1
+        self._by_id = {}
 
     def _confirming_channel(self, connection: Connection) -> Channel:
         channel = connection.channel()
@@ -422,7 +470,7 @@ class Publisher(ConnectionThread):
                     return True
                 return False
             self._channel = self._confirming_channel(connection)
-            self._next_tag = 1
+            self._begin_on(self._channel)
             self._renew_at, self._renewed_at = None, time.monotonic()
         old.close()
         return True
@@ -437,18 +485,31 @@ class Publisher(ConnectionThread):
         channel = self._channel
         assert channel is not None
         with self._sending:
-            if self._half_sent:
+            if self._interrupted or self._sender:  # nobody sends now, so that one was interrupted
                 raise OSError("publishing was interrupted in the middle of a message")
             if connection.blocked or not self._waiting:
                 return IDLE
             self._check_window()
-            batch = self._next_batch(WINDOW)
-            if self._wanted_delay_level > self._delay_level:
-                self._declare_delays(connection)
-                batch += self._next_batch(WINDOW)
-            if batch:
-                channel.publish([outgoing.publication for outgoing in batch])
+            self._send(connection, channel)
         return IDLE
+
+    def _send(self, connection: Connection, channel: Channel) -> None:
+        batch = self._next_batch(WINDOW)
+        if self._wanted_delay_level > self._delay_level:
+            self._declare_delays(connection)
+            batch += self._next_batch(WINDOW)
+        while batch:
+            try:
+                channel.publish([outgoing.publication for outgoing in batch])
+            except Unencodable as error:
+                culprit = next(outgoing for outgoing in batch if outgoing.publication is error.publication)
+                self._put_back(batch)
+                if self._withdraw(culprit):
+                    self._refuse(culprit, error, f"it cannot be sent: {error}")
+                    self._announce()
+                batch = self._next_batch(WINDOW)
+            else:
+                return
 
     def _declare_delays(self, connection: Connection) -> None:
         """Declare what delayed events pass through. Where it cannot be, they are refused, and they alone."""
@@ -482,29 +543,36 @@ class Publisher(ConnectionThread):
         """Take what may be sent now, each with its tag. Only while `_sending` is held."""
         # After a refusal the suspects go one by one, so that the one to blame is alone when it happens again.
         window = 1 if self._suspects else WINDOW
+        waiting, unconfirmed, taken = self._waiting, self._unconfirmed, self._taken
         batch: list[Outgoing] = []
         # A return names its message by the id alone, so no two of one id (as copies have) are in flight at once.
         held: list[Outgoing] = []
-        while len(self._unconfirmed) < window and len(batch) < most:
+        while (room := min(window - len(unconfirmed), most - len(batch), len(waiting))) > 0:
+            first = len(taken)
+            # In one call: between two, a signal's handler may raise, and what was taken would be nowhere.
             try:
-                outgoing = self._waiting.popleft()
-            except IndexError:
-                break
-            if outgoing.abandoned:
-                self._suspects = max(0, self._suspects - 1)
-                continue
-            message_id = outgoing.publication.properties["message_id"]
-            twin = self._by_id.get(message_id)
-            self._wanted_delay_level = max(self._wanted_delay_level, outgoing.delay_level)
-            if outgoing.delay_level > self._delay_level or (twin is not None and not twin.abandoned):
-                held.append(outgoing)
-                continue
-            self._unconfirmed[self._next_tag] = outgoing
-            self._next_tag += 1
-            outgoing.sent = True
-            self._by_id[message_id] = outgoing
-            batch.append(outgoing)
-        self._waiting.extendleft(reversed(held))
+                taken.extend(itertools.islice(iter(waiting.popleft, None), room))
+            except IndexError as error:  # one was withdrawn meanwhile
+                if errors.is_from_deeper(error):
+                    raise
+            for outgoing in taken[first:]:
+                if outgoing.abandoned:
+                    self._suspects = max(0, self._suspects - 1)
+                    continue
+                message_id = outgoing.publication.properties["message_id"]
+                twin = self._by_id.get(message_id)
+                if outgoing.delay_level > self._wanted_delay_level:
+                    self._wanted_delay_level = outgoing.delay_level
+                if outgoing.delay_level > self._delay_level or (twin is not None and not twin.abandoned):
+                    held.append(outgoing)
+                    continue
+                unconfirmed[self._next_tag] = outgoing
+                self._next_tag += 1
+                outgoing.sent = True
+                self._by_id[message_id] = outgoing
+                batch.append(outgoing)
+        waiting.extendleft(reversed(held))
+        taken.clear()
         return batch
 
     def _on_return(self, message_id: str) -> None:
@@ -552,11 +620,12 @@ class Publisher(ConnectionThread):
         """Tell whoever waits: threads by their locks, each event loop once for all of its messages (the one that runs
         `here`, directly).
         """
-        finished, self._finished = self._finished, []
+        finished = self._finished.copy()
         by_loop: dict[Loop, list[Callable[[], object]]] = {}
         for outgoing in finished:
             if outgoing.loop is None:
-                outgoing.done.release()
+                if outgoing.done.locked():
+                    outgoing.done.release()
             elif outgoing.loop is here:
                 outgoing.done.set()
             else:
@@ -566,35 +635,74 @@ class Publisher(ConnectionThread):
                 loop.soon_from_thread(_call_all, wake_ups)
             except RuntimeError:
                 logger.debug("an event loop ended before it heard of %d confirms", len(wake_ups))
+        del self._finished[: len(finished)]  # last: interrupted by a signal's handler, it is done again
+
+    def channel_closed(self, error: amqp.exceptions.ChannelError) -> bool:
+        """The broker refused a message, and closed the channel over it: the connection goes on, with another one."""
+        connection = self.connection
+        if connection is None or self._interrupted or error.method_sig != _BASIC_PUBLISH:
+            return False
+        again = self._take_back(error)
+        if isinstance(error, amqp.exceptions.NotFound):  # somebody deleted the exchange
+            declare(connection, topology.publishing(self.app))
+        channel = self._confirming_channel(connection)
+        with self._sending:
+            self._begin_on(channel)
+            self._channel = channel
+        logger.info(
+            "%s: the broker closed the channel (%s); going on with another one, %d messages will be published again.",
+            self.name,
+            error,
+            again,
+        )
+        return True
 
     def lost(self, error: BaseException) -> None:
+        again = self._take_back(error)
+        logger.warning("%s: connection lost (%s); %d messages will be published again.", self.name, error, again)
+
+    def _take_back(self, error: BaseException) -> int:
+        """What was in flight will be sent again, but for the one to blame, where that is known. Returns how many."""
         with self._sending:
             self._channel = None
-            alone = len(self._unconfirmed) == 1
-            unconfirmed = [outgoing for outgoing in self._unconfirmed.values() if not outgoing.abandoned]
+            unconfirmed = list(self._unconfirmed.values())
+            if self._taken:  # a caller was interrupted between taking these and sending them
+                known = {*map(id, unconfirmed), *map(id, self._waiting)}
+                unconfirmed += [outgoing for outgoing in self._taken if id(outgoing) not in known]
+                self._taken.clear()
             self._unconfirmed.clear()
-        if _is_refusal(error):
-            culprit = unconfirmed[0] if unconfirmed and alone else None
-            if culprit is not None and isinstance(error, amqp.exceptions.NotFound) and not culprit.missed:
-                culprit.missed = True
-                self._suspects = 1
-            elif culprit is not None:
-                unconfirmed = []
-                culprit.error = errors.PublishRefused(
-                    f"event {culprit.publication.routing_key!r} ({culprit.publication.properties['message_id']}): "
-                    f"the broker refused it: {error}"
-                )
-                culprit.error.__cause__ = error
-                self._finish(culprit)
-            else:
-                self._suspects = len(unconfirmed)
-        for outgoing in unconfirmed:
-            outgoing.returned = False
-        self._waiting.extendleft(reversed(unconfirmed))
+            guilty = self._guilty(error, unconfirmed)
+            again = [one for one in unconfirmed if not one.abandoned and one not in guilty]
+            for outgoing in again:
+                outgoing.returned = False
+            self._waiting.extendleft(reversed(again))
+        for outgoing in guilty:
+            self._refuse(outgoing, error, f"the broker refused it: {error}")
         self._announce()
-        logger.warning(
-            "%s: connection lost (%s); %d messages will be published again.", self.name, error, len(unconfirmed)
-        )
+        return len(again)
+
+    def _guilty(self, error: BaseException, in_flight: Sequence[Outgoing]) -> list[Outgoing]:
+        """Which of them the broker has refused. Where it is not known, they are sent one by one: see `_suspects`."""
+        if not _is_refusal(error) or self._interrupted:
+            return []
+        too_large = _TOO_LARGE.search(str(error))
+        if too_large:
+            return [one for one in in_flight if len(one.publication.body) > int(too_large[1])]
+        if len(in_flight) != 1:
+            self._suspects = sum(not one.abandoned for one in in_flight)
+            return []
+        culprit = in_flight[0]
+        assert isinstance(error, amqp.exceptions.AMQPError)
+        if error.code in _DOUBTFUL and not culprit.doubted:
+            culprit.doubted = True
+            self._suspects = 1
+            return []
+        return [culprit]
+
+    def _refuse(self, outgoing: Outgoing, cause: BaseException, why: str) -> None:
+        outgoing.error = errors.PublishRefused(f"{_what(outgoing)}: {why}")
+        outgoing.error.__cause__ = cause
+        self._finish(outgoing)
 
     def failed(self, error: errors.BrokerError) -> None:
         if isinstance(error, FATAL):  # waiting would not help: tell everybody now
@@ -625,10 +733,36 @@ class Publisher(ConnectionThread):
         self._announce()
 
 
+def _what(outgoing: Outgoing) -> str:
+    publication = outgoing.publication
+    name = publication.properties.get("type") or publication.routing_key
+    return f"event {name!r} ({publication.properties['message_id']})"
+
+
+def _would_deadlock() -> errors.PublishWouldDeadlock:
+    return errors.PublishWouldDeadlock(
+        "The event was not sent: a signal handler (or a finalizer) publishes, and what it interrupted is a publish in "
+        "the same thread, which cannot go on meanwhile. Let the handler set a flag, and publish where that is read; or "
+        "publish in a thread of its own."
+    )
+
+
+def _no_thread(error: RuntimeError, outgoing: Outgoing) -> Exception:
+    words = str(error)
+    if "interpreter shutdown" in words:  # Python 3.12+
+        return errors.PublisherClosed(
+            f"{_what(outgoing)} was not sent: the interpreter is shutting down. Publish before the main thread ends."
+        )
+    if "new thread" in words:
+        return errors.PublishUnreachable(
+            f"{_what(outgoing)} was not sent: no thread could be started, which is to connect ({words}). A limit of "
+            "processes and threads is reached (ulimit -u, or a container's pids limit): raise it, or run fewer."
+        )
+    return error  # somebody else's: a signal's handler raised it
+
+
 def _is_refusal(error: BaseException) -> bool:
-    if isinstance(error, amqp.exceptions.AMQPError):
-        return error.code in _REFUSALS
-    return isinstance(error, ValueError)  # the transport cannot encode one of the batch
+    return isinstance(error, amqp.exceptions.AMQPError) and error.code in _REFUSALS
 
 
 def _chained(error: errors.PublishError, cause: BaseException) -> errors.PublishError:

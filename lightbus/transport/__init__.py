@@ -30,6 +30,18 @@ class Publication:
     mandatory: bool = True
 
 
+class Unencodable(ValueError):
+    """A message cannot be sent as it is. Nothing of its batch was sent."""
+
+    def __init__(self, publication: Publication, why: str) -> None:
+        super().__init__(publication, why)
+        self.publication = publication
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
+
+
 class Delivery:
     """A message as it came from a queue. Its properties are decoded when first asked for:
     most deliveries are handled without."""
@@ -87,11 +99,17 @@ class Channel(Protocol):
         """Send all, in one piece where possible; returns without waiting for confirms.
 
         After `confirm_select` each counts one delivery tag, from 1.
+
+        Raises:
+            Unencodable: one cannot be sent as it is; nothing was sent.
         """
         ...
 
     def publish_nowait(self, publications: Sequence[Publication]) -> bool:
-        """`publish` for any thread, where that needs no waiting. False: nothing was sent, the owner has to do it."""
+        """`publish` for any thread, where that needs no waiting. False: nothing was sent, the owner has to do it.
+
+        After any exception but `Unencodable` (a signal's handler may raise one) nobody knows what was sent.
+        """
         ...
 
     def consume(

@@ -33,7 +33,8 @@ import attrs
 import kombu.transport.pyamqp
 from amqp import serialization, spec
 
-from lightbus.transport import Delivery, Publication
+from lightbus import errors
+from lightbus.transport import Delivery, Publication, Unencodable
 from lightbus.transport import amqp_wire as wire
 
 CONNECT_TIMEOUT = 5.0
@@ -47,6 +48,8 @@ _READ_SIZE = 65536
 _READS_AT_ONCE = 4
 _WRITE_SIZE = 262144
 _NOWAIT_SIZE = 1048576  # about what a system takes at once on the way to a broker that reads
+
+_LARGEST_HEADER = 16 * 1024 * 1024
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -70,13 +73,13 @@ class Channel(kombu.transport.pyamqp.Channel):
         """Send all, in one piece where possible; returns without waiting for confirms.
 
         Raises:
-            ValueError: one cannot be encoded; nothing was sent.
+            Unencodable: one cannot be sent as it is; nothing was sent.
             TimeoutError: the broker does not read (the connection is lost then; what arrived is unknown).
             OSError or amqp.exceptions.AMQPError: the connection or the channel was lost.
         """
         connection, number = self._open_connection(), self.channel_id
         # First all that can fail, so that an error leaves no part of the batch sent.
-        heads = [wire.encode_publish(number, publication) for publication in publications]
+        heads = _encode_heads(number, publications, connection.frame_max)
         frame_size = connection.frame_max - 8
         parts: list[bytes | memoryview] = []
         size = 0
@@ -97,7 +100,7 @@ class Channel(kombu.transport.pyamqp.Channel):
         """`publish` for any thread, where it needs no waiting; False where nothing was sent.
 
         Raises:
-            ValueError: one cannot be encoded; nothing was sent.
+            Unencodable: one cannot be sent as it is; nothing was sent.
         """
         connection, number = self.connection, self.channel_id
         if connection is None:
@@ -106,9 +109,10 @@ class Channel(kombu.transport.pyamqp.Channel):
         if max(sizes) > connection.frame_max - 8 or sum(sizes) > _NOWAIT_SIZE:
             return False
         parts: list[bytes] = []
-        for publication in publications:
+        heads = _encode_heads(number, publications, connection.frame_max)
+        for head, publication in zip(heads, publications, strict=True):
             body = publication.body
-            parts.append(wire.encode_publish(number, publication))
+            parts.append(head)
             if body:
                 parts += (wire.frame.pack(wire.BODY, number, len(body)), body, b"\xce")
         sent: bool = connection.send_nowait(b"".join(parts))
@@ -225,6 +229,21 @@ class Channel(kombu.transport.pyamqp.Channel):
         return connection
 
 
+def _encode_heads(number: int, publications: Sequence[Publication], frame_max: int) -> list[bytes]:
+    heads: list[bytes] = []
+    try:
+        for publication in publications:
+            heads.append(wire.encode_publish(number, publication, frame_max))  # its length tells which
+    except ValueError as error:
+        culprit = publications[len(heads)]
+        try:
+            wire.encode_publish(number, culprit, frame_max)
+        except ValueError:
+            raise Unencodable(culprit, str(error)) from error
+        raise  # it can be encoded: a signal's handler raised
+    return heads
+
+
 @attrs.define
 class _Content:
     """A message of which not all frames have arrived."""
@@ -267,7 +286,8 @@ class Connection(kombu.transport.pyamqp.Connection):
         self._contents: dict[int, _Content] = {}  # by channel
         self._deadline: float | None = None
         self._interrupted = False
-        self._sending = threading.Lock()
+        # Reentrant, so that it knows its owner: see `send_nowait`.
+        self._sending = threading.RLock()
         self._unsent: bytes | memoryview = b""  # what somebody began to send who could not wait
         self.may_wait = True
         self.on_unsent: Callable[[], object] = _ignore
@@ -377,8 +397,13 @@ class Connection(kombu.transport.pyamqp.Connection):
         """Make the present or the next `drain_events` return at once. From any thread, at any time."""
         if not self._interrupted:
             self._interrupted = True  # one byte serves any number of calls
-            with contextlib.suppress(OSError):  # closed: nobody waits any more
+            try:
                 self._wake_up.send(b"\0")
+            except BaseException as error:
+                if isinstance(error, OSError) and not errors.is_from_deeper(error):  # closed: nobody waits any more
+                    return
+                self._interrupted = False  # a signal's handler raised: whether the byte was sent is not known
+                raise
 
     # for an event loop: see `lightbus.transport.WatchedConnection`
 
@@ -448,7 +473,9 @@ class Connection(kombu.transport.pyamqp.Connection):
                 return dispatched
             kind, number, size = wire.frame.unpack_from(buffer, start)
             end = start + 7 + size
-            if kind not in wire.KINDS or size > self.frame_max:
+            # RabbitMQ adds headers to a message (x-death, x-delivery-count) that came with as many as fit a frame, and
+            # sends them in a frame that is larger than agreed.
+            if kind not in wire.KINDS or (size > self.frame_max and (kind != wire.HEADER or size > _LARGEST_HEADER)):
                 raise self._protocol_error(f"not an AMQP frame: {buffer[start : start + 20]!r}")
             if end >= len(buffer):
                 return dispatched
@@ -584,18 +611,25 @@ class Connection(kombu.transport.pyamqp.Connection):
 
         It saves a publisher the change to the owner's thread and back. What the system does not take at once is the
         owner's to send.
+
+        Raises:
+            BaseException: what a signal's handler raised. Nobody knows what was sent: the connection must be replaced.
         """
-        # Two threads must not use one TLS session at once.
-        if self.ssl or not self._sending.acquire(blocking=False):
+        if self.ssl:  # two threads must not use one TLS session at once
             return False
         try:
+            # Inside, since a signal's handler may raise right after it.
+            if not self._sending.acquire(blocking=False):
+                return False
             transport = self._transport
             if transport is None or not transport.connected or self._unsent:
                 return False
             try:
                 sent = transport.sock.send(data)
-            except OSError:  # would block, or is lost: the owner finds out
-                return False
+            except OSError as error:
+                if errors.is_from_deeper(error):
+                    raise
+                return False  # would block, or is lost: the owner finds out
             if sent < len(data):
                 self._unsent = memoryview(data)[sent:]
                 self.interrupt()
@@ -603,7 +637,11 @@ class Connection(kombu.transport.pyamqp.Connection):
             self.bytes_sent += 1
             return True
         finally:
-            self._sending.release()
+            try:
+                self._sending.release()
+            except RuntimeError as error:  # somebody else holds it
+                if errors.is_from_deeper(error):
+                    raise
 
 
 class Transport(kombu.transport.pyamqp.Transport):

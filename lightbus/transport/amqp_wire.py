@@ -64,6 +64,17 @@ _MALFORMED = (
     amqp.exceptions.AMQPError,
 )
 
+_UNENCODABLE = (
+    struct.error,
+    ArithmeticError,
+    RecursionError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    IndexError,
+    amqp.exceptions.AMQPError,
+)
+
 
 def decode_properties(data: bytes) -> Properties:
     """The property flags and values of a header frame.
@@ -157,7 +168,7 @@ def encode_properties(properties: Properties) -> bytes:
                 parts.append(bytes((value,)))
             else:
                 parts.append(longlong.pack(value))
-    except (*_MALFORMED, TypeError, AttributeError, ValueError) as error:
+    except _UNENCODABLE as error:
         raise ValueError(f"the property {name}={properties[name]!r} cannot be encoded: {error}") from error
     if len(parts) <= len(properties) and (unknown := properties.keys() - _KNOWN):
         raise ValueError(f"AMQP knows no property {sorted(unknown)[0]!r}")
@@ -191,10 +202,18 @@ def _encode_table(table: Mapping[str, Any]) -> bytes:
     return long.pack(len(encoded)) + encoded
 
 
-def encode_publish(number: int, publication: Publication) -> bytes:
-    """The method frame and the header frame of a message."""
+def encode_publish(number: int, publication: Publication, frame_max: int) -> bytes:
+    """The method frame and the header frame of a message.
+
+    Raises:
+        ValueError: a property cannot be encoded, or all together do not fit one frame of `frame_max` bytes.
+    """
     method = _publish_frame(number, publication.exchange, publication.routing_key, publication.mandatory)
     properties = encode_properties(publication.properties)
+    if len(properties) > frame_max - 20:  # the broker would close the connection
+        raise ValueError(
+            f"its headers and properties have {len(properties):,} bytes; the broker takes {frame_max - 20:,} at most"
+        )
     body_size = len(publication.body)
     header = header_frame.pack(HEADER, number, 12 + len(properties), 60, 0, body_size)
     return b"".join((method, header, properties, b"\xce"))

@@ -39,7 +39,7 @@ from amqp import exceptions as amqp_errors
 
 from lightbus import errors
 from lightbus.pattern import topic_matches
-from lightbus.transport import Properties, Publication
+from lightbus.transport import Properties, Publication, Unencodable
 
 APPLICATION_ID = 0x4C627573  # "Lbus": what makes a file ours
 SCHEMA_VERSION = 1
@@ -1258,9 +1258,18 @@ class Store:
     # --- messages in ----------------------------------------------------------------------
 
     def publish(self, publications: Sequence[Publication]) -> list[Outcome]:
-        """Store each in every queue that its route leads to."""
+        """Store each in every queue that its route leads to.
+
+        Raises:
+            Unencodable: one cannot be stored as it is.
+        """
         rows: list[_Row] = []
-        outcomes = [self._route_one(publication, rows) for publication in publications]
+        outcomes: list[Outcome] = []
+        for publication in publications:
+            try:
+                outcomes.append(self._route_one(publication, rows))
+            except ValueError as error:
+                raise Unencodable(publication, str(error)) from error
         self._insert(rows)
         self._trim(rows)
         return outcomes

@@ -402,6 +402,6 @@ def test_a_property_that_cannot_be_sent_is_named(wrong: dict[str, Any], words: s
 
 def test_names_that_are_not_utf_8_survive() -> None:
     name = b"\xff\xfe".decode(errors="surrogateescape")
-    sent = amqp_wire.encode_publish(1, Publication("x", name, b"", {}))
+    sent = amqp_wire.encode_publish(1, Publication("x", name, b"", {}), 131072)
     start = sent.index(b"\x01x")
     assert amqp_wire.decode_names(sent[start : start + 5]) == ("x", name)

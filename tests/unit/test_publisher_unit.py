@@ -17,7 +17,7 @@ from lightbus import Receipt, errors
 from lightbus.connection import Broker
 from lightbus.message import new_id
 from lightbus.publisher import Publisher, _close_at_exit
-from lightbus.transport import Publication
+from lightbus.transport import Publication, Unencodable
 from tests.patience import LIMIT, wait_until, within
 
 Script = Callable[["ScriptedChannel", int, Publication], None]
@@ -36,7 +36,7 @@ class ScriptedChannel:
     def publish(self, publications: Sequence[Publication]) -> None:
         for publication in publications:
             if "unencodable" in publication.properties["headers"]:
-                raise ValueError("the property headers cannot be encoded")
+                raise Unencodable(publication, "the property headers cannot be encoded")
         for publication in publications:
             self.tag += 1
             self.connection.broker.published.append(publication)
