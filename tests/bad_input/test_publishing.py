@@ -130,6 +130,8 @@ async def test_a_body_over_the_limit_is_refused_with_both_sizes_and_a_way_out(
         ({"n": -(2**63) - 1}, r"the header 'n' does not fit 64 bits"),
         ({"text": "\ud800"}, r"the header 'text'"),
         ({"\ud800": "text"}, r"the header"),
+        ({"score": float("nan")}, r"the header 'score' is nan, which RabbitMQ does not take"),
+        ({"score": -math.inf}, r"the header 'score' is -inf, which RabbitMQ does not take"),
     ],
 )
 async def test_a_header_that_amqp_cannot_carry_is_refused_by_name(

@@ -16,6 +16,8 @@ import anyio.to_thread
 import pytest
 
 from lightbus import Lightbus, errors
+from lightbus.message import new_id
+from lightbus.transport import Publication
 from tests.bus import (
     QUICK,
     InBackground,
@@ -240,6 +242,36 @@ async def test_an_event_that_the_broker_refuses_fails_alone(
         with pytest.raises(errors.PublishManyError, match="1 of 10 events were not confirmed, the first at index 3"):
             await shop.publish_many(many)
         await eventually(lambda: set(heard) - set(range(20)), set(range(100, 110)) - {103})
+
+
+@pytest.mark.rabbitmq
+async def test_events_that_the_broker_refuses_cost_neither_the_connection_nor_other_events(
+    frail: tuple[Node, Lightbus, Lightbus, list[int]],
+) -> None:
+    _, shop, billing, heard = frail
+    refused: list[str] = []
+
+    async def publish_too_large(number: int) -> None:
+        with pytest.raises(errors.PublishRefused, match="larger than") as caught:
+            await shop.publish(OrderPlaced(number=number, note=LARGE))
+        refused.append(str(caught.value))
+
+    async def publish_with_a_header(number: int) -> None:
+        publication = Publication("shop", "order.placed", b"{}", {"message_id": new_id(), "headers": {"CC": "boss"}})
+        with pytest.raises(errors.PublishRefused, match="CC") as caught:
+            await shop.publisher.publish(publication)
+        refused.append(str(caught.value))
+
+    async with running(shop, billing):
+        connections = shop.publisher.epoch
+        for number in range(0, 100, 10):
+            async with anyio.create_task_group() as tasks:
+                for good in range(number, number + 9):
+                    tasks.start_soon(shop.publish, OrderPlaced(number=good))
+                tasks.start_soon(publish_too_large if number % 20 else publish_with_a_header, number)
+        assert len(refused) == 10
+        assert shop.publisher.epoch == connections
+        await eventually(lambda: set(heard), {number for number in range(100) if number % 10 != 9})
 
 
 @pytest.mark.rabbitmq

@@ -15,7 +15,7 @@ from amqp import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightbus.transport import Delivery, Publication, amqp_wire
+from lightbus.transport import Delivery, Publication, Unencodable, amqp_wire
 from lightbus.transport.amqp import Connection
 from tests.patience import LIMIT, within
 
@@ -299,6 +299,42 @@ def test_an_unencodable_message_leaves_nothing_of_its_batch_sent(broker: FakeBro
     broker.socket.setblocking(False)
     with pytest.raises(BlockingIOError):
         broker.socket.recv(1)
+
+
+def test_headers_that_do_not_fit_a_frame_are_refused_before_anything_is_sent(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    while_opening = broker.socket.recv(65536)
+    assert while_opening
+    overhead = len(amqp_wire.encode_properties({"message_id": "", "headers": {"large": ""}}))
+    fits, does_not = (
+        Publication("", "q", b"", {"message_id": "", "headers": {"large": "x" * (FRAME_MAX - 20 - overhead + more)}})
+        for more in (0, 1)
+    )
+    for publish in (channel.publish, channel.publish_nowait):
+        with pytest.raises(Unencodable, match="4,077 bytes; the broker takes 4,076 at most") as caught:
+            publish([fits, does_not])
+        assert caught.value.publication is does_not
+    broker.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        broker.socket.recv(1)
+    channel.publish([fits])
+    assert len(broker.socket.recv(65536)) > FRAME_MAX
+
+
+@pytest.mark.parametrize("split", [100, 5000, 100_000])
+def test_a_header_frame_that_is_larger_than_agreed_is_read(broker: FakeBroker, split: int) -> None:
+    """RabbitMQ adds x-death or x-delivery-count to a message whose headers filled a frame."""
+    channel = broker.channel()
+    deliveries: list[Delivery] = []
+    broker.consume(channel, deliveries)
+    large = amqp_wire.encode_properties({"headers": {"large": "x" * 3 * FRAME_MAX}})
+    stream = method(channel.channel_id, (60, 60), "sLbss", f"{channel.channel_id}.1", 1, True, "shop", "order.placed")
+    stream += frame(2, channel.channel_id, struct.pack(">HHQ", 60, 0, 2) + large) + frame(3, channel.channel_id, b"{}")
+    for start in range(0, len(stream), split):
+        assert not deliveries
+        broker.socket.sendall(stream[start : start + split])
+        broker.connection.drain_nowait()
+    assert deliveries[0].properties["headers"] == {"large": "x" * 3 * FRAME_MAX}
 
 
 def test_what_is_large_is_not_sent_without_waiting(broker: FakeBroker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,13 @@ from typing import Any, cast
 
 import amqp.exceptions
 import anyio
+import anyio.to_thread
 import pytest
 
 from lightbus import Receipt, errors
 from lightbus.connection import Broker
 from lightbus.message import new_id
-from lightbus.publisher import Publisher, _close_at_exit
+from lightbus.publisher import WINDOW, Publisher, _close_at_exit
 from lightbus.transport import Publication, Unencodable
 from tests.patience import LIMIT, wait_until, within
 
@@ -307,6 +309,151 @@ def test_what_nobody_waits_for_any_more_is_forgotten(publisher: Publisher, broke
     broker.away.clear()
     one = publication()
     assert publisher.publish_sync(one).routed
+    assert broker.published == [one]
+
+
+def _publish_and_cancel(publisher: Publisher, broker: ScriptedBroker, count: int, how: str) -> None:
+    """Publish so many that the broker does not confirm, and cancel once all are sent."""
+    broker.script = lambda *answer: None
+
+    def wait_until_sent() -> None:
+        wait_until(lambda: len(broker.published) == count, "all are sent")
+
+    async def cancel_all() -> None:
+        async with anyio.create_task_group() as tasks:
+            if how == "one by one":
+                for _ in range(count):
+                    tasks.start_soon(publisher.publish, publication())
+            else:
+                tasks.start_soon(publisher.publish_many, [publication() for _ in range(count)])
+            await anyio.to_thread.run_sync(wait_until_sent)
+            tasks.cancel_scope.cancel()
+
+    def interrupted() -> Iterator[Publication]:
+        yield from (publication() for _ in range(count))
+        wait_until_sent()
+        raise KeyboardInterrupt
+
+    if how == "among many, without an event loop":
+        with pytest.raises(KeyboardInterrupt):
+            publisher.publish_many_sync(cast(Sequence[Publication], interrupted()))
+    else:
+        anyio.run(cancel_all)
+
+
+@pytest.mark.parametrize("how", ["one by one", "among many", "among many, without an event loop"])
+def test_what_was_cancelled_after_it_was_sent_is_not_sent_again(
+    publisher: Publisher, broker: ScriptedBroker, how: str
+) -> None:
+    def dies_once(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        if broker.connections == 1:
+            raise ConnectionResetError("peer")
+        channel.on_ack(tag, False)
+
+    _publish_and_cancel(publisher, broker, 20, how)
+    broker.script = dies_once
+    one = publication()
+    assert publisher.publish_sync(one).routed
+    assert broker.published[20:] == [one, one]
+
+
+@pytest.mark.parametrize("how", ["one by one", "among many"])
+def test_a_window_full_of_cancelled_messages_does_not_stop_the_publisher(
+    publisher: Publisher, broker: ScriptedBroker, how: str
+) -> None:
+    """Web clients that disconnect while the broker confirms nothing."""
+    _publish_and_cancel(publisher, broker, WINDOW, how)
+    broker.script = ack
+    one = publication()
+    with within(1):
+        assert publisher.publish_sync(one).routed
+    assert broker.published[WINDOW:] == [one]
+
+
+def test_where_no_thread_can_be_started_nothing_is_sent_later(
+    publisher: Publisher, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")  # what Linux says at a container's pids limit
+
+    async def publish() -> None:
+        await publisher.publish(publication())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for attempt in (lambda: publisher.publish_sync(publication()), lambda: anyio.run(publish)):
+            with pytest.raises(
+                errors.PublishUnreachable, match=r"was not sent: no thread could.*pids limit"
+            ):
+                attempt()
+    one = publication()
+    assert publisher.publish_sync(one).routed
+    assert broker.published == [one]
+
+
+def test_a_logging_handler_that_publishes_in_the_connections_own_thread_gets_an_error_at_once(
+    publisher: Publisher, broker: ScriptedBroker
+) -> None:
+    failures: list[Exception] = []
+
+    class ToTheBus(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                publisher.publish_sync(publication(key="log.written"))
+            except errors.PublishError as error:
+                failures.append(error)
+
+    def dies_once(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        if broker.connections == 1:
+            raise ConnectionResetError("peer")
+        channel.on_ack(tag, False)
+
+    broker.script = dies_once
+    to_the_bus = ToTheBus(logging.WARNING)
+    logging.getLogger("lightbus").addHandler(to_the_bus)
+    try:
+        assert publisher.publish_sync(publication()).routed
+    finally:
+        logging.getLogger("lightbus").removeHandler(to_the_bus)
+    assert [type(failure) for failure in failures] == [errors.PublishWouldDeadlock]
+    assert "QueueHandler" in str(failures[0])
+    assert broker.connections == 2
+
+
+def test_a_signal_handler_that_interrupts_a_send_of_its_thread_gets_an_error_at_once(
+    publisher: Publisher, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[Exception] = []
+
+    def publish_nowait(channel: ScriptedChannel, publications: Sequence[Publication]) -> bool:
+        if not failures:  # what a signal's handler does that runs here
+            with pytest.raises(errors.PublishWouldDeadlock, match="set a flag") as caught:
+                publisher.publish_sync(publication(key="stopping"))
+            failures.append(caught.value)
+        channel.publish(publications)
+        return True
+
+    monkeypatch.setattr(ScriptedChannel, "publish_nowait", publish_nowait, raising=False)
+    publisher.open(LIMIT)
+    one = publication()
+    assert publisher.publish_sync(one).routed
+    assert (len(failures), broker.published, broker.connections) == (1, [one], 1)
+
+
+def test_a_signal_handler_that_interrupts_the_start_of_the_thread_gets_an_error_at_once(
+    publisher: Publisher, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def interrupted_start(thread: threading.Thread) -> None:
+        with pytest.raises(errors.PublishWouldDeadlock):
+            publisher.publish_sync(publication(key="stopping"))
+        start(thread)
+
+    one = publication()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted_start)
+        assert publisher.publish_sync(one).routed
     assert broker.published == [one]
 
 
