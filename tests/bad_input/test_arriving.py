@@ -17,7 +17,17 @@ from lightbus import Lightbus, Message, Retry
 from lightbus.codec import MAX_BODY_BYTES
 from lightbus.transport import Channel, Publication
 from lightbus.transport import amqp_wire as wire
-from tests.bus import connected, dead_letters, eventually, publish_plainly, reason, running, stranger
+from tests.bus import (
+    OrderCancelled,
+    OrderPlaced,
+    connected,
+    dead_letters,
+    eventually,
+    publish_plainly,
+    reason,
+    running,
+    stranger,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -261,6 +271,76 @@ async def test_headers_that_nearly_fill_a_frame_cost_no_event_and_no_worker(shop
         await eventually(lambda: heard, [1])
     assert dead.body == b'{"n": 1}'
     assert dead.properties["message_id"] == "large"
+
+
+FRAME_MAX = 131_072
+"""What RabbitMQ and py-amqp agree on."""
+
+
+def _filling_a_frame(message_id: str) -> dict[str, Any]:
+    """Properties that just fit the frame of a header: a copy with more of them does not."""
+    empty = len(wire.encode_properties({"message_id": message_id, "headers": {"large": ""}}))
+    return {"message_id": message_id, "headers": {"large": "x" * (FRAME_MAX - 20 - empty)}}
+
+
+@pytest.mark.rabbitmq
+async def test_headers_that_fill_a_frame_cost_the_own_publishes_of_an_app_nothing(
+    make_rabbitmq_app: MakeApp,
+) -> None:
+    """A copy of such an event cannot be sent, so that the broker dead-letters the event itself."""
+    shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing")
+    shop.event(OrderPlaced)
+    billing.event(OrderCancelled)
+    handled: list[int] = []
+
+    @billing.on("order.placed")
+    async def charge(payload: dict[str, Any]) -> None:
+        await billing.publish(OrderCancelled(number=payload["number"]))  # KeyError: the stranger's have none
+        handled.append(payload["number"])
+
+    async with running(shop, billing), stranger(billing) as channel:
+        connections = billing.publisher.epoch
+        for number in range(20):
+            properties = _filling_a_frame(f"large-{number}")
+            await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b"{}", properties)
+            await shop.publish(OrderPlaced(number=number))
+        await eventually(lambda: sorted(handled), list(range(20)))
+        letters = await dead_letters(billing, 20)
+        assert billing.publisher.epoch == connections
+    assert {letter.properties["message_id"] for letter in letters} == {f"large-{number}" for number in range(20)}
+
+
+@pytest.mark.rabbitmq
+async def test_what_the_broker_adds_to_headers_that_fill_a_frame_can_be_read(make_rabbitmq_app: MakeApp) -> None:
+    """x-delivery-count where it comes again, x-death where it is a dead letter."""
+    shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing")
+    shop.event(OrderPlaced)
+    handled: list[Message] = []
+
+    @billing.on("order.placed")
+    async def note(message: Message) -> None:
+        handled.append(message)
+        if message.id == "fails":
+            raise ValueError
+
+    async with running(shop, billing):
+        pass
+    async with stranger(billing) as channel:
+        for message_id in ("works", "fails"):
+            properties = _filling_a_frame(message_id)
+            await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b"{}", properties)
+
+        def take_and_return() -> None:
+            assert [channel.get("billing.main") is not None for _ in range(2)] == [True, True]
+            channel.basic_nack(2, multiple=True, requeue=True)
+
+        await anyio.to_thread.run_sync(take_and_return)
+    async with running(shop, billing):
+        await eventually(lambda: {message.id for message in handled}, {"works", "fails"})
+        (dead,) = await dead_letters(billing)
+    assert all(message.redelivered for message in handled)
+    assert "x-death" in dead.properties["headers"]
+    assert len(wire.encode_properties(dead.properties)) > FRAME_MAX
 
 
 async def test_an_event_by_the_default_exchange_is_unmatched_and_not_lost(billing: Lightbus) -> None:

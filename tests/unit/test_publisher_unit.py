@@ -382,9 +382,7 @@ def test_where_no_thread_can_be_started_nothing_is_sent_later(
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         for attempt in (lambda: publisher.publish_sync(publication()), lambda: anyio.run(publish)):
-            with pytest.raises(
-                errors.PublishUnreachable, match=r"was not sent: no thread could.*pids limit"
-            ):
+            with pytest.raises(errors.PublishUnreachable, match=r"was not sent: no thread could.*pids limit"):
                 attempt()
     one = publication()
     assert publisher.publish_sync(one).routed
