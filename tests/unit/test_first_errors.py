@@ -206,7 +206,7 @@ def test_the_page_quotes_what_is_said(heading: str) -> None:
 
 
 def test_each_message_of_the_page_is_provoked() -> None:
-    others = {"No broker", "Nothing is heard"}
+    others = {"No broker", "Nothing is heard", IN_A_LOGGING_HANDLER}
     assert {heading for heading, messages in SECTIONS.items() if messages} == {*CASES, *others}
 
 
@@ -228,6 +228,41 @@ def test_a_publish_without_a_broker_says_why_soon_and_again_when_it_gives_up(
     in_the_end, soon = SECTIONS["No broker"]
     assert f"PublishUnreachable: {as_shown(str(caught.value))}" == as_shown(in_the_end)
     assert [as_shown(one) for one in caplog.messages] == [soon], "once for as long as it lasts"
+
+
+IN_A_LOGGING_HANDLER = "publish_sync in a logging handler or a signal handler"
+
+
+def test_a_publish_in_the_thread_of_a_connection_says_what_to_do() -> None:
+    app = Lightbus("billing", url="memory://")
+    raised: list[errors.PublishError] = []
+
+    @app.event
+    class LogWritten:
+        text: str
+
+    class ToTheBus(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with pytest.raises(errors.PublishWouldDeadlock) as caught:
+                app.publish_sync(LogWritten(text=record.getMessage()))
+            raised.append(caught.value)
+
+    handler = ToTheBus()
+    logging.getLogger("lightbus").addHandler(handler)
+    try:
+        with app:
+            connection = app.publisher.connection
+            assert connection is not None
+            connection.drain_events = _lost  # type: ignore[method-assign]
+            app.publish_sync(LogWritten(text="first"))
+    finally:
+        logging.getLogger("lightbus").removeHandler(handler)
+    said = re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}", "ID", f"PublishWouldDeadlock: {raised[0]}")
+    assert [said] == [re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}", "ID", one) for one in SECTIONS[IN_A_LOGGING_HANDLER]]
+
+
+def _lost(timeout: float | None = None) -> None:
+    raise ConnectionResetError("by the peer")
 
 
 def test_a_banner_shows_the_embedded_brokers_file_as_one_would_type_it(
