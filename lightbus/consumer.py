@@ -251,13 +251,15 @@ class Consumer:
             envelope = codec.read_envelope(self.app, delivery)
         except errors.DecodeError:
             return ()  # which handler it was for cannot be known: it ends with the unmatched
+        if not envelope.verified:
+            return ()
         if envelope.handler is not None:
             handler = lane.handlers.get(envelope.handler)
             return () if handler is None else (handler,)
         handlers = tuple(
             handler for handler in lane.handlers.values() if handler.hears(envelope.source, envelope.event)
         )
-        if delivery.exchange != self._internal:
+        if delivery.exchange not in ("", self._internal):
             if len(lane.routes) >= ROUTES:
                 lane.routes.clear()
             lane.routes[delivery.exchange, delivery.routing_key] = handlers
@@ -438,6 +440,8 @@ class Consumer:
 
     def _no_handler(self, lane: Lane, delivery: Delivery) -> errors.NoHandler:
         envelope = codec.read_envelope(self.app, delivery)
+        if not envelope.verified:
+            return codec.moved_by_hand(self.app, delivery, lane.name)
         if envelope.handler is not None:
             return errors.NoHandler(
                 f"the handler {envelope.handler!r}, whose retry this is, is not there any more. "
@@ -564,7 +568,7 @@ class Consumer:
         return True
 
     def _name(self, delivery: Delivery) -> str:
-        if delivery.exchange != self._internal:
+        if delivery.exchange not in ("", self._internal):
             return delivery.routing_key
         try:
             return codec.read_envelope(self.app, delivery).event

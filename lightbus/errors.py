@@ -189,6 +189,10 @@ class NoHandler(LightbusError, LookupError):
     """An event arrived that no handler of the app matches: a rolling deploy, or a leftover binding."""
 
 
+class UnverifiedOrigin(NoHandler):
+    """A retried copy or a dead letter was moved between queues by hand: its source is no more than a claim."""
+
+
 # --- the worker -------------------------------------------------------------------------------
 
 

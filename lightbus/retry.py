@@ -120,7 +120,7 @@ class Retry:
         self, error: BaseException, attempt: int, *, part: Callable[[], float] = random.random
     ) -> RetryIn | DeadLetter:
         """What to do after this error on this attempt (from 1)."""
-        if isinstance(error, (errors.Reject, errors.DecodeError, *self.never)):
+        if isinstance(error, (errors.Reject, errors.DecodeError, errors.UnverifiedOrigin, *self.never)):
             return DeadLetter(error)
         if not isinstance(error, self.on) or attempt > len(self.delays):
             return DeadLetter(error)
