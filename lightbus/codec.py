@@ -19,7 +19,7 @@ import attrs
 import msgspec
 import msgspec.inspect
 
-from lightbus import errors
+from lightbus import errors, transport
 from lightbus.event import EventType
 from lightbus.message import Message, new_id
 from lightbus.transport import Delivery, Properties
@@ -41,6 +41,7 @@ SOURCE = "lightbus-source"
 ROUTING_KEY = "lightbus-routing-key"
 QUEUE = "lightbus-queue"
 UNVERIFIED = "lightbus-unverified"
+UNREADABLE_PROPERTIES = "lightbus-unreadable"
 ERROR_TYPE = "lightbus-error-type"
 ERROR_MESSAGE = "lightbus-error-message"
 ERROR_TRACEBACK = "lightbus-error-traceback"
@@ -297,7 +298,8 @@ def read_envelope(app: str, delivery: Delivery) -> Envelope:
     if delivery.exchange and delivery.exchange != internal:
         # A delayed event comes from `billing.delay.N`: the source is the first part of its exchange's name.
         return Envelope(delivery.routing_key, delivery.exchange.partition(".")[0], 1, None)
-    headers = _headers(read_properties(delivery))
+    properties = read_properties(delivery)
+    headers = _headers(properties)
     if not delivery.exchange and ROUTING_KEY not in headers:
         return Envelope(delivery.routing_key, "", 1, None)
     attempt = headers.get(ATTEMPT)
@@ -307,7 +309,10 @@ def read_envelope(app: str, delivery: Delivery) -> Envelope:
         source=_name(headers[SOURCE]) if SOURCE in headers else app,
         attempt=attempt if type(attempt) is int and 1 <= attempt < 2**31 else 1,
         handler=handler if isinstance(handler, str) and handler else None,
-        verified=bool(delivery.exchange) and _waited_for(internal, headers) and UNVERIFIED not in headers,
+        verified=bool(delivery.exchange)
+        and _waited_for(internal, headers)
+        and UNVERIFIED not in headers
+        and transport.UNREADABLE not in properties,  # the app writes none such
     )
 
 
@@ -416,6 +421,8 @@ def copy_properties(
         headers[UNVERIFIED] = True
     if handler is not None:
         headers[HANDLER] = handler
+    if transport.UNREADABLE in properties:
+        headers[UNREADABLE_PROPERTIES] = properties[transport.UNREADABLE]
     copied = {name: properties[name] for name in _COPIED if name in properties}
     if copied.get("reply_to") == _DIRECT_REPLY:
         del copied["reply_to"]

@@ -28,7 +28,7 @@ from typing import Any
 import amqp.exceptions
 import attrs
 
-from lightbus import codec, errors, topology
+from lightbus import codec, errors, topology, transport
 from lightbus.app import Lightbus
 from lightbus.connection import LOST, describe
 from lightbus.pattern import topic_matches
@@ -109,7 +109,9 @@ def read_letter(app: str, delivery: Delivery, *, forgeable: bool = True) -> Lett
     """
     properties = _properties(delivery)
     headers: Mapping[str, Any] = (properties or {}).get("headers") or {}
-    death = _last_death(headers) if properties is not None else {}  # the app would not write what cannot be read
+    death = _last_death(headers)
+    if death is None and (properties is None or transport.UNREADABLE in properties):
+        death = {}  # the app would not write what cannot be read
     exchange, key = delivery.exchange, delivery.routing_key
     if death is not None and death.get("exchange") != topology.internal_name(app):
         keys = death.get("routing-keys")

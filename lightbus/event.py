@@ -258,7 +258,7 @@ def _mixed_kinds(cls: type[Any], info: Any) -> str | None:
         return None
     return (
         f"{cls.__name__} is an {' and a '.join(kinds)} at once, through its base classes, so that fields would be "
-        "lost. Make it and its bases of one kind (a plain class that is decorated with @app.event becomes an attrs class)."
+        "lost. Make it and its bases of one kind (@app.event makes an attrs class of a plain one)."
     )
 
 

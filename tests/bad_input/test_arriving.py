@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -303,32 +304,71 @@ def _publish_raw(app: Lightbus, routing_key: bytes, properties: bytes, body: byt
 MESSAGE_ID = 0x0080
 
 
+def _table(items: dict[bytes, bytes]) -> bytes:
+    table = b"".join(bytes((len(name),)) + name + value for name, value in items.items())
+    return struct.pack(">I", len(table)) + table
+
+
+HEADERS, CORRELATION_ID, CONTENT_TYPE = 0x2000, 0x0400, 0x8000
+ODD_PROPERTIES: dict[str, tuple[int, bytes, dict[str, Any]]] = {
+    "milliseconds": (HEADERS, _table({b"at": b"T" + struct.pack(">Q", 1_700_000_000_000)}), {"at": 1_700_000_000_000}),
+    "go-zero-time": (HEADERS, _table({b"at": b"T" + struct.pack(">q", -62135596800)}), {"at": -62135596800}),
+    "latin-1-name": (HEADERS, _table({b"a": b"V", b"gr\xf6sse": b"S\0\0\0\x01x"}), {"a": None, "gr\\xf6sse": "x"}),
+    "latin-1-value": (HEADERS, _table({b"a": b"S\0\0\0\x02\xf6\xe4"}), {"a": b"\xf6\xe4"}),
+    "short": (HEADERS, _table({b"a": b"s\0\x07", b"b": b"t\x01"}), {"a": 7, "b": True}),
+    "nested": (HEADERS, _table({b"a": b"F" + _table({b"\xff": b"A\0\0\0\x01V"})}), {"a": {"\\xff": [None]}}),
+    "correlation": (CORRELATION_ID, b"\x02\xff\xfe", {}),
+    "content-type": (CONTENT_TYPE, b"\x03a/\xf6", {}),
+}
+
+
 @pytest.mark.rabbitmq
-async def test_properties_that_are_not_utf_8_are_a_dead_letter_for_who_asks_for_them(
-    make_rabbitmq_app: MakeApp,
+@pytest.mark.parametrize("odd", ODD_PROPERTIES)
+async def test_odd_properties_cost_neither_the_event_nor_its_other_properties(
+    make_rabbitmq_app: MakeApp, odd: str
 ) -> None:
+    flags, encoded, headers = ODD_PROPERTIES[odd]
+    shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing", retry=Retry(delays=(0.05,)))
+    heard: list[Message] = []
+
+    @billing.on("order.placed")
+    async def fail(message: Message) -> None:
+        heard.append(message)
+        raise ValueError("no")
+
+    properties = (flags | MESSAGE_ID).to_bytes(2) + encoded + b"\x03m-1"
+    async with running(shop, billing):
+        await anyio.to_thread.run_sync(_publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
+        (dead,) = await dead_letters(billing)
+    assert [message.attempt for message in heard] == [1, 2]
+    for message in heard:
+        assert (message.id, dict(message.headers)) == ("m-1", headers)
+        assert (message.event, message.source, message.correlation_id) == ("order.placed", "shop", "m-1")
+    assert dead.properties["message_id"] == "m-1"
+    kept = {key: value for key, value in dead.properties["headers"].items() if not key.startswith(("lightbus-", "x-"))}
+    assert kept == headers
+    if odd == "correlation":
+        assert dead.properties["correlation_id"] == b"\xff\xfe"
+    if odd == "content-type":
+        assert dead.properties["content_type"] == b"a/\xf6"
+
+
+@pytest.mark.rabbitmq
+async def test_an_id_that_is_not_utf_8_is_as_good_as_none(make_rabbitmq_app: MakeApp) -> None:
     shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing")
-    heard: list[dict[str, Any]] = []
+    heard: list[str] = []
 
     @billing.on("order.placed")
-    async def with_message(message: Message) -> None:
-        raise AssertionError("never called")
-
-    @billing.on("order.placed")
-    async def without(payload: dict[str, Any]) -> None:
-        heard.append(payload)
+    async def fail_once(message: Message) -> None:
+        heard.append(message.id)
+        if message.attempt == 1:
+            raise ValueError("once more")
 
     properties = MESSAGE_ID.to_bytes(2) + b"\x02\xff\xfe"
     async with running(shop, billing):
         await anyio.to_thread.run_sync(_publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
-        (dead,) = await dead_letters(billing)
-        await eventually(lambda: heard, [{"number": 1}])
-    said = reason(dead)
-    assert "the AMQP properties cannot be read" in said
-    assert "utf-8" in said
-    headers = dead.properties["headers"]
-    assert (headers["lightbus-handler"], headers["lightbus-source"]) == ("with_message", "shop")
-    assert dead.body == b'{"number": 1}'
+        await eventually(lambda: len(heard), 2)
+    assert heard[0] == heard[1] != ""
 
 
 @pytest.mark.rabbitmq
