@@ -83,6 +83,7 @@ _DIRECT_REPLY = "amq.rabbitmq.reply-to"
 # A header frame must fit the smallest frame that brokers negotiate (8 KB), together with the user's headers.
 _MAX_TRACEBACK = 4_000
 _MAX_MESSAGE = 1_000
+_MAX_TYPE = 200
 
 current_delivery: ContextVar[Delivery | None] = ContextVar("lightbus_current_delivery", default=None)
 """What is being handled here: the cause of what is published now."""
@@ -448,7 +449,7 @@ def moved_by_hand(app: str, delivery: Delivery, queue: str) -> errors.Unverified
 def error_headers(error: BaseException) -> dict[str, Any]:
     """Why a dead letter is one, in headers that `lightbus dead show` prints."""
     return {
-        ERROR_TYPE: f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")[:200],
+        ERROR_TYPE: _clipped(errors.type_name(error), _MAX_TYPE),
         ERROR_MESSAGE: _clipped(errors.words(error), _MAX_MESSAGE),
         ERROR_TRACEBACK: _clipped(_traceback(error), _MAX_TRACEBACK, keep_end=True),
         ERROR_TIME: datetime.now(UTC).isoformat(timespec="seconds"),
@@ -459,12 +460,11 @@ def _traceback(error: BaseException) -> str:
     """As Python prints it. Of our own errors only the application's frames, and nothing where there are none: our
     frames say less than the message.
     """
-    if error.__traceback__ is None:
+    if not errors.has_traceback(error):
         return ""
-    told = traceback.TracebackException.from_exception(error)
-    if isinstance(error, errors.LightbusError) and not _leave_out_machinery(told, error):
-        return ""
-    return "".join(told.format())
+    if errors.is_a(error, errors.LightbusError):
+        return errors.format_traceback(error, functools.partial(_leave_out_machinery, error=error))
+    return errors.format_traceback(error)
 
 
 def _leave_out_machinery(told: traceback.TracebackException, error: BaseException) -> bool:

@@ -314,7 +314,7 @@ class Consumer:
                     self._slots.discard(seat)
                     self._collect(pool)
                 if seat.job is not None:
-                    if seat.error is not None and not isinstance(
+                    if seat.error is not None and not errors.is_a(
                         seat.error, (*FAILURES, anyio.get_cancelled_exc_class())
                     ):
                         raise seat.error
@@ -524,7 +524,7 @@ class Consumer:
         # What `lightbus dead show` finds it by. A stranger may have written it: it stays one line.
         shown = message_id if message_id.isprintable() else ascii(message_id)
         whose = "nobody handled" if handler is None else f"{handler.name} failed on"
-        said = f"{type(error).__name__}: {errors.words(error)}".rstrip(".")
+        said = errors.summary(error).rstrip(".")
         return f"{whose} {self._name(delivery)!r} ({shown}) in {lane.name!r}, attempt {attempt}: {said}"
 
     def _log(
@@ -555,7 +555,8 @@ class Consumer:
             case _:
                 level = logging.ERROR
                 became = f"to be dead-lettered to {self.app}.dead by the broker, which refused a copy of it"
-        logger.log(logging.DEBUG if quietly else level, "%s; %s", failure, became, exc_info=trace)
+        exc_info, frames = errors.for_log(trace)
+        logger.log(logging.DEBUG if quietly else level, "%s; %s%s", failure, became, frames, exc_info=exc_info)
 
     def _is_news(self, lane: Lane, event: str, attempt: int) -> bool:
         """Whether to say (again) that nothing handles this event."""

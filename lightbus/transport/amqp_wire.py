@@ -184,7 +184,8 @@ def _decode_value(data: bytes, position: int, depth: int) -> tuple[Any, int]:
             return _moment(*_signed_longlong.unpack_from(data, position)), position + 8
         case "D":
             scaled, *_ = _signed_long.unpack_from(data, position + 1)
-            return decimal.Decimal(decimal.Decimal(scaled).as_tuple()._replace(exponent=-data[position])), position + 5
+            sign, digits, _ = decimal.Decimal(scaled).as_tuple()
+            return decimal.Decimal((sign, digits, -data[position])), position + 5
         case "S" | "x" | "F" | "A" as letter:
             part, end = _octets(data, position + 4, *long.unpack_from(data, position))
             if letter == "S":
