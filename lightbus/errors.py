@@ -231,6 +231,10 @@ class PublishManyError(PublishError):
         super().__init__(message)
         self.outcomes = outcomes
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Else a copy, or what comes out of another process, would be made of the message alone."""
+        return type(self), (*self.args, self.outcomes), self.__dict__
+
 
 class PublishTimeout(PublishError, TimeoutError):
     """No confirm within the timeout. The outcome is unknown: the event may yet arrive."""
