@@ -19,7 +19,7 @@ import attrs
 import msgspec
 import msgspec.inspect
 
-from lightbus import errors, transport
+from lightbus import collisions, errors, transport
 from lightbus.event import EventType
 from lightbus.message import Message, new_id
 from lightbus.transport import Delivery, Properties
@@ -94,7 +94,7 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, Recurs
 _NULL = (msgspec.inspect.NoneType, msgspec.inspect.AnyType, msgspec.inspect.RawType, msgspec.inspect.CustomType)
 
 _encoder = msgspec.json.Encoder()
-_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_decoders: dict[Any, msgspec.json.Decoder[Any] | collisions.GuardedDecoder] = {}
 
 
 # --- bodies -----------------------------------------------------------------------------------
@@ -173,11 +173,11 @@ def decode(payload_type: Any, body: bytes) -> Any:
         raise errors.DecodeError(f"the body cannot be read as {_type_name(payload_type)}: {error}") from error
 
 
-def _decoder(payload_type: Any) -> msgspec.json.Decoder[Any]:
+def _decoder(payload_type: Any) -> msgspec.json.Decoder[Any] | collisions.GuardedDecoder:
     try:
         return _decoders[payload_type]
     except KeyError:
-        return _decoders.setdefault(payload_type, msgspec.json.Decoder(payload_type))
+        return _decoders.setdefault(payload_type, collisions.guard(msgspec.json.Decoder(payload_type)))
 
 
 def _type_name(payload_type: Any) -> str:
