@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,8 +16,8 @@ import pytest
 from lightbus import Lightbus, Message, Retry
 from lightbus.codec import MAX_BODY_BYTES
 from lightbus.transport import Channel, Publication
-from lightbus.transport import amqp_wire as wire
-from tests.bus import connected, dead_letters, eventually, publish_plainly, reason, running, stranger
+from tests.bus import dead_letters, eventually, publish_plainly, reason, running, stranger
+from tests.odd import MESSAGE_ID, ODD_PROPERTIES, odd_properties, publish_raw
 
 pytestmark = pytest.mark.anyio
 
@@ -286,48 +285,12 @@ async def test_an_event_by_the_default_exchange_is_unmatched_and_not_lost(billin
 # --- bytes that only RabbitMQ lets through ----------------------------------------------------
 
 
-def _publish_raw(app: Lightbus, routing_key: bytes, properties: bytes, body: bytes) -> None:
-    """Publish what no client would write: `properties` are the flags and values of the header frame."""
-    arguments = b"".join(
-        (b"\x00\x3c\x00\x28\x00\x00", *(bytes((len(n),)) + n for n in (b"shop", routing_key)), b"\x00")
-    )
-    with connected(app) as connection:
-        channel: Any = connection.channel()
-        number = channel.channel_id
-        header = wire.header_frame.pack(wire.HEADER, number, 12 + len(properties), 60, 0, len(body)) + properties
-        method = wire.frame.pack(wire.METHOD, number, len(arguments)) + arguments
-        content = wire.frame.pack(wire.BODY, number, len(body)) + body
-        channel.connection.send(b"".join((method, b"\xce", header, b"\xce", content, b"\xce")))
-        channel.exchange_declare("shop", "topic", passive=True)
-
-
-MESSAGE_ID = 0x0080
-
-
-def _table(items: dict[bytes, bytes]) -> bytes:
-    table = b"".join(bytes((len(name),)) + name + value for name, value in items.items())
-    return struct.pack(">I", len(table)) + table
-
-
-HEADERS, CORRELATION_ID, CONTENT_TYPE = 0x2000, 0x0400, 0x8000
-ODD_PROPERTIES: dict[str, tuple[int, bytes, dict[str, Any]]] = {
-    "milliseconds": (HEADERS, _table({b"at": b"T" + struct.pack(">Q", 1_700_000_000_000)}), {"at": 1_700_000_000_000}),
-    "go-zero-time": (HEADERS, _table({b"at": b"T" + struct.pack(">q", -62135596800)}), {"at": -62135596800}),
-    "latin-1-name": (HEADERS, _table({b"a": b"V", b"gr\xf6sse": b"S\0\0\0\x01x"}), {"a": None, "gr\\xf6sse": "x"}),
-    "latin-1-value": (HEADERS, _table({b"a": b"S\0\0\0\x02\xf6\xe4"}), {"a": b"\xf6\xe4"}),
-    "short": (HEADERS, _table({b"a": b"s\0\x07", b"b": b"t\x01"}), {"a": 7, "b": True}),
-    "nested": (HEADERS, _table({b"a": b"F" + _table({b"\xff": b"A\0\0\0\x01V"})}), {"a": {"\\xff": [None]}}),
-    "correlation": (CORRELATION_ID, b"\x02\xff\xfe", {}),
-    "content-type": (CONTENT_TYPE, b"\x03a/\xf6", {}),
-}
-
-
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("odd", ODD_PROPERTIES)
 async def test_odd_properties_cost_neither_the_event_nor_its_other_properties(
     make_rabbitmq_app: MakeApp, odd: str
 ) -> None:
-    flags, encoded, headers = ODD_PROPERTIES[odd]
+    _, _, headers = ODD_PROPERTIES[odd]
     shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing", retry=Retry(delays=(0.05,)))
     heard: list[Message] = []
 
@@ -336,9 +299,9 @@ async def test_odd_properties_cost_neither_the_event_nor_its_other_properties(
         heard.append(message)
         raise ValueError("no")
 
-    properties = (flags | MESSAGE_ID).to_bytes(2) + encoded + b"\x03m-1"
+    properties = odd_properties(odd)
     async with running(shop, billing):
-        await anyio.to_thread.run_sync(_publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
+        await anyio.to_thread.run_sync(publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
         (dead,) = await dead_letters(billing)
     assert [message.attempt for message in heard] == [1, 2]
     for message in heard:
@@ -366,7 +329,7 @@ async def test_an_id_that_is_not_utf_8_is_as_good_as_none(make_rabbitmq_app: Mak
 
     properties = MESSAGE_ID.to_bytes(2) + b"\x02\xff\xfe"
     async with running(shop, billing):
-        await anyio.to_thread.run_sync(_publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
+        await anyio.to_thread.run_sync(publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
         await eventually(lambda: len(heard), 2)
     assert heard[0] == heard[1] != ""
 
@@ -386,7 +349,7 @@ async def test_a_routing_key_that_is_not_utf_8_is_retried_and_dead_lettered_like
             raise ValueError("no")
 
     async with running(shop, billing):
-        await anyio.to_thread.run_sync(_publish_raw, billing, b"order.\xff", b"\0\0", b'{"number": 1}')
+        await anyio.to_thread.run_sync(publish_raw, billing, b"order.\xff", b"\0\0", b'{"number": 1}')
         (dead,) = await dead_letters(billing)
     assert attempts == [(1, "shop"), (2, "shop")]
     assert reason(dead) == "ValueError: no"

@@ -26,6 +26,7 @@ from lightbus.dead import FIRST_WINDOW, Filter, Outcome, opened, read_letter, re
 from lightbus.transport import Delivery, Publication
 from tests import rabbitmq as nodes
 from tests.bus import connected, publish_plainly, take_all
+from tests.odd import ODD_PROPERTIES, odd_properties, publish_raw
 from tests.patience import LIMIT, wait_until
 from tests.processes import LIGHTBUS, Program, environment, lightbus, working
 
@@ -119,6 +120,29 @@ def put_letters(
         channel.exchange_declare("billing.internal", "direct", passive=True)
     wait_until(lambda: ready(url, "billing.dead") >= count, "letters")
     return ids
+
+
+@pytest.mark.rabbitmq
+def test_letters_with_odd_properties_are_listed_shown_and_retried(folder: Path, rabbitmq_url: str) -> None:
+    """As the broker dead-letters them: just as they came, since their worker has died."""
+    app = app_of(rabbitmq_url)
+    with connected(rabbitmq_url) as connection:
+        declare(connection, app.topology())
+    for name in ODD_PROPERTIES:
+        publish_raw(rabbitmq_url, b"billing.dead", odd_properties(name, name.encode()), b"{}", exchange=b"")
+    wait_until(lambda: ready(rabbitmq_url, "billing.dead") == len(ODD_PROPERTIES), "letters")
+
+    def run(command: str, *options: str) -> CompletedProcess[str]:
+        return lightbus("dead", command, "billing:app", *options, folder=folder, url=rabbitmq_url)
+
+    for command in (("list",), ("list", "--json"), ("show", "--all"), ("show", "--all", "--json")):
+        done = run(*command)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert all(name in done.stdout for name in ODD_PROPERTIES), command
+    assert run("show", "latin-1-name").stdout.count("gr\\xf6sse: x") == 1
+    assert "0 retried" in run("retry", "--all").stdout
+    assert f"{len(ODD_PROPERTIES)} left" in run("retry", "--all").stderr
+    assert f"{len(ODD_PROPERTIES)} purged" in run("purge", "--all", "--yes").stdout
 
 
 # --- an operator's way ------------------------------------------------------------------------
