@@ -302,7 +302,7 @@ def read_envelope(app: str, delivery: Delivery) -> Envelope:
     properties = read_properties(delivery)
     headers = _headers(properties)
     if not delivery.exchange and ROUTING_KEY not in headers:
-        return Envelope(delivery.routing_key, "", 1, None)
+        return _read_first_moved(delivery, headers)
     attempt = headers.get(ATTEMPT)
     handler = headers.get(HANDLER)
     return Envelope(
@@ -315,6 +315,15 @@ def read_envelope(app: str, delivery: Delivery) -> Envelope:
         and UNVERIFIED not in headers
         and transport.UNREADABLE not in properties,  # the app writes none such
     )
+
+
+def _read_first_moved(delivery: Delivery, headers: Mapping[str, Any]) -> Envelope:
+    """Of what came by the default exchange and is no copy: a letter of the broker's that was moved, or plainly sent."""
+    match headers.get("x-death"):
+        case [{"exchange": str(exchange), "routing-keys": [str() | bytes() as key, *_]}, *_] if exchange:
+            return Envelope(_name(key), exchange.partition(".")[0], 1, None, verified=False)
+        case _:
+            return Envelope(delivery.routing_key, "", 1, None)
 
 
 def _waited_for(internal: str, headers: Mapping[str, Any]) -> bool:

@@ -280,11 +280,12 @@ def _lost_annotation(cls: type[Any], info: Any) -> str | None:
 
 
 def _is_no_field(name: str, annotation: Any) -> bool:
+    if name.startswith("__") and name.endswith("__"):
+        return True
     if isinstance(annotation, str):
         return _CLASS_VARIABLE.match(annotation) is not None
     return (
-        (name.startswith("__") and name.endswith("__"))
-        or annotation in (typing.ClassVar, dataclasses.KW_ONLY, dataclasses.InitVar)
+        any(annotation is one for one in (typing.ClassVar, dataclasses.KW_ONLY, dataclasses.InitVar))
         or typing.get_origin(annotation) is typing.ClassVar
         or isinstance(annotation, dataclasses.InitVar)
     )

@@ -210,6 +210,29 @@ async def test_a_dead_letter_that_was_moved_away_and_back_is_still_the_event_tha
     assert not letter.proven
 
 
+async def test_a_letter_of_the_broker_s_that_was_moved_by_hand_keeps_its_name_too(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    """It has no header of ours, but the broker's record of where it was."""
+    death = {"queue": "billing.main", "reason": "delivery_limit", "count": 1, "exchange": "shop"}
+    properties = {"message_id": "m-1", "headers": {"x-death": [{**death, "routing-keys": ["order.placed"]}]}}
+    handled: list[str] = []
+    billing.on("order.placed")(lambda order: handled.append(order))
+
+    def publish(channel: Any) -> None:
+        channel.publish([Publication("", "billing.main", b"{}", properties, mandatory=False)])
+        channel.exchange_declare("billing", "topic", passive=True)
+
+    async with running(shop, billing), stranger(billing) as channel:
+        await anyio.to_thread.run_sync(publish, channel)
+        await eventually(lambda: _count(billing), 1)
+        (letter,) = await anyio.to_thread.run_sync(_read, billing)
+        assert (letter.id, letter.event, letter.source, letter.proven) == ("m-1", "order.placed", "shop", False)
+        assert handled == []
+        await anyio.to_thread.run_sync(_retry, billing, letters.Outcome(), True)
+        await eventually(lambda: handled, [{}])
+
+
 async def test_headers_of_a_copy_that_came_past_the_exchanges_count_for_nothing(
     shop: Lightbus, billing: Lightbus
 ) -> None:
