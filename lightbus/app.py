@@ -123,7 +123,8 @@ class Lightbus:
         msgspec.Struct is taken as it is.
 
         Raises:
-            errors.InvalidEvent: a field's type cannot be written as JSON; names the field.
+            errors.InvalidEvent: a field's type cannot be written as JSON, the field would not be sent, or its default
+                would be shared by all events; names the field.
             errors.InvalidName, errors.DuplicateEvent: the name is invalid, or already taken.
             errors.InvalidOption: the version is not a positive integer.
         """

@@ -19,7 +19,7 @@ import attrs
 import msgspec
 import msgspec.inspect
 
-from lightbus import errors
+from lightbus import collisions, errors, transport
 from lightbus.event import EventType
 from lightbus.message import Message, new_id
 from lightbus.transport import Delivery, Properties
@@ -40,20 +40,50 @@ HANDLER = "lightbus-handler"
 SOURCE = "lightbus-source"
 ROUTING_KEY = "lightbus-routing-key"
 QUEUE = "lightbus-queue"
+UNVERIFIED = "lightbus-unverified"
+UNREADABLE_PROPERTIES = "lightbus-unreadable"
 ERROR_TYPE = "lightbus-error-type"
 ERROR_MESSAGE = "lightbus-error-message"
 ERROR_TRACEBACK = "lightbus-error-traceback"
 ERROR_TIME = "lightbus-error-time"
 
+OF_DEAD_LETTERS = (ERROR_TYPE, ERROR_MESSAGE, ERROR_TRACEBACK, ERROR_TIME, UNVERIFIED)
+
 DELIVERY_COUNT = "x-delivery-count"
 
-# RabbitMQ before 4.0.1 drops a message whose x-death shows a cycle, so a copy must not carry one on.
-_BROKER_HEADERS = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-acquired-count")
 _OWN_PREFIX = "lightbus-"
+
+# Headers that brokers interpret or write. A copy must not carry them on: RabbitMQ routes each message that it is given
+# to the keys in CC and BCC too, so that every copy would multiply; and before 4.0.1 it drops a message whose x-death
+# shows a cycle. RabbitMQ compares these names as they are: `cc` is a header like any other.
+ROUTING_HEADERS = frozenset({"CC", "BCC"})
+_BROKER_NAMES = ROUTING_HEADERS | {
+    DELIVERY_COUNT,
+    "x-acquired-count",
+    "x-cc",
+    "x-delay",
+    "x-exchange",
+    "x-received-from",
+    "x-routed-by",
+    "x-routing-key",
+    "x-shovelled",
+    "x-shovelled-by",
+    "x-shovelled-timestamp",
+}
+_BROKER_PREFIXES = ("x-death", "x-first-death-", "x-last-death-", "x-opt-", "x-stream-")
+_NOT_THE_PUBLISHERS = (_OWN_PREFIX, *_BROKER_PREFIXES)
+
+_COPIED = ("content_type", "content_encoding", "correlation_id", "reply_to", "timestamp", "type", "app_id")
+"""Properties that a copy has as they came. Of the others, RabbitMQ acts on `user_id` (the channel ends if it is not the
+publisher's own), `expiration` and `priority` (in a retry queue it would hold up those behind it)."""
+
+_DIRECT_REPLY = "amq.rabbitmq.reply-to"
+"""Who publishes with this must have a consumer on it, or RabbitMQ closes the channel."""
 
 # A header frame must fit the smallest frame that brokers negotiate (8 KB), together with the user's headers.
 _MAX_TRACEBACK = 4_000
 _MAX_MESSAGE = 1_000
+_MAX_TYPE = 200
 
 current_delivery: ContextVar[Delivery | None] = ContextVar("lightbus_current_delivery", default=None)
 """What is being handled here: the cause of what is published now."""
@@ -64,7 +94,7 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, Recurs
 _NULL = (msgspec.inspect.NoneType, msgspec.inspect.AnyType, msgspec.inspect.RawType, msgspec.inspect.CustomType)
 
 _encoder = msgspec.json.Encoder()
-_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_decoders: dict[Any, msgspec.json.Decoder[Any] | collisions.GuardedDecoder] = {}
 
 
 # --- bodies -----------------------------------------------------------------------------------
@@ -143,11 +173,11 @@ def decode(payload_type: Any, body: bytes) -> Any:
         raise errors.DecodeError(f"the body cannot be read as {_type_name(payload_type)}: {error}") from error
 
 
-def _decoder(payload_type: Any) -> msgspec.json.Decoder[Any]:
+def _decoder(payload_type: Any) -> msgspec.json.Decoder[Any] | collisions.GuardedDecoder:
     try:
         return _decoders[payload_type]
     except KeyError:
-        return _decoders.setdefault(payload_type, msgspec.json.Decoder(payload_type))
+        return _decoders.setdefault(payload_type, collisions.guard(msgspec.json.Decoder(payload_type)))
 
 
 def _type_name(payload_type: Any) -> str:
@@ -206,6 +236,11 @@ def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]
                 f"event {name!r} was not sent: the header {key!r} begins with 'lightbus-' or 'x-', "
                 "which belong to Lightbus and the broker. Choose another name."
             )
+        if key in ROUTING_HEADERS:
+            raise errors.InvalidPayload(
+                f"event {name!r} was not sent: the broker would send it to the routing keys in the header {key!r} too. "
+                "Choose another name, such as 'cc-address'."
+            )
         if not _is_text(key) or (isinstance(value, str) and not _is_text(value)):
             raise errors.InvalidPayload(
                 f"event {name!r} was not sent: the header {key!r} has characters that UTF-8 cannot carry (surrogates)."
@@ -252,6 +287,8 @@ class Envelope:
     source: str
     attempt: int
     handler: str | None
+    verified: bool = True
+    """False of a copy that somebody has moved between queues by hand: all of this is then what its headers claim."""
 
 
 def read_envelope(app: str, delivery: Delivery) -> Envelope:
@@ -263,18 +300,44 @@ def read_envelope(app: str, delivery: Delivery) -> Envelope:
     Raises:
         errors.DecodeError: the properties are malformed.
     """
-    if delivery.exchange != f"{app}.internal":
+    internal = f"{app}.internal"
+    if delivery.exchange and delivery.exchange != internal:
         # A delayed event comes from `billing.delay.N`: the source is the first part of its exchange's name.
         return Envelope(delivery.routing_key, delivery.exchange.partition(".")[0], 1, None)
-    headers = _headers(read_properties(delivery))
+    properties = read_properties(delivery)
+    headers = _headers(properties)
+    if not delivery.exchange and ROUTING_KEY not in headers:
+        return _read_first_moved(delivery, headers)
     attempt = headers.get(ATTEMPT)
     handler = headers.get(HANDLER)
     return Envelope(
         event=_name(headers.get(ROUTING_KEY)) or delivery.routing_key,
-        source=_name(headers.get(SOURCE)) or app,
+        source=_name(headers[SOURCE]) if SOURCE in headers else app,
         attempt=attempt if type(attempt) is int and 1 <= attempt < 2**31 else 1,
         handler=handler if isinstance(handler, str) and handler else None,
+        verified=bool(delivery.exchange)
+        and _waited_for(internal, headers)
+        and UNVERIFIED not in headers
+        and transport.UNREADABLE not in properties,  # the app writes none such
     )
+
+
+def _read_first_moved(delivery: Delivery, headers: Mapping[str, Any]) -> Envelope:
+    """Of what came by the default exchange and is no copy: a letter of the broker's that was moved, or plainly sent."""
+    match headers.get("x-death"):
+        case [{"exchange": str(exchange), "routing-keys": [str() | bytes() as key, *_]}, *_] if exchange:
+            return Envelope(_name(key), exchange.partition(".")[0], 1, None, verified=False)
+        case _:
+            return Envelope(delivery.routing_key, "", 1, None)
+
+
+def _waited_for(internal: str, headers: Mapping[str, Any]) -> bool:
+    """Whether what came through the internal exchange was published to it, and not put into a retry queue by way of
+    the default exchange, from where the broker has sent it on."""
+    deaths = headers.get("x-death")
+    if not isinstance(deaths, list) or not deaths or not isinstance(deaths[0], dict):
+        return deaths is None
+    return bool(deaths[0].get("exchange") == internal)
 
 
 def read_properties(delivery: Delivery) -> Properties:
@@ -304,7 +367,11 @@ def read_message(app: str, delivery: Delivery) -> Message:
         attempt=envelope.attempt,
         correlation_id=_text(properties.get("correlation_id")) or message_id,
         causation_id=_text(headers.get(CAUSATION)) or None,
-        headers={key: value for key, value in headers.items() if not key.startswith((_OWN_PREFIX, *_BROKER_HEADERS))},
+        headers={
+            key: value
+            for key, value in headers.items()
+            if not key.startswith(_NOT_THE_PUBLISHERS) and key not in _BROKER_NAMES
+        },
         body=delivery.body,
         redelivered=delivery.redelivered,
     )
@@ -345,41 +412,58 @@ def copy_properties(
         expiration: seconds, where it is less than the retry queue's own.
     """
     try:
-        properties = dict(read_properties(delivery))
+        properties = read_properties(delivery)
         envelope = read_envelope(app, delivery)
     except errors.DecodeError:  # malformed properties cannot be copied; the body and the reason can
         properties = {}
         envelope = Envelope(delivery.routing_key, delivery.exchange.partition(".")[0], 1, None)
-    headers = {key: value for key, value in _headers(properties).items() if not key.startswith(_BROKER_HEADERS)}
-    if delivery.exchange != f"{app}.internal":  # forged ones, or another app's
-        headers = {
-            key: value
-            for key, value in headers.items()
-            if key in (VERSION, CAUSATION) or not key.startswith(_OWN_PREFIX)
-        }
+    from_a_copy = delivery.exchange == f"{app}.internal" or not envelope.verified
+    headers = {
+        key: value
+        for key, value in _headers(properties).items()
+        if key not in _BROKER_NAMES
+        and not key.startswith(_BROKER_PREFIXES)
+        # Else forged ones, or another app's.
+        and (from_a_copy or not key.startswith(_OWN_PREFIX) or key in (VERSION, CAUSATION))
+    }
     headers |= {
         ATTEMPT: attempt,
         SOURCE: _wire_name(envelope.source),
         ROUTING_KEY: _wire_name(envelope.event),
-        QUEUE: queue,
+        QUEUE: queue if envelope.verified else _text(headers.get(QUEUE)) or queue,
     }
+    if not envelope.verified:
+        headers[UNVERIFIED] = True
     if handler is not None:
         headers[HANDLER] = handler
-    # RabbitMQ closes the channel over a user_id that is not the publisher's own.
-    properties.pop("user_id", None)
-    properties.pop("expiration", None)
+    if transport.UNREADABLE in properties:
+        headers[UNREADABLE_PROPERTIES] = properties[transport.UNREADABLE]
+    copied = {name: properties[name] for name in _COPIED if name in properties}
+    if copied.get("reply_to") == _DIRECT_REPLY:
+        del copied["reply_to"]
     if expiration is not None:
-        properties["expiration"] = str(max(1, round(expiration * 1000)))
-    properties["message_id"] = _remembered_id(delivery)
-    properties["delivery_mode"] = PERSISTENT
-    properties["headers"] = headers
-    return properties
+        copied["expiration"] = str(max(1, round(expiration * 1000)))
+    copied["message_id"] = _remembered_id(delivery)
+    copied["delivery_mode"] = PERSISTENT
+    copied["headers"] = headers
+    return copied
+
+
+def moved_by_hand(app: str, delivery: Delivery, queue: str) -> errors.UnverifiedOrigin:
+    """Why a copy that somebody has moved to a queue is a dead letter (again), and what it was one for before."""
+    headers = _headers(read_properties(delivery))
+    before = ": ".join(filter(None, (_text(headers.get(ERROR_TYPE)), _text(headers.get(ERROR_MESSAGE)))))
+    return errors.UnverifiedOrigin(
+        f"it was moved to {queue!r} past the exchanges, so nothing proves where it is from. To retry dead letters, use "
+        f"`lightbus dead retry`; for this one, if you trust who may publish there, with --trust-origin."
+        + (f" It was a dead letter before, for {before}" if before else "")
+    )
 
 
 def error_headers(error: BaseException) -> dict[str, Any]:
     """Why a dead letter is one, in headers that `lightbus dead show` prints."""
     return {
-        ERROR_TYPE: f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")[:200],
+        ERROR_TYPE: _clipped(errors.type_name(error), _MAX_TYPE),
         ERROR_MESSAGE: _clipped(errors.words(error), _MAX_MESSAGE),
         ERROR_TRACEBACK: _clipped(_traceback(error), _MAX_TRACEBACK, keep_end=True),
         ERROR_TIME: datetime.now(UTC).isoformat(timespec="seconds"),
@@ -390,12 +474,11 @@ def _traceback(error: BaseException) -> str:
     """As Python prints it. Of our own errors only the application's frames, and nothing where there are none: our
     frames say less than the message.
     """
-    if error.__traceback__ is None:
+    if not errors.has_traceback(error):
         return ""
-    told = traceback.TracebackException.from_exception(error)
-    if isinstance(error, errors.LightbusError) and not _leave_out_machinery(told, error):
-        return ""
-    return "".join(told.format())
+    if errors.is_a(error, errors.LightbusError):
+        return errors.format_traceback(error, functools.partial(_leave_out_machinery, error=error))
+    return errors.format_traceback(error)
 
 
 def _leave_out_machinery(told: traceback.TracebackException, error: BaseException) -> bool:

@@ -251,13 +251,15 @@ class Consumer:
             envelope = codec.read_envelope(self.app, delivery)
         except errors.DecodeError:
             return ()  # which handler it was for cannot be known: it ends with the unmatched
+        if not envelope.verified:
+            return ()
         if envelope.handler is not None:
             handler = lane.handlers.get(envelope.handler)
             return () if handler is None else (handler,)
         handlers = tuple(
             handler for handler in lane.handlers.values() if handler.hears(envelope.source, envelope.event)
         )
-        if delivery.exchange != self._internal:
+        if delivery.exchange not in ("", self._internal):
             if len(lane.routes) >= ROUTES:
                 lane.routes.clear()
             lane.routes[delivery.exchange, delivery.routing_key] = handlers
@@ -312,7 +314,7 @@ class Consumer:
                     self._slots.discard(seat)
                     self._collect(pool)
                 if seat.job is not None:
-                    if seat.error is not None and not isinstance(
+                    if seat.error is not None and not errors.is_a(
                         seat.error, (*FAILURES, anyio.get_cancelled_exc_class())
                     ):
                         raise seat.error
@@ -438,6 +440,8 @@ class Consumer:
 
     def _no_handler(self, lane: Lane, delivery: Delivery) -> errors.NoHandler:
         envelope = codec.read_envelope(self.app, delivery)
+        if not envelope.verified:
+            return codec.moved_by_hand(self.app, delivery, lane.name)
         if envelope.handler is not None:
             return errors.NoHandler(
                 f"the handler {envelope.handler!r}, whose retry this is, is not there any more. "
@@ -520,7 +524,7 @@ class Consumer:
         # What `lightbus dead show` finds it by. A stranger may have written it: it stays one line.
         shown = message_id if message_id.isprintable() else ascii(message_id)
         whose = "nobody handled" if handler is None else f"{handler.name} failed on"
-        said = f"{type(error).__name__}: {errors.words(error)}".rstrip(".")
+        said = errors.summary(error).rstrip(".")
         return f"{whose} {self._name(delivery)!r} ({shown}) in {lane.name!r}, attempt {attempt}: {said}"
 
     def _log(
@@ -551,7 +555,8 @@ class Consumer:
             case _:
                 level = logging.ERROR
                 became = f"to be dead-lettered to {self.app}.dead by the broker, which refused a copy of it"
-        logger.log(logging.DEBUG if quietly else level, "%s; %s", failure, became, exc_info=trace)
+        exc_info, frames = errors.for_log(trace)
+        logger.log(logging.DEBUG if quietly else level, "%s; %s%s", failure, became, frames, exc_info=exc_info)
 
     def _is_news(self, lane: Lane, event: str, attempt: int) -> bool:
         """Whether to say (again) that nothing handles this event."""
@@ -564,7 +569,7 @@ class Consumer:
         return True
 
     def _name(self, delivery: Delivery) -> str:
-        if delivery.exchange != self._internal:
+        if delivery.exchange not in ("", self._internal):
             return delivery.routing_key
         try:
             return codec.read_envelope(self.app, delivery).event

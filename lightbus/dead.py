@@ -28,7 +28,7 @@ from typing import Any
 import amqp.exceptions
 import attrs
 
-from lightbus import codec, errors, topology
+from lightbus import codec, errors, topology, transport
 from lightbus.app import Lightbus
 from lightbus.connection import LOST, describe
 from lightbus.pattern import topic_matches
@@ -109,7 +109,9 @@ def read_letter(app: str, delivery: Delivery, *, forgeable: bool = True) -> Lett
     """
     properties = _properties(delivery)
     headers: Mapping[str, Any] = (properties or {}).get("headers") or {}
-    death = _last_death(headers) if properties is not None else {}  # the app would not write what cannot be read
+    death = _last_death(headers)
+    if death is None and (properties is None or transport.UNREADABLE in properties):
+        death = {}  # the app would not write what cannot be read
     exchange, key = delivery.exchange, delivery.routing_key
     if death is not None and death.get("exchange") != topology.internal_name(app):
         keys = death.get("routing-keys")
@@ -142,7 +144,7 @@ def read_letter(app: str, delivery: Delivery, *, forgeable: bool = True) -> Lett
         published=_moment(properties.get("timestamp")),
         died=_moment(own.get(codec.ERROR_TIME)) if death is None else _moment(death.get("time")),
         by_broker=death is not None,
-        proven=death is None or (bool(death) and not forgeable),
+        proven=envelope.verified and (death is None or (bool(death) and not forgeable)),
         delivery=original,
         tag=delivery.delivery_tag,
         app=app,
@@ -153,7 +155,7 @@ def retry_publication(letter: Letter) -> Publication:
     """A copy for the queue that the letter came from and for its handler only, to be tried as for the first time."""
     app = letter.app
     properties = codec.copy_properties(app, letter.delivery, letter.handler, 1, letter.queue)
-    for name in (codec.ERROR_TYPE, codec.ERROR_MESSAGE, codec.ERROR_TRACEBACK, codec.ERROR_TIME):
+    for name in codec.OF_DEAD_LETTERS:
         properties["headers"].pop(name, None)
     return Publication(topology.internal_name(app), letter.suffix, letter.delivery.body, properties)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from types import FrameType
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 
@@ -10,12 +12,93 @@ class LightbusError(Exception):
     """The base of everything that Lightbus raises on purpose."""
 
 
+# --- a user's exception, which may break whatever is asked of it: nothing here does ------------
+
+_traceback_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
+_name_of: Callable[[type], str] = type.__dict__["__name__"].__get__
+_qualified_name_of: Callable[[type], str] = type.__dict__["__qualname__"].__get__
+_module_of: Callable[[type], object] = type.__dict__["__module__"].__get__
+
+FRAMES_SHOWN = 50
+
+
 def words(error: BaseException) -> str:
-    """What an error says. A user's exception may not even do that: its `__str__` raises."""
+    """What an error says."""
     try:
-        return str(error)
-    except Exception as broken:  # noqa: BLE001
-        return f"(its __str__ raised {type(broken).__name__})"
+        text = "".join((str(error),))  # a str, where it is of a subclass
+    except BaseException as broken:  # noqa: BLE001  # whatever its `__str__` raises
+        return f"(its __str__ raised {_name_of(type(broken))})"
+    return text.encode(errors="backslashreplace").decode()
+
+
+def summary(error: BaseException) -> str:
+    """Its type and what it says, on a line where that is one line."""
+    return f"{_printable(_name_of(type(error)))}: {words(error)}"
+
+
+def type_name(error: BaseException) -> str:
+    """With its module, unless it is Python's own."""
+    module = _module_of(type(error))
+    name = _printable(_qualified_name_of(type(error)))
+    return f"{_printable(module)}.{name}" if isinstance(module, str) and module != "builtins" else name
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def has_traceback(error: BaseException) -> bool:
+    return _traceback_of(error) is not None
+
+
+def is_a(error: BaseException, types: type | tuple[type, ...]) -> bool:
+    """`isinstance`, without a look at `__class__`, which an exception may have replaced."""
+    return issubclass(type(error), types)
+
+
+def format_traceback(
+    error: BaseException, adapt: Callable[[traceback.TracebackException], bool] = lambda _: True
+) -> str:
+    """As Python prints it. Where the exception breaks that, its frames only, and why.
+
+    Args:
+        adapt: may change what is printed; False for nothing at all.
+    """
+    try:
+        told = traceback.TracebackException.from_exception(error)
+        return "".join(told.format()) if adapt(told) else ""
+    except BaseException as broken:  # noqa: BLE001  # its attributes, notes, loaders ... raise whatever they like
+        return _frames_only(error, broken)
+
+
+def _frames_only(error: BaseException, broken: BaseException) -> str:
+    trace = _traceback_of(error)
+    frames = [(one.tb_frame.f_code, one.tb_lineno) for one in _walk(trace)]
+    lines = ["Traceback (most recent call last):"]
+    if len(frames) > FRAMES_SHOWN:
+        lines.append(f"  ... {len(frames) - FRAMES_SHOWN:,} frames")
+    lines += [f'  File "{code.co_filename}", line {line}, in {code.co_name}' for code, line in frames[-FRAMES_SHOWN:]]
+    lines += [summary(error), f"(Only the frames: Python cannot print this exception: {summary(broken)})"]
+    return _printable("\n".join(lines)) + "\n"
+
+
+def _walk(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def for_log(error: BaseException | None) -> tuple[BaseException | None, str]:
+    """What to give to logging as `exc_info`; and, where its handlers would break over that, what to append instead."""
+    if error is None:
+        return None, ""
+    broken: list[BaseException] = []
+    try:
+        for _ in traceback.TracebackException.from_exception(error).format():
+            pass
+    except BaseException as raised:  # noqa: BLE001  # as above
+        broken.append(raised)
+    return (None, "\n" + _frames_only(error, broken[0]).rstrip()) if broken else (error, "")
 
 
 def is_from_deeper(error: BaseException) -> bool:
@@ -36,25 +119,28 @@ E = TypeVar("E", bound=BaseException)
 
 def without_machinery(error: E) -> E:
     """The error, with its traceback from the user's first frame on, where there is one: ours before it tell nothing."""
-    trace = error.__traceback__
+    trace = _traceback_of(error)
     while trace is not None and is_machinery(trace.tb_frame):
         trace = trace.tb_next
-    return error if trace is None else error.with_traceback(trace)
+    if trace is not None:
+        BaseException.with_traceback(error, trace)
+    return error
 
 
 def tells_where(error: BaseException) -> bool:
     """Whether its traceback, `without_machinery`, says more than its message: of our own errors where it begins with
     the user's code, but for a Reject, which was meant.
     """
-    if not isinstance(error, LightbusError):
+    if not is_a(error, LightbusError):
         return True
-    trace = error.__traceback__
-    return not isinstance(error, Reject) and trace is not None and not is_machinery(trace.tb_frame)
+    trace = _traceback_of(error)
+    return not is_a(error, Reject) and trace is not None and not is_machinery(trace.tb_frame)
 
 
 def is_machinery(frame: FrameType) -> bool:
     """Whether the code is Lightbus' own, or of what runs it."""
-    return str(frame.f_globals.get("__name__")).partition(".")[0] in _MACHINERY
+    name = frame.f_globals.get("__name__")
+    return isinstance(name, str) and name.partition(".")[0] in _MACHINERY
 
 
 # --- what an application declares -------------------------------------------------------------
@@ -156,6 +242,10 @@ class PublishManyError(PublishError):
         super().__init__(message)
         self.outcomes = outcomes
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Else a copy, or what comes out of another process, would be made of the message alone."""
+        return type(self), (*self.args, self.outcomes), self.__dict__
+
 
 class PublishTimeout(PublishError, TimeoutError):
     """No confirm within the timeout. The outcome is unknown: the event may yet arrive."""
@@ -204,6 +294,10 @@ class HandlerTimeout(LightbusError, TimeoutError):
 
 class NoHandler(LightbusError, LookupError):
     """An event arrived that no handler of the app matches: a rolling deploy, or a leftover binding."""
+
+
+class UnverifiedOrigin(NoHandler):
+    """A retried copy or a dead letter was moved between queues by hand: its source is no more than a claim."""
 
 
 # --- the worker -------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import attrs
@@ -21,6 +21,7 @@ MAX_NAME_BYTES = 255
 
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_CLASS_VARIABLE = re.compile(r"(\w+\.)*(ClassVar|InitVar|KW_ONLY)\b")
 _ATTRIBUTE = "__lightbus_event__"
 
 
@@ -162,6 +163,14 @@ def _check_fields(event_type: EventType) -> None:
             "which JSON cannot carry. Use str, int, float, bool, bytes, Decimal, datetime, UUID, Enum, "
             "lists and dicts of these, or another attrs class, dataclass or Struct."
         )
+    if getattr(info, "array_like", False):
+        raise errors.InvalidEvent(
+            f"event {event_type.name!r}: {cls.__name__} is array_like, and an event is a JSON object. "
+            "Leave array_like out."
+        )
+    problem = lossy_part(info) or private_part(info)
+    if problem is not None:
+        raise errors.InvalidEvent(f"event {event_type.name!r}: {problem}")
     try:
         msgspec.json.Decoder(cls)
     except TypeError as error:
@@ -201,6 +210,133 @@ def _search(info: Any, path: str, seen: set[type]) -> tuple[str, str] | None:
         found = _search(part, f"{path}.{name}".strip(".") if name else path, seen)
         if found is not None:
             return found
+    return None
+
+
+# --- fields that would be lost ----------------------------------------------------------------
+
+
+def lossy_part(info: msgspec.inspect.Type) -> str | None:
+    """Why a value would lose a field on the way to JSON or back, or share one with the next value: what msgspec reads
+    and writes of each class in a type is compared with all that the class declares. None where all is well.
+    """
+    return _first_problem(info, (_mixed_kinds, _lost_annotation, _unset_default, _shared_default))
+
+
+def private_part(info: msgspec.inspect.Type) -> str | None:
+    """Why a field would not be written: msgspec leaves out what begins with `_` in attrs classes."""
+    return _first_problem(info, (_private_field,))
+
+
+def _first_problem(info: Any, checks: Sequence[Callable[[type[Any], Any], str | None]]) -> str | None:
+    seen: set[type] = set()
+    left = [info]
+    while left:
+        part = left.pop()
+        cls = getattr(part, "cls", None)
+        if isinstance(cls, type) and hasattr(part, "fields"):
+            if cls in seen:
+                continue
+            seen.add(cls)
+            for check in checks:
+                if (problem := check(cls, part)) is not None:
+                    return problem
+        left += [one for _, one in _parts(part)]
+    return None
+
+
+def _kinds(cls: type[Any]) -> list[str]:
+    """What makes its fields: more than one where a base is of another kind."""
+    kinds = {"attrs class": attrs.has(cls), "dataclass": dataclasses.is_dataclass(cls)}
+    kinds["msgspec.Struct"] = issubclass(cls, msgspec.Struct)
+    return [kind for kind, it_is in kinds.items() if it_is]
+
+
+def _mixed_kinds(cls: type[Any], info: Any) -> str | None:
+    kinds = _kinds(cls)
+    if len(kinds) < 2:
+        return None
+    return (
+        f"{cls.__name__} is an {' and a '.join(kinds)} at once, through its base classes, so that fields would be "
+        "lost. Make it and its bases of one kind (@app.event makes an attrs class of a plain one)."
+    )
+
+
+def _lost_annotation(cls: type[Any], info: Any) -> str | None:
+    fields = {field.name for field in info.fields}
+    for base in cls.__mro__:
+        if base.__module__ in ("builtins", "typing", "typing_extensions", "abc", "collections.abc", "msgspec"):
+            continue
+        for name, annotation in inspect.get_annotations(base).items():
+            if name not in fields and not _is_no_field(name, annotation):
+                kind = (_kinds(cls) or ["NamedTuple"])[0]
+                article = "an" if kind[0] == "a" else "a"
+                decorate = f"Make {base.__name__} {article} {kind} too"
+                return (
+                    f"{base.__name__}.{name} is annotated, but no field of {cls.__name__}, so it would be lost. "
+                    f"{decorate}; or, if it is no field, annotate it as `{name}: ClassVar[...]`."
+                )
+    return None
+
+
+def _is_no_field(name: str, annotation: Any) -> bool:
+    if name.startswith("__") and name.endswith("__"):
+        return True
+    if isinstance(annotation, str):
+        return _CLASS_VARIABLE.match(annotation) is not None
+    return (
+        any(annotation is one for one in (typing.ClassVar, dataclasses.KW_ONLY, dataclasses.InitVar))
+        or typing.get_origin(annotation) is typing.ClassVar
+        or isinstance(annotation, dataclasses.InitVar)
+    )
+
+
+def _unset_default(cls: type[Any], info: Any) -> str | None:
+    """A dataclass's `__init__` does not set such a field, and what is not set is not written."""
+    if not dataclasses.is_dataclass(cls) or hasattr(cls, "__post_init__"):
+        return None
+    for field in dataclasses.fields(cls):
+        if not field.init and field.default is not dataclasses.MISSING and "__slots__" not in cls.__dict__:
+            return (
+                f"{cls.__name__}.{field.name} has init=False and a default, which would not be sent. "
+                f"Use default_factory=lambda: ..., leave init=False out, or make it a ClassVar."
+            )
+    return None
+
+
+def _shared_default(cls: type[Any], info: Any) -> str | None:
+    for field in info.fields:
+        if field.default is not msgspec.NODEFAULT and not _is_hashable(field.default):
+            kind = type(field.default).__name__
+            make = (
+                kind if isinstance(field.default, (list, dict, set, bytearray)) and not field.default else "lambda: ..."
+            )
+            how = f"attrs.field(factory={make})" if attrs.has(cls) else f"a default_factory ({make})"
+            return (
+                f"the default of {cls.__name__}.{field.name} is a {kind}, which all events would share: what is added "
+                f"to one would be in the next. Use {how}, or an immutable default such as a tuple."
+            )
+    return None
+
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except Exception:  # noqa: BLE001  # whatever the user's own __hash__ raises
+        return False
+    return True
+
+
+def _private_field(cls: type[Any], info: Any) -> str | None:
+    if not attrs.has(cls):
+        return None
+    for field in info.fields:
+        if field.name.startswith("_"):
+            public = field.name.strip("_") or "value"
+            return (
+                f"{cls.__name__}.{field.name} begins with '_', so it would not be sent. Call it {public!r}, or make "
+                f"{cls.__name__} a dataclass or a msgspec.Struct, which send such fields."
+            )
     return None
 
 

@@ -12,7 +12,7 @@ import attrs
 import msgspec
 
 from lightbus import codec, errors, topology
-from lightbus.event import event_type_of, unreadable_part
+from lightbus.event import event_type_of, lossy_part, unreadable_part
 from lightbus.message import Message
 from lightbus.pattern import topic_matches
 from lightbus.retry import Retry
@@ -263,6 +263,12 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
             f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' cannot be filled from JSON{field}. "
             "Annotate it with an attrs class, a dataclass, a msgspec.Struct, a TypedDict or dict; "
             "or the envelope with Message."
+        )
+    problem = lossy_part(info)
+    if problem is not None:
+        raise errors.InvalidHandler(
+            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' would not be filled as it is declared: "
+            f"{problem}"
         )
     if _is_scalar(info):
         raise errors.InvalidHandler(

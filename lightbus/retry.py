@@ -120,9 +120,9 @@ class Retry:
         self, error: BaseException, attempt: int, *, part: Callable[[], float] = random.random
     ) -> RetryIn | DeadLetter:
         """What to do after this error on this attempt (from 1)."""
-        if isinstance(error, (errors.Reject, errors.DecodeError, *self.never)):
+        if errors.is_a(error, (errors.Reject, errors.DecodeError, errors.UnverifiedOrigin, *self.never)):
             return DeadLetter(error)
-        if not isinstance(error, self.on) or attempt > len(self.delays):
+        if not errors.is_a(error, self.on) or attempt > len(self.delays):
             return DeadLetter(error)
         delay = self.delays[attempt - 1]
         return RetryIn(delay, delay * (1 - self.jitter * part()))

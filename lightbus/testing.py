@@ -782,7 +782,7 @@ class TestBus:
                     event=message.event,
                     payload=_payload(handler, delivery),
                     attempt=message.attempt,
-                    error=f"{type(error).__name__}: {errors.words(error)}",
+                    error=errors.summary(error),
                     exception=error,
                     app=app.name,
                     message=message,

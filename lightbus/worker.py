@@ -220,7 +220,8 @@ def run(
             return 1
         except Exception as error:
             when = "while it ran" if worker.started else "at its start"
-            logger.error("The worker failed %s.", when, exc_info=errors.without_machinery(error))
+            exc_info, frames = errors.for_log(errors.without_machinery(error))
+            logger.error("The worker failed %s.%s", when, frames, exc_info=exc_info)
             return 1
     if not all_ended:
         end.leave(worker.unfinished or [])

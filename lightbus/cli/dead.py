@@ -457,9 +457,7 @@ def _indented(text: str) -> str:
 @click.option("--dry-run", is_flag=True, help="Only say what would be retried.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Retry so many at most.")
 @click.option("--rate", type=click.FloatRange(0, 100_000, min_open=True), metavar="N", help="So many a second at most.")
-@click.option(
-    "--trust-origin", is_flag=True, help="Believe what letters of crashed workers say of their source; see above."
-)
+@click.option("--trust-origin", is_flag=True, help="Also letters whose source is not verified; see above.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 def retry(
     target: str,
@@ -478,8 +476,9 @@ def retry(
     Only what is there at the start is retried: what fails again meanwhile stays for another look.
 
     A letter whose worker died over it was put there by the broker, without the app's word on where it came from.
-    RabbitMQ before 4.0 lets a publisher forge that, so these letters are left alone. Where you trust everybody who may
-    publish on this broker, add --trust-origin.
+    RabbitMQ before 4.0 lets a publisher forge that, so these letters are left alone. So are letters that were moved
+    between queues by hand (in the management UI, say). Where you trust everybody who may publish on this broker, add
+    --trust-origin.
     """
     from lightbus import dead as letters
 
@@ -543,7 +542,7 @@ def _dry_run(
             if handler != "-" and handler not in queue.app.handlers:
                 _write(_without_handler(handler, group.count, "would be"))
     if left:
-        _write(f"{left:,} more would be left: nobody vouches for their source (--trust-origin).")
+        _write(f"{left:,} more would be left: their source is not verified (--trust-origin).")
 
 
 def _without_handler(handler: str, count: int, are: str) -> str:
@@ -604,7 +603,7 @@ def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, inte
         click.echo(_without_handler(handler, count, "are"), err=True)
     if outcome.unproven:
         click.echo(
-            f"{outcome.unproven:,} left: their workers died over them, and nobody vouches for their source. "
+            f"{outcome.unproven:,} left: their source is not verified, as the broker or a person put them there. "
             "Where you trust everybody who may publish on this broker: --trust-origin.",
             err=True,
         )

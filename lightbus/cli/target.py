@@ -91,8 +91,13 @@ def _place(error: BaseException, folder: str) -> str:
 
 def _show(error: BaseException) -> None:
     """The traceback, the user's frames only."""
-    shown = _only_users(traceback.TracebackException.from_exception(error))
-    click.echo("".join(shown.format()), nl=False, err=True)
+    from lightbus import errors
+
+    def adapt(shown: traceback.TracebackException) -> bool:
+        _only_users(shown)
+        return True
+
+    click.echo(errors.format_traceback(error, adapt), nl=False, err=True)
 
 
 def _only_users(shown: traceback.TracebackException) -> traceback.TracebackException:

@@ -16,7 +16,11 @@ import attrs
 Properties = dict[str, Any]
 """AMQP basic properties by their AMQP names: content_type, content_encoding, headers (a dict),
 delivery_mode, priority, correlation_id, reply_to, expiration (milliseconds as a string), message_id,
-timestamp (seconds since 1970, an int), type, user_id, app_id. Absent ones have no key."""
+timestamp (seconds since 1970, an int), type, user_id, app_id. Absent ones have no key. Text that is not UTF-8
+is bytes."""
+
+UNREADABLE = "unreadable"
+"""Among the properties of a message that was malformed: what of them could not be read, in words."""
 
 
 @attrs.frozen

@@ -1,22 +1,19 @@
 """The bytes of AMQP 0-9-1 of which there is one lot a message: properties, and the frames around a publish.
 
-By hand, since py-amqp's tables cost several times as much; header tables of rarer types are left to those.
+By hand, since py-amqp's tables cost several times as much, and since any program may have written them: what is odd in
+one property or header must not cost the others.
 """
-
-# py-amqp has no types:
-# mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
+import decimal
 import functools
 import struct
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-import amqp.exceptions
-from amqp import serialization
-
-from lightbus.transport import Properties, Publication
+from lightbus.transport import UNREADABLE, Properties, Publication
 
 METHOD, HEADER, BODY, HEARTBEAT = KINDS = (1, 2, 3, 8)
 END = 0xCE
@@ -54,15 +51,15 @@ _PROPERTIES = tuple(
     )
 )
 _KNOWN = frozenset(name for name, _, _ in _PROPERTIES)
-_MALFORMED = (
-    struct.error,
-    UnicodeError,
-    IndexError,
-    ArithmeticError,
-    OSError,
-    RecursionError,
-    amqp.exceptions.AMQPError,
-)
+_MALFORMED = (struct.error, UnicodeError, IndexError, ArithmeticError, OSError, RecursionError)
+MOST_NESTED = 64
+"""Tables and arrays within each other; a header with more is unreadable."""
+
+_NUMBERS = {
+    kind: struct.Struct(f">{code}")
+    for kind, code in zip(b"bBsuIiLlfd", "bBhHiIqqfd", strict=True)  # RabbitMQ's letters: `s` is a short there
+}
+_NUMBERS[ord("U")] = _NUMBERS[ord("s")]
 
 _UNENCODABLE = (
     struct.error,
@@ -72,15 +69,14 @@ _UNENCODABLE = (
     AttributeError,
     ValueError,
     IndexError,
-    amqp.exceptions.AMQPError,
 )
 
 
 def decode_properties(data: bytes) -> Properties:
     """The property flags and values of a header frame.
 
-    Raises:
-        ValueError: they are not well-formed.
+    What Python cannot represent arrives as it is: text that is not UTF-8 as bytes, a moment out of range as an int, and
+    the name of a header with its odd bytes escaped. What cannot be read at all is left out, and named in `UNREADABLE`.
     """
     properties: Properties = {}
     try:
@@ -99,11 +95,144 @@ def decode_properties(data: bytes) -> Properties:
             else:
                 (properties[name],) = longlong.unpack_from(data, position)
                 position += 8
-    except _MALFORMED as error:
-        raise ValueError(f"the message's properties are malformed: {error}") from error
+    except _MALFORMED:
+        return _decode_odd_properties(data)
     if position != len(data) or flags & 1:
-        raise ValueError(f"the message's properties are malformed: they end at byte {position} of {len(data)}")
+        return _decode_odd_properties(data)
     return properties
+
+
+def _decode_odd_properties(data: bytes) -> Properties:
+    """Each property for itself, so that one that is malformed loses no other."""
+    properties: Properties = {}
+    unreadable: list[str] = []
+    position = 2
+    flags = int.from_bytes(data[:2]) if len(data) >= 2 else 0
+    for name, kind in _present(flags):
+        try:
+            if kind == _SHORTSTR:
+                value, position = _octets(data, position + 1, data[position])
+                properties[name] = _text(value)
+            elif kind == _TABLE:
+                (size,) = long.unpack_from(data, position)
+                position += 4
+                properties[name], problem = _decode_odd_table(data[position : position + size])
+                unreadable += problem
+                if position + size > len(data):
+                    raise IndexError
+                position += size
+            elif kind == _OCTET:
+                properties[name] = data[position]
+                position += 1
+            else:
+                (properties[name],) = longlong.unpack_from(data, position)
+                position += 8
+        except _MALFORMED:  # where it ends, and so what follows, cannot be known
+            unreadable.append(f"{name} and what follows it")
+            break
+    else:
+        if position != len(data) or flags & 1:
+            unreadable.append(f"what follows byte {position}")
+    if unreadable:
+        properties[UNREADABLE] = ", ".join(unreadable)
+    return properties
+
+
+def _decode_odd_table(data: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The headers that can be read, and which cannot."""
+    table: dict[str, Any] = {}
+    unreadable: list[str] = []
+    position = 0
+    key = "the first one"
+    try:
+        while position < len(data):
+            name, position = _octets(data, position + 1, data[position])
+            key = _header_name(name)
+            try:
+                table[key], position = _decode_value(data, position, 1)
+            except _MALFORMED:
+                if data[position : position + 1] not in (b"F", b"A"):
+                    raise
+                _, position = _octets(data, position + 5, *long.unpack_from(data, position + 1))
+                unreadable.append(f"the header {key!r}")
+    except _MALFORMED:
+        unreadable.append(f"the headers from {key!r} on")
+    return table, unreadable
+
+
+def _octets(data: bytes, start: int, size: int) -> tuple[bytes, int]:
+    end = start + size
+    if end > len(data):
+        raise IndexError(f"{size} bytes from byte {start} on, of {len(data)}")
+    return data[start:end], end
+
+
+def _text(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _header_name(name: bytes) -> str:
+    """A copy has to carry it on: it stays within the 255 bytes of a name."""
+    return name.decode(errors="backslashreplace").encode()[:255].decode(errors="ignore")
+
+
+def _decode_value(data: bytes, position: int, depth: int) -> tuple[Any, int]:
+    """A header's value, from the letter of its type on."""
+    kind, position = data[position], position + 1
+    number = _NUMBERS.get(kind)
+    if number is not None:
+        return number.unpack_from(data, position)[0], position + number.size
+    match chr(kind):
+        case "t":
+            return data[position] != 0, position + 1
+        case "V":
+            return None, position
+        case "T":
+            return _moment(*_signed_longlong.unpack_from(data, position)), position + 8
+        case "D":
+            scaled, *_ = _signed_long.unpack_from(data, position + 1)
+            sign, digits, _ = decimal.Decimal(scaled).as_tuple()
+            return decimal.Decimal((sign, digits, -data[position])), position + 5
+        case "S" | "x" | "F" | "A" as letter:
+            part, end = _octets(data, position + 4, *long.unpack_from(data, position))
+            if letter == "S":
+                return _text(part), end
+            if letter == "x":
+                return part, end
+            if depth > MOST_NESTED:
+                raise RecursionError
+            return (_decode_inner_table if letter == "F" else _decode_array)(part, depth + 1), end
+        case letter:
+            raise IndexError(f"no type has the letter {letter!r}")
+
+
+def _decode_inner_table(data: bytes, depth: int) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    position = 0
+    while position < len(data):
+        name, position = _octets(data, position + 1, data[position])
+        table[_header_name(name)], position = _decode_value(data, position, depth)
+    return table
+
+
+def _decode_array(data: bytes, depth: int) -> list[Any]:
+    values: list[Any] = []
+    position = 0
+    while position < len(data):
+        value, position = _decode_value(data, position, depth)
+        values.append(value)
+    return values
+
+
+def _moment(seconds: int) -> datetime | int:
+    """Some programs write milliseconds there, and Go's zero time is in the year 1."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC) if seconds >= 0 else seconds
+    except (ValueError, OverflowError, OSError):
+        return seconds
 
 
 @functools.lru_cache(256)  # of 65536 combinations, an application meets a few
@@ -112,7 +241,7 @@ def _present(flags: int) -> tuple[tuple[str, int], ...]:
 
 
 def _decode_table(data: bytes, start: int) -> tuple[dict[str, Any], int]:
-    """A table of the usual types by hand, any other by py-amqp."""
+    """A table, whose values are nearly always of a few types."""
     table: dict[str, Any] = {}
     position = start + 4
     end = position + long.unpack_from(data, start)[0]
@@ -137,9 +266,7 @@ def _decode_table(data: bytes, start: int) -> tuple[dict[str, Any], int]:
             table[key] = data[at + 1] != 0
             position = at + 2
         else:
-            values, position = serialization.loads("F", data, start)
-            table = values[0]
-            break
+            table[key], position = _decode_value(data, at, 1)
     if position != end:
         raise IndexError(f"a table ends at byte {position}, not {end}")
     return table, end
@@ -176,15 +303,15 @@ def encode_properties(properties: Properties) -> bytes:
     return b"".join(parts)
 
 
-def _shortstr(value: str) -> bytes:
-    encoded = value.encode()
+def _shortstr(value: str | bytes) -> bytes:
+    encoded = value if isinstance(value, bytes) else value.encode()
     if len(encoded) > 255:
         raise ValueError(f"it is {len(encoded)} bytes long, and 255 is the most")
     return bytes((len(encoded),)) + encoded
 
 
 def _encode_table(table: Mapping[str, Any]) -> bytes:
-    """A table of the usual types by hand, any other by py-amqp."""
+    """A table, whose values are nearly always of a few types."""
     parts = []
     for key, value in table.items():
         kind = type(value)
@@ -196,10 +323,42 @@ def _encode_table(table: Mapping[str, Any]) -> bytes:
         elif kind is bool:
             parts.append(_shortstr(key) + (b"t\x01" if value else b"t\x00"))
         else:
-            rendered: bytes = serialization.dumps("F", [table])
-            return rendered
-    encoded = b"".join(parts)
+            parts.append(_shortstr(key) + _encode_value(value))
+    return _sized(b"".join(parts))
+
+
+def _sized(encoded: bytes) -> bytes:
     return long.pack(len(encoded)) + encoded
+
+
+def _encode_value(value: Any) -> bytes:
+    """A header's value, with the letter of its type."""
+    match value:
+        case None:
+            return b"V"
+        case bool():
+            return b"t\x01" if value else b"t\x00"
+        case str():
+            return b"S" + _sized(value.encode())
+        case bytes():
+            return (b"x" if isinstance(_text(value), str) else b"S") + _sized(value)
+        case int():
+            small = -0x80000000 <= value < 0x80000000
+            return b"I" + _signed_long.pack(value) if small else b"l" + _signed_longlong.pack(value)
+        case float():
+            return b"d" + _NUMBERS[ord("d")].pack(value)
+        case datetime():
+            aware = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+            return b"T" + longlong.pack(int(aware.timestamp()))
+        case decimal.Decimal():
+            scale = max(0, -int(value.as_tuple().exponent))
+            return b"D" + bytes((scale,)) + _signed_long.pack(int(value.scaleb(scale)))
+        case Mapping():
+            return b"F" + _encode_table(value)
+        case list() | tuple():
+            return b"A" + _sized(b"".join(map(_encode_value, value)))
+        case _:
+            raise ValueError(f"AMQP has no type for a {type(value).__name__}")
 
 
 def encode_publish(number: int, publication: Publication, frame_max: int) -> bytes:

@@ -20,7 +20,6 @@ from lightbus.transport import amqp_wire as wire
 from tests.bus import (
     OrderCancelled,
     OrderPlaced,
-    connected,
     dead_letters,
     eventually,
     publish_plainly,
@@ -28,6 +27,7 @@ from tests.bus import (
     running,
     stranger,
 )
+from tests.odd import MESSAGE_ID, ODD_PROPERTIES, odd_properties, publish_raw
 
 pytestmark = pytest.mark.anyio
 
@@ -365,50 +365,53 @@ async def test_an_event_by_the_default_exchange_is_unmatched_and_not_lost(billin
 # --- bytes that only RabbitMQ lets through ----------------------------------------------------
 
 
-def _publish_raw(app: Lightbus, routing_key: bytes, properties: bytes, body: bytes) -> None:
-    """Publish what no client would write: `properties` are the flags and values of the header frame."""
-    arguments = b"".join(
-        (b"\x00\x3c\x00\x28\x00\x00", *(bytes((len(n),)) + n for n in (b"shop", routing_key)), b"\x00")
-    )
-    with connected(app) as connection:
-        channel: Any = connection.channel()
-        number = channel.channel_id
-        header = wire.header_frame.pack(wire.HEADER, number, 12 + len(properties), 60, 0, len(body)) + properties
-        method = wire.frame.pack(wire.METHOD, number, len(arguments)) + arguments
-        content = wire.frame.pack(wire.BODY, number, len(body)) + body
-        channel.connection.send(b"".join((method, b"\xce", header, b"\xce", content, b"\xce")))
-        channel.exchange_declare("shop", "topic", passive=True)
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize("odd", ODD_PROPERTIES)
+async def test_odd_properties_cost_neither_the_event_nor_its_other_properties(
+    make_rabbitmq_app: MakeApp, odd: str
+) -> None:
+    _, _, headers = ODD_PROPERTIES[odd]
+    shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing", retry=Retry(delays=(0.05,)))
+    heard: list[Message] = []
 
+    @billing.on("order.placed")
+    async def fail(message: Message) -> None:
+        heard.append(message)
+        raise ValueError("no")
 
-MESSAGE_ID = 0x0080
+    properties = odd_properties(odd)
+    async with running(shop, billing):
+        await anyio.to_thread.run_sync(publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
+        (dead,) = await dead_letters(billing)
+    assert [message.attempt for message in heard] == [1, 2]
+    for message in heard:
+        assert (message.id, dict(message.headers)) == ("m-1", headers)
+        assert (message.event, message.source, message.correlation_id) == ("order.placed", "shop", "m-1")
+    assert dead.properties["message_id"] == "m-1"
+    kept = {key: value for key, value in dead.properties["headers"].items() if not key.startswith(("lightbus-", "x-"))}
+    assert kept == headers
+    if odd == "correlation":
+        assert dead.properties["correlation_id"] == b"\xff\xfe"
+    if odd == "content-type":
+        assert dead.properties["content_type"] == b"a/\xf6"
 
 
 @pytest.mark.rabbitmq
-async def test_properties_that_are_not_utf_8_are_a_dead_letter_for_who_asks_for_them(
-    make_rabbitmq_app: MakeApp,
-) -> None:
+async def test_an_id_that_is_not_utf_8_is_as_good_as_none(make_rabbitmq_app: MakeApp) -> None:
     shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing")
-    heard: list[dict[str, Any]] = []
+    heard: list[str] = []
 
     @billing.on("order.placed")
-    async def with_message(message: Message) -> None:
-        raise AssertionError("never called")
-
-    @billing.on("order.placed")
-    async def without(payload: dict[str, Any]) -> None:
-        heard.append(payload)
+    async def fail_once(message: Message) -> None:
+        heard.append(message.id)
+        if message.attempt == 1:
+            raise ValueError("once more")
 
     properties = MESSAGE_ID.to_bytes(2) + b"\x02\xff\xfe"
     async with running(shop, billing):
-        await anyio.to_thread.run_sync(_publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
-        (dead,) = await dead_letters(billing)
-        await eventually(lambda: heard, [{"number": 1}])
-    said = reason(dead)
-    assert "the AMQP properties cannot be read" in said
-    assert "utf-8" in said
-    headers = dead.properties["headers"]
-    assert (headers["lightbus-handler"], headers["lightbus-source"]) == ("with_message", "shop")
-    assert dead.body == b'{"number": 1}'
+        await anyio.to_thread.run_sync(publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
+        await eventually(lambda: len(heard), 2)
+    assert heard[0] == heard[1] != ""
 
 
 @pytest.mark.rabbitmq
@@ -426,7 +429,7 @@ async def test_a_routing_key_that_is_not_utf_8_is_retried_and_dead_lettered_like
             raise ValueError("no")
 
     async with running(shop, billing):
-        await anyio.to_thread.run_sync(_publish_raw, billing, b"order.\xff", b"\0\0", b'{"number": 1}')
+        await anyio.to_thread.run_sync(publish_raw, billing, b"order.\xff", b"\0\0", b'{"number": 1}')
         (dead,) = await dead_letters(billing)
     assert attempts == [(1, "shop"), (2, "shop")]
     assert reason(dead) == "ValueError: no"

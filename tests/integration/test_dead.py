@@ -26,6 +26,7 @@ from lightbus.dead import FIRST_WINDOW, Filter, Outcome, opened, read_letter, re
 from lightbus.transport import Delivery, Publication
 from tests import rabbitmq as nodes
 from tests.bus import connected, publish_plainly, take_all
+from tests.odd import ODD_PROPERTIES, odd_properties, publish_raw
 from tests.patience import LIMIT, wait_until
 from tests.processes import LIGHTBUS, Program, environment, lightbus, working
 
@@ -119,6 +120,29 @@ def put_letters(
         channel.exchange_declare("billing.internal", "direct", passive=True)
     wait_until(lambda: ready(url, "billing.dead") >= count, "letters")
     return ids
+
+
+@pytest.mark.rabbitmq
+def test_letters_with_odd_properties_are_listed_shown_and_retried(folder: Path, rabbitmq_url: str) -> None:
+    """As the broker dead-letters them: just as they came, since their worker has died."""
+    app = app_of(rabbitmq_url)
+    with connected(rabbitmq_url) as connection:
+        declare(connection, app.topology())
+    for name in ODD_PROPERTIES:
+        publish_raw(rabbitmq_url, b"billing.dead", odd_properties(name, name.encode()), b"{}", exchange=b"")
+    wait_until(lambda: ready(rabbitmq_url, "billing.dead") == len(ODD_PROPERTIES), "letters")
+
+    def run(command: str, *options: str) -> CompletedProcess[str]:
+        return lightbus("dead", command, "billing:app", *options, folder=folder, url=rabbitmq_url)
+
+    for command in (("list",), ("list", "--json"), ("show", "--all"), ("show", "--all", "--json")):
+        done = run(*command)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert all(name in done.stdout for name in ODD_PROPERTIES), command
+    assert run("show", "latin-1-name").stdout.count("gr\\xf6sse: x") == 1
+    assert "0 retried" in run("retry", "--all").stdout
+    assert f"{len(ODD_PROPERTIES)} left" in run("retry", "--all").stderr
+    assert f"{len(ODD_PROPERTIES)} purged" in run("purge", "--all", "--yes").stdout
 
 
 # --- an operator's way ------------------------------------------------------------------------
@@ -620,7 +644,7 @@ def test_a_source_that_only_its_publisher_claims_is_not_retried_unasked(folder: 
         assert (letter["source"], letter["source_proven"]) == ("bank", False)  # believed, and said not to be proven
         done = lightbus("dead", "retry", "billing:app", "--all", folder=folder, url=rabbitmq_url)
         assert done.returncode == 1
-        assert "1 left: their workers died over them, and nobody vouches for their source." in done.stderr
+        assert "1 left: their source is not verified" in done.stderr
         assert ready(rabbitmq_url, "billing.main") == 0
         done = lightbus("dead", "show", "billing:app", "m-1", folder=folder, url=rabbitmq_url)
         assert "from bank  (a claim" in done.stdout

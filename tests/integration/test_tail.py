@@ -25,6 +25,7 @@ from lightbus.topology import publishing
 from lightbus.transport import Channel, Publication
 from tests import rabbitmq as nodes
 from tests.bus import connected, publish_plainly
+from tests.odd import ODD_PROPERTIES, odd_properties, publish_raw
 from tests.processes import LIGHTBUS, LIMIT, Program, environment, lightbus, wait_until
 
 BUS = """\
@@ -204,6 +205,19 @@ def test_a_foreign_message_with_odd_properties_is_shown_like_any_other(folder: P
     with tail(folder=folder, url=sqlite_url) as one, speaking(sqlite_url, "shop") as channel:
         publish_plainly(channel, "shop", "", b"{}", {"headers": None, "message_id": 7, "timestamp": "never"})
         one.wait_for(r"\(no name\)  from shop")
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["for-people", "json"])
+def test_properties_that_are_no_text_cost_no_event_and_no_other_property(
+    folder: Path, rabbitmq_url: str, form: tuple[str, ...]
+) -> None:
+    with tail(*form, folder=folder, url=rabbitmq_url) as one, speaking(rabbitmq_url, "shop"):
+        for name in ODD_PROPERTIES:
+            publish_raw(rabbitmq_url, b"order.placed", odd_properties(name, name.encode()), b"{}")
+        for name in ODD_PROPERTIES:
+            one.wait_for(name)
+        assert "cannot be shown" not in one.output
 
 
 # --- when it ends -----------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +17,7 @@ from amqp import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightbus.transport import Delivery, Publication, Unencodable, amqp_wire
+from lightbus.transport import UNREADABLE, Delivery, Publication, Unencodable, amqp_wire
 from lightbus.transport.amqp import Connection
 from tests.patience import LIMIT, within
 
@@ -187,7 +189,7 @@ def test_confirms_and_returns_reach_their_callbacks_in_order(broker: FakeBroker)
     assert seen == [("return", "m-1"), ("ack", 1, False), ("nack", 3, True)]
 
 
-def test_malformed_properties_are_the_delivery_s_error_and_not_the_connection_s(broker: FakeBroker) -> None:
+def test_malformed_properties_are_no_error_of_the_connection(broker: FakeBroker) -> None:
     channel = broker.channel()
     deliveries: list[Delivery] = []
     broker.consume(channel, deliveries)
@@ -195,9 +197,8 @@ def test_malformed_properties_are_the_delivery_s_error_and_not_the_connection_s(
         broker.socket.sendall(b"".join(message_frames(1, tag, properties, b"body", [2])))
     drain(broker.connection)
     assert [delivery.body for delivery in deliveries] == [b"body"] * 3
-    for malformed in deliveries[:2]:
-        with pytest.raises(ValueError, match="malformed"):
-            _ = malformed.properties
+    assert deliveries[0].properties == {UNREADABLE: "content_type and what follows it"}
+    assert deliveries[1].properties == {"content_type": b"\xff"}
     assert deliveries[2].properties == {}
 
 
@@ -399,24 +400,96 @@ def test_we_read_the_properties_that_py_amqp_writes(given_properties: dict[str, 
 
 
 @given(properties, st.data())
-def test_properties_that_are_cut_short_are_a_value_error(given_properties: dict[str, Any], data: st.DataObject) -> None:
+def test_what_is_there_of_properties_that_are_cut_is_read(
+    given_properties: dict[str, Any], data: st.DataObject
+) -> None:
     written = amqp_wire.encode_properties(given_properties)
-    with pytest.raises(ValueError, match="malformed"):
-        amqp_wire.decode_properties(written[: data.draw(st.integers(0, len(written) - 1))])
+    read = amqp_wire.decode_properties(written[: data.draw(st.integers(0, len(written) - 1))])
+    assert read.pop(UNREADABLE)
+    headers = read.pop("headers", {})
+    assert headers.items() <= given_properties.get("headers", {}).items()
+    assert read.items() <= given_properties.items()
 
 
-@given(st.binary(max_size=80))
-def test_any_bytes_are_properties_or_a_value_error(data: bytes) -> None:
-    with contextlib.suppress(ValueError):
-        amqp_wire.decode_properties(data)
+@given(st.one_of(st.binary(max_size=80), st.builds(bytes.__add__, st.just(b"\x20\x80"), st.binary(max_size=80))))
+def test_any_bytes_are_properties_that_a_copy_can_carry_on(data: bytes) -> None:
+    read = amqp_wire.decode_properties(data)
+    read.pop(UNREADABLE, None)
+    again = amqp_wire.decode_properties(amqp_wire.encode_properties(read))
+    assert repr(again) == repr(read)  # a NaN is not equal to itself
 
 
-def test_properties_nested_without_end_are_a_value_error() -> None:
+def sized(octets: bytes) -> bytes:
+    return struct.pack(">I", len(octets)) + octets
+
+
+SIZES = {b"tbB": 1, b"suU": 2, b"Iif": 4, b"D": 5, b"TlLd": 8, b"V": 0}
+table_values = st.one_of(
+    *(
+        st.tuples(st.sampled_from([bytes((letter,)) for letter in letters]), st.binary(min_size=size, max_size=size))
+        for letters, size in SIZES.items()
+    ),
+    st.tuples(st.sampled_from([b"S", b"x"]), st.binary(max_size=20).map(sized)),
+).map(b"".join)
+
+
+def in_a_table(items: dict[bytes, bytes]) -> bytes:
+    table = b"".join(bytes((len(name),)) + name + value for name, value in items.items())
+    return struct.pack(">I", len(table)) + table
+
+
+@given(st.dictionaries(st.binary(max_size=60), table_values, max_size=6), st.binary(max_size=20))
+def test_header_names_and_values_of_every_type_are_read_and_can_be_carried_on(
+    items: dict[bytes, bytes], correlation_id: bytes
+) -> None:
+    written = b"\x24\x80" + in_a_table(items) + bytes((len(correlation_id),)) + correlation_id + b"\x03m-1"
+    read = amqp_wire.decode_properties(written)
+    assert UNREADABLE not in read
+    assert read["message_id"] == "m-1"
+    assert read["correlation_id"] in (correlation_id, correlation_id.decode(errors="replace"))
+    names = {name.decode(errors="backslashreplace") for name in items}
+    assert set(read["headers"]) == names
+    assert repr(amqp_wire.decode_properties(amqp_wire.encode_properties(read))) == repr(read)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "value"),
+    [
+        (b"T" + struct.pack(">Q", 1_700_000_000), datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)),
+        (b"T" + struct.pack(">Q", 1_700_000_000_000), 1_700_000_000_000),
+        (b"T" + struct.pack(">q", -62_135_596_800), -62_135_596_800),
+        (b"s" + struct.pack(">h", -5), -5),
+        (b"S\0\0\0\x02\xff\xfe", b"\xff\xfe"),
+        (b"x\0\0\0\x02ab", b"ab"),
+        (b"D\x02\0\0\0\x32", Decimal("0.50")),
+        (b"F" + in_a_table({b"gr\xf6sse": b"V"}), {"gr\\xf6sse": None}),
+        (b"A\0\0\0\x03t\x01V", [True, None]),
+    ],
+)
+def test_what_other_programs_write_in_a_header_arrives_as_it_is(encoded: bytes, value: Any) -> None:
+    properties = b"\x20\x80" + in_a_table({b"first": b"t\x01", b"odd": encoded, b"last": b"t\0"}) + b"\x03m-1"
+    assert amqp_wire.decode_properties(properties) == {
+        "headers": {"first": True, "odd": value, "last": False},
+        "message_id": "m-1",
+    }
+
+
+def test_a_header_that_cannot_be_read_loses_no_property_and_is_named() -> None:
+    properties = b"\x20\x80" + in_a_table({b"first": b"t\x01", b"odd": b"?", b"last": b"t\0"}) + b"\x03m-1"
+    assert amqp_wire.decode_properties(properties) == {
+        "headers": {"first": True},
+        "message_id": "m-1",
+        UNREADABLE: "the headers from 'odd' on",
+    }
+
+
+def test_headers_nested_without_end_cost_no_other_property() -> None:
     table = b""
     for _ in range(3000):
         table = b"\x00F" + struct.pack(">I", len(table)) + table
-    with pytest.raises(ValueError, match="malformed"):
-        amqp_wire.decode_properties(b"\x20\x00" + struct.pack(">I", len(table)) + table)
+    table += b"\x04lastt\x01"
+    read = amqp_wire.decode_properties(b"\x20\x80" + struct.pack(">I", len(table)) + table + b"\x03m-1")
+    assert read == {"headers": {"last": True}, "message_id": "m-1", UNREADABLE: "the header ''"}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ ORDER = [
     "pattern",
     "event",
     "message",
+    "collisions",
     "transport",
     "codec",
     "topology",

@@ -1,0 +1,144 @@
+"""Bodies that take quadratic time to decode: sets and dicts of numbers that all have one hash.
+
+Python hashes texts with a secret, but numbers by a public rule, so anybody can write thousands that collide; each is
+then compared with all before it, in one call in the event loop. What has a type that this can happen to is looked at
+before it is decoded, where it is large. All other types are decoded as they are, at no cost.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import msgspec.inspect
+
+HARMLESS_BYTES = 8 * 1024
+"""A body up to this size decodes within about 20 ms, whatever is in it."""
+MOST_COLLIDING = 100
+"""Different numbers with one hash. By chance there are no three."""
+MOST_COMPOSITE = 1_000
+"""Arrays and objects in a large body, where some are elements of a set: what their hash is cannot be known before."""
+
+_NUMBERS = (
+    msgspec.inspect.IntType,
+    msgspec.inspect.DecimalType,
+    msgspec.inspect.UUIDType,
+    msgspec.inspect.AnyType,
+)
+_HASHED_BY_RULE = (*_NUMBERS, msgspec.inspect.FloatType, msgspec.inspect.DateTimeType, msgspec.inspect.TimeDeltaType)
+_COMPOSITE = (msgspec.inspect.TupleType, msgspec.inspect.VarTupleType, msgspec.inspect.FrozenSetType)
+
+_plain = msgspec.json.Decoder(float_hook=Decimal)
+
+
+class GuardedDecoder:
+    """A decoder for a type that colliding numbers could slow down."""
+
+    def __init__(self, decoder: msgspec.json.Decoder[Any], *, composite: bool) -> None:
+        self._decode = decoder.decode
+        self._composite = composite
+
+    def decode(self, body: bytes) -> Any:
+        """
+        Raises:
+            ValueError: the body would take too long, or is not of the type (msgspec.ValidationError).
+        """
+        if len(body) > HARMLESS_BYTES:
+            _refuse_collisions(body, self._composite)
+        return self._decode(body)
+
+
+def guard(decoder: msgspec.json.Decoder[Any]) -> msgspec.json.Decoder[Any] | GuardedDecoder:
+    """The decoder itself, unless its type has sets or dicts of what can be made to collide."""
+    elements = list(_hashed(msgspec.inspect.type_info(decoder.type)))
+    composite = any(_holds(one, _is_composite) and _holds(one, _is_by_rule) for one in elements)
+    if composite or any(_holds(one, _is_number) for one in elements):
+        return GuardedDecoder(decoder, composite=composite)
+    return decoder
+
+
+def _is_number(info: Any) -> bool:
+    return isinstance(info, _NUMBERS)
+
+
+def _is_by_rule(info: Any) -> bool:
+    return isinstance(info, _HASHED_BY_RULE)
+
+
+def _is_composite(info: Any) -> bool:
+    return isinstance(info, _COMPOSITE) or hasattr(info, "fields")
+
+
+def _hashed(info: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
+    """What is hashed, of all that is in a type: elements of sets, and keys."""
+    for part in _all(info):
+        if isinstance(part, (msgspec.inspect.SetType, msgspec.inspect.FrozenSetType)):
+            yield part.item_type
+        elif isinstance(part, msgspec.inspect.DictType) and not isinstance(part.key_type, msgspec.inspect.AnyType):
+            yield part.key_type  # any key is a text
+
+
+def _holds(info: msgspec.inspect.Type, wanted: Callable[[Any], bool]) -> bool:
+    return any(wanted(part) for part in _all(info))
+
+
+def _all(info: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
+    """A type, and all that it is made of."""
+    seen: set[int] = set()
+    left: list[Any] = [info]
+    while left:
+        part = left.pop()
+        if isinstance(part, tuple):
+            left += part
+        elif isinstance(part, msgspec.inspect.Field):
+            left.append(part.type)
+        elif isinstance(part, msgspec.inspect.Type) and id(part) not in seen:
+            seen.add(id(part))  # a class may have itself in a field
+            yield part
+            left += [getattr(part, name) for name in part.__struct_fields__]
+
+
+def _refuse_collisions(body: bytes, composite: bool) -> None:
+    hashes: Counter[int] = Counter()
+    kinds: dict[int, set[str]] = {}
+    containers = 0
+    left = [_plain.decode(body)]
+    while left:
+        value = left.pop()
+        if isinstance(value, (list, dict)):
+            containers += 1
+            left += value
+            if isinstance(value, dict):
+                left += value.values()
+        elif (number := _hash(value)) is not None:
+            hashes[number] += 1
+            if hashes[number] > MOST_COLLIDING:  # the same one over and over is no harm
+                different = kinds.setdefault(number, set())
+                different.add(str(value))
+                if len(different) > MOST_COLLIDING:
+                    raise ValueError(
+                        f"more than {MOST_COLLIDING} of its numbers have the same hash, which no honest data has: "
+                        "as a set or as keys, they would take too long to decode"
+                    )
+    if composite and containers > MOST_COMPOSITE:
+        raise ValueError(
+            f"it has {containers:,} arrays and objects in {len(body):,} bytes; a type with a set of such takes "
+            f"{MOST_COMPOSITE:,} at most in a large body, since they may be made to take too long. Use a list."
+        )
+
+
+def _hash(value: Any) -> int | None:
+    """As it would be hashed if it is read as a number or a UUID."""
+    if isinstance(value, str):
+        try:
+            value = uuid.UUID(value) if len(value) in (32, 36) else Decimal(value)
+        except (ValueError, ArithmeticError):
+            return None
+    try:
+        return hash(value)
+    except (TypeError, ValueError):  # a signalling NaN
+        return None
