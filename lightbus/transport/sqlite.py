@@ -181,6 +181,7 @@ class Connection:
 
     def __init__(self, url: str) -> None:
         self.client: Any = None  # kombu's connection
+        self.reached: Any = None
         self.channels: dict[int, Channel] = {}
         self._numbers = itertools.count(1)
         self._store = Store(store.locate(url))
