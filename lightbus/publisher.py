@@ -47,6 +47,8 @@ RENEW_AFTER, RENEW_EVERY, RENEW_WAIT = 1.0, 5.0, 2.0
 
 # The broker closed the channel or connection over what it was sent (not over its own state).
 _REFUSALS = (311, 403, 404, 405, 406, 501, 502, 503, 504, 505, 530, 540)
+# Of these: a permission, or the exchange, was taken away.
+_NOT_OVER_THE_MESSAGE = (amqp.exceptions.AccessRefused, amqp.exceptions.NotFound, amqp.exceptions.NotAllowed)
 
 
 class Outgoing:
@@ -323,11 +325,12 @@ class Publisher(ConnectionThread):
         name = publication.properties.get("type") or publication.routing_key
         what = f"event {name!r} ({publication.properties['message_id']})"
         if outgoing.sent:
-            return errors.PublishTimeout(
+            why = "Look at the broker's health." if self.error is None else str(self.error)
+            unknown = errors.PublishTimeout(
                 f"{what}: no confirm from {self.broker.masked} within {limit:g} s. The outcome is unknown: "
-                "it may have arrived, or may yet. "
-                "Publish it again if a listener can bear a duplicate; look at the broker's health."
+                f"it may have arrived, or may yet. Publish it again if a listener can bear a duplicate. {why}"
             )
+            return _chained(unknown, self.error)
         connection = self.connection
         if connection is not None and connection.blocked:
             return errors.PublishBlocked(
@@ -338,8 +341,7 @@ class Publisher(ConnectionThread):
         if self.error is not None or self._channel is None:
             slow = f"No connection to {self.broker.masked} yet: no answer so far. Is a broker listening there?"
             error = errors.PublishUnreachable(f"{what} was not sent within {limit:g} s. {self.error or slow}")
-            error.__cause__ = self.error
-            return error
+            return _chained(error, self.error)
         return errors.PublishTimeout(
             f"{what} was not sent within {limit:g} s: too many others wait before it. "
             "Publish fewer at once, or allow more time."
@@ -456,10 +458,10 @@ class Publisher(ConnectionThread):
         try:
             declare(connection, topology.delaying(self.app, wanted, self.queue_type))
         except amqp.exceptions.ChannelError as error:  # it closed a channel of its own; the connection is well
-            reason = describe(error, self.broker.addresses[0])
+            reason = describe(error, self.address)
             for outgoing in list(self._waiting):
                 if outgoing.delay_level > self._delay_level and self._withdraw(outgoing):
-                    outgoing.error = _chained(errors.PublishRefused(f"The event was not sent. {reason}"), reason)
+                    outgoing.error = _chained(errors.PublisherRefused(f"The event was not sent. {reason}"), reason)
                     self._finish(outgoing)
             self._announce()
         else:
@@ -580,11 +582,14 @@ class Publisher(ConnectionThread):
                 self._suspects = 1
             elif culprit is not None:
                 unconfirmed = []
-                culprit.error = errors.PublishRefused(
+                refused, cause = errors.PublishRefused, error
+                if isinstance(error, _NOT_OVER_THE_MESSAGE):
+                    refused, cause = errors.PublisherRefused, describe(error, self.address)
+                culprit.error = refused(
                     f"event {culprit.publication.routing_key!r} ({culprit.publication.properties['message_id']}): "
-                    f"the broker refused it: {error}"
+                    f"the broker refused it: {cause}"
                 )
-                culprit.error.__cause__ = error
+                culprit.error.__cause__ = cause
                 self._finish(culprit)
             else:
                 self._suspects = len(unconfirmed)
@@ -597,8 +602,8 @@ class Publisher(ConnectionThread):
         )
 
     def failed(self, error: errors.BrokerError) -> None:
-        if isinstance(error, FATAL):  # waiting would not help: tell everybody now
-            self._fail_all(lambda: _chained(errors.PublishRefused(f"The event was not sent. {error}"), error))
+        if isinstance(error, FATAL) and not self.broker.worked:  # a wrong setting: waiting would not help
+            self._fail_all(lambda: _chained(errors.PublisherRefused(f"The event was not sent. {error}"), error))
             self._tell_openers()
         elif self._say_unreachable_at is None:
             self._say_unreachable_at = time.monotonic() + UNREACHABLE_FOR
@@ -631,7 +636,7 @@ def _is_refusal(error: BaseException) -> bool:
     return isinstance(error, ValueError)  # the transport cannot encode one of the batch
 
 
-def _chained(error: errors.PublishError, cause: BaseException) -> errors.PublishError:
+def _chained(error: errors.PublishError, cause: BaseException | None) -> errors.PublishError:
     error.__cause__ = cause
     return error
 
