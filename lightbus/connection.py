@@ -46,7 +46,7 @@ HEARTBEAT = 10
 """Seconds. Between 5 (a busy machine must not miss two) and 20 (a dead peer must not go unnoticed)."""
 TICK = 1.0
 FAILED = 1000
-"""Remembered endpoints that failed; forgotten all at once when there are more: a name may lead to new ones for years."""
+"""Remembered endpoints that failed; forgotten all at once when there are more."""
 LOST = (OSError, amqp.exceptions.AMQPError, kombu.exceptions.OperationalError)
 """What a transport raises when a connection or channel is gone."""
 
