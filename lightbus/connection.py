@@ -201,8 +201,9 @@ class Broker:
     addresses: tuple[Address, ...] = attrs.field(on_setattr=attrs.setters.frozen)
     worked: bool = attrs.field(default=False, init=False, eq=False, repr=False)
     """Whether a connection was opened once: then what is refused now was allowed, and may be allowed again."""
-    _failed: set[Endpoint] = attrs.field(factory=set, init=False, eq=False, repr=False)
-    """Those that failed when they were last tried: the next time they come last, as one that hangs costs time."""
+    _failed: dict[Endpoint, bool] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+    """Those that failed when they were last tried, and whether as in `FATAL`. The next time they come last: one that
+    hangs costs time."""
 
     @classmethod
     def parse(cls, url: str | Sequence[str], *, folder: str | None = None) -> Broker:
@@ -238,10 +239,10 @@ class Broker:
             try:
                 connection = _connect(endpoint, name, timeout)
             except (errors.BrokerError, *LOST) as error:
-                self._note_failure(endpoint)
+                self._note_failure(endpoint, describe(error, endpoint.address))
                 failures.append((endpoint, error))
             else:
-                self._failed.discard(endpoint)
+                self._failed.pop(endpoint, None)
                 return connection
         described, cause = _none_of(failures)
         if cause is described:
@@ -260,18 +261,21 @@ class Broker:
             yield from [endpoint for endpoint in found if endpoint not in last]
         yield from last
 
-    def avoid(self, connection: Connection) -> bool:
-        """Its node answers, but cannot be used: try the others first. Returns whether there are any."""
+    def avoid(self, connection: Connection, error: errors.BrokerError) -> bool:
+        """Its node answers, but cannot be used: the next time, try the others first. Returns whether there are any that
+        have not failed for good.
+        """
         endpoint: Endpoint | None = getattr(connection, "reached", None)
         if endpoint is None:
             return False
-        self._note_failure(endpoint)
-        return bool({*self.addresses} - {one.address for one in self._failed.copy()})
+        self._note_failure(endpoint, error)
+        hopeless = {one.address for one, fatal in self._failed.copy().items() if fatal}
+        return any(address not in hopeless for address in self.addresses if address != endpoint.address)
 
-    def _note_failure(self, endpoint: Endpoint) -> None:
+    def _note_failure(self, endpoint: Endpoint, error: errors.BrokerError) -> None:
         if len(self._failed) >= FAILED:
             self._failed.clear()
-        self._failed.add(endpoint)
+        self._failed[endpoint] = isinstance(error, FATAL)
 
 
 def _resolve(address: Address) -> list[Endpoint]:
@@ -775,7 +779,7 @@ class ConnectionThread:
 
     def _not_opened(self, connection: Connection, error: BaseException) -> errors.BrokerError:
         described = describe(error, self.address)
-        if self.broker.avoid(connection) and isinstance(described, FATAL):
+        if self.broker.avoid(connection, described) and isinstance(described, FATAL):
             return errors.BrokerUnreachable(str(described))  # by this node: the others are yet to be tried
         return described
 

@@ -600,7 +600,7 @@ def _open_file(place: Place) -> sqlite3.Connection:
     try:
         _create_file(path)
         database = sqlite3.connect(
-            f"file:{quote(str(path))}?mode=rw",
+            f"file:{quote(os.fsencode(path))}?mode=rw",
             uri=True,
             timeout=LOCK_TIMEOUT,
             isolation_level=None,

@@ -1,4 +1,4 @@
-"""A broker that refuses a worker's publishing connection: no event is dead-lettered for that, and the worker says so."""
+"""A broker that refuses the publishing connection: no event is dead-lettered for that, and the worker says so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from lightbus import Lightbus, Message, Retry, errors
 from lightbus.health import report
 from lightbus.worker import Worker
-from tests.bus import QUICK, OrderPlaced, connected, eventually, stranger, take_all
+from tests.bus import QUICK, OrderPlaced, eventually, stranger, take_all
 from tests.conformance.conftest import declare_orders
 from tests.patience import LIMIT, within
 from tests.processes import Program, lightbus
@@ -175,10 +175,10 @@ async def test_a_program_that_could_publish_tries_on_until_its_timeout_and_names
         user.limit(0)
     else:
         await anyio.to_thread.run_sync(refuse, user)
-    with within(0.5), pytest.raises(errors.PublishUnreachable) as refused:
-        await shop.publish(OrderPlaced(number=2), timeout=0.5)
+    with within(3), pytest.raises(errors.PublishUnreachable) as refused:
+        await shop.publish(OrderPlaced(number=2), timeout=3)
     said = str(refused.value)
-    assert "was not sent within 0.5 s" in said
+    assert "was not sent within 3 s" in said
     assert reason.replace("(1)", "(0)") in said
     assert next_step in said
     assert "add_vhost" not in said
