@@ -262,7 +262,7 @@ class Lightbus:
             errors.InvalidOption: the delay or the timeout is out of range. Nothing was sent.
             errors.PublishTimeout: not confirmed in time. It may have arrived, except with the subclasses
                 PublishUnreachable and PublishBlocked.
-            errors.PublishError: the broker refused it (PublishNacked, PublishRefused).
+            errors.PublishError: the broker refused it (PublishNacked, PublishRefused), or the app (PublisherRefused).
             errors.InvalidURL, errors.UnsupportedBroker: the app's URL cannot be used.
         """
         publication, level = self._publication(event, delay, headers)

@@ -4,7 +4,7 @@
 
 | URL | the file |
 |---|---|
-| `sqlite:///bus.db` | relative to the working directory: three slashes, as in SQLAlchemy |
+| `sqlite:///bus.db` | relative to the working directory in which the app was made: three slashes |
 | `sqlite:////var/lib/billing/bus.db` | absolute: four slashes |
 | `sqlite://` | one for the user, in the platform's folder for state |
 | `memory://`, `memory://name` | none that lasts: shared by all connections of this process, gone with it |
