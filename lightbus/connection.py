@@ -45,6 +45,9 @@ CONNECT_TIMEOUT = 5.0
 HEARTBEAT = 10
 """Seconds. Between 5 (a busy machine must not miss two) and 20 (a dead peer must not go unnoticed)."""
 TICK = 1.0
+AVOID_FOR = 60.0
+"""Seconds for which an endpoint that failed is tried after the others. Not longer, or a node that was restarted would
+get no connections until the others fail."""
 FAILED = 1000
 """Remembered endpoints that failed; forgotten all at once when there are more."""
 LOST = (OSError, amqp.exceptions.AMQPError, kombu.exceptions.OperationalError)
@@ -201,9 +204,9 @@ class Broker:
     addresses: tuple[Address, ...] = attrs.field(on_setattr=attrs.setters.frozen)
     worked: bool = attrs.field(default=False, init=False, eq=False, repr=False)
     """Whether a connection was opened once: then what is refused now was allowed, and may be allowed again."""
-    _failed: dict[Endpoint, bool] = attrs.field(factory=dict, init=False, eq=False, repr=False)
-    """Those that failed when they were last tried, and whether as in `FATAL`. The next time they come last: one that
-    hangs costs time."""
+    _failed: dict[Endpoint, tuple[float, bool]] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+    """Those that failed when they were last tried: when (monotonic), and whether as in `FATAL`. For a while they come
+    last: one that hangs costs time."""
 
     @classmethod
     def parse(cls, url: str | Sequence[str], *, folder: str | None = None) -> Broker:
@@ -257,7 +260,8 @@ class Broker:
             except (OSError, UnicodeError) as error:
                 failures.append((Endpoint(address), error))
                 continue
-            last += [endpoint for endpoint in found if endpoint in self._failed]
+            failed = self._failed_lately()
+            last += [endpoint for endpoint in found if endpoint in failed]
             yield from [endpoint for endpoint in found if endpoint not in last]
         yield from last
 
@@ -269,13 +273,17 @@ class Broker:
         if endpoint is None:
             return False
         self._note_failure(endpoint, error)
-        hopeless = {one.address for one, fatal in self._failed.copy().items() if fatal}
+        hopeless = {one.address for one, fatal in self._failed_lately().items() if fatal}
         return any(address not in hopeless for address in self.addresses if address != endpoint.address)
 
     def _note_failure(self, endpoint: Endpoint, error: errors.BrokerError) -> None:
         if len(self._failed) >= FAILED:
             self._failed.clear()
-        self._failed[endpoint] = isinstance(error, FATAL)
+        self._failed[endpoint] = time.monotonic(), isinstance(error, FATAL)
+
+    def _failed_lately(self) -> dict[Endpoint, bool]:
+        since = time.monotonic() - AVOID_FOR
+        return {endpoint: fatal for endpoint, (when, fatal) in self._failed.copy().items() if when > since}
 
 
 def _resolve(address: Address) -> list[Endpoint]:

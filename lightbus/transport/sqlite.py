@@ -236,7 +236,7 @@ class Connection:
         self._open = False
         if self._store.is_open and any(channel.has_acks for channel in self.channels.values()):
             # An ack that is lost makes a duplicate: no reason to fail here.
-            with contextlib.suppress(errors.BrokerFileError, amqp_errors.AMQPError, OSError), self.transaction():
+            with contextlib.suppress(errors.BrokerError, amqp_errors.AMQPError, OSError), self.transaction():
                 pass
         self._store.drop()
         self.channels.clear()

@@ -159,3 +159,30 @@ def test_a_name_that_cannot_be_looked_up_does_not_keep_the_others_from_being_tri
 def test_a_label_that_is_too_long_for_a_host_name_is_an_error_of_its_address() -> None:
     with pytest.raises(errors.BrokerUnreachable, match="No connection to amqp://aaaa"):
         Broker.parse(f"amqp://{'a' * 70}.invalid/").connect("test")
+
+
+def test_what_failed_comes_last_for_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    failing = {"one"}
+
+    def connect(endpoint: connection.Endpoint, name: str, timeout: float) -> Any:
+        host = endpoint.address.url.removeprefix("memory://")
+        tried.append(host)
+        if host in failing:
+            raise errors.BrokerUnreachable(host)
+        return object()
+
+    monkeypatch.setattr(connection, "_connect", connect)
+    monkeypatch.setattr(connection.random, "sample", lambda population, k: list(population))  # pyright: ignore
+    broker = Broker.parse(["memory://one", "memory://two"])
+    for _ in range(2):
+        broker.connect("test")
+    assert tried == ["one", "two", "two"]
+    clock.now += 61
+    broker.connect("test")
+    assert tried[3:] == ["one", "two"]
+    failing.clear()
+    clock.now += 61
+    broker.connect("test")
+    broker.connect("test")
+    assert tried[5:] == ["one", "one"]
