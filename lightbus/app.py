@@ -73,7 +73,8 @@ class Lightbus:
         Args:
             name: names the app's exchange, and begins its queues' names: lower case, `[a-z][a-z0-9_-]*`.
             url: the broker, or several nodes of one cluster; by default the environment's LIGHTBUS_URL, read when the
-                app first connects, and without that the embedded broker (`sqlite://`).
+                app first connects, and without that the embedded broker (`sqlite://`). A relative path in it
+                (`sqlite:///bus.db`, `cafile=ca.pem`) is relative to the working directory in which the app was made.
             retry: for handlers without a `retry` of their own, and for events that no handler matches; by default
                 `Retry()`.
             prefetch: unsettled deliveries at most, for each queue and worker process.
@@ -100,6 +101,8 @@ class Lightbus:
         self.handlers: dict[str, Handler] = {}
         """Handlers by name."""
         self._url = url
+        self._folder = _working_directory()
+        """When the app was made: what a relative path in the broker's URL is relative to, whatever `os.chdir` does."""
         self._by_class: dict[type[Any], EventType] = {}
         self._broker: Broker | None = None
         self._publisher: Publisher | None = None
@@ -260,7 +263,7 @@ class Lightbus:
             errors.InvalidOption: the delay or the timeout is out of range. Nothing was sent.
             errors.PublishTimeout: not confirmed in time. It may have arrived, except with the subclasses
                 PublishUnreachable and PublishBlocked.
-            errors.PublishError: the broker refused it (PublishNacked, PublishRefused).
+            errors.PublishError: the broker refused it (PublishNacked, PublishRefused), or the app (PublisherRefused).
             errors.InvalidURL, errors.UnsupportedBroker: the app's URL cannot be used.
         """
         publication, level = self._publication(event, delay, headers)
@@ -377,7 +380,7 @@ class Lightbus:
             if refuse_outsider is not None:
                 refuse_outsider(self)
             given = self._url if self._url is not None else os.environ.get(URL_VARIABLE) or EMBEDDED
-            self._broker = Broker.parse(given)
+            self._broker = Broker.parse(given, folder=self._folder)
         return self._broker
 
     @property
@@ -503,6 +506,13 @@ def _check_publish_timeout(value: object, owner: str) -> float:
             f"{owner}: a publish timeout of {value!r}: use seconds, more than 0 and up to 3,600."
         )
     return float(value)
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted, which matters only to relative paths
+        return None
 
 
 def _refuse_in_event_loop(called: str, instead: str) -> None:

@@ -11,6 +11,7 @@ place (`loop.Attention`): a change of threads costs more than an event.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -21,9 +22,9 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlsplit
 
 import amqp.exceptions
 import attrs
@@ -44,6 +45,11 @@ CONNECT_TIMEOUT = 5.0
 HEARTBEAT = 10
 """Seconds. Between 5 (a busy machine must not miss two) and 20 (a dead peer must not go unnoticed)."""
 TICK = 1.0
+AVOID_FOR = 60.0
+"""Seconds for which an endpoint that failed is tried after the others. Not longer, or a node that was restarted would
+get no connections until the others fail."""
+FAILED = 1000
+"""Remembered endpoints that failed; forgotten all at once when there are more."""
 LOST = (OSError, amqp.exceptions.AMQPError, kombu.exceptions.OperationalError)
 """What a transport raises when a connection or channel is gone."""
 
@@ -76,7 +82,7 @@ class Address:
 
     url: str = attrs.field(repr=False)
     scheme: str
-    options: Mapping[str, str]
+    options: Mapping[str, str] = attrs.field(hash=False)
 
     @property
     def masked(self) -> str:
@@ -102,8 +108,12 @@ class Address:
         return self.scheme in ("sqlite", "memory")
 
 
-def parse_address(url: object) -> Address:
+def parse_address(url: object, folder: str | None = None) -> Address:
     """
+    Args:
+        folder: what relative paths are relative to; by default the working directory. They become absolute here, once:
+            later connections, and those of other processes, must not follow an `os.chdir` to another file.
+
     Raises:
         errors.InvalidURL: not a URL, or an option that is not known.
         errors.UnsupportedBroker: a broker without AMQP's model.
@@ -135,7 +145,26 @@ def parse_address(url: object) -> Address:
     for name in ("heartbeat", "connect_timeout"):
         if name in options and not options[name].replace(".", "", 1).isdigit():
             raise errors.InvalidURL(f"The broker URL's option {name}={options[name]!r} is not a number of seconds.")
+    for name in ("cafile", "certfile", "keyfile"):
+        if options.get(name):
+            options[name] = _absolute(options[name], folder)
+    if scheme == "sqlite" and not parts.netloc and parts.path not in ("", "/"):
+        query = f"?{parts.query}" if parts.query else ""
+        path = _absolute(os.fsdecode(unquote_to_bytes(parts.path[1:])), folder)
+        url = f"sqlite:///{quote(os.fsencode(path))}{query}"
     return Address(url, scheme, options)
+
+
+def _absolute(path: str, folder: str | None) -> str:
+    if os.path.isabs(path):
+        return path
+    try:
+        return os.path.normpath(os.path.join(folder or os.getcwd(), path))
+    except FileNotFoundError:
+        raise errors.InvalidURL(
+            f"The broker URL names the file {path!r}, relative to the working directory, and that no longer exists. "
+            "Give the whole path."
+        ) from None
 
 
 def _why_unsupported(scheme: str) -> str:
@@ -158,57 +187,155 @@ def _hide(url: object) -> str:
 
 
 @attrs.frozen
-class Broker:
-    """Where to connect to: one address, or several of one cluster, tried in turn."""
+class Endpoint:
+    """One IP address of a broker's host, or an embedded broker's file."""
 
-    addresses: tuple[Address, ...]
+    address: Address
+    target: tuple[int, int, int, Any] | None = None
+    """Family, type, protocol and address, as for a socket; None for an embedded broker."""
+    shown: str = ""
+    """The IP address, where the host has several."""
+
+
+@attrs.define
+class Broker:
+    """Where to connect to: one address, or several of one cluster."""
+
+    addresses: tuple[Address, ...] = attrs.field(on_setattr=attrs.setters.frozen)
+    worked: bool = attrs.field(default=False, init=False, eq=False, repr=False)
+    """Whether a connection was opened once: then what is refused now was allowed, and may be allowed again."""
+    _failed: dict[Endpoint, tuple[float, bool]] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+    """Those that failed when they were last tried: when (monotonic), and whether as in `FATAL`. For a while they come
+    last: one that hangs costs time."""
 
     @classmethod
-    def parse(cls, url: str | Sequence[str]) -> Broker:
+    def parse(cls, url: str | Sequence[str], *, folder: str | None = None) -> Broker:
+        """
+        Args:
+            folder: what relative paths are relative to; by default the working directory.
+
+        Raises:
+            errors.InvalidURL, errors.UnsupportedBroker: a URL cannot be read or used.
+        """
         urls = list(url) if isinstance(url, (list, tuple)) else str(url).split(";")
         if not urls:
             raise errors.InvalidURL("The list of broker URLs is empty. Give at least one.")
-        return cls(tuple(parse_address(one) for one in urls))
+        return cls(tuple(parse_address(one, folder) for one in urls))
 
     @property
     def masked(self) -> str:
         return ";".join(address.masked for address in self.addresses)
 
     def connect(self, name: str, *, timeout: float = CONNECT_TIMEOUT) -> Connection:
-        """A new connection to the first address that answers.
+        """A new connection to the first that answers: the addresses in random order, each at all of its host's IP
+        addresses. A refusal, too, leads to the next one.
+
+        Args:
+            timeout: seconds for each of them.
 
         Raises:
-            errors.BrokerError: none did; the error says what each said.
+            errors.BrokerError: none did; the error says what each said. Only where all failed in a way that another
+                try will not mend, it is one of `FATAL`.
         """
-        failures: list[errors.BrokerError] = []
+        failures: list[tuple[Endpoint, BaseException]] = []
+        for endpoint in self._endpoints(failures):
+            try:
+                connection = _connect(endpoint, name, timeout)
+            except (errors.BrokerError, *LOST) as error:
+                self._note_failure(endpoint, describe(error, endpoint.address))
+                failures.append((endpoint, error))
+            else:
+                self._failed.pop(endpoint, None)
+                return connection
+        described, cause = _none_of(failures)
+        if cause is described:
+            raise described
+        raise described from cause.with_traceback(None)  # kombu's frames say less than its type
+
+    def _endpoints(self, failures: list[tuple[Endpoint, BaseException]]) -> Iterator[Endpoint]:
+        last: list[Endpoint] = []
         for address in random.sample(self.addresses, len(self.addresses)):
             try:
-                return _connect(address, name, timeout)
-            except errors.BrokerUnreachable as error:
-                failures.append(error)
-        if len(failures) == 1:
-            raise failures[0]
-        raise errors.BrokerUnreachable(" ".join(str(failure) for failure in failures))
+                found = _resolve(address)
+            except (OSError, UnicodeError) as error:
+                failures.append((Endpoint(address), error))
+                continue
+            failed = self._failed_lately()
+            last += [endpoint for endpoint in found if endpoint in failed]
+            yield from [endpoint for endpoint in found if endpoint not in last]
+        yield from last
+
+    def avoid(self, connection: Connection, error: errors.BrokerError) -> bool:
+        """Its node answers, but cannot be used: the next time, try the others first. Returns whether there are any that
+        have not failed for good.
+        """
+        endpoint: Endpoint | None = getattr(connection, "reached", None)
+        if endpoint is None:
+            return False
+        self._note_failure(endpoint, error)
+        hopeless = {one.address for one, fatal in self._failed_lately().items() if fatal}
+        return any(address not in hopeless for address in self.addresses if address != endpoint.address)
+
+    def _note_failure(self, endpoint: Endpoint, error: errors.BrokerError) -> None:
+        if len(self._failed) >= FAILED:
+            self._failed.clear()
+        self._failed[endpoint] = time.monotonic(), isinstance(error, FATAL)
+
+    def _failed_lately(self) -> dict[Endpoint, bool]:
+        since = time.monotonic() - AVOID_FOR
+        return {endpoint: fatal for endpoint, (when, fatal) in self._failed.copy().items() if when > since}
 
 
-def _connect(address: Address, name: str, timeout: float) -> Connection:
+def _resolve(address: Address) -> list[Endpoint]:
+    if address.embedded:
+        return [Endpoint(address)]
+    parts = urlsplit(address.plain)
+    host = unquote(parts.hostname or "localhost")
+    port = parts.port or (5671 if address.scheme == "amqps" else 5672)
+    found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    targets = [*dict.fromkeys((family, kind, protocol, target) for family, kind, protocol, _, target in found)]
+    if host == "localhost":  # one machine, where RabbitMQ listens on IPv4 in any case: what it says there counts
+        targets = [target for target in targets if target[0] == socket.AF_INET] or targets
+    return [Endpoint(address, target, str(target[3][0]) if len(targets) > 1 else "") for target in targets]
+
+
+def _none_of(failures: Sequence[tuple[Endpoint, BaseException]]) -> tuple[errors.BrokerError, BaseException]:
+    """One error for all, and its cause. What several IP addresses of one host have said alike is said once."""
+    alike: dict[tuple[Address, str], list[tuple[Endpoint, BaseException]]] = {}
+    for endpoint, error in failures:
+        alike.setdefault((endpoint.address, str(describe(error, endpoint.address))), []).append((endpoint, error))
+    described = [
+        describe(group[0][1], group[0][0].address, ", ".join(endpoint.shown for endpoint, _ in group))
+        for group in alike.values()
+    ]
+    kinds = {type(one) for one in described}
+    cause = failures[0][1]
+    if len(described) == 1:
+        return described[0], cause
+    kind: type[errors.BrokerError] = errors.BrokerUnreachable
+    if len(kinds) == 1 or all(isinstance(one, FATAL) for one in described):
+        kind = type(described[0])
+    return kind(" ".join(str(one) for one in described)), cause
+
+
+def _connect(endpoint: Endpoint, name: str, timeout: float) -> Connection:
+    address = endpoint.address
     options = address.options
+    transport_options: dict[str, Any] = {"client_properties": {"connection_name": name}}
     settings: dict[str, Any] = {
         "heartbeat": round(float(options.get("heartbeat", HEARTBEAT))),
         "connect_timeout": min(timeout, float(options.get("connect_timeout", timeout))),
-        "transport_options": {"client_properties": {"connection_name": name}},
+        "transport_options": transport_options,
     }
+    if endpoint.target is not None:
+        transport_options["endpoint"] = endpoint.target
     if address.scheme == "amqps":
         settings["ssl"] = _tls(urlsplit(address.plain).hostname or "localhost", options)
     elif not address.embedded:
         settings["login_method"] = "PLAIN"
     client = kombu.connection.Connection(address.plain, transport=_TRANSPORTS[address.scheme], **settings)
-    try:
-        connection: Connection = client.transport.establish_connection()
-    except errors.BrokerError:
-        raise
-    except LOST as error:
-        raise describe(error, address) from error.with_traceback(None)  # kombu's frames say less than its type
+    connection: Connection = client.transport.establish_connection()
+    connection.reached = endpoint
     return connection
 
 
@@ -236,15 +363,24 @@ def _check_readable(option: str, path: str) -> None:
         with open(path, "rb"):
             pass
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         raise errors.TLSRefused(
             f"The broker URL's {option}={path} cannot be read: {error.strerror}. "
             "Name a PEM file that this user may read."
         ) from error
 
 
-def describe(error: BaseException, address: Address) -> errors.BrokerError:
-    """A transport's error in words: the thing, the cause, the next step."""
-    where = address.masked
+def describe(error: BaseException, address: Address, endpoint: str = "") -> errors.BrokerError:
+    """A transport's error in words: the thing, the cause, the next step.
+
+    Args:
+        endpoint: which of the host's IP addresses it was, where it has several.
+    """
+    where = f"{address.masked} ({endpoint})" if endpoint else address.masked
+    limit = _describe_limit(error, where)
+    if limit is not None:
+        return limit
     match error:
         case errors.BrokerError():
             return error
@@ -294,9 +430,42 @@ def describe(error: BaseException, address: Address) -> errors.BrokerError:
             )
 
 
+def _describe_limit(error: BaseException, where: str) -> errors.LimitReached | None:
+    """A limit that something has reached: what may be so at any time, and change at any time."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return errors.LimitReached(f"No connection to {where}: {too_many_files(error)}")
+    if not isinstance(error, amqp.exceptions.AMQPError) or not _LIMIT.search(words := _words(error)):
+        return None
+    if re.search(r"(queue|exchange) limit", words):
+        step, how = "Delete queues and exchanges that nobody uses, or raise it", "set_vhost_limits"
+    else:
+        step = "Close connections that nobody needs (`rabbitmqctl list_connections user peer_host client_properties`)"
+        step, how = f"{step}, or raise it", "set_user_limits or set_vhost_limits"
+    return errors.LimitReached(f"{where}: a limit is reached ({words}). {step} (rabbitmqctl {how}, or rabbitmq.conf).")
+
+
+# RabbitMQ's: "connection limit (1) is reached", "has reached the maximum allowed limit of (8)", "queue limit in ..."
+_LIMIT = re.compile(r"limit\b.*\breached|reached\b.*\b(limit|channel_max)")
+
+
+def too_many_files(error: BaseException) -> str:
+    """EMFILE or ENFILE in words."""
+    whose = "this process" if getattr(error, "errno", None) == errno.EMFILE else "this machine"
+    return (
+        f"{whose} has too many open files (sockets count too). Find out what leaks them (lsof -p {os.getpid()}), "
+        "or raise the limit (ulimit -n)."
+    )
+
+
 def _words(error: BaseException) -> str:
     text = getattr(error, "reply_text", None) or getattr(error, "strerror", None) or str(error)
     return str(text).strip().rstrip(".")
+
+
+def address_of(connection: Connection, broker: Broker) -> Address:
+    """Which of the broker's addresses a connection leads to."""
+    endpoint: Endpoint | None = getattr(connection, "reached", None)
+    return broker.addresses[0] if endpoint is None else endpoint.address
 
 
 def way_out(words: str, address: Address) -> str:
@@ -468,6 +637,8 @@ class ConnectionThread:
         self.broker = broker
         self.name = name
         self.connection: Connection | None = None
+        self.address = broker.addresses[0]
+        """Where the connection leads to, or the last one led."""
         self.error: errors.BrokerError | None = None
         """Why there is no connection now."""
         self.epoch = 0
@@ -488,6 +659,7 @@ class ConnectionThread:
         self._standing_by = False
         self._visits_seen = 0
         self._own_until = 0.0
+        self._open_since: float | None = None
 
     def forget(self) -> None:
         """In a forked child: the connection is the parent's. Let go of it without a word to the broker."""
@@ -613,7 +785,7 @@ class ConnectionThread:
             if not self.wanted():
                 self._pause(TICK, until_wanted=True)
                 continue
-            began = time.monotonic()
+            self._open_since = None
             try:
                 self._live()
             except errors.BrokerError as error:
@@ -625,7 +797,7 @@ class ConnectionThread:
                 # A mistake of our own must not end the thread silently: whoever waits for it would wait on.
                 logger.exception("%s: unexpected error; the connection is replaced.", self.name)
                 self._end(error)
-            if time.monotonic() - began > backoff.highest:
+            if self._open_since is not None and time.monotonic() - self._open_since > backoff.highest:
                 backoff.reset()
             if not self.stopping:
                 self._pause(backoff.next())
@@ -633,6 +805,7 @@ class ConnectionThread:
     def _live(self) -> None:
         """One epoch, from opening to the end."""
         connection = self.broker.connect(self.name)
+        self.address = address_of(connection, self.broker)
         self.connection = connection
         with self._using:
             try:
@@ -643,11 +816,16 @@ class ConnectionThread:
     def _work_on(self, connection: Connection) -> None:
         try:
             self.opened(connection)
-        except LOST as error:
-            raise describe(error, self.broker.addresses[0]) from error
+        except (errors.BrokerError, *LOST) as error:
+            described = self._not_opened(connection, error)
+            if described is error:
+                raise
+            raise described from error
         self.epoch += 1
         self.error = None
-        next_tick = time.monotonic() + TICK
+        self.broker.worked = True
+        self._open_since = time.monotonic()
+        next_tick = self._open_since + TICK
         while not self.stopping:
             self._wake.clear()
             self._woken = False
@@ -672,6 +850,12 @@ class ConnectionThread:
         self.connection = None
         with contextlib.suppress(*LOST):
             connection.close()
+
+    def _not_opened(self, connection: Connection, error: BaseException) -> errors.BrokerError:
+        described = describe(error, self.address)
+        if self.broker.avoid(connection, described) and isinstance(described, FATAL):
+            return errors.BrokerUnreachable(str(described))  # by this node: the others are yet to be tried
+        return described
 
     # while an event loop attends
 
@@ -738,7 +922,7 @@ class ConnectionThread:
 
     def _end(self, error: BaseException) -> None:
         connection, self.connection = self.connection, None
-        self.error = error if isinstance(error, errors.BrokerError) else describe(error, self.broker.addresses[0])
+        self.error = describe(error, self.address)
         if connection is not None:
             with contextlib.suppress(Exception):  # it is broken already: nothing that it says now matters
                 connection.collect()

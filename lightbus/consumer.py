@@ -81,6 +81,8 @@ class Consumer:
         self._running = 0
         self._stopping = False
         self._failure: errors.LightbusError | None = None
+        self._unkept: dict[int, str] = {}
+        """Why copies of failed deliveries could not be published so far, by the copy's identity."""
         self.beat: float | None = None
         """When the event loop last ran, within the last second unless a handler blocks it (monotonic clock)."""
         self.handled = 0
@@ -176,6 +178,12 @@ class Consumer:
     def reading(self) -> bool:
         """Whether the thread lives that owns the connection."""
         return self._subscriber.alive
+
+    @property
+    def unkept(self) -> tuple[int, str | None]:
+        """How many failed deliveries wait for their copy to be published, after at least one error; the last error."""
+        reasons = [*self._unkept.copy().values()]
+        return len(reasons), reasons[-1] if reasons else None
 
     def running(self, now: float) -> list[tuple[str, float]]:
         """The handlers that are running now, and for how many seconds each."""
@@ -489,27 +497,34 @@ class Consumer:
         Whoever cannot keep a copy waits here, which holds the slot: taking more of what cannot be retried helps nobody.
         """
         pauses = iter(COPY_PAUSES)
-        while delivery.channel is lane.channel and not (self._stopping and self._ended.is_set()):
-            try:
-                receipt = await self.publisher.publish(copy)
-            except errors.PublishRefused as error:
-                logger.error("%s: the copy for %s was refused. %s", lane.name, copy.routing_key, error)
-                return False
-            except errors.PublishError as error:
-                logger.error(
-                    "%s; its copy for %s.%s is not confirmed yet, trying again. %s",
-                    failure,
-                    self.app,
-                    copy.routing_key,
-                    error,
-                )
-            else:
-                if receipt.routed:
-                    return True
-                self._subscriber.end_epoch(f"the queue {self.app}.{copy.routing_key} is gone")
-                return None
-            await anyio.sleep(next(pauses, COPY_PAUSES[-1]))
-        return None
+        try:
+            while delivery.channel is lane.channel and not (self._stopping and self._ended.is_set()):
+                try:
+                    receipt = await self.publisher.publish(copy)
+                except errors.PublishError as error:
+                    if isinstance(error, errors.PublishRefused) and not isinstance(error, errors.PublisherRefused):
+                        logger.error("%s: the copy for %s was refused. %s", lane.name, copy.routing_key, error)
+                        return False
+                    if isinstance(error.__cause__, errors.TopologyMissing):
+                        self._subscriber.end_epoch(f"the exchange {self._internal} is gone")
+                        return None
+                    self._unkept[id(copy)] = str(error)
+                    logger.error(
+                        "%s; its copy for %s.%s is not confirmed yet, trying again. %s",
+                        failure,
+                        self.app,
+                        copy.routing_key,
+                        error,
+                    )
+                else:
+                    if receipt.routed:
+                        return True
+                    self._subscriber.end_epoch(f"the queue {self.app}.{copy.routing_key} is gone")
+                    return None
+                await anyio.sleep(next(pauses, COPY_PAUSES[-1]))
+            return None
+        finally:
+            self._unkept.pop(id(copy), None)
 
     def _attempt(self, delivery: Delivery) -> int:
         try:

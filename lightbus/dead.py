@@ -30,7 +30,7 @@ import attrs
 
 from lightbus import codec, errors, topology, transport
 from lightbus.app import Lightbus
-from lightbus.connection import LOST, describe
+from lightbus.connection import LOST, address_of, describe
 from lightbus.pattern import topic_matches
 from lightbus.transport import Channel, Connection, Delivery, Publication
 
@@ -508,7 +508,7 @@ def opened(app: Lightbus) -> Generator[DeadQueue]:
         ) from error
     except LOST as error:
         connection.collect()
-        raise describe(error, app.broker.addresses[0]) from error
+        raise describe(error, address_of(connection, app.broker)) from error
     finally:
         connection.close()
 

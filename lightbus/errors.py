@@ -209,6 +209,10 @@ class AccessRefused(BrokerError):
     """Wrong credentials, a virtual host that is not there, or a permission that is missing."""
 
 
+class LimitReached(BrokerError):
+    """The broker allows no more connections, channels or queues, or this process no more open files. Worth a retry."""
+
+
 class TLSRefused(BrokerError):
     """The broker's certificate, or the client's, was not accepted."""
 
@@ -264,7 +268,11 @@ class PublishUnreachable(PublishTimeout):
 
 
 class PublishRefused(PublishError):
-    """The broker refuses this app's publishes: access, topology or URL. The cause is chained."""
+    """The broker refused the event, for what it is: its size, or one of its properties. See PublisherRefused too."""
+
+
+class PublisherRefused(PublishRefused):
+    """The broker refuses all of this app's publishes: access, TLS, topology, file or URL. The cause is chained."""
 
 
 class PublishWouldDeadlock(PublishError, RuntimeError):

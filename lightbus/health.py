@@ -62,7 +62,7 @@ def report(worker: Worker, now: float | None = None) -> Report:
         if lane.watch.suspicion is not None
     ]
     publisher, why = _publisher(worker)
-    if publisher in ("unreachable", "blocked"):
+    if publisher in ("unreachable", "blocked", "refused"):
         problems.append(f"publishing is not possible, so nothing can be retried: {why}")
     body = {
         "live": live,
@@ -97,15 +97,14 @@ def _queue(lane: Any, now: float) -> dict[str, Any]:
 def _publisher(worker: Worker) -> tuple[str, str | None]:
     publisher = worker.app.publisher
     connection, error = publisher.connection, publisher.error
-    if connection is not None:
-        return (
-            ("blocked", "the broker takes no messages (a memory or disk alarm)")
-            if connection.blocked
-            else ("connected", None)
-        )
-    if error is not None and publisher.wanted():
+    unkept, why = worker.consumer.unkept
+    if connection is not None and connection.blocked:
+        return "blocked", "the broker takes no messages (a memory or disk alarm)"
+    if error is not None and (unkept or publisher.wanted()):
         return "unreachable", str(error)
-    return "idle", None
+    if unkept:
+        return "refused", f"{unkept} failed event{'s' if unkept > 1 else ''} cannot be kept for a retry: {why}"
+    return ("idle" if connection is None else "connected"), None
 
 
 def _running(worker: Worker, now: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import attrs
 
 from lightbus import errors, topology
 from lightbus.app import Lightbus
-from lightbus.connection import LOST, Address, Broker, ctl, declare, describe, way_out
+from lightbus.connection import LOST, Address, Broker, address_of, ctl, declare, describe, way_out
 from lightbus.topology import Topology
 from lightbus.transport import Channel, Connection, Delivery, Publication
 
@@ -77,7 +77,7 @@ def examine(broker: Broker, app: Lightbus | None, target: str) -> Iterator[Findi
                 yield _version(connections[-1].server_properties)
                 yield from _encryption(address)
         if connections:
-            yield from _on_broker(connections[0], broker.addresses[0], app, target)
+            yield from _on_broker(connections[0], address_of(connections[0], broker), app, target)
     finally:
         for connection in connections:
             connection.close()
@@ -107,6 +107,8 @@ def _on_broker(connection: Connection, address: Address, app: Lightbus | None, t
 
 def _unreachable_step(error: errors.BrokerError) -> str:
     match error:
+        case errors.LimitReached():
+            return "See above: a limit that others have used up, or that is too low."
         case errors.AccessRefused():
             return "Check the user, its password and its virtual host in LIGHTBUS_URL."
         case errors.TLSRefused():
@@ -271,7 +273,7 @@ class States:
 
 def states(connection: Connection, app: Lightbus) -> States:
     """Look at each exchange and queue of an app, and change none of them."""
-    wanted, address = app.topology(), app.broker.addresses[0]
+    wanted, address = app.topology(), address_of(connection, app.broker)
     exchanges = {}
     for exchange in (*wanted.shared, *wanted.exchanges):
         there = _exists(connection, exchange=exchange.name)

@@ -53,6 +53,8 @@ _REFUSALS = (311, 403, 404, 405, 406, 501, 502, 503, 504, 505, 530, 540, 541)
 _DOUBTFUL = (404, 541)
 _BASIC_PUBLISH = (60, 40)
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
+# Of these: a permission, or the exchange, was taken away.
+_NOT_OVER_THE_MESSAGE = (amqp.exceptions.AccessRefused, amqp.exceptions.NotFound, amqp.exceptions.NotAllowed)
 
 
 class Outgoing:
@@ -368,11 +370,12 @@ class Publisher(ConnectionThread):
     def _timed_out(self, outgoing: Outgoing, limit: float) -> errors.PublishError:
         what = _what(outgoing)
         if outgoing.sent:
-            return errors.PublishTimeout(
+            why = "Look at the broker's health." if self.error is None else str(self.error)
+            unknown = errors.PublishTimeout(
                 f"{what}: no confirm from {self.broker.masked} within {limit:g} s. The outcome is unknown: "
-                "it may have arrived, or may yet. "
-                "Publish it again if a listener can bear a duplicate; look at the broker's health."
+                f"it may have arrived, or may yet. Publish it again if a listener can bear a duplicate. {why}"
             )
+            return _chained(unknown, self.error)
         connection = self.connection
         if connection is not None and connection.blocked:
             return errors.PublishBlocked(
@@ -383,8 +386,7 @@ class Publisher(ConnectionThread):
         if self.error is not None or self._channel is None:
             slow = f"No connection to {self.broker.masked} yet: no answer so far. Is a broker listening there?"
             error = errors.PublishUnreachable(f"{what} was not sent within {limit:g} s. {self.error or slow}")
-            error.__cause__ = self.error
-            return error
+            return _chained(error, self.error)
         return errors.PublishTimeout(
             f"{what} was not sent within {limit:g} s: too many others wait before it. "
             "Publish fewer at once, or allow more time."
@@ -505,7 +507,7 @@ class Publisher(ConnectionThread):
                 culprit = next(outgoing for outgoing in batch if outgoing.publication is error.publication)
                 self._put_back(batch)
                 if self._withdraw(culprit):
-                    self._refuse(culprit, error, f"it cannot be sent: {error}")
+                    self._refuse(culprit, errors.PublishRefused(f"{_what(culprit)} cannot be sent: {error}"), error)
                     self._announce()
                 batch = self._next_batch(WINDOW)
             else:
@@ -517,10 +519,10 @@ class Publisher(ConnectionThread):
         try:
             declare(connection, topology.delaying(self.app, wanted, self.queue_type))
         except amqp.exceptions.ChannelError as error:  # it closed a channel of its own; the connection is well
-            reason = describe(error, self.broker.addresses[0])
+            reason = describe(error, self.address)
             for outgoing in list(self._waiting):
                 if outgoing.delay_level > self._delay_level and self._withdraw(outgoing):
-                    outgoing.error = _chained(errors.PublishRefused(f"The event was not sent. {reason}"), reason)
+                    outgoing.error = _chained(errors.PublisherRefused(f"The event was not sent. {reason}"), reason)
                     self._finish(outgoing)
             self._announce()
         else:
@@ -676,8 +678,12 @@ class Publisher(ConnectionThread):
             for outgoing in again:
                 outgoing.returned = False
             self._waiting.extendleft(reversed(again))
+        refused: type[errors.PublishRefused] = errors.PublishRefused
+        cause = error
+        if guilty and isinstance(error, _NOT_OVER_THE_MESSAGE):
+            refused, cause = errors.PublisherRefused, describe(error, self.address)
         for outgoing in guilty:
-            self._refuse(outgoing, error, f"the broker refused it: {error}")
+            self._refuse(outgoing, refused(f"{_what(outgoing)}: the broker refused it: {cause}"), cause)
         self._announce()
         return len(again)
 
@@ -699,14 +705,13 @@ class Publisher(ConnectionThread):
             return []
         return [culprit]
 
-    def _refuse(self, outgoing: Outgoing, cause: BaseException, why: str) -> None:
-        outgoing.error = errors.PublishRefused(f"{_what(outgoing)}: {why}")
-        outgoing.error.__cause__ = cause
+    def _refuse(self, outgoing: Outgoing, error: errors.PublishRefused, cause: BaseException) -> None:
+        outgoing.error = _chained(error, cause)
         self._finish(outgoing)
 
     def failed(self, error: errors.BrokerError) -> None:
-        if isinstance(error, FATAL):  # waiting would not help: tell everybody now
-            self._fail_all(lambda: _chained(errors.PublishRefused(f"The event was not sent. {error}"), error))
+        if isinstance(error, FATAL) and not self.broker.worked:  # a wrong setting: waiting would not help
+            self._fail_all(lambda: _chained(errors.PublisherRefused(f"The event was not sent. {error}"), error))
             self._tell_openers()
         elif self._say_unreachable_at is None:
             self._say_unreachable_at = time.monotonic() + UNREACHABLE_FOR
@@ -765,7 +770,7 @@ def _is_refusal(error: BaseException) -> bool:
     return isinstance(error, amqp.exceptions.AMQPError) and error.code in _REFUSALS
 
 
-def _chained(error: errors.PublishError, cause: BaseException) -> errors.PublishError:
+def _chained(error: errors.PublishError, cause: BaseException | None) -> errors.PublishError:
     error.__cause__ = cause
     return error
 

@@ -389,7 +389,9 @@ def _own_headers(letter: Letter) -> dict[str, Any]:
 def _print_letter(letter: Letter, app: Lightbus) -> None:
     claim = "" if letter.proven else "  (a claim: see `lightbus dead retry --help` on --trust-origin)"
     handler = letter.handler or "none in particular: every one that matches"
-    failed_as = "died with its worker" if letter.by_broker else "failed"
+    failed_as = "failed"
+    if letter.by_broker:
+        failed_as = "could not be copied" if letter.error == "rejected" else "died with its worker"
     _field("id", letter.id)
     _field("event", f"{letter.event}  from {letter.source or '?'}{claim}")
     _field("handler", handler + ("  (this code has none of that name)" if _is_gone(letter, app) else ""))
@@ -603,7 +605,8 @@ def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, inte
         click.echo(_without_handler(handler, count, "are"), err=True)
     if outcome.unproven:
         click.echo(
-            f"{outcome.unproven:,} left: their source is not verified, as the broker or a person put them there. "
+            f"{outcome.unproven:,} left: the broker dead-lettered them (their workers died over them, or a copy was "
+            "refused), or a person moved them, so their source is not verified. "
             "Where you trust everybody who may publish on this broker: --trust-origin.",
             err=True,
         )

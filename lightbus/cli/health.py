@@ -59,14 +59,14 @@ def health(target: str, as_json: bool) -> None:
 
 def _ask(app: Lightbus, target: str) -> tuple[list[str], list[dict[str, Any]]]:
     from lightbus import errors, inspection
-    from lightbus.connection import LOST, describe
+    from lightbus.connection import LOST, address_of, describe
 
     try:
         connection = app.broker.connect(f"lightbus {app.name} health")
         try:
             states = inspection.queue_states(connection, inspection.consumed(app))
         except LOST as error:
-            raise describe(error, app.broker.addresses[0]) from error
+            raise describe(error, address_of(connection, app.broker)) from error
         finally:
             connection.close()
     except errors.BrokerError as error:

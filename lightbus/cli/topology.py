@@ -122,13 +122,13 @@ def show(target: str, live: bool, form: str, as_json: bool) -> None:
 
 def _ask(app: Lightbus) -> States:
     from lightbus import inspection
-    from lightbus.connection import LOST, describe
+    from lightbus.connection import LOST, address_of, describe
 
     connection = app.broker.connect(f"lightbus {app.name} topology")
     try:
         return inspection.states(connection, app)
     except LOST as error:
-        raise describe(error, app.broker.addresses[0]) from error
+        raise describe(error, address_of(connection, app.broker)) from error
     finally:
         connection.close()
 

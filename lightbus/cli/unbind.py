@@ -99,7 +99,7 @@ def _others_that_match(app: Lightbus, suffix: str, pattern: str) -> list[str]:
 
 def _unbind(app: Lightbus, queue: str, exchange: str, pattern: str) -> None:
     from lightbus import errors
-    from lightbus.connection import LOST, describe
+    from lightbus.connection import LOST, address_of, describe
 
     connection = app.broker.connect(f"lightbus {app.name} unbind")
     try:
@@ -109,7 +109,7 @@ def _unbind(app: Lightbus, queue: str, exchange: str, pattern: str) -> None:
         channel.queue_unbind(queue, exchange, pattern)
     except LOST as error:
         connection.collect()
-        said = describe(error, app.broker.addresses[0])
+        said = describe(error, address_of(connection, app.broker))
         if isinstance(said, errors.TopologyMissing):
             raise errors.TopologyMissing(f"There is no such binding to remove. {said}") from error
         raise said from error

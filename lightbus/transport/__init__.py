@@ -227,6 +227,8 @@ class Connection(Protocol):
 
     blocked: bool
     """True while the broker refuses to read publishes (a memory or disk alarm)."""
+    reached: Any
+    """Where it leads to, as noted by the one who connected."""
 
     @property
     def server_properties(self) -> Mapping[str, Any]:

@@ -4,8 +4,8 @@ py-amqp reads a message with nine small `recv` calls and decodes it by generic t
 is read 64 KiB at a time, and the four methods of which there is one a message (deliver, publish, ack, nack)
 are read and written by hand; everything else (handshake, declarations, errors) stays py-amqp's.
 
-Every wait has a limit: `connect_timeout`, `operation_timeout` (a synchronous method, in total) and
-`write_timeout` (up to 256 KiB). All are in seconds, the latter two are transport options.
+Every wait has a limit: `connect_timeout` (TCP, TLS and AMQP's handshake in total), `operation_timeout` (a synchronous
+method, in total) and `write_timeout` (up to 256 KiB). All are in seconds, the latter two are transport options.
 """
 
 # py-amqp and kombu have no types:
@@ -270,8 +270,13 @@ class Connection(kombu.transport.pyamqp.Connection):
         connect_timeout: float | None = None,
         socket_settings: Mapping[int, int] | None = None,
         client_properties: Mapping[str, Any] | None = None,
+        endpoint: tuple[int, int, int, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        """
+        Args:
+            endpoint: family, type, protocol and address of the socket to connect, instead of looking the host up.
+        """
         settings = dict(socket_settings or {})
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             settings.setdefault(socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)
@@ -279,6 +284,8 @@ class Connection(kombu.transport.pyamqp.Connection):
         kwargs["socket_settings"] = settings
         kwargs["client_properties"] = {**_product(), **(client_properties or {})}
         super().__init__(*args, **kwargs)
+        self.endpoint = endpoint
+        self.reached: Any = None
         self.operation_timeout = operation_timeout
         self.write_timeout = write_timeout
         self.blocked = False
@@ -299,14 +306,17 @@ class Connection(kombu.transport.pyamqp.Connection):
         """Connect and shake hands.
 
         Raises:
-            OSError: nobody answered (TimeoutError: within `connect_timeout`; each of TCP, TLS and AMQP has that long).
-            amqp.exceptions.AMQPError: the broker refused.
+            OSError: nobody answered (TimeoutError: within `connect_timeout`).
+            amqp.exceptions.AMQPError: the broker refused, or does not speak AMQP.
         """
         if self.connected:
             return
+        deadline = monotonic() + (self.connect_timeout or CONNECT_TIMEOUT)
         try:
             tls = _verified(self.ssl, self.host)
             self._transport = self.Transport(self.host, self.connect_timeout, tls, socket_settings=self.socket_settings)
+            if self.endpoint is not None:
+                self._transport._connect = functools.partial(_dial, self._transport, self.endpoint, deadline)
             self._transport.connect()
             # From here on no call on the socket blocks, and we poll. (py-amqp's way is one timeout, which reads change
             # while writes rely on it.)
@@ -319,12 +329,22 @@ class Connection(kombu.transport.pyamqp.Connection):
             self._poll.register(self._woken, select.POLLIN)
             self._read_poll.register(sock, select.POLLIN)
             self._write_poll.register(sock, select.POLLIN | select.POLLOUT)
-            with self.limit(self._transport.connect_timeout, "the AMQP handshake"):
-                while not self._handshake_complete:
-                    self.drain_events()
+            with self.limit(max(0.0, deadline - monotonic()), "the AMQP handshake"):
+                self._shake_hands()
         except BaseException:
             self.collect()
             raise
+
+    def _shake_hands(self) -> None:
+        try:
+            while not self._handshake_complete:
+                self.drain_events()
+        except (OSError, amqp.exceptions.AMQPError):
+            raise
+        except Exception as error:  # py-amqp's, over frames that only look like AMQP
+            raise amqp.exceptions.UnexpectedFrame(
+                f"the peer at {self.host} does not speak AMQP 0-9-1: {type(error).__name__}: {error}"
+            ) from error
 
     def close(self, *_: Any, **__: Any) -> None:
         """Close with the protocol's handshake, within `CLOSE_TIMEOUT`."""
@@ -435,7 +455,7 @@ class Connection(kombu.transport.pyamqp.Connection):
         try:
             yield
         except TimeoutError as error:
-            raise TimeoutError(f"the broker at {self.host} did not complete {what} within {seconds:g} s") from error
+            raise TimeoutError(f"the broker at {self.host} did not complete {what} within {seconds:.3g} s") from error
         finally:
             self._deadline = before
 
@@ -642,6 +662,20 @@ class Connection(kombu.transport.pyamqp.Connection):
             except RuntimeError as error:  # somebody else holds it
                 if errors.is_from_deeper(error):
                     raise
+
+
+def _dial(transport: Any, endpoint: tuple[int, int, int, Any], deadline: float, *_: object) -> None:
+    """Connect a transport's socket to this one address; what is left of the time is for TLS."""
+    family, kind, protocol, address = endpoint
+    transport.sock = socket.socket(family, kind, protocol)
+    try:
+        transport.sock.settimeout(max(0.001, deadline - monotonic()))
+        transport.sock.connect(address)
+    except BaseException:
+        transport.sock.close()
+        transport.sock = None
+        raise
+    transport.connect_timeout = max(0.001, deadline - monotonic())
 
 
 class Transport(kombu.transport.pyamqp.Transport):

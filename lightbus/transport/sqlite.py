@@ -4,7 +4,7 @@
 
 | URL | the file |
 |---|---|
-| `sqlite:///bus.db` | relative to the working directory: three slashes, as in SQLAlchemy |
+| `sqlite:///bus.db` | relative to the working directory in which the app was made: three slashes |
 | `sqlite:////var/lib/billing/bus.db` | absolute: four slashes |
 | `sqlite://` | one for the user, in the platform's folder for state |
 | `memory://`, `memory://name` | none that lasts: shared by all connections of this process, gone with it |
@@ -181,6 +181,7 @@ class Connection:
 
     def __init__(self, url: str) -> None:
         self.client: Any = None  # kombu's connection
+        self.reached: Any = None
         self.channels: dict[int, Channel] = {}
         self._numbers = itertools.count(1)
         self._store = Store(store.locate(url))
@@ -235,7 +236,7 @@ class Connection:
         self._open = False
         if self._store.is_open and any(channel.has_acks for channel in self.channels.values()):
             # An ack that is lost makes a duplicate: no reason to fail here.
-            with contextlib.suppress(errors.BrokerFileError, amqp_errors.AMQPError, OSError), self.transaction():
+            with contextlib.suppress(errors.BrokerError, amqp_errors.AMQPError, OSError), self.transaction():
                 pass
         self._store.drop()
         self.channels.clear()

@@ -30,7 +30,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import attrs
 import msgspec
@@ -212,7 +212,7 @@ def locate(url: str) -> Place:
         )
     if parts.path in ("", "/"):
         return Place(platformdirs.user_state_path("lightbus") / "bus.db", in_memory=False)
-    return Place(Path(os.path.abspath(unquote(parts.path[1:]))), in_memory=False)
+    return Place(Path(os.path.abspath(os.fsdecode(unquote_to_bytes(parts.path[1:])))), in_memory=False)
 
 
 def _memory_file(name: str) -> Path:
@@ -600,7 +600,7 @@ def _open_file(place: Place) -> sqlite3.Connection:
     try:
         _create_file(path)
         database = sqlite3.connect(
-            f"file:{quote(str(path))}?mode=rw",
+            f"file:{quote(os.fsencode(path))}?mode=rw",
             uri=True,
             timeout=LOCK_TIMEOUT,
             isolation_level=None,
@@ -712,13 +712,40 @@ def _statements(script: str) -> Iterator[str]:
         yield statement
 
 
-def _cannot_open(path: Path, error: Exception) -> errors.BrokerFileError:
+def _cannot_open(path: Path, error: Exception) -> Exception:
+    if _descriptors_are_used_up(error):
+        return _too_many_files(path)
     if not path.parent.is_dir():
         return errors.BrokerFileError(
             f"The embedded broker cannot open its file {path}: the folder {path.parent} is not there. Create it."
         )
     return errors.BrokerFileError(
         f"The embedded broker cannot open its file {path}: {error}. Check the path and its permissions."
+    )
+
+
+def _descriptors_are_used_up(error: Exception) -> bool:
+    """SQLite says only that it cannot open or read something: then it is tried here, which takes less than it does."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+        return False
+    opened: list[int] = []
+    try:
+        for _ in range(4):  # the file, its log, its index, and a folder
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as refused:
+        return refused.errno in (errno.EMFILE, errno.ENFILE)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return False
+
+
+def _too_many_files(path: Path) -> errors.LimitReached:
+    return errors.LimitReached(
+        f"The embedded broker cannot open its file {path}: this process (or the machine) has too many open files. "
+        f"Find out what leaks them (lsof -p {os.getpid()}), or raise the limit (ulimit -n)."
     )
 
 
@@ -742,6 +769,8 @@ def explain(path: Path, error: sqlite3.Error) -> Exception:
             f"The embedded broker's file {path} was locked by another process for more than {LOCK_TIMEOUT:g} s. "
             "Find out which one (lsof), and end it.",
         )
+    if _descriptors_are_used_up(error):
+        return _too_many_files(path)
     if code == sqlite3.SQLITE_TOOBIG:
         return amqp_error(amqp_errors.ContentTooLarge, f"CONTENT_TOO_LARGE - {error}")
     step = _NEXT_STEPS.get(code, "Check the file, its permissions and the disk.")

@@ -37,6 +37,9 @@ async def handle(thing: ThingHappened, message: Message) -> None:
                 delivery = current_delivery.get()
                 assert delivery is not None
                 delivery.channel.basic_ack(10**6)
+        case "fail once":
+            if message.attempt == 1:
+                raise ValueError(f"{thing.id} fails at first")
         case "fail":
             raise ValueError(f"{thing.id} always fails")
     if WORK:

@@ -47,6 +47,16 @@ PLAN = [
     _planned(scenarios.exchange_deleted, {"times": 5}, {"times": 1}),
     _planned(scenarios.channel_closed, {"times": 5}, {"times": 1}),
     _planned(scenarios.consumer_timeout, {"seconds": 60}, {"seconds": 2}),
+    _planned(
+        scenarios.publishing_refused, {"how": "new password", "events": 100}, {"how": "new password", "events": 40}
+    ),
+    _planned(
+        scenarios.publishing_refused,
+        {"how": "connection limit", "events": 100},
+        {"how": "connection limit", "events": 40},
+    ),
+    _planned(scenarios.one_node_fails, {"how": "hangs", "times": 5}, {"how": "hangs", "times": 1}),
+    _planned(scenarios.one_node_fails, {"how": "refuses", "times": 5}, {"how": "refuses", "times": 1}),
     _planned(scenarios.connection_broken, {"how": "cut", "times": 10}, {"how": "cut", "times": 1}),
     _planned(scenarios.connection_broken, {"how": "stall", "times": 3}, {"how": "stall", "times": 1}),
     _planned(scenarios.connection_broken, {"how": "truncate", "times": 10}, {"how": "truncate", "times": 2}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import time
@@ -357,7 +358,58 @@ def _set_consumer_timeout(stage: Stage, seconds: float, ticks: float) -> None:
     )
 
 
+def publishing_refused(stage: Stage, *, how: str, events: int) -> Row:
+    """The broker takes no more connections of the worker, which cannot keep copies of failed events then.
+
+    `how`: "new password" or "connection limit".
+    """
+    url, node = stage.vhost(), stage.node
+    vhost = vhost_of(url)
+    user = f"worker-{vhost}"
+    ways = {
+        "new password": (("change_password", user, "new"), ("change_password", user, "old")),
+        "connection limit": (
+            ("set_user_limits", user, '{"max-connections": 1}'),
+            ("set_user_limits", user, '{"max-connections": -1}'),
+        ),
+    }
+    refuse, allow = ways[how]
+    node.ctl("add_user", user, "old")
+    node.ctl("set_permissions", "-p", vhost, user, ".*", ".*", ".*")
+    with Scene(url, worker_url=node.vhost_url(vhost, user, "old")) as scene:
+        worker = scene.worker()
+        with scene.fault(well=False):
+            node.ctl(*refuse)
+            scene.say_all([(f"once-{number}", "fail once") for number in range(events)])
+            scene.until(lambda: "Trying again." in worker.said, "the worker says why it cannot publish", worker)
+            node.ctl(*allow)
+        scene.settle()
+        row = scene.row(f"worker's publishing refused ({how}), handlers fail", 1)
+        assert (row.handled, row.dead) == (events, 0)
+        return row
+
+
 # --- the network ------------------------------------------------------------------------------
+
+
+def one_node_fails(stage: Stage, *, how: str, times: int) -> Row:
+    """One of two nodes `how`: "hangs" (accepts, and never answers) or "refuses" (knows another password). All
+    connections are closed again and again.
+    """
+    url, node = stage.vhost(), stage.node
+    bad = url.replace("127.0.0.1", "127.0.0.2") if how == "hangs" else url.replace(":guest@", ":other@")
+    both = f"{bad};{url}"
+    with socket.create_server(("127.0.0.2", node.port)), Scene(url, worker_url=both, publisher_url=both) as scene:
+        scene.worker()
+        scene.publisher("--rate", "100", "--timeout", "30")
+        for _ in range(times):
+            scene.until_handled(50)
+            with scene.fault():
+                node.ctl("close_all_connections", "--vhost", vhost_of(url), "a fault")
+        scene.settle()
+        row = scene.row(f"one of two nodes {how}, connections closed", times)
+        assert not row.failed
+        return row
 
 
 @contextmanager

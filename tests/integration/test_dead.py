@@ -644,7 +644,7 @@ def test_a_source_that_only_its_publisher_claims_is_not_retried_unasked(folder: 
         assert (letter["source"], letter["source_proven"]) == ("bank", False)  # believed, and said not to be proven
         done = lightbus("dead", "retry", "billing:app", "--all", folder=folder, url=rabbitmq_url)
         assert done.returncode == 1
-        assert "1 left: their source is not verified" in done.stderr
+        assert "1 left: the broker dead-lettered them" in done.stderr
         assert ready(rabbitmq_url, "billing.main") == 0
         done = lightbus("dead", "show", "billing:app", "m-1", folder=folder, url=rabbitmq_url)
         assert "from bank  (a claim" in done.stdout

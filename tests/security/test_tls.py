@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -158,6 +160,21 @@ async def test_events_go_over_tls_where_the_authority_is_known(nodes: Nodes) -> 
     node = nodes.get("plain")
     await heard(node.url(node.trusted))
     assert "TLS" in await anyio.to_thread.run_sync(lambda: _protocols(node))
+
+
+async def test_the_next_address_of_a_name_is_verified_by_that_name(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = nodes.get("plain")
+    lookup = socket.getaddrinfo
+
+    def resolve(host: str, *arguments: Any, **options: Any) -> list[Any]:
+        hosts = ["127.0.0.2", "127.0.0.1"] if host == "localhost" else [host]
+        return [found for one in hosts for found in lookup(one, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with socket.create_server(("127.0.0.2", node.port)):  # takes connections, and never says hello
+        await heard(node.url(node.trusted, "connect_timeout=2"))
 
 
 def _protocols(secured: Secured) -> str:

@@ -80,16 +80,18 @@ class ScriptedConnection:
 class ScriptedBroker:
     masked = "scripted://"
     addresses = Broker.parse("memory://scripted").addresses
+    worked = False
 
     def __init__(self) -> None:
         self.script: Script = ack
         self.published: list[Publication] = []
         self.connections = 0
         self.away = threading.Event()
+        self.why: errors.BrokerError = errors.BrokerUnreachable("nobody is there")
 
     def connect(self, name: str, **options: Any) -> ScriptedConnection:
         if self.away.is_set():
-            raise errors.BrokerUnreachable("nobody is there")
+            raise self.why
         self.connections += 1
         return ScriptedConnection(self)
 
@@ -453,6 +455,72 @@ def test_a_signal_handler_that_interrupts_the_start_of_the_thread_gets_an_error_
         patched.setattr(threading.Thread, "start", interrupted_start)
         assert publisher.publish_sync(one).routed
     assert broker.published == [one]
+
+
+FATAL = [errors.AccessRefused, errors.TLSRefused, errors.TopologyConflict, errors.BrokerFileError]
+
+
+@pytest.mark.parametrize("kind", FATAL)
+def test_a_refusal_of_the_first_connection_fails_at_once(
+    publisher: Publisher, broker: ScriptedBroker, kind: type[errors.BrokerError]
+) -> None:
+    broker.why = kind("the password is wrong")
+    broker.away.set()
+    with within(0), pytest.raises(errors.PublisherRefused, match=r"not sent\. the password is wrong") as refused:
+        publisher.publish_sync(publication(), timeout=LIMIT)
+    assert refused.value.__cause__ is broker.why
+
+
+@pytest.mark.parametrize("kind", FATAL)
+def test_a_refusal_after_a_connection_that_worked_is_tried_until_the_timeout(
+    publisher: Publisher, broker: ScriptedBroker, kind: type[errors.BrokerError]
+) -> None:
+    publisher.open(LIMIT)
+    publisher.close()
+    broker.why = kind("the password is wrong")
+    broker.away.set()
+    with within(2), pytest.raises(errors.PublishUnreachable, match=r"within 2 s\. the password is wrong") as late:
+        publisher.publish_sync(publication(), timeout=2)
+    assert late.value.__cause__ is broker.why
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(publisher.publish_sync, publication(), timeout=LIMIT)
+        wait_until(lambda: publisher.error is broker.why, "it was refused")
+        assert not waiting.done()
+        broker.away.clear()
+        assert waiting.result(LIMIT).routed
+
+
+def test_an_outcome_that_is_unknown_after_a_lost_connection_names_why_there_is_none(
+    publisher: Publisher, broker: ScriptedBroker
+) -> None:
+    def dies(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        broker.why = errors.AccessRefused("the password is wrong")
+        broker.away.set()
+        raise ConnectionResetError("peer")
+
+    broker.script = dies
+    with pytest.raises(errors.PublishTimeout, match=r"outcome is unknown.*the password is wrong"):
+        publisher.publish_sync(publication(), timeout=3)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        (amqp.exceptions.PreconditionFailed("invalid expiration"), errors.PublishRefused),
+        (amqp.exceptions.AccessRefused("access to exchange refused"), errors.PublisherRefused),
+        (amqp.exceptions.NotFound("no exchange"), errors.PublisherRefused),
+    ],
+)
+def test_a_message_that_is_refused_is_told_apart_from_a_publisher_that_is(
+    publisher: Publisher, broker: ScriptedBroker, refusal: Exception, kind: type[errors.PublishError]
+) -> None:
+    def refuses(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        raise refusal
+
+    broker.script = refuses
+    with pytest.raises(errors.PublishRefused) as refused:
+        publisher.publish_sync(publication(), timeout=LIMIT)
+    assert type(refused.value) is kind
 
 
 def test_a_caller_that_was_interrupted_while_it_sent_leaves_confirms_that_are_right(

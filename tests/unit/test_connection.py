@@ -1,0 +1,188 @@
+"""A connection's life on a clock of its own, and what errors become in words."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+import amqp.exceptions
+import pytest
+
+from lightbus import connection, errors
+from lightbus.connection import Broker, ConnectionThread, describe, parse_address
+from lightbus.transport import Connection
+
+ADDRESS = parse_address("amqp://ann:secret@rabbit/shop")
+
+
+# --- backoff ----------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Retrying(ConnectionThread):
+    """Connects as its `connecting` does it, and notes its pauses on a clock that nothing else moves."""
+
+    def __init__(self, clock: Clock, connecting: Callable[[], object], tries: int) -> None:
+        self.clock, self.connecting, self.tries = clock, connecting, tries
+        self.pauses: list[float] = []
+        super().__init__(Broker.parse("memory://never"), "test")
+
+    def _live(self) -> None:
+        self.connecting()
+
+    def _pause(self, seconds: float, *, until_wanted: bool = False) -> None:
+        self.pauses.append(seconds)
+        self.clock.now += seconds
+        self.stopping = len(self.pauses) == self.tries
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(connection, "time", clock)
+    monkeypatch.setattr(connection.random, "uniform", lambda low, high: high)  # pyright: ignore
+    return clock
+
+
+def test_pauses_grow_also_where_each_attempt_takes_longer_than_a_pause(clock: Clock) -> None:
+    def times_out() -> None:
+        clock.now += 15
+        raise errors.BrokerUnreachable("no answer in time")
+
+    thread = Retrying(clock, times_out, tries=8)
+    thread._run()  # pyright: ignore[reportPrivateUsage]
+    assert thread.pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+@pytest.mark.parametrize(("open_for", "pauses"), [(1.0, [0.1, 0.2, 0.4]), (6.0, [0.1, 0.1, 0.1])])
+def test_pauses_are_short_again_after_a_connection_that_was_open_for_a_while(
+    clock: Clock, open_for: float, pauses: list[float]
+) -> None:
+    class Brief:
+        def drain_events(self, timeout: float) -> None:
+            clock.now += open_for
+            raise ConnectionResetError("peer")
+
+        def collect(self) -> None: ...
+
+    def lives() -> None:
+        clock.now += 15  # dialling does not count
+        thread._work_on(cast(Connection, Brief()))  # pyright: ignore[reportPrivateUsage]
+
+    thread = Retrying(clock, lives, tries=3)
+    thread.opened = lambda connection: None  # type: ignore[method-assign]
+    thread.work = lambda: 0.0  # type: ignore[method-assign]
+    thread._run()  # pyright: ignore[reportPrivateUsage]
+    assert thread.pauses == pauses
+
+
+# --- limits -----------------------------------------------------------------------------------
+
+LIMITS = {
+    "NOT_ALLOWED - connection refused for user 'ann': user connection limit (1) is reached": "set_user_limits",
+    "NOT_ALLOWED - access to vhost 'shop' refused for user 'ann': connection limit (1) is reached": "set_vhost_limits",
+    "NOT_ALLOWED - connection refused: node connection limit (100) is reached": "rabbitmq.conf",
+    "NOT_ALLOWED - number of channels opened for user 'ann' has reached the maximum allowed user limit of (4)": "raise",
+    "NOT_ALLOWED - number of channels opened (8) has reached the negotiated channel_max (8)": "rabbitmq.conf",
+    "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost 'shop' (3) is reached": "Delete queues",
+}
+
+
+@pytest.mark.parametrize("words", LIMITS)
+def test_a_limit_is_named_with_its_way_out_and_is_worth_another_try(words: str) -> None:
+    kind = amqp.exceptions.PreconditionFailed if words.startswith("PRECONDITION") else amqp.exceptions.NotAllowed
+    described = describe(cast(Any, kind)(words), ADDRESS)
+    assert isinstance(described, errors.LimitReached)
+    assert not isinstance(described, connection.FATAL)
+    said = str(described)
+    assert words in said
+    assert LIMITS[words] in said
+    assert "add_vhost" not in said
+    assert "other arguments" not in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "NOT_ALLOWED - vhost shop not found",
+        "NOT_ALLOWED - access to vhost 'shop' refused for user 'ann'",
+    ],
+)
+def test_a_virtual_host_that_may_not_be_used_is_no_limit(words: str) -> None:
+    described = describe(cast(Any, amqp.exceptions.NotAllowed)(words), ADDRESS)
+    assert isinstance(described, errors.AccessRefused)
+    assert "add_vhost" in str(described)
+
+
+@pytest.mark.parametrize(("number", "whose"), [(errno.EMFILE, "this process"), (errno.ENFILE, "this machine")])
+def test_a_lack_of_descriptors_is_not_blamed_on_the_broker(number: int, whose: str) -> None:
+    described = describe(OSError(number, "Too many open files"), ADDRESS)
+    assert isinstance(described, errors.LimitReached)
+    assert f"{whose} has too many open files" in str(described)
+    assert "broker running" not in str(described)
+
+
+def test_a_lack_of_descriptors_is_not_blamed_on_the_certificates_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("builtins.open", no_more)
+    with pytest.raises(errors.LimitReached, match="too many open files"):
+        Broker.parse("amqps://127.0.0.1:1/?cafile=/ca.pem").connect("test")
+
+
+# --- addresses --------------------------------------------------------------------------------
+
+
+def test_a_name_that_cannot_be_looked_up_does_not_keep_the_others_from_being_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for _ in range(4):  # their order is random
+        Broker.parse(["amqp://nowhere.invalid/", "memory://here"]).connect("test").close()
+    with pytest.raises(errors.BrokerUnreachable, match=r"one\.invalid.*two\.invalid|two\.invalid.*one\.invalid"):
+        Broker.parse(["amqp://one.invalid/", "amqp://two.invalid/"]).connect("test")
+
+
+def test_a_label_that_is_too_long_for_a_host_name_is_an_error_of_its_address() -> None:
+    with pytest.raises(errors.BrokerUnreachable, match="No connection to amqp://aaaa"):
+        Broker.parse(f"amqp://{'a' * 70}.invalid/").connect("test")
+
+
+def test_what_failed_comes_last_for_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    failing = {"one"}
+
+    def connect(endpoint: connection.Endpoint, name: str, timeout: float) -> Any:
+        host = endpoint.address.url.removeprefix("memory://")
+        tried.append(host)
+        if host in failing:
+            raise errors.BrokerUnreachable(host)
+        return object()
+
+    monkeypatch.setattr(connection, "_connect", connect)
+    monkeypatch.setattr(connection.random, "sample", lambda population, k: list(population))  # pyright: ignore
+    broker = Broker.parse(["memory://one", "memory://two"])
+    for _ in range(2):
+        broker.connect("test")
+    assert tried == ["one", "two", "two"]
+    clock.now += 61
+    broker.connect("test")
+    assert tried[3:] == ["one", "two"]
+    failing.clear()
+    clock.now += 61
+    broker.connect("test")
+    broker.connect("test")
+    assert tried[5:] == ["one", "one"]
