@@ -511,7 +511,7 @@ def test_an_outcome_that_is_unknown_after_a_lost_connection_names_why_there_is_n
         (amqp.exceptions.NotFound("no exchange"), errors.PublisherRefused),
     ],
 )
-def test_a_message_that_is_refused_is_told_apart_from_a_publisher_that_is(
+def test_a_refused_message_and_a_refused_publisher_are_different_errors(
     publisher: Publisher, broker: ScriptedBroker, refusal: Exception, kind: type[errors.PublishError]
 ) -> None:
     def refuses(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
