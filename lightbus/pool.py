@@ -207,10 +207,10 @@ class Pool:
 
     def _wait(self, seat: Seat) -> None:
         with self._lock:
+            if self.jobs or self.closed:  # still coming where it was called: it calls the next one when it has a job
+                return
             if seat.coming:
                 seat.coming = self._coming = False
-            if self.jobs or self.closed:
-                return
             self._waiting.append(seat)
             self.lane.running -= 1
         if self.lane.ready:
