@@ -30,6 +30,7 @@ ORDER = [
     "connection",
     "publisher",
     "subscriber",
+    "stall",
     "pool",
     "consumer",
     "app",
