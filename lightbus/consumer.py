@@ -319,56 +319,56 @@ class Consumer:
 
     async def _work(self, lane: Lane, left: Slot | None = None) -> None:
         """Handle what is ready until there is nothing left; before that, what another task has left."""
-        slot = Slot(lane, anyio.CancelScope(), shield=anyio.CancelScope())
+        ready, handled, cancelled = lane.ready, 0, _cancel_requests()
+        shield = anyio.CancelScope()
+        slot = Slot(lane, anyio.CancelScope(), shield=shield)
         handed_on = False
         try:
-            if left is None or left.again:
-                await self._handle_ready(slot, None if left is None else left.job)
-            else:
-                self._start_tasks(lane, len(lane.ready))
-                await self._decide(left)
-                await self._handle_ready(slot, None)
-            if slot.left_behind:  # another task has its room since then
-                handed_on = True
-                self._pools[lane].ended(slot, slot.error)
-            elif (slot.job is not None or lane.ready) and not self._ends():
-                # This task is not used any further: its handler may have cancelled it, now or for later.
-                handed_on = True
-                self._tasks.start_soon(self._work, lane, None if slot.job is None else slot)
+            if left is not None and not left.again:
+                self._start_tasks(lane, len(ready))
+                await self._decide(left)  # out here, where no timeout can cut it short
+            self._slots.add(slot)
+            try:
+                with slot.scope, shield:
+                    if left is not None and left.again and left.job is not None:
+                        slot.job, handled = left.job, 1
+                        await self.process(slot, left.job)
+                    # Not after its time was over, though that handler ended well: the next one would be cancelled.
+                    while ready and slot.job is None and not slot.scope.cancel_called and not cancelled():
+                        job = ready.popleft()
+                        if not self._may_run(lane, job):
+                            continue
+                        slot.job = job
+                        handled += 1
+                        await self.process(slot, job)
+                        if handled % CHECKPOINT_EVERY == 0:
+                            await anyio.lowlevel.checkpoint()
+            except anyio.get_cancelled_exc_class() as error:
+                if self._ends():
+                    raise
+                slot.error = error
+            finally:
+                self._slots.discard(slot)
+            if slot.job is not None:
+                self._judge(slot, cancelled=cancelled() > 0, first=handled == 1)
+            await _forget_cancellation(cancelled)
+            handed_on = self._hand_on(slot)
         finally:
             if not handed_on:
                 self._pools[lane].give_room()
                 self._one_less()
 
-    async def _handle_ready(self, slot: Slot, first: Job | None) -> None:
-        """Handle until nothing is ready, or one job is left: it failed, or something cancelled the task meanwhile."""
-        lane, ready, handled, cancelled = slot.lane, slot.lane.ready, 0, _cancel_requests()
-        self._slots.add(slot)
-        assert slot.shield is not None
-        try:
-            with slot.scope, slot.shield:
-                if first is not None:
-                    slot.job, handled = first, 1
-                    await self.process(slot, first)
-                # Not after its time was over, though that handler ended well: the next one would be cancelled.
-                while ready and slot.job is None and not slot.scope.cancel_called and not cancelled():
-                    job = ready.popleft()
-                    if not self._may_run(lane, job):
-                        continue
-                    slot.job = job
-                    handled += 1
-                    await self.process(slot, job)
-                    if handled % CHECKPOINT_EVERY == 0:
-                        await anyio.lowlevel.checkpoint()
-        except anyio.get_cancelled_exc_class() as error:
-            if self._ends():
-                raise
-            slot.error = error
-        finally:
-            self._slots.discard(slot)
-        if slot.job is not None:
-            self._judge(slot, cancelled=cancelled() > 0, first=handled == 1)
-        await _forget_cancellation(cancelled)
+    def _hand_on(self, slot: Slot) -> bool:
+        """Whether another task gets this one's room. It is not used any further itself where anything is left: its
+        handler may have cancelled it, now or for later.
+        """
+        if slot.left_behind:  # one got it when that was decided
+            self._pools[slot.lane].ended(slot, slot.error)
+            return True
+        if (slot.job is None and not slot.lane.ready) or self._ends():
+            return False
+        self._tasks.start_soon(self._work, slot.lane, None if slot.job is None else slot)
+        return True
 
     def _judge(self, slot: Slot, *, cancelled: bool, first: bool) -> None:
         """Whose fault it is that a job is left: the handler's, or that of one before it, which has cancelled the task

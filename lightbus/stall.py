@@ -38,7 +38,7 @@ def stack_of_coroutine(coroutine: Any) -> str:
 
 def stack_of_thread(thread: int) -> str:
     """Where the user's code is in a running thread, outermost call first; empty where it runs none."""
-    frame = sys._current_frames().get(thread)
+    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
     frames: list[FrameType] = []
     users = False
     while frame is not None:
@@ -85,8 +85,8 @@ class LoopWatch:
             said_for, say_again = due, now + SAY_AGAIN
             logger.warning(
                 "The %s has blocked the event loop for %.0f s or more: nothing else runs meanwhile, and its timeout "
-                "cannot end it. Use a plain function (def, not async def), which runs in a thread, or await what blocks. "
-                "It is at:\n%s",
+                "cannot end it. Use a plain function (def, not async def), which runs in a thread, or await what "
+                "blocks. It is at:\n%s",
                 handler,
                 now - due,
                 stack or "  (unknown)",
