@@ -104,7 +104,8 @@ class Consumer:
 
         Raises:
             errors.BrokerError: the first connection failed in a way that trying again will not mend.
-            errors.WorkerError: nothing arrives though events wait, and connecting anew did not help.
+            errors.WorkerError: nothing arrives though events wait, and connecting again did not help; or a handler has
+                cancelled the tasks around its own.
         """
         loop = current_loop()
         self._schedule = loop.soon_from_thread
@@ -349,9 +350,10 @@ class Consumer:
                 slot.error = error
             finally:
                 self._slots.discard(slot)
-            if slot.job is not None:
+            if slot.job is not None and not self._ends():
                 self._judge(slot, cancelled=cancelled() > 0, first=handled == 1)
-            await _forget_cancellation(cancelled)
+            while cancelled() and not self._ends():
+                await _forget_cancellation()
             handed_on = self._hand_on(slot)
         finally:
             if not handed_on:
@@ -842,14 +844,13 @@ def _never() -> int:
     return 0
 
 
-async def _forget_cancellation(requests: Callable[[], int]) -> None:
-    """Let this task end well, though a handler has cancelled it: asyncio would have the whole worker cancelled."""
-    while requests() > 0:
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(0)  # one that was not delivered yet is delivered here
-        task = asyncio.current_task()
-        assert task is not None
-        task.uncancel()
+async def _forget_cancellation() -> None:
+    """Let this task end well, though a handler has cancelled it: else asyncio would have the whole worker cancelled."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)  # one that was not delivered yet is delivered here
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
 
 
 def _is_interrupt(error: BaseException) -> bool:
