@@ -244,6 +244,11 @@ async def test_a_cancellation_that_comes_too_late_costs_the_next_event_a_second_
     shop: Lightbus, billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs: list[tuple[int, int]] = []
+    all_are_here = anyio.Event()
+
+    @billing.on("order.cancelled")
+    async def hold_the_task() -> None:
+        await all_are_here.wait()
 
     @billing.on("order.placed")
     async def handle(order: OrderPlaced, message: Message) -> None:
@@ -256,8 +261,11 @@ async def test_a_cancellation_that_comes_too_late_costs_the_next_event_a_second_
 
     async with running(shop, billing, concurrency=1) as bus:
         (consumer,) = bus.consumers["billing"]
+        await shop.publish(OrderCancelled(number=9))
         await shop.publish_many([OrderPlaced(number=number) for number in range(3)])
-        await eventually(lambda: consumer.handled, 3)
+        await eventually(lambda: len(consumer.lanes[0].ready), 3)
+        all_are_here.set()
+        await eventually(lambda: consumer.handled, 4)
     assert runs == [(1, 1), (1, 1), (2, 1)]
     assert "The handler 'handle' on 'order.placed'" in caplog.text
     assert "was interrupted, as something cancelled its task" in caplog.text
@@ -287,12 +295,13 @@ async def test_a_handler_that_awaits_what_was_cancelled_is_tried_again(shop: Lig
 async def test_a_worker_that_a_handler_cancels_from_inside_says_so(shop: Lightbus, billing: Lightbus) -> None:
     @billing.on("order.placed")
     async def cancel_what_is_around_it() -> None:
-        for task in asyncio.all_tasks():
+        for task in asyncio.all_tasks() - others:
             if "Consumer._watch_timeouts" in repr(task):
                 task.cancel()
         await anyio.sleep(LIMIT)
 
     async with running(shop):
+        others = asyncio.all_tasks()
         worker = Worker(billing)
         async with anyio.create_task_group() as tasks:
 
