@@ -331,7 +331,7 @@ class Consumer:
             self._slots.add(slot)
             try:
                 with slot.scope, shield:
-                    if left is not None and left.again and left.job is not None:
+                    if left is not None and left.again and left.job is not None and not self._ends():
                         slot.job, handled = left.job, 1
                         await self.process(slot, left.job)
                     # Not after its time was over, though that handler ended well: the next one would be cancelled.
@@ -564,7 +564,12 @@ class Consumer:
                 slot.cancel(now)
                 self._pools[slot.lane].leave_behind(slot)
         in_the_loop = [slot for slot in late if not isinstance(slot, Seat)]
-        await self._cancel(in_the_loop, now)
+        left_behind = [
+            slot for pool in self._pools.values() for slot in _copied(pool.left_behind) if not isinstance(slot, Seat)
+        ]
+        await self._cancel(in_the_loop + left_behind, now)
+        if self._stopping:
+            return
         for slot in in_the_loop:
             if slot.job is not None and slot.late is not None and now - slot.late.since > pools.STUCK:
                 self._leave_behind(slot)
@@ -584,7 +589,7 @@ class Consumer:
 
     def _leave_behind(self, slot: Slot) -> None:
         """Decide on the event of a handler that does not end, in another task, which gets its room."""
-        if self._stopping or not self._pools[slot.lane].leave_behind(slot):
+        if not self._pools[slot.lane].leave_behind(slot):
             return
         left = Slot(slot.lane, slot.scope, job=slot.job)
         slot.left_behind, slot.job = True, None

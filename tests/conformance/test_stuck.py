@@ -165,3 +165,28 @@ async def test_a_handler_that_blocks_the_event_loop_is_named_with_where_it_is_an
 
 async def eventually_dead(app: Lightbus, count: int = 1) -> list[int]:
     return order_numbers(await dead_letters(app, count))
+
+
+async def test_where_no_thread_can_be_started_plain_handlers_run_later(
+    shop: Lightbus, billing: Lightbus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start, refused = threading.Thread.start, threading.Event()
+    heard: list[int] = []
+
+    def start_or_refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("AnyIO worker") and not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    @billing.on("order.placed")
+    def hear(order: OrderPlaced) -> None:
+        heard.append(order.number)
+
+    async with running(shop, billing):
+        monkeypatch.setattr(threading.Thread, "start", start_or_refuse)
+        await shop.publish_many([OrderPlaced(number=number) for number in range(5)])
+        await eventually(lambda: sorted(heard), list(range(5)))
+    if refused.is_set():  # anyio may have had a thread left
+        assert "No thread for the plain handlers of 'billing.main': can't start new thread" in caplog.text
+    assert await left_in(billing) == []
