@@ -6,28 +6,36 @@ the connection in a thread of its own; what becomes of it goes back there to be 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
+import dis
 import functools
 import logging
 import math
+import signal
+import threading
 import time
 import types
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
+import anyio.to_thread
 import attrs
 
 from lightbus import codec, errors, topology
+from lightbus import pool as pools
 from lightbus.connection import Broker
 from lightbus.handler import Handler
 from lightbus.loop import current_loop
-from lightbus.pool import Pool, Seat, Slot
+from lightbus.pool import Late, Pool, Seat, Slot, described
 from lightbus.publisher import Publisher
 from lightbus.retry import DeadLetter, Retry, RetryIn
+from lightbus.stall import SAY_AGAIN, LoopWatch
 from lightbus.subscriber import Job, Lane, Siblings, Subscriber
 from lightbus.topology import Topology
 from lightbus.transport import Delivery, Publication
@@ -36,11 +44,11 @@ logger = logging.getLogger("lightbus")
 
 CHECKPOINT_EVERY = 16
 """Deliveries that one task handles before it lets others run, though no handler ever waited."""
-SAY_AGAIN = 60.0
-"""Seconds between two warnings that the same event has no handler."""
-FAILURES = (Exception, SystemExit, BaseExceptionGroup)
-"""What a handler may raise, whatever it is; the rest ends the worker."""
+LAST_COPIES = 2.0
+"""Seconds that copies of failed events which are on their way get to be confirmed, when the worker is cancelled."""
 COPY_PAUSES = (0.2, 1.0, 5.0)
+NO_THREAD_PAUSE = 1.0
+RAISE = dis.opmap["RAISE_VARARGS"]
 ROUTES = 10_000
 """Remembered (exchange, routing key) pairs; forgotten all at once when there are more."""
 
@@ -79,7 +87,10 @@ class Consumer:
         }
         self._slots: set[Slot] = set()
         self._running = 0
+        self._deciding: set[anyio.CancelScope] = set()
         self._stopping = False
+        self._over = False
+        """Handlers are being cancelled with the worker: what they had in hand is delivered again."""
         self._failure: errors.LightbusError | None = None
         self._unkept: dict[int, str] = {}
         """Why copies of failed deliveries could not be published so far, by the copy's identity."""
@@ -95,7 +106,8 @@ class Consumer:
 
         Raises:
             errors.BrokerError: the first connection failed in a way that trying again will not mend.
-            errors.WorkerError: nothing arrives though events wait, and connecting anew did not help.
+            errors.WorkerError: nothing arrives though events wait, and connecting again did not help; or a handler has
+                cancelled the tasks around its own.
         """
         loop = current_loop()
         self._schedule = loop.soon_from_thread
@@ -104,27 +116,61 @@ class Consumer:
         self._subscriber.hand_over = functools.partial(self._schedule, self._context.run, self.receive)
         self._subscriber.hand_over_here = functools.partial(loop.soon, self._context.run, self.receive)
         self._subscriber.attended_by(loop)
+        self._cancelled = _cancel_requests()
+        self._cancelled_before = self._cancelled()
         self._ready = anyio.Event()
         self._drained = anyio.Event()
         self._ended = anyio.Event()
         self._idle = anyio.Event()
+        self._tick = max(
+            0.02,
+            min(1.0, min((one.timeout for lane in self.lanes for one in lane.handlers.values()), default=60.0) / 10),
+        )
+        self.beat = time.monotonic()
+        watch = LoopWatch(self._due, self._handler_that_runs)
         try:
             async with anyio.create_task_group() as self._tasks:
-                self._tasks.start_soon(self._watch_timeouts)
-                self._subscriber.ensure_started()
-                await self._ready.wait()
-                if self._failure is None:
-                    task_status.started()
-                    await self._ended.wait()
+                try:
+                    self._tasks.start_soon(self._watch_timeouts)
+                    self._subscriber.ensure_started()
+                    await self._ready.wait()
+                    if self._failure is None:
+                        task_status.started()
+                        await self._ended.wait()
+                finally:  # before any handler is cancelled, whatever the reason
+                    self._let_go()
                 self._tasks.cancel_scope.cancel()
         finally:
-            self._stopping = True
-            for pool in self._pools.values():
-                pool.close()
+            watch.stop()
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._subscriber.stop, 5.0)
         if self._failure is not None:
             raise self._failure
+        if not self._ended.is_set():
+            raise errors.WorkerError(
+                f"The worker of {self.app!r} was cancelled from inside: by a handler, most likely, that cancelled the "
+                "tasks around its own. What was in hand is delivered again."
+            )
+
+    def _let_go(self) -> None:
+        """Nothing is decided on any more, but for failures whose copies are on their way."""
+        self._stopping = self._over = True
+        for lane in self.lanes:
+            lane.ready.clear()
+            self._pools[lane].close()
+            for slot in (*self._slots, *self._pools[lane].left_behind):
+                if slot.shield is not None:
+                    slot.shield.shield = False
+        for scope in self._deciding:
+            scope.deadline = anyio.current_time() + LAST_COPIES
+
+    def _ends(self) -> bool:
+        """Whether the worker itself is being cancelled. To be asked outside of a slot's own scope."""
+        return (
+            self._over
+            or self._cancelled() > self._cancelled_before  # asyncio cancels all tasks: this one notices first
+            or anyio.current_effective_deadline() == -math.inf
+        )
 
     async def stop(self, grace: float) -> bool:
         """Take no more, let handlers in flight end for up to `grace` seconds, settle, disconnect.
@@ -187,15 +233,22 @@ class Consumer:
 
     def running(self, now: float) -> list[tuple[str, float]]:
         """The handlers that are running now, and for how many seconds each."""
-        while True:
-            with contextlib.suppress(RuntimeError):  # the loop changed the set meanwhile: look again
-                jobs = [(slot.job, slot.deadline) for slot in self._slots]
-                break
+        jobs = [(slot.job, slot.deadline) for slot in _copied(self._slots)]
         return [
             (job[1].name, max(0.0, now - deadline + job[1].timeout))
             for job, deadline in jobs
             if job is not None and job[1] is not None and deadline < math.inf
         ]
+
+    def late(self, lane: Lane) -> tuple[list[Late], list[Late]]:
+        """The handlers that run on though their time is over: those that hold their place, and those left behind."""
+        holding = [slot.late for slot in _copied(self._slots) if slot.lane is lane and slot.late is not None]
+        return holding, self._pools[lane].all_left_behind()
+
+    def threads_are_short(self, lane: Lane) -> bool:
+        """Whether plain handlers wait, as the threads for them are busy with handlers that are left behind."""
+        pool = self._pools[lane]
+        return bool(pool.full and pool.jobs)
 
     # --- called by the subscriber's thread, run in the event loop
 
@@ -275,61 +328,138 @@ class Consumer:
 
     # --- tasks
 
-    async def _work(self, lane: Lane) -> None:
-        """Handle what is ready until there is nothing left."""
-        ready, handled = lane.ready, 0
+    async def _work(self, lane: Lane, left: Slot | None = None) -> None:
+        """Handle what is ready until there is nothing left; before that, what another task has left."""
+        ready, handled, cancelled = lane.ready, 0, _cancel_requests()
+        shield = anyio.CancelScope()
+        slot = Slot(lane, anyio.CancelScope(), shield=shield)
+        handed_on = False
         try:
-            while ready:
-                slot = Slot(lane, anyio.CancelScope())
-                self._slots.add(slot)
-                try:
-                    with slot.scope:
-                        # Not after its time was over, though that handler ended well: the next one would be cancelled.
-                        while ready and slot.job is None and not slot.scope.cancel_called:
-                            job = ready.popleft()
-                            if not self._may_run(lane, job):
-                                continue
-                            slot.job = job
-                            await self.process(slot, job)
-                            handled += 1
-                            if handled % CHECKPOINT_EVERY == 0:
-                                await anyio.lowlevel.checkpoint()
-                finally:
-                    self._slots.discard(slot)
-                if slot.job is not None:  # it failed: settled out here, where no timeout can cut it short
-                    self._start_tasks(lane, len(ready))
-                    await self._conclude(lane, slot.job, slot.error or _timeout_error(slot.job))
+            if left is not None and not left.again:
+                self._start_tasks(lane, len(ready))
+                await self._decide(left)  # out here, where no timeout can cut it short
+            self._slots.add(slot)
+            try:
+                with slot.scope, shield:
+                    if left is not None and left.again and left.job is not None and not self._ends():
+                        slot.job, handled = left.job, 1
+                        await self.process(slot, left.job)
+                    # Not after its time was over, though that handler ended well: the next one would be cancelled.
+                    while ready and slot.job is None and not slot.scope.cancel_called and not cancelled():
+                        job = ready.popleft()
+                        if not self._may_run(lane, job):
+                            continue
+                        slot.job = job
+                        handled += 1
+                        await self.process(slot, job)
+                        if handled % CHECKPOINT_EVERY == 0:
+                            await anyio.lowlevel.checkpoint()
+            except anyio.get_cancelled_exc_class() as error:
+                if self._ends():
+                    raise
+                slot.error = error
+            finally:
+                self._slots.discard(slot)
+            if slot.job is not None and not self._ends():
+                self._judge(slot, cancelled=cancelled() > 0, first=handled == 1)
+            while cancelled() and not self._ends():
+                await _forget_cancellation()
+            handed_on = self._hand_on(slot)
         finally:
-            self._pools[lane].give_room()
-            self._one_less()
+            if not handed_on:
+                self._pools[lane].give_room()
+                self._one_less()
+
+    def _hand_on(self, slot: Slot) -> bool:
+        """Whether another task gets this one's room. It is not used any further itself where anything is left: its
+        handler may have cancelled it, now or for later.
+        """
+        if slot.left_behind:  # one got it when that was decided
+            self._pools[slot.lane].ended(slot, slot.error)
+            return True
+        if (slot.job is None and not slot.lane.ready) or self._ends():
+            return False
+        self._tasks.start_soon(self._work, slot.lane, None if slot.job is None else slot)
+        return True
+
+    def _judge(self, slot: Slot, *, cancelled: bool, first: bool) -> None:
+        """Whose fault it is that a job is left: the handler's, or that of one before it, which has cancelled the task
+        that they share. A new task runs the job again then, which nothing but the handler itself can cancel.
+        """
+        assert slot.job is not None
+        if slot.late is not None:
+            slot.error = None
+        elif cancelled and not first:
+            slot.again = True
+            logger.warning(
+                "The %s was interrupted, as something cancelled its task: most likely a handler that ran in it before, "
+                "with a timer that still runs. It is run again.",
+                described(slot.lane, slot.job),
+            )
+        elif isinstance(slot.error, anyio.get_cancelled_exc_class()):
+            slot.error = _cancelled_error(slot, cancelled, slot.error)
+
+    async def _decide(self, left: Slot) -> None:
+        """Act on a failure. Where the worker is cancelled meanwhile, a copy that is on its way may still be confirmed:
+        else the event would come twice.
+        """
+        if self._ends():
+            return
+        assert left.job is not None
+        with anyio.CancelScope(shield=True) as scope:
+            self._deciding.add(scope)
+            try:
+                await self._conclude(left.lane, left.job, left.error or _timeout_error(left.job))
+            finally:
+                self._deciding.discard(scope)
 
     async def _work_in_thread(self, pool: Pool) -> None:
         """Lend a thread to the pool until it closes; what the thread leaves in its seat is decided on here."""
-        coming = True
+        coming, handed_on = True, False
         try:
             while not pool.closed:
                 seat = Seat(pool.lane, anyio.CancelScope(), coming=coming)
-                coming = False
                 self._slots.add(seat)
                 try:
                     with seat.scope:
                         await anyio.to_thread.run_sync(
                             pool.serve, seat, abandon_on_cancel=True, limiter=_thread_limiter()
                         )
-                        if seat.returned is not None:
-                            await self._await_returned(seat)
+                except RuntimeError as error:
+                    if seat.thread:
+                        raise
+                    logger.error("No thread for the plain handlers of %r: %s. Trying again.", pool.lane.name, error)
+                    await anyio.sleep(NO_THREAD_PAUSE)
+                    continue
                 finally:
                     self._slots.discard(seat)
                     self._collect(pool)
-                if seat.job is not None:
-                    if seat.error is not None and not errors.is_a(
-                        seat.error, (*FAILURES, anyio.get_cancelled_exc_class())
-                    ):
-                        raise seat.error
-                    await self._conclude(pool.lane, seat.job, seat.error or _timeout_error(seat.job))
+                coming = False
+                if seat.returned is not None and seat.late is None:
+                    self._tasks.start_soon(self._work, pool.lane, self._left_to_await(seat))  # with this one's room
+                    handed_on = not pool.take_room(1)
+                    if handed_on:
+                        break
+                    self._running += 1
+                elif seat.job is not None:
+                    await self._decide(seat)
+                    if pool.full:  # then no further thread is to be had
+                        break
         finally:
-            pool.give_room()
-            self._one_less()
+            if not handed_on:
+                pool.give_room()
+                self._one_less()
+            if not self._stopping:
+                self._start_tasks(pool.lane, most=1)
+
+    def _left_to_await(self, seat: Seat) -> Slot:
+        """A plain function around an async one (a decorator's, mostly) returns what is yet to be run."""
+        assert seat.job is not None
+        delivery, handler, siblings = seat.job
+        assert handler is not None
+        left = seat.deadline - time.monotonic()
+        rest = attrs.evolve(handler, function=_awaits(seat.returned), arguments=_nothing, timeout=left)
+        return Slot(seat.lane, seat.scope, job=(delivery, rest, siblings), again=True)
 
     def _one_less(self) -> None:
         self._running -= 1
@@ -356,16 +486,18 @@ class Consumer:
             context = self._context.copy()
             context.run(codec.current_delivery.set, delivery)
             slot.deadline = time.monotonic() + handler.timeout
-            await run_in_context(context, handler.function(*arguments), slot.lane.let_others_begin)
-        except FAILURES as error:
-            slot.error = None if slot.scope.cancel_called else error
-        except anyio.get_cancelled_exc_class() as error:
-            if slot.scope.cancel_called or self._stopping:
+            slot.coroutine = handler.function(*arguments)
+            await run_in_context(context, slot.coroutine, slot.lane.let_others_begin)
+        except (anyio.get_cancelled_exc_class(), TaskClosed):
+            raise  # whose doing that is can be seen outside of the slot's scope
+        except BaseException as error:
+            if _is_interrupt(error):
                 raise
-            slot.error = error  # the handler's own doing: it awaited something that was cancelled
+            slot.error = error
         else:
-            slot.job = None
-            self._settle(slot.lane, job)
+            if not slot.left_behind:
+                slot.job = None
+                self._settle(slot.lane, job)
         finally:
             slot.deadline = math.inf
 
@@ -423,26 +555,92 @@ class Consumer:
             lane.running_of[handler.name] -= 1
             self._unpark(lane, handler)
 
+    # --- handlers over their time
+
     async def _watch_timeouts(self) -> None:
         """Cancel handlers that are over their time. One look at all slots costs less than a timer for each event."""
-        shortest = min((handler.timeout for lane in self.lanes for handler in lane.handlers.values()), default=60.0)
         while True:
-            await anyio.sleep(max(0.02, min(1.0, shortest / 10)))
+            await anyio.sleep(self._tick)
             self.beat = now = time.monotonic()
             for pool in self._pools.values():
                 self._collect(pool)
-            for slot in list(self._slots):
-                if slot.give_up(now):
-                    slot.scope.cancel()
+            late = [slot for slot in self._slots if slot.give_up(now)]
+            if late or any(pool.left_behind for pool in self._pools.values()):
+                await self._end_late(late, now)
 
-    async def _await_returned(self, seat: Seat) -> None:
-        """A plain function around an async one (a decorator's, mostly) returns what is yet to be run."""
-        assert seat.job is not None
-        delivery, handler, siblings = seat.job
-        assert handler is not None
-        left = seat.deadline - time.monotonic()
-        rest = attrs.evolve(handler, function=_awaits(seat.returned), arguments=_nothing, timeout=left)
-        await self.process(seat, (delivery, rest, siblings))
+    async def _end_late(self, late: list[Slot], now: float) -> None:
+        for slot in late:
+            if isinstance(slot, Seat):
+                slot.cancel(now)
+                self._pools[slot.lane].leave_behind(slot)
+        in_the_loop = [slot for slot in late if not isinstance(slot, Seat)]
+        left_behind = [
+            slot for pool in self._pools.values() for slot in _copied(pool.left_behind) if not isinstance(slot, Seat)
+        ]
+        await self._cancel(in_the_loop + left_behind, now)
+        if self._stopping:
+            return
+        for slot in in_the_loop:
+            if slot.job is not None and slot.late is not None and now - slot.late.since > pools.STUCK:
+                self._leave_behind(slot)
+                self._say_stuck(slot, slot.late, now)
+        for pool in self._pools.values():
+            for slot, since in list(pool.left_behind.items()):
+                if now - since.since > pools.STUCK:
+                    self._say_stuck(slot, since, now)
+
+    async def _cancel(self, slots: list[Slot], now: float) -> None:
+        """Cancel them for one round of the event loop; without a limit, it would do so in each round until they end."""
+        cancelled = [slot for slot in slots if slot.cancel(now)]
+        if cancelled:
+            await anyio.lowlevel.checkpoint()
+            for slot in cancelled:
+                slot.rest()
+
+    def _leave_behind(self, slot: Slot) -> None:
+        """Decide on the event of a handler that does not end, in another task, which gets its room."""
+        if not self._pools[slot.lane].leave_behind(slot):
+            return
+        left = Slot(slot.lane, slot.scope, job=slot.job)
+        slot.left_behind, slot.job = True, None
+        self._slots.discard(slot)
+        self._tasks.start_soon(self._work, slot.lane, left)
+
+    def _say_stuck(self, slot: Slot, late: Late, now: float) -> None:
+        if now - late.said_at < SAY_AGAIN:
+            return
+        late.said_at = now
+        if not slot.left_behind:
+            became = (
+                "Its event stays unsettled, and it holds its place in the worker's concurrency, since "
+                f"{self._pools[slot.lane].limit} handlers of this queue run on like this already"
+            )
+        elif isinstance(slot, Seat):
+            became = "Its event has failed; a thread cannot be stopped"
+        else:
+            became = "Its event has failed; the handler did not end when it was cancelled"
+        logger.error(
+            "The %s is over its timeout of %g s, and still running %.0f s later. %s. It is at:\n%s",
+            late.what,
+            late.timeout,
+            now - late.since,
+            became,
+            slot.stack() or "  (unknown)",
+        )
+
+    def _due(self) -> float:
+        return (self.beat or math.inf) + self._tick
+
+    def _handler_that_runs(self) -> str | None:
+        """The handler that the event loop is running right now. From another thread."""
+        for slot in _copied(self._slots):
+            job = slot.job
+            if job is None or isinstance(slot, Seat):
+                continue
+            decoding = slot.deadline == math.inf  # it has no deadline yet
+            if decoding or getattr(slot.coroutine, "cr_running", False):
+                return described(slot.lane, job)
+        return None
 
     # --- what becomes of a failure
 
@@ -630,6 +828,18 @@ def _nothing(delivery: Delivery) -> tuple[Any, ...]:
     return ()
 
 
+def _cancelled_error(slot: Slot, cancelled: bool, error: BaseException) -> errors.HandlerCancelled:
+    assert slot.job is not None
+    assert slot.job[1] is not None
+    how = "cancelled its own task" if cancelled else "awaited something that was cancelled"
+    made = errors.HandlerCancelled(
+        f"handler {slot.job[1].name!r} {how} (CancelledError). "
+        "For a time limit of its own, use asyncio.timeout or anyio.fail_after."
+    )
+    made.__cause__ = error
+    return made.with_traceback(error.__traceback__)
+
+
 def _timeout_error(job: Job) -> errors.HandlerTimeout:
     handler = job[1]
     assert handler is not None
@@ -637,6 +847,60 @@ def _timeout_error(job: Job) -> errors.HandlerTimeout:
         f"handler {handler.name!r} ran longer than its timeout of {handler.timeout:g} s. "
         "Make it faster, split the work, or give it more time with timeout=SECONDS."
     )
+
+
+def _copied(slots: Collection[Slot]) -> list[Slot]:
+    """For another thread than the event loop's."""
+    while True:
+        with contextlib.suppress(RuntimeError):  # the loop changed it meanwhile: look again
+            return list(slots)
+
+
+def _cancel_requests() -> Callable[[], int]:
+    """How often this task has been cancelled, by whom does not matter. Under trio, only scopes can be cancelled."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return _never if task is None else task.cancelling
+
+
+def _never() -> int:
+    return 0
+
+
+async def _forget_cancellation() -> None:
+    """Let this task end well, though a handler has cancelled it: else asyncio would have the whole worker cancelled."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)  # one that was not delivered yet is delivered here
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether a signal (Ctrl-C) has raised it, while a handler happened to run, and not the handler itself."""
+    if not isinstance(error, KeyboardInterrupt) or threading.current_thread() is not threading.main_thread():
+        return False
+    on_signal: Any = signal.getsignal(signal.SIGINT)
+    while isinstance(on_signal, functools.partial):
+        on_signal = on_signal.func
+    code = getattr(on_signal, "__code__", None)
+    trace, last = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code is code:
+            return True
+        trace, last = trace.tb_next, trace
+    # Python's own handler leaves no frame: it is raised between two instructions, or within a call.
+    return (
+        last is not None
+        and on_signal is signal.default_int_handler
+        and last.tb_frame.f_code.co_code[last.tb_lasti] != RAISE
+    )
+
+
+class TaskClosed(GeneratorExit):
+    """The task is closed, with what runs in it, as its event loop has ended."""
 
 
 @types.coroutine
@@ -658,7 +922,7 @@ def run_in_context(
             value = yield yielded
         except GeneratorExit:
             coroutine.close()
-            raise
+            raise TaskClosed from None
         except BaseException as error:  # noqa: BLE001  # it is the coroutine's to handle
             step = functools.partial(coroutine.throw, error)
         else:

@@ -300,6 +300,10 @@ class HandlerTimeout(LightbusError, TimeoutError):
     """A handler ran longer than its `timeout`."""
 
 
+class HandlerCancelled(LightbusError):
+    """A handler cancelled the task that it ran in, or awaited something that was cancelled."""
+
+
 class NoHandler(LightbusError, LookupError):
     """An event arrived that no handler of the app matches: a rolling deploy, or a leftover binding."""
 

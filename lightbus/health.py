@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import attrs
 
 from lightbus import errors
+from lightbus.consumer import Consumer
+from lightbus.pool import STUCK
+from lightbus.subscriber import Lane
 from lightbus.worker import Worker
 
 SLOW_LOOP = 10.0
 """Seconds without a turn of the event loop, after which the worker is not ready: nothing begins or ends meanwhile."""
 STUCK_LOOP = 120.0
-"""Seconds without a turn of the event loop, after which the worker is not live either: far beyond a handler's time."""
+"""Seconds without a turn of the event loop, or in which handlers that do not end held up all others, after which the
+worker is not live either: far beyond a handler's time."""
 REQUEST_LIMIT = 5.0
 
 
@@ -56,6 +61,12 @@ def report(worker: Worker, now: float | None = None) -> Report:
         problems.append("the thread that reads from the broker has ended")
         live = False
     queues = [_queue(lane, now) for lane in consumer.lanes]
+    for lane in consumer.lanes:
+        stuck = _stuck(consumer, lane, now)
+        if stuck is not None:
+            problem, seconds = stuck
+            problems.append(problem)
+            live = live and seconds < STUCK_LOOP
     problems += [
         f"connected but perhaps deaf: {lane.watch.suspicion}"
         for lane in consumer.lanes
@@ -73,7 +84,11 @@ def report(worker: Worker, now: float | None = None) -> Report:
         "queues": queues,
         "event_loop": {"last_turn_seconds_ago": _rounded(loop_age)},
         "publisher": {"state": publisher, "error": why},
-        "handlers": {"running": _running(worker, now), "ended": consumer.handled},
+        "handlers": {
+            "running": _running(worker, now),
+            "over_timeout": _over_timeout(consumer, now),
+            "ended": consumer.handled,
+        },
     }
     return Report(live, not problems, problems, body)
 
@@ -113,6 +128,32 @@ def _running(worker: Worker, now: float) -> dict[str, Any]:
     return {
         "count": len(running),
         "oldest": None if oldest is None else {"handler": oldest[0], "seconds": _rounded(oldest[1])},
+    }
+
+
+def _stuck(consumer: Consumer, lane: Lane, now: float) -> tuple[str, float] | None:
+    """Why handlers that do not end keep others of their queue from running, and for how many seconds they have."""
+    holding, left_behind = consumer.late(lane)
+    holding = [late for late in holding if now - late.since > STUCK]
+    if len(holding) >= lane.concurrency:
+        late = holding + left_behind
+        what = f"nothing of {lane.name!r} is handled"
+    elif consumer.threads_are_short(lane):
+        late = left_behind
+        what = f"plain handlers of {lane.name!r} get no thread"
+    else:
+        return None
+    names = Counter(one.handler for one in late)
+    shown = ", ".join(f"{name} ({count})" for name, count in sorted(names.items()))
+    return f"{what}: handlers over their timeout do not end: {shown}", min(now - one.since for one in late)
+
+
+def _over_timeout(consumer: Consumer, now: float) -> dict[str, Any]:
+    late = [one for lane in consumer.lanes for some in consumer.late(lane) for one in some]
+    oldest = min(late, key=lambda one: one.since, default=None)
+    return {
+        "count": len(late),
+        "oldest": None if oldest is None else {"handler": oldest.handler, "seconds": _rounded(now - oldest.since)},
     }
 
 

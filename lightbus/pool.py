@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import logging
 import math
 import threading
 import time
@@ -18,9 +19,18 @@ from typing import Any
 import anyio
 import attrs
 
-from lightbus import codec
+from lightbus import codec, errors, stall
 from lightbus.handler import Handler
 from lightbus.subscriber import Job, Lane
+
+logger = logging.getLogger("lightbus")
+
+CANCEL_AGAIN = 1.0
+"""Seconds until a handler that did not end is cancelled again: it may have waited for something that is shielded."""
+STUCK = 10.0
+"""Seconds after its timeout, for which an async handler may go on tidying up before it is left behind."""
+LEFT_BEHIND = 10
+"""Handlers of a queue that may be left behind, running on; more where its `concurrency` is higher."""
 
 
 @attrs.define(eq=False)
@@ -34,10 +44,72 @@ class Slot:
     job: Job | None = None
     error: BaseException | None = None
     """Why the job failed; None where it ran out of time."""
+    again: bool = False
+    """The job did not fail: something cancelled its task, so another one is to run it."""
+    coroutine: Any = None
+    """What runs, or ran last."""
+    shield: anyio.CancelScope | None = None
+    """Inside of `scope`, which would cancel the handler again in each round of the event loop until it ends."""
+    late: Late | None = None
+    """Once the handler was cancelled, as its time was over."""
+    left_behind: bool = False
+    """Its event is decided on; whatever the handler comes to does not count any more."""
 
     def give_up(self, now: float) -> bool:
         """Whether the handler's time is over."""
         return self.deadline < now
+
+    def cancel(self, now: float) -> bool:
+        """Cancel the handler, unless that was done just now; then `rest` is to be called a round later."""
+        assert self.shield is not None
+        if self.late is None:
+            self.late = Late.of(self, now)
+            self.scope.cancel()
+        elif now < self.late.cancel_again_at:
+            return False
+        else:
+            self.shield.shield = False
+        self.late.cancel_again_at = now + CANCEL_AGAIN
+        return True
+
+    def rest(self) -> None:
+        assert self.shield is not None
+        self.shield.shield = True
+
+    def stack(self) -> str:
+        """Where the handler is."""
+        return stall.stack_of_coroutine(self.coroutine)
+
+
+@attrs.define(eq=False)
+class Late:
+    """What is known of a handler whose time is over."""
+
+    handler: str
+    timeout: float
+    what: str
+    """The handler and its event, for the log."""
+    since: float
+    """When its time was over, on the monotonic clock."""
+    cancel_again_at: float = 0.0
+    said_at: float = -math.inf
+    """When the log was last told that it still runs."""
+
+    @classmethod
+    def of(cls, slot: Slot, now: float) -> Late:
+        assert slot.job is not None
+        handler = slot.job[1]
+        assert handler is not None
+        return cls(handler.name, handler.timeout, described(slot.lane, slot.job), min(slot.deadline, now))
+
+
+def described(lane: Lane, job: Job) -> str:
+    """A handler and its event, for the log."""
+    delivery, handler, _ = job
+    message_id, _ = codec.read_cause(delivery)
+    shown = message_id if message_id.isprintable() else ascii(message_id)
+    name = None if handler is None else handler.name
+    return f"handler {name!r} on {delivery.routing_key!r} ({shown}) in {lane.name!r}"
 
 
 def _rung() -> threading.Lock:
@@ -56,8 +128,23 @@ class Seat(Slot):
     """Called, and has not taken a job yet."""
     bell: threading.Lock = attrs.field(factory=_rung)
     """Released to wake the thread, which has no job."""
+    thread: int = 0
+    """Its identifier, once it serves."""
+    gone: bool = False
+    """The thread has left the seat."""
     _given_up: bool = False
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def cancel(self, now: float) -> bool:
+        """The task stops waiting for the thread, which cannot be stopped."""
+        if self.late is None:
+            self.late = Late.of(self, now)
+            self.left_behind = True
+            self.scope.cancel()
+        return False
+
+    def stack(self) -> str:
+        return "" if self.gone else stall.stack_of_thread(self.thread)
 
     def give_up(self, now: float) -> bool:
         """Whether the handler's time is over. The thread runs on, but whatever it comes to does not count any more."""
@@ -77,12 +164,13 @@ class Seat(Slot):
                 self.job = None
             return not self._given_up
 
-    def fail(self, error: BaseException) -> None:
-        """The handler has raised this; the job stays in the seat, to be decided on."""
+    def fail(self, error: BaseException) -> bool:
+        """The handler has raised this; the job stays in the seat, to be decided on. Says whether that was in time."""
         with self._lock:
             self.deadline = math.inf
             if not self._given_up:
                 self.error = error
+            return not self._given_up
 
 
 class Pool:
@@ -107,6 +195,8 @@ class Pool:
             room: tells the tasks of async handlers that there is room for one more.
         """
         self.lane = lane
+        self.limit = max(LEFT_BEHIND, lane.concurrency)
+        """Of handlers that are left behind."""
         self.jobs: deque[Job] = deque()
         self.done: deque[tuple[Job, bool]] = deque()
         """Jobs that have ended; False where they were not begun, since their epoch is over."""
@@ -116,6 +206,9 @@ class Pool:
         self._start, self._collect, self._room = start, collect, room
         self._coming = False
         self._waiting: list[Seat] = []
+        self.left_behind: dict[Slot, Late] = {}
+        """Handlers, plain and async, that run on though their time is over and their event is decided on. They hold no
+        room; there is a limit to them (`full`)."""
         self._lock = threading.Lock()
         """Of the fields above, and of `lane.running`."""
 
@@ -139,13 +232,52 @@ class Pool:
         with self._lock:
             if self._coming or not self.jobs or self.closed or self.lane.running >= self.lane.concurrency:
                 return
+            seat = self._waiting.pop() if self._waiting else None  # the last one to go: it is the warmest
+            if seat is None and self.full:  # `ended` calls again
+                return
             self._coming = True
             self.lane.running += 1
-            seat = self._waiting.pop() if self._waiting else None  # the last one to go: it is the warmest
         if seat is None:
             self._start(self)
         else:
             seat.bell.release()
+
+    # --- handlers that do not end
+
+    @property
+    def full(self) -> bool:
+        """Whether so many handlers are left behind that no further one may be: no further thread is started then."""
+        return len(self.left_behind) >= self.limit
+
+    def leave_behind(self, slot: Slot) -> bool:
+        """A handler runs on, without its room. Says whether there are few enough of them; a thread counts anyway."""
+        is_thread = isinstance(slot, Seat)
+        assert slot.late is not None
+        with self._lock:
+            if isinstance(slot, Seat) and slot.gone:
+                return False
+            if self.full and not is_thread:
+                return False
+            self.left_behind[slot] = slot.late
+            return True
+
+    def ended(self, slot: Slot, error: BaseException | None = None) -> None:
+        """A handler that was left behind has ended, in any thread."""
+        with self._lock:
+            late = self.left_behind.pop(slot, None)
+            if isinstance(slot, Seat):
+                slot.gone = True
+        if late is None:
+            return
+        if late.said_at > -math.inf or error is not None:
+            how = "" if error is None else f", with {type(error).__name__}: {errors.words(error)}"
+            after = time.monotonic() - late.since
+            logger.warning("The %s has ended, %.0f s after its timeout%s.", late.what, after, how)
+        self.call()
+
+    def all_left_behind(self) -> list[Late]:
+        with self._lock:
+            return list(self.left_behind.values())
 
     def close(self) -> None:
         """Take no more; threads that have nothing to do end."""
@@ -163,12 +295,16 @@ class Pool:
         """Handle jobs, until one needs the event loop to decide on it (it stays in the seat) or the pool is closed."""
         thread = threading.current_thread()
         name, thread.name = thread.name, f"lightbus handler of {self.lane.name}"
+        seat.thread = threading.get_ident()
+        late_error: BaseException | None = None
         try:
-            self._handle(seat)
+            late_error = self._handle(seat)
         finally:
             thread.name = name
+            self.ended(seat, late_error)
 
-    def _handle(self, seat: Seat) -> None:
+    def _handle(self, seat: Seat) -> BaseException | None:
+        """Returns what a handler raised after its time was over."""
         lane = self.lane
         while (job := self._next(seat)) is not None:
             delivery, handler, _ = job
@@ -183,13 +319,13 @@ class Pool:
                 returned = context.run(handler.function, *handler.arguments(delivery))
                 if returned is not None and inspect.isawaitable(returned):
                     seat.returned = returned
-                    return
+                    return None
             except BaseException as error:  # noqa: BLE001  # the task that waits for this thread knows what to do
-                seat.fail(error)
-                return
+                return None if seat.fail(error) else error
             if not seat.end():
-                return
+                return None
             self._tell(job, handler, begun=True)
+        return None
 
     def _next(self, seat: Seat) -> Job | None:
         """The next job, as soon as there is one; None when the pool is closed."""
@@ -207,10 +343,10 @@ class Pool:
 
     def _wait(self, seat: Seat) -> None:
         with self._lock:
+            if self.jobs or self.closed:  # still coming where it was called: it calls the next one when it has a job
+                return
             if seat.coming:
                 seat.coming = self._coming = False
-            if self.jobs or self.closed:
-                return
             self._waiting.append(seat)
             self.lane.running -= 1
         if self.lane.ready:

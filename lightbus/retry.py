@@ -102,7 +102,8 @@ class Retry:
         """
         Args:
             delays: seconds between attempts, each from 0.001 to 30 days.
-            on: the error class(es) that are retried.
+            on: the error class(es) that are retried. What is no `Exception` (SystemExit, KeyboardInterrupt, a Rust
+                panic) is dead-lettered at once, unless `on` contains it: on=BaseException.
             never: the error class(es) that are not, even if `on` contains them.
             jitter: the part of each delay, from 0 to below 1, by which it may be shortened at random.
 

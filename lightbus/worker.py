@@ -56,7 +56,8 @@ async def serve(
 ) -> bool:
     """Consume the app's queues within its lifespan, until `stop` is set or the task is cancelled.
 
-    A broker that does not answer is tried again until it does.
+    A broker that does not answer is tried again until it does. Where the task is cancelled, or the lifespan fails, the
+    events of running handlers are delivered again; to let the handlers end first, set `stop`.
 
     Args:
         queues: suffixes of the queues to consume ("main" is the app's own); all of them by default.
@@ -71,7 +72,8 @@ async def serve(
 
     Raises:
         errors.BrokerError: the broker cannot be used as it is, and trying again will not mend that.
-        errors.WorkerError: nothing arrives though events wait, and connecting anew did not help.
+        errors.WorkerError: nothing arrives though events wait, and connecting again did not help; or a handler has
+            cancelled the worker around it.
         errors.InvalidOption: a queue that the app does not have, or a number outside of what it can be.
     """
     worker = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
@@ -161,6 +163,10 @@ class Worker:
             and (near := difflib.get_close_matches(pattern, app.events, n=1, cutoff=0.85))
         ]
 
+    def left_behind(self) -> list[str]:
+        """The names of the handlers that run on though their time is over and their event is decided on."""
+        return [late.handler for lane in self.consumer.lanes for late in self.consumer.late(lane)[1]]
+
     def in_flight(self) -> list[str]:
         """The names of the running handlers. From any thread, also while the event loop is blocked."""
         while True:
@@ -168,9 +174,8 @@ class Worker:
                 return self.consumer.in_flight
 
 
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _only(error: BaseException) -> BaseException:
     """The one exception within groups of one; else the group."""
-    error: BaseException = group
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
@@ -218,9 +223,9 @@ def run(
                 end.tell(FATAL)
             logger.error("%s", error)
             return 1
-        except Exception as error:
+        except BaseException as error:  # also a SystemExit(0) of a user's task: nobody asked for an end
             when = "while it ran" if worker.started else "at its start"
-            exc_info, frames = errors.for_log(errors.without_machinery(error))
+            exc_info, frames = errors.for_log(errors.without_machinery(_only(error)))
             logger.error("The worker failed %s.%s", when, frames, exc_info=exc_info)
             return 1
     if not all_ended:
@@ -315,9 +320,13 @@ class _End:
         if self._ended.wait(LAST_STEPS):
             return
         if not self.worker.unfinished:
-            logger.error(
-                "The handlers have ended, but the lifespan or the connection did not, within %g s.", LAST_STEPS
-            )
+            late = self.worker.left_behind()
+            if late:
+                logger.error("Handlers that ran over their timeout do not end: %s.", _named(late))
+            else:
+                logger.error(
+                    "The handlers have ended, but the lifespan or the connection did not, within %g s.", LAST_STEPS
+                )
         self.leave(self.worker.unfinished or [])
 
     def _loop_answers(self) -> bool:
@@ -335,7 +344,7 @@ class _End:
             logger.error(
                 "Not finished within %g s: %s. %s delivered again.",
                 self.worker.grace,
-                ", ".join(f"{name} ({unfinished.count(name)})" for name in sorted(set(unfinished))),
+                _named(unfinished),
                 "Its event is" if len(unfinished) == 1 else "Their events are",
             )
         logging.shutdown()
@@ -361,6 +370,10 @@ def leave_process(code: int) -> NoReturn:
 
 def _holds_up_exit(thread: threading.Thread) -> bool:
     return not thread.daemon and thread is not threading.main_thread()
+
+
+def _named(handlers: Sequence[str]) -> str:
+    return ", ".join(f"{name} ({handlers.count(name)})" for name in sorted(set(handlers)))
 
 
 def _count(handlers: Sequence[str]) -> str:

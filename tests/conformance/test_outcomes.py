@@ -18,6 +18,7 @@ from lightbus import Lightbus, Message, Reject, Retry
 from lightbus.transport import Publication
 from tests.bus import (
     LIMIT,
+    QUICK,
     OrderCancelled,
     OrderPlaced,
     dead_letters,
@@ -236,9 +237,17 @@ async def test_a_timeout_that_the_handler_raises_itself_keeps_its_own_words(shop
     assert {reason(one) for one in dead} == {"TimeoutError: ", "TimeoutError: the bank took too long"}
 
 
+class Panic(BaseException):
+    """As a Rust extension's panic is."""
+
+
 LEAVE: dict[str, Callable[[], None]] = {
     "SystemExit: 3": lambda: sys.exit(3),
     "KeyError: 'gone'": lambda: _raise(KeyError("gone")),
+    "KeyboardInterrupt: ": lambda: _raise(KeyboardInterrupt()),
+    "GeneratorExit: ": lambda: _raise(GeneratorExit()),
+    "tests.conformance.test_outcomes.Panic: index out of bounds": lambda: _raise(Panic("index out of bounds")),
+    "BaseExceptionGroup: both": lambda: _raise(BaseExceptionGroup("both", [KeyboardInterrupt(), ValueError("two")])),
     "ExceptionGroup: both": lambda: _raise(ExceptionGroup("both", [ValueError("one"), ValueError("two")])),
 }
 
@@ -267,6 +276,29 @@ async def test_no_exception_of_a_handler_ends_the_worker(shop: Lightbus, billing
     for letter in dead:
         name = letter.properties["headers"]["lightbus-handler"].rpartition(",")[0]
         assert reason(letter).startswith(name)
+
+
+@pytest.mark.parametrize(("policy", "attempts"), [(QUICK, 1), (Retry(delays=(0.05,), on=BaseException), 2)])
+async def test_what_is_no_exception_is_retried_only_where_the_policy_says_so_and_harms_no_other(
+    shop: Lightbus, billing: Lightbus, policy: Retry, attempts: int
+) -> None:
+    began: list[int] = []
+    heard: list[int] = []
+
+    @billing.on("order.placed", retry=policy)
+    async def panic(order: OrderPlaced, message: Message) -> None:
+        if order.number == 3:
+            began.append(message.attempt)
+            raise Panic
+        await eventually(lambda: began)  # these run beside it
+        heard.append(order.number)
+
+    async with running(shop, billing):
+        await shop.publish_many([OrderPlaced(number=number) for number in range(6)])
+        await dead_letters(billing)
+        await eventually(lambda: sorted(heard), [0, 1, 2, 4, 5])
+    assert began == list(range(1, attempts + 1))
+    assert await left_in(billing) == []
 
 
 async def test_a_handlers_own_cancellation_is_a_failure_and_not_the_workers(make_app: MakeApp) -> None:

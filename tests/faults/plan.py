@@ -33,6 +33,7 @@ def _planned(scenario: Callable[..., Row], full: dict[str, object], short: dict[
 PLAN = [
     _planned(scenarios.worker_killed, {"times": 20}, {"times": 2}),
     _planned(scenarios.worker_stopped, {"times": 5}, {"times": 1}),
+    _planned(scenarios.serve_cancelled, {"times": 5}, {"times": 1}),
     _planned(scenarios.worker_frozen, {"times": 3}, {"times": 1}),
     _planned(scenarios.loop_blocked, {"times": 3}, {"times": 1}),
     # 20 is the queue's own limit; a policy lowers it where each crash counts.

@@ -61,6 +61,25 @@ def worker_stopped(stage: Stage, *, times: int) -> Row:
         return row
 
 
+def serve_cancelled(stage: Stage, *, times: int) -> Row:
+    """As a program does that consumes in a task: what was only running has not failed, and is delivered again."""
+    with Scene(stage.vhost()) as scene:
+        program = ("tests.faults.serve",)
+        worker = scene.worker(work=0.5, program=program)
+        scene.publisher("--rate", "40")
+        for _ in range(times):
+            scene.until_handled(20)
+            with scene.fault():
+                worker.signal(signal.SIGUSR1)
+                scene.until(lambda: not worker.alive, "the program ends")  # noqa: B023
+                assert "failed on" not in worker.said, worker.said
+                worker = scene.worker(ready=False, work=0.5, program=program)
+        scene.settle()
+        row = scene.row("serve() cancelled, handlers in flight", times)
+        assert not row.dead, f"nothing has failed, but {row.dead} are dead letters"
+        return row
+
+
 def worker_frozen(stage: Stage, *, times: int) -> Row:
     """SIGSTOP for longer than two heartbeats, so that the broker gives it up; then SIGCONT."""
     with Scene(stage.vhost(BEATS)) as scene:

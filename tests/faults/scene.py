@@ -71,6 +71,9 @@ class Row:
         assert self.confirmed, f"{self.fault}: nothing was confirmed, so that nothing was proven"
 
 
+WORKER = ("lightbus", "worker", "tests.faults.listener:app")
+
+
 class Process:
     """A process under test. Its output is kept in the scene's folder."""
 
@@ -154,9 +157,9 @@ class Scene:
         self.processes.append(process)
         return process
 
-    def worker(self, *options: str, ready: bool = True, work: float = 0.0) -> Process:
-        """Start `lightbus worker`, and wait until it says that it is ready."""
-        command = ["-m", "lightbus", "worker", "tests.faults.listener:app", *options]
+    def worker(self, *options: str, ready: bool = True, work: float = 0.0, program: Sequence[str] = WORKER) -> Process:
+        """Start `lightbus worker`, or another program, and wait until it says that it is ready."""
+        command = ["-m", *program, *options]
         worker = self._start("worker", command, {"LIGHTBUS_URL": self.worker_url, "FAULTS_WORK": str(work)})
         if ready:
             self.until(lambda: "Ready:" in worker.said, "the worker is ready", worker)

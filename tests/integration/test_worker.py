@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -16,8 +17,9 @@ import pytest
 
 from lightbus import Lightbus, errors
 from lightbus.worker import serve
+from tests.bus import take_all
 from tests.patience import LIMIT, wait_until, within
-from tests.processes import Program, alive, lightbus
+from tests.processes import Program, alive, lightbus, working
 
 BUS = """\
 import os, threading, time
@@ -414,3 +416,98 @@ def test_a_grace_time_that_is_none_is_refused(backend: str) -> None:
 
     with pytest.raises(errors.InvalidOption, match="grace=-1"):
         anyio.run(main, backend=backend)
+
+
+# --- what ends a worker that nobody has stopped -----------------------------------------------
+
+SERVE = """\
+import asyncio, sys, time
+import anyio
+from lightbus import Lightbus, Retry
+from lightbus.worker import serve
+
+app = Lightbus("billing", retry=Retry.none())
+
+@app.event
+class InvoicePaid:
+    number: int
+
+@app.on(InvoicePaid)
+async def handle(paid: InvoicePaid):
+    print("blocking now", flush=True)
+    while True:
+        time.sleep(0.01)
+
+async def main():
+    async with anyio.create_task_group() as tasks:
+        started = anyio.Event()
+        async def publish():
+            await started.wait()
+            await app.publish(InvoicePaid(number=1))
+        tasks.start_soon(publish)
+        await serve(app, on_started=started.set)
+
+def run():
+    match sys.argv[1]:
+        case "asyncio.run":
+            asyncio.run(main())
+        case "an event loop":
+            asyncio.new_event_loop().run_until_complete(main())
+        case backend:
+            anyio.run(main, backend=backend)
+
+if __name__ == "__main__":
+    run()
+"""
+
+
+@pytest.mark.parametrize("how", ["asyncio.run", "an event loop", "trio"])
+def test_ctrl_c_that_interrupts_a_handler_of_serve_is_no_failure_of_its_event(
+    tmp_path: Path, sqlite_url: str, how: str
+) -> None:
+    tmp_path.joinpath("serving.py").write_text(SERVE)
+    with Program("serving.py", how, folder=tmp_path, url=sqlite_url, program=(sys.executable,)) as program:
+        program.wait_for("blocking now")
+
+        def ended() -> bool:  # asyncio.run takes the first Ctrl-C for a cancellation, which the handler does not let in
+            program.signal(signal.SIGINT)
+            return program.process.poll() is not None
+
+        wait_until(ended, "the end")
+        assert program.end() != 0
+    app = Lightbus("billing", url=sqlite_url)
+    assert len(take_all(app, "billing.main")) == 1
+    assert take_all(app, "billing.dead") == []
+
+
+ENDING = """\
+import asyncio, sys
+from lightbus import Lightbus
+
+app = Lightbus("billing")
+kept = []
+
+@app.event
+class InvoicePaid:
+    number: int
+
+async def leave():
+    sys.exit(0)
+
+@app.on(InvoicePaid)
+async def handle(paid: InvoicePaid):
+    kept.append(asyncio.create_task(leave()))
+    await asyncio.sleep(3600)
+"""
+
+
+def test_a_worker_that_a_users_task_ends_does_not_exit_with_0(tmp_path: Path, sqlite_url: str) -> None:
+    tmp_path.joinpath("ending.py").write_text(ENDING)
+    with working("ending:app", folder=tmp_path, url=sqlite_url) as program:
+        done = lightbus("publish", "ending:app", "invoice.paid", '{"number": 1}', folder=tmp_path, url=sqlite_url)
+        assert done.returncode == 0, done.stderr
+        assert program.end() == 1
+        assert "ERROR    The worker failed while it ran." in program.output
+    app = Lightbus("billing", url=sqlite_url)
+    assert len(take_all(app, "billing.main")) == 1
+    assert take_all(app, "billing.dead") == []

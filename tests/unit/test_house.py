@@ -31,6 +31,7 @@ ORDER = [
     "connection",
     "publisher",
     "subscriber",
+    "stall",
     "pool",
     "consumer",
     "app",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -144,3 +145,44 @@ def test_either_the_handler_ends_in_time_or_it_is_given_up_never_both() -> None:
         assert ended != [given_up]
         assert seat.give_up(math.inf) is given_up
         assert (seat.job is job) is (given_up or attempt % 2 == 0)
+
+
+class JobsThatArriveLate(deque[Job]):
+    """Where a called thread finds nothing, since another has taken its job, more arrive before it waits."""
+
+    def __init__(self, arrive: Callable[[], object]) -> None:
+        super().__init__()
+        self._arrive: Callable[[], object] | None = arrive
+
+    def popleft(self) -> Job:
+        try:
+            return super().popleft()
+        except IndexError:
+            arrive, self._arrive = self._arrive, None
+            if arrive is not None:
+                arrive()
+            raise
+
+
+def test_a_called_thread_whose_job_was_taken_still_calls_the_next_one(made: list[Threads]) -> None:
+    together = threading.Barrier(3)
+    threads = Threads(lambda: _meet(together))
+    made.append(threads)
+    three = [threads.job() for _ in range(3)]
+    threads.pool.jobs = JobsThatArriveLate(lambda: threads.give(*three))
+    threads.pool.jobs.append(threads.job())
+    taken: list[Job] = []
+
+    def start(pool: Pool) -> None:  # the job is taken between the call and the thread's arrival
+        if not taken:
+            taken.append(pool.jobs.pop())
+        threads.start(pool)
+
+    threads.pool._start = start
+    threads.pool.call()
+    threads.until(lambda: len(threads.begun) == 3)  # all at once, which the barrier needs
+    assert not together.broken
+
+
+def _meet(barrier: threading.Barrier) -> None:
+    barrier.wait(LIMIT)
