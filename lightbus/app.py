@@ -466,12 +466,14 @@ class Lightbus:
         Raises:
             errors.InvalidOption: a queue that the app does not have.
         """
+        from lightbus import credit
         from lightbus.subscriber import Lane
 
         known = self.queue_suffixes()
         for queue in queues:
             if queue not in known:
                 raise errors.InvalidOption(f"app {self.name!r} has no queue {queue!r}. It has: {', '.join(known)}.")
+        wanted = list(dict.fromkeys(queues) or known)
         return [
             Lane(
                 topology.queue_name(self.name, suffix),
@@ -483,8 +485,9 @@ class Lightbus:
                 concurrency=self.concurrency
                 if concurrency is None
                 else handler.check_count(concurrency, "worker", "concurrency", 10_000),
+                budget=credit.BUDGET // len(wanted),
             )
-            for suffix in (dict.fromkeys(queues) or known)
+            for suffix in wanted
         ]
 
 

@@ -47,6 +47,9 @@ TICK = 1.0
 LOST = (OSError, amqp.exceptions.AMQPError, kombu.exceptions.OperationalError)
 """What a transport raises when a connection or channel is gone."""
 
+CHANNEL_LOST = amqp.exceptions.ChannelError
+"""What a transport raises when a channel is gone, and its connection is well."""
+
 _TRANSPORTS = {
     "amqp": "lightbus.transport.amqp:Transport",
     "pyamqp": "lightbus.transport.amqp:Transport",
@@ -482,6 +485,10 @@ class ConnectionThread:
     def failed(self, error: errors.BrokerError) -> None:
         """A new epoch could not begin."""
 
+    def well_after(self, error: Exception) -> bool:
+        """Whether the connection may be well though its epoch ends over this: then it is closed in good order."""
+        return False
+
     def closing(self) -> None:
         """Say the last words on a connection that is about to be closed in good order."""
 
@@ -587,6 +594,22 @@ class ConnectionThread:
             raise describe(error, self.broker.addresses[0]) from error
         self.epoch += 1
         self.error = None
+        try:
+            self._work_until_stopped(connection)
+        except Exception as error:
+            if self.well_after(error):
+                with contextlib.suppress(*LOST):
+                    self._close_in_good_order(connection)
+            raise
+        self.connection = None
+        self._close_in_good_order(connection)
+
+    def _close_in_good_order(self, connection: Connection) -> None:
+        self.closing()
+        with contextlib.suppress(*LOST):
+            connection.close()
+
+    def _work_until_stopped(self, connection: Connection) -> None:
         next_tick = time.monotonic() + TICK
         while not self.stopping:
             self._wake.clear()
@@ -602,10 +625,6 @@ class ConnectionThread:
                 self._look_whether_the_loop_comes(connection)
                 connection.heartbeat_tick()
                 next_tick = time.monotonic() + TICK
-        self.closing()
-        self.connection = None
-        with contextlib.suppress(*LOST):
-            connection.close()
 
     # while an event loop attends
 

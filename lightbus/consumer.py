@@ -363,8 +363,8 @@ class Consumer:
         """Whether the job's turn has come. A handler's own `concurrency` may park it; others go first."""
         delivery, handler, _ = job
         if handler is None or handler.concurrency is None:
-            return delivery.channel is lane.channel  # else its epoch has ended, and it comes again
-        if delivery.channel is not lane.channel:
+            return delivery.channel in lane.channels  # else its epoch has ended, and it comes again
+        if delivery.channel not in lane.channels:
             self._unpark(lane, handler)
             return False
         return self._takes_turn(lane, handler, job)
@@ -402,7 +402,7 @@ class Consumer:
             accepted = siblings.accepted
         lane.settled.append((delivery, accepted))
         # Acks go in batches: when a part of the prefetch is settled, or nothing is left to do (else within TICK).
-        if len(lane.settled) > lane.prefetch // 4:
+        if len(lane.settled) > lane.ack_batch:
             self._subscriber.settle(lane)
         elif not (lane.ready or self._pools[lane].done):
             self._subscriber.settle_soon()
@@ -485,7 +485,7 @@ class Consumer:
         Whoever cannot keep a copy waits here, which holds the slot: taking more of what cannot be retried helps nobody.
         """
         pauses = iter(COPY_PAUSES)
-        while delivery.channel is lane.channel and not (self._stopping and self._ended.is_set()):
+        while delivery.channel in lane.channels and not (self._stopping and self._ended.is_set()):
             try:
                 receipt = await self.publisher.publish(copy)
             except errors.PublishRefused as error:
@@ -502,8 +502,7 @@ class Consumer:
             else:
                 if receipt.routed:
                     return True
-                self._subscriber.end_epoch(f"the queue {self.app}.{copy.routing_key} is gone")
-                return None
+                self._subscriber.declare_again(f"the queue {self.app}.{copy.routing_key} is gone")
             await anyio.sleep(next(pauses, COPY_PAUSES[-1]))
         return None
 

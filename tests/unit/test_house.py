@@ -26,6 +26,7 @@ ORDER = [
     "handler",
     "settlement",
     "watchdog",
+    "credit",
     "loop",
     "connection",
     "publisher",
