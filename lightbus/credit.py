@@ -21,7 +21,7 @@ PERIOD = 0.25
 PACE = 0.025
 """Seconds between two changes of the prefetch: each costs the broker and the connection's thread three requests."""
 STEP = 4
-"""Events by which it grows while no handler has ended yet."""
+"""Events by which it grows while no handler has ended yet (an eighth, where that is more)."""
 BUDGET = 64 * 1024 * 1024
 """Bytes of large bodies that a worker process holds, all its queues together. Half of it is planned with; what arrives
 above all of it, before the broker knows, is returned to its queue."""
@@ -85,12 +85,17 @@ class Credit:
 
     def limit(self, now: float) -> int:
         """Events that may be held, the size of their bodies considered."""
-        if not self._largest and not self._largest_before:
-            return self.window
+        return min(self.window, self._fitting(now))
+
+    def _fitting(self, now: float) -> int:
+        """Events for whose bodies there is room."""
+        largest = max(self._largest, self._largest_before)
+        if not largest:
+            return self.most
         if now > self._remembered_until + REMEMBERED:
             self._largest = self._largest_before = 0
-            return self.window
-        return min(self.window, max(1, self.budget // 2 // max(self._largest, self._largest_before)))
+            return self.most
+        return max(1, self.budget // 2 // largest)
 
     def unsteady(self, now: float) -> bool:
         """Whether the next events that arrive may change the prefetch."""
@@ -101,7 +106,7 @@ class Credit:
         if now < self._changed + PACE or not self._due(now, held):
             return None
         if self._growing(now, held):
-            self.window = min(self.floor, held + STEP)
+            self.window = min(self.floor, held + max(STEP, held // 8))
         wanted = self.limit(now)
         # What is held already does not count for the new consumer. Where that is little, it may come on top.
         self.given = wanted if wanted < self.given or 2 * held <= wanted else max(1, wanted - held)
@@ -120,4 +125,4 @@ class Credit:
 
     def _growing(self, now: float, held: int) -> bool:
         """No handler has ended for a while, and more could run."""
-        return self.window <= held < self.floor and self.window == self.limit(now)
+        return self.window <= held < min(self.floor, self._fitting(now))

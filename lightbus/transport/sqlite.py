@@ -359,7 +359,8 @@ class Connection:
         claims: list[tuple[Channel, Consumer, list[store.Claim]]] = []
         for channel, consumer in self._hungry():
             appetite = channel.appetite(consumer)
-            claimed = self._store.claim(consumer.queue, appetite, settled=consumer.no_ack)
+            room = consumer.bytes_limit - consumer.bytes_held
+            claimed = self._store.claim(consumer.queue, appetite, settled=consumer.no_ack, room=room)
             if claimed:
                 claims.append((channel, consumer, claimed))
                 self._stale = self._stale or len(claimed) < appetite

@@ -339,7 +339,7 @@ def consumer_timeout(stage: Stage, *, seconds: float) -> Row:
             with scene.fault():
                 scene.say("held", f"hold:{(seconds + ticks) * 3}")
                 limit = (seconds + ticks) * 2 + LIMIT
-                scene.until(lambda: "connection lost" in worker.said, "the broker closes the channel", limit=limit)
+                scene.until(lambda: "subscription to" in worker.said, "the broker closes the channel", limit=limit)
             scene.until(lambda: "held" in scene.ledger.ids(HANDLED), "the event that was held is handled")
             scene.settle()
             assert "timeout" in worker.said.lower() or "timed out" in worker.said, worker.said
