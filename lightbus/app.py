@@ -76,7 +76,8 @@ class Lightbus:
                 app first connects, and without that the embedded broker (`sqlite://`).
             retry: for handlers without a `retry` of their own, and for events that no handler matches; by default
                 `Retry()`.
-            prefetch: unsettled deliveries at most, for each queue and worker process.
+            prefetch: unsettled deliveries at most, for each queue and worker process. A worker takes about a second's
+                work, but at least as many as may run at once.
             concurrency: handlers that run at once at most, for each queue and worker process.
             lifespan: called with the app; returns an async context manager that surrounds the worker's life.
             publish_timeout: seconds within which a publish is confirmed or fails.

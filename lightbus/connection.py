@@ -583,33 +583,31 @@ class ConnectionThread:
         self.connection = connection
         with self._using:
             try:
+                self._open(connection)
                 self._work_on(connection)
+            except Exception as error:
+                if self.well_after(error):
+                    with contextlib.suppress(*LOST):
+                        self.closing()
+                        connection.close()
+                raise
+            else:
+                self.closing()
+                self.connection = None
+                with contextlib.suppress(*LOST):
+                    connection.close()
             finally:
                 self._end_attention()
 
-    def _work_on(self, connection: Connection) -> None:
+    def _open(self, connection: Connection) -> None:
         try:
             self.opened(connection)
         except LOST as error:
             raise describe(error, self.broker.addresses[0]) from error
         self.epoch += 1
         self.error = None
-        try:
-            self._work_until_stopped(connection)
-        except Exception as error:
-            if self.well_after(error):
-                with contextlib.suppress(*LOST):
-                    self._close_in_good_order(connection)
-            raise
-        self.connection = None
-        self._close_in_good_order(connection)
 
-    def _close_in_good_order(self, connection: Connection) -> None:
-        self.closing()
-        with contextlib.suppress(*LOST):
-            connection.close()
-
-    def _work_until_stopped(self, connection: Connection) -> None:
+    def _work_on(self, connection: Connection) -> None:
         next_tick = time.monotonic() + TICK
         while not self.stopping:
             self._wake.clear()

@@ -331,7 +331,8 @@ class Subscriber(ConnectionThread):
             channel.basic_cancel(lane.consumer_tag)
         self._give_back(lane)
         if lane.arrived:
-            self._hand_over(lane)
+            with contextlib.suppress(RuntimeError):  # the loop has ended: the batch is delivered again
+                self.hand_over(lane, self._take(lane))
         self._send_all_acks(lane)
         left = lane.in_hand
         lane.end(retired=left)
@@ -362,10 +363,15 @@ class Subscriber(ConnectionThread):
         pause = self._repair(connection)
         held = False
         for lane in self.lanes:
-            if lane.arrived and not self.draining:
-                self._hand_over(lane)
-            elif lane.arrived:
-                self._take(lane)
+            if lane.arrived:
+                batch = self._take(lane)
+                if not self.draining:
+                    # First, while the properties are this thread's to read; acted on last, so that no event waits.
+                    enough = lane.careful and self._may_be_careless(lane, batch[-1])
+                    with contextlib.suppress(RuntimeError):  # the loop has ended: the batch is delivered again
+                        self.hand_over(lane, batch)
+                    if enough:
+                        self._be_careless(lane)
             if lane.settled or lane.settlements.waiting:
                 held |= self._send_acks(lane)
             if lane.retired:
@@ -381,16 +387,11 @@ class Subscriber(ConnectionThread):
         # Out-of-order acks wait for those before them, but not when there is nothing else to do.
         return min(pause, HOLD if held else self._until_next_look())
 
-    def _hand_over(self, lane: Lane) -> None:
-        batch = self._take(lane)
-        # First, while the properties are this thread's to read; acted on last, so that no event waits.
-        enough = lane.careful and self._may_be_careless(lane, batch[-1])
-        with contextlib.suppress(RuntimeError):  # the loop has ended: the batch is delivered again
-            self.hand_over(lane, batch)
-        if enough:
-            if lane.suspecting:
-                logger.info("%s: taking up to %d events from %r again.", self.name, lane.prefetch, lane.name)
-            lane.careful = lane.suspecting = False
+    def _be_careless(self, lane: Lane) -> None:
+        """Be careful no longer: from here on the prefetch follows the handlers."""
+        if lane.suspecting:
+            logger.info("%s: taking up to %d events from %r again.", self.name, lane.prefetch, lane.name)
+        lane.careful = lane.suspecting = False
 
     def _adapt(self, lane: Lane) -> float:
         """Set the prefetch as the handlers' speed and the bodies' size ask for. Returns when to look again."""

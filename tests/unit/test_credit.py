@@ -202,3 +202,60 @@ def test_large_bodies_and_long_handlers_do_not_grow_over_the_budget() -> None:
     credit.large(0.0, 14 * MEGABYTE)
     given = [credit.next_prefetch(second, held=min(2, second + 1)) for second in range(10)]
     assert [one for one in given if one is not None] == [2]
+
+
+# --- two workers
+
+
+class Sharer:
+    """One of the workers that share a queue: begins a little later than the other."""
+
+    def __init__(self, concurrency: int, takes: float, late: float) -> None:
+        self.credit, self.concurrency, self.takes, self.late = Credit(200, concurrency), concurrency, takes, late
+        self.waiting = self.of_present_consumer = self.settled = self.given = 0
+        self.prefetch = 1
+        self.running: list[tuple[float, int]] = []
+        self.consumer = 0
+        self.jobs: list[int] = []
+
+    @property
+    def held(self) -> int:
+        return len(self.jobs) + len(self.running)
+
+    def may_take(self, now: float) -> bool:
+        return now >= self.late and self.of_present_consumer < self.prefetch
+
+    def take(self, now: float) -> None:
+        self.credit.arrived(now, self.settled)
+        self.of_present_consumer += 1
+        self.given += 1
+        self.jobs.append(self.consumer)
+
+    def work(self, now: float) -> None:
+        while self.jobs and len(self.running) < self.concurrency:
+            heapq.heappush(self.running, (now + self.takes, self.jobs.pop(0)))
+        while self.running and self.running[0][0] <= now:
+            _, consumer = heapq.heappop(self.running)
+            self.settled += 1
+            self.of_present_consumer -= consumer == self.consumer
+            self.credit.measure(now, self.settled, self.held)
+        if self.given and (prefetch := self.credit.next_prefetch(now, self.held)) is not None:
+            self.prefetch, self.of_present_consumer, self.consumer = prefetch, 0, self.consumer + 1
+
+
+@pytest.mark.parametrize("late", [0.0, 0.003, 0.02])
+@pytest.mark.parametrize(("concurrency", "takes"), [(1, 0.25), (4, 0.25), (32, 0.25), (32, 2.0), (1, 1.5)])
+def test_a_burst_of_slow_jobs_goes_half_to_each_of_two_workers(concurrency: int, takes: float, late: float) -> None:
+    """As RabbitMQ gives it: in turn, to those that may take more."""
+    workers = [Sharer(concurrency, takes, 0.0), Sharer(concurrency, takes, late)]
+    left, now = 40, 0.0
+    while left:
+        for worker in workers:
+            worker.work(now)
+        while left and any(worker.may_take(now) for worker in workers):
+            for worker in workers:
+                if left and worker.may_take(now):
+                    worker.take(now)
+                    left -= 1
+        now += 0.001
+    assert abs(workers[0].given - 20) <= 3, [worker.given for worker in workers]
