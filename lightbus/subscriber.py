@@ -256,7 +256,8 @@ class Subscriber(ConnectionThread):
     def _cancelled(self, lane: Lane, channel: Channel, consumer_tag: str) -> None:
         """The broker ended the subscription; the channel is open, and what arrived on it can be settled."""
         if channel is lane.channel and not self.draining:
-            lane.consumer_tag = ""
+            if consumer_tag == lane.consumer_tag:
+                lane.consumer_tag = ""
             lane.fault = (
                 f"the broker cancelled the consumer {consumer_tag}: its queue was deleted, or moved to another node"
             )
@@ -480,7 +481,8 @@ class Subscriber(ConnectionThread):
             return IDLE
         if any(lane.arrived for lane in self.lanes):  # while one was subscribed anew
             return 0.0
-        return max(0.0, min(lane.watch.next_look for lane in self.lanes) - time.monotonic())
+        looks = (lane.watch.next_look for lane in self.lanes if lane.fault is None)
+        return max(0.0, min(looks, default=math.inf) - time.monotonic())
 
     def _watch(self) -> None:
         """The watchdog: ask the broker about each queue whose time has come, and begin anew where nothing arrives."""

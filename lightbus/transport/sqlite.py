@@ -173,8 +173,6 @@ class Consumer:
     on_delivery: Callable[[Delivery], object]
     on_cancel: Callable[[str], object]
     held: int = 0
-    bytes_limit: float = math.inf
-    bytes_held: int = 0
 
 
 class Connection:
@@ -359,7 +357,7 @@ class Connection:
         claims: list[tuple[Channel, Consumer, list[store.Claim]]] = []
         for channel, consumer in self._hungry():
             appetite = channel.appetite(consumer)
-            room = consumer.bytes_limit - consumer.bytes_held
+            room = channel.bytes_left
             claimed = self._store.claim(consumer.queue, appetite, settled=consumer.no_ack, room=room)
             if claimed:
                 claims.append((channel, consumer, claimed))
@@ -406,7 +404,7 @@ class Channel(base.StdChannel):
         self._tags = itertools.count(1)
         self._consumer_limit = UNLIMITED
         self._channel_limit = UNLIMITED
-        self._bytes_limit = math.inf
+        self._bytes_limit, self._bytes_held = math.inf, 0
         self._unacked: dict[int, tuple[int, Consumer | None, int]] = {}  # delivery tag -> (entry, consumer, size)
         self._acks: list[int] = []
 
@@ -459,7 +457,7 @@ class Channel(base.StdChannel):
     def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool) -> None:
         """Limit what each *new* consumer may hold, or with `a_global` all of the channel together. 0 is no limit.
 
-        A consumer that holds `prefetch_size` bytes gets no more.
+        Where the channel's consumers hold `prefetch_size` bytes, they get no more: for present ones too, all together.
         """
         self._bytes_limit = prefetch_size or math.inf
         if a_global:
@@ -485,7 +483,7 @@ class Channel(base.StdChannel):
             found = self._store.queue(queue)
             self._store.add_consumer(self._global_tag(tag), found, exclusive)
         limit = UNLIMITED if no_ack else self._consumer_limit
-        self.consumers[tag] = Consumer(tag, found, limit, no_ack, on_delivery, on_cancel, bytes_limit=self._bytes_limit)
+        self.consumers[tag] = Consumer(tag, found, limit, no_ack, on_delivery, on_cancel)
         self.connection.look_again()
         return tag
 
@@ -502,9 +500,14 @@ class Channel(base.StdChannel):
         """How many more messages it may be given."""
         if consumer.no_ack:
             return consumer.limit
-        if consumer.bytes_held >= consumer.bytes_limit:
+        if self.bytes_left <= 0:
             return 0
         return min(consumer.limit - consumer.held, self._channel_limit - len(self._unacked))
+
+    @property
+    def bytes_left(self) -> float:
+        """How many bytes more its consumers may hold."""
+        return self._bytes_limit - self._bytes_held
 
     def deliver(self, consumer: Consumer, claims: Sequence[store.Claim]) -> None:
         for claim in claims:
@@ -525,7 +528,7 @@ class Channel(base.StdChannel):
             self._unacked[self._delivered] = (*unacked, len(claim.body))
             if unacked[1] is not None:
                 unacked[1].held += 1
-                unacked[1].bytes_held += len(claim.body)
+                self._bytes_held += len(claim.body)
         return Delivery(
             self,
             self._delivered,
@@ -596,7 +599,7 @@ class Channel(base.StdChannel):
             entries.append(entry)
             if consumer is not None:
                 consumer.held -= 1
-                consumer.bytes_held -= size
+                self._bytes_held -= size
         self.connection.look_again()
         return entries
 
