@@ -216,7 +216,8 @@ def _memory() -> tuple[Row, ...]:
     full = {"prefetch": 1000, "handler": "hold"}
     threads = {"prefetch": 1000, "handler": "hold-sync", "concurrency": 8}
     return (
-        Row("Lightbus", "lightbus_", settings=full),
+        # Of handlers that do not end, it holds no more than may run at once.
+        Row("Lightbus", "lightbus_", settings={**full, "concurrency": 1000}),
         Row("FastStream", "faststream_", settings=full),
         Row("aio-pika", "aio_pika_", settings=full),
         Row("taskiq", "taskiq_", settings=full),

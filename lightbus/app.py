@@ -77,7 +77,8 @@ class Lightbus:
                 (`sqlite:///bus.db`, `cafile=ca.pem`) is relative to the working directory in which the app was made.
             retry: for handlers without a `retry` of their own, and for events that no handler matches; by default
                 `Retry()`.
-            prefetch: unsettled deliveries at most, for each queue and worker process.
+            prefetch: unsettled deliveries at most, for each queue and worker process. A worker takes about a second's
+                work, but at least as many as may run at once.
             concurrency: handlers that run at once at most, for each queue and worker process.
             lifespan: called with the app; returns an async context manager that surrounds the worker's life.
             publish_timeout: seconds within which a publish is confirmed or fails.
@@ -470,12 +471,14 @@ class Lightbus:
         Raises:
             errors.InvalidOption: a queue that the app does not have.
         """
+        from lightbus import credit
         from lightbus.subscriber import Lane
 
         known = self.queue_suffixes()
         for queue in queues:
             if queue not in known:
                 raise errors.InvalidOption(f"app {self.name!r} has no queue {queue!r}. It has: {', '.join(known)}.")
+        wanted = list(dict.fromkeys(queues) or known)
         return [
             Lane(
                 topology.queue_name(self.name, suffix),
@@ -487,8 +490,9 @@ class Lightbus:
                 concurrency=self.concurrency
                 if concurrency is None
                 else handler.check_count(concurrency, "worker", "concurrency", 10_000),
+                budget=credit.BUDGET // len(wanted),
             )
-            for suffix in (dict.fromkeys(queues) or known)
+            for suffix in wanted
         ]
 
 

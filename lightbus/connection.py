@@ -53,6 +53,9 @@ FAILED = 1000
 LOST = (OSError, amqp.exceptions.AMQPError, kombu.exceptions.OperationalError)
 """What a transport raises when a connection or channel is gone."""
 
+CHANNEL_LOST = amqp.exceptions.ChannelError
+"""What a transport raises when a channel is gone, and its connection is well."""
+
 _TRANSPORTS = {
     "amqp": "lightbus.transport.amqp:Transport",
     "pyamqp": "lightbus.transport.amqp:Transport",
@@ -698,6 +701,10 @@ class ConnectionThread:
     def failed(self, error: errors.BrokerError) -> None:
         """A new epoch could not begin."""
 
+    def well_after(self, error: Exception) -> bool:
+        """Whether the connection may be well though its epoch ends over this: then it is closed in good order."""
+        return False
+
     def closing(self) -> None:
         """Say the last words on a connection that is about to be closed in good order."""
 
@@ -809,11 +816,23 @@ class ConnectionThread:
         self.connection = connection
         with self._using:
             try:
+                self._open(connection)
                 self._work_on(connection)
+            except Exception as error:
+                if self.well_after(error):
+                    with contextlib.suppress(*LOST):
+                        self.closing()
+                        connection.close()
+                raise
+            else:
+                self.closing()
+                self.connection = None
+                with contextlib.suppress(*LOST):
+                    connection.close()
             finally:
                 self._end_attention()
 
-    def _work_on(self, connection: Connection) -> None:
+    def _open(self, connection: Connection) -> None:
         try:
             self.opened(connection)
         except (errors.BrokerError, *LOST) as error:
@@ -825,7 +844,9 @@ class ConnectionThread:
         self.error = None
         self.broker.worked = True
         self._open_since = time.monotonic()
-        next_tick = self._open_since + TICK
+
+    def _work_on(self, connection: Connection) -> None:
+        next_tick = time.monotonic() + TICK
         while not self.stopping:
             self._wake.clear()
             self._woken = False
@@ -846,10 +867,6 @@ class ConnectionThread:
                 self._look_whether_the_loop_comes(connection)
                 connection.heartbeat_tick()
                 next_tick = time.monotonic() + TICK
-        self.closing()
-        self.connection = None
-        with contextlib.suppress(*LOST):
-            connection.close()
 
     def _not_opened(self, connection: Connection, error: BaseException) -> errors.BrokerError:
         described = describe(error, self.address)

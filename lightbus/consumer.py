@@ -505,8 +505,8 @@ class Consumer:
         """Whether the job's turn has come. A handler's own `concurrency` may park it; others go first."""
         delivery, handler, _ = job
         if handler is None or handler.concurrency is None:
-            return delivery.channel is lane.channel  # else its epoch has ended, and it comes again
-        if delivery.channel is not lane.channel:
+            return delivery.channel in lane.channels  # else its epoch has ended, and it comes again
+        if delivery.channel not in lane.channels:
             self._unpark(lane, handler)
             return False
         return self._takes_turn(lane, handler, job)
@@ -544,7 +544,7 @@ class Consumer:
             accepted = siblings.accepted
         lane.settled.append((delivery, accepted))
         # Acks go in batches: when a part of the prefetch is settled, or nothing is left to do (else within TICK).
-        if len(lane.settled) > lane.prefetch // 4:
+        if len(lane.settled) > lane.ack_batch:
             self._subscriber.settle(lane)
         elif not (lane.ready or self._pools[lane].done):
             self._subscriber.settle_soon()
@@ -695,18 +695,21 @@ class Consumer:
         Whoever cannot keep a copy waits here, which holds the slot: taking more of what cannot be retried helps nobody.
         """
         pauses = iter(COPY_PAUSES)
+        original = copy
         try:
-            while delivery.channel is lane.channel and not (self._stopping and self._ended.is_set()):
+            while delivery.channel in lane.channels and not (self._stopping and self._ended.is_set()):
                 try:
                     receipt = await self.publisher.publish(copy)
                 except errors.PublishError as error:
                     if isinstance(error, errors.PublishRefused) and not isinstance(error, errors.PublisherRefused):
+                        if codec.ERROR_TRACEBACK in copy.properties["headers"]:  # the largest that Lightbus adds
+                            copy = _without_details(copy)
+                            continue
                         logger.error("%s: the copy for %s was refused. %s", lane.name, copy.routing_key, error)
                         return False
                     if isinstance(error.__cause__, errors.TopologyMissing):
-                        self._subscriber.end_epoch(f"the exchange {self._internal} is gone")
-                        return None
-                    self._unkept[id(copy)] = str(error)
+                        self._subscriber.declare_again(f"the exchange {self._internal} is gone")
+                    self._unkept[id(original)] = str(error)
                     logger.error(
                         "%s; its copy for %s.%s is not confirmed yet, trying again. %s",
                         failure,
@@ -717,12 +720,11 @@ class Consumer:
                 else:
                     if receipt.routed:
                         return True
-                    self._subscriber.end_epoch(f"the queue {self.app}.{copy.routing_key} is gone")
-                    return None
+                    self._subscriber.declare_again(f"the queue {self.app}.{copy.routing_key} is gone")
                 await anyio.sleep(next(pauses, COPY_PAUSES[-1]))
             return None
         finally:
-            self._unkept.pop(id(copy), None)
+            self._unkept.pop(id(original), None)
 
     def _attempt(self, delivery: Delivery) -> int:
         try:
@@ -815,6 +817,16 @@ def _thread_limiter() -> anyio.CapacityLimiter:
         limiter = anyio.CapacityLimiter(10_000)
         _threads.set(limiter)
         return limiter
+
+
+def _without_details(copy: Publication) -> Publication:
+    """A dead letter's copy without the texts of its error, so that the headers fit a frame."""
+    headers = {
+        key: value
+        for key, value in copy.properties["headers"].items()
+        if key not in (codec.ERROR_TRACEBACK, codec.ERROR_MESSAGE)
+    }
+    return attrs.evolve(copy, properties={**copy.properties, "headers": headers})
 
 
 def _awaits(returned: Awaitable[Any]) -> Callable[[], Any]:

@@ -101,7 +101,7 @@ def _queue(lane: Any, now: float) -> dict[str, Any]:
         "subscribed": bool(lane.consumer_tag),
         "in_hand": in_hand,
         "prefetch": lane.prefetch,
-        "prefetch_full": in_hand >= lane.prefetch,
+        "prefetch_full": not lane.room,
         "consumption_proven_seconds_ago": None if watch.proven is None else _rounded(now - watch.proven),
         "checked_every_seconds": watch.interval,
         "suspicion": watch.suspicion,

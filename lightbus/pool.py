@@ -309,7 +309,7 @@ class Pool:
         while (job := self._next(seat)) is not None:
             delivery, handler, _ = job
             assert handler is not None
-            if delivery.channel is not lane.channel:  # its epoch has ended, and it comes again
+            if delivery.channel not in lane.channels:  # its epoch has ended, and it comes again
                 self._tell(job, handler, begun=False)
                 continue
             seat.begin(job, handler.timeout)
@@ -361,6 +361,6 @@ class Pool:
         # In batches, as acks go: when a part of the prefetch is done, or nothing is left to do (else within a second);
         # at once where another is parked, whose turn it is now.
         lane = self.lane
-        if not self.jobs or len(self.done) > lane.prefetch // 4 or lane.parked.get(handler.name):
+        if not self.jobs or len(self.done) > lane.ack_batch or lane.parked.get(handler.name):
             self.collecting = True
             self._collect(self)

@@ -5,14 +5,17 @@ event loop; else the loop does. Whole batches go to the handlers, and their sett
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from lightbus import codec, errors
-from lightbus.connection import FATAL, Broker, ConnectionThread, declare
+from lightbus.connection import CHANNEL_LOST, FATAL, LOST, Broker, ConnectionThread, declare
+from lightbus.credit import BUDGET, Credit
 from lightbus.handler import Handler
 from lightbus.settlement import Settlements
 from lightbus.topology import Topology
@@ -24,6 +27,10 @@ logger = logging.getLogger("lightbus")
 IDLE = 60.0
 SAY_AGAIN = 10.0
 """Seconds between two logs of the same reason why there is no connection."""
+REPAIR_PAUSE = 1.0
+"""Seconds between two repairs of subscriptions: what fails at once again must not keep the broker busy."""
+RETIRED = 3
+"""Channels of a queue, at most, on which nothing more arrives, and that stay open until their events are settled."""
 HOLD = 0.02
 """Seconds that acks wait for those of earlier deliveries, when there is nothing else to do."""
 SUSPECT = 2
@@ -49,11 +56,21 @@ Job = tuple[Delivery, "Handler | None", "Siblings | None"]
 class Lane:
     """One consumed queue: its handlers, what waits for them, and its channel of the present epoch."""
 
-    def __init__(self, name: str, suffix: str, handlers: Sequence[Handler], *, prefetch: int, concurrency: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        suffix: str,
+        handlers: Sequence[Handler],
+        *,
+        prefetch: int,
+        concurrency: int,
+        budget: int = BUDGET,
+    ) -> None:
         self.name = name
         self.suffix = suffix
         self.handlers = {handler.name: handler for handler in handlers}
         self.prefetch = prefetch
+        """At most; see `credit`."""
         self.concurrency = concurrency
         # the event loop's
         self.ready: deque[Job] = deque()
@@ -63,9 +80,16 @@ class Lane:
         self.routes: dict[tuple[str, str], tuple[Handler, ...]] = {}
         self.let_others_begin: Callable[[], object] = _no_others
         """Called where a handler has to wait: what is ready meanwhile goes to other tasks."""
-        # the connection thread's
+        # of whoever uses the connection: its thread, or the loop that attends
+        self.credit = Credit(prefetch, concurrency, budget)
         self.channel: Channel | None = None
+        self.channels: tuple[Channel, ...] = ()
+        """On which deliveries can be settled: the present one, and `retired` ones. Read by every thread."""
+        self.retired: dict[Channel, int] = {}
+        """Channels that a fault has replaced, and that are open; and how many of their deliveries are not settled."""
         self.consumer_tag = ""
+        self.fault: str | None = None
+        """Why the subscription has ended, and is to be begun again."""
         self.careful = False
         """One at a time: see `Subscriber`."""
         self.suspecting = False
@@ -75,19 +99,56 @@ class Lane:
         self.taken = 0
         self.taken_before = 0
         """At the watchdog's last look."""
+        self.large: dict[int, int] = {}
+        """The sizes of large bodies in hand, by delivery tag."""
+        self.returning: list[int] = []
+        """The tags of deliveries that there is no room for: they go back to the queue."""
+        self.prefetch_now = 1
+        """What the broker knows; a lower one, only once it has confirmed it."""
+        self.ack_batch = 0
+        """More settled deliveries than this are acked at once, whatever else there is to do."""
         self.watch = Watch(name)
         # from the one to the other
         self.settled: deque[tuple[Delivery, bool]] = deque()
 
     @property
     def in_hand(self) -> int:
-        """Deliveries of this epoch that are not settled on the broker."""
+        """Deliveries of the present channel that are not settled on the broker."""
         return max(0, self.taken + len(self.arrived) - self.settlements.sent)
 
     @property
     def room(self) -> bool:
         """Whether the broker may deliver more."""
-        return self.in_hand < (1 if self.careful else self.prefetch)
+        return self.in_hand < self.prefetch_now
+
+    def begin(self, channel: Channel, *, careful: bool) -> None:
+        """From here on this is the channel."""
+        self.channel, self.fault = channel, None
+        self.channels = (*self.retired, channel)
+        self.arrived, self.large, self.returning = [], {}, []
+        self.settlements = Settlements(hold=0)
+        self.taken = self.taken_before = 0
+        self.careful, self.suspecting = careful, False
+        self.credit.begin(1 if careful else self.credit.window)
+        self.set_prefetch(self.credit.given)
+
+    def set_prefetch(self, prefetch: int) -> None:
+        self.prefetch_now = prefetch
+        self.ack_batch = self.settlements.hold = prefetch // 4
+
+    def end(self, *, retired: int = 0) -> None:
+        """There is no channel until `begin`. The present one may have deliveries left to settle."""
+        if retired:
+            assert self.channel is not None
+            self.retired[self.channel] = retired
+        self.channel, self.consumer_tag = None, ""
+        self.channels = tuple(self.retired)
+        self.arrived, self.large, self.returning = [], {}, []
+
+    def forget(self, retired: Channel) -> None:
+        """This one is closed."""
+        self.retired.pop(retired, None)
+        self.channels = (*self.retired, *(() if self.channel is None else (self.channel,)))
 
 
 class Listener(Protocol):
@@ -102,6 +163,10 @@ class Listener(Protocol):
     def cancelled(self) -> None: ...
 
     def give_up(self, error: errors.LightbusError) -> None: ...
+
+
+class EpochEnded(OSError):
+    """The connection is to be replaced, though it is well."""
 
 
 class Subscriber(ConnectionThread):
@@ -123,37 +188,42 @@ class Subscriber(ConnectionThread):
         """The same from the loop itself: behind what it was given before, so that a queue's order is kept."""
         self.draining = False
         """Take no more; what is in hand may still be settled."""
-        self._fault: str | None = None
+        self._missing: str | None = None
+        self._repaired_at = -math.inf
         self._said, self._say_again_at = "", 0.0
         self._settling_soon = False
         self._held_until_later = False
+        self._drained = False
         super().__init__(broker, name)
 
-    def end_epoch(self, why: str) -> None:
-        """From any thread: replace the connection, which declares and subscribes anew."""
-        self._fault = why
+    def declare_again(self, what_is_missing: str) -> None:
+        """From any thread: declare all that this app needs again. What is in hand stays in hand."""
+        self._missing = what_is_missing
         self.wake()
 
     def opened(self, connection: Connection) -> None:
-        self._fault, self._said = None, ""
+        self._missing, self._said = None, ""
         declare(connection, self.wanted_topology)
         for lane in self.lanes:
             self._subscribe(lane, connection)
-            lane.watch.subscribed(time.monotonic())
         if self.epoch:
             logger.info("%s: connected and subscribed again.", self.name)
         self.listener.from_thread(self.listener.subscribed)
 
-    def _subscribe(self, lane: Lane, connection: Connection) -> None:
-        lane.arrived = []
-        lane.settlements = Settlements(hold=lane.prefetch // 4)
-        lane.taken = lane.taken_before = 0
-        lane.careful, lane.suspecting = lane.prefetch > 1, False
-        lane.channel = connection.channel()
-        lane.channel.basic_qos(0, 1, False)
-        lane.consumer_tag = lane.channel.consume(lane.name, lane.arrived.append, on_cancel=self._cancelled)
+    def _subscribe(self, lane: Lane, connection: Connection, *, careful: bool = True) -> None:
+        channel = connection.channel()
+        channel.on_closed = functools.partial(self._closed, lane, channel)
+        channel.takes = functools.partial(self._takes, lane, channel)
+        lane.begin(channel, careful=careful and lane.prefetch > 1)
+        channel.basic_qos(channel.counts_bytes and lane.credit.budget, lane.prefetch_now, False)
+        lane.consumer_tag = self._consume(lane, channel)
+        lane.watch.subscribed(time.monotonic())
 
-    def _may_widen(self, lane: Lane, delivery: Delivery) -> bool:
+    def _consume(self, lane: Lane, channel: Channel) -> str:
+        on_cancel = functools.partial(self._cancelled, lane, channel)
+        return channel.consume(lane.name, lane.arrived.append, on_cancel=on_cancel)
+
+    def _may_be_careless(self, lane: Lane, delivery: Delivery) -> bool:
         """Whether to be careful no longer, for this delivery arrived."""
         returns = codec.read_returns(delivery)
         if returns >= SUSPECT and not lane.suspecting:
@@ -168,29 +238,122 @@ class Subscriber(ConnectionThread):
             )
         return returns < SUSPECT
 
-    def _widen(self, lane: Lane) -> None:
-        """Be careful no longer: a consumer with the whole prefetch takes the place of the careful one.
+    def _set_prefetch(self, lane: Lane, prefetch: int) -> None:
+        """A consumer with this prefetch takes the place of the present one.
 
         On the same channel, so that what is in hand stays so, and its tag good.
         """
-        channel, careful_one = lane.channel, lane.consumer_tag
+        channel, replaced = lane.channel, lane.consumer_tag
         assert channel is not None
-        channel.basic_qos(0, lane.prefetch, False)  # for the consumers that begin after it
-        lane.consumer_tag = channel.consume(lane.name, lane.arrived.append, on_cancel=self._cancelled)
-        channel.basic_cancel(careful_one)
-        if lane.suspecting:
-            logger.info("%s: taking up to %d events from %r again.", self.name, lane.prefetch, lane.name)
-        lane.careful = lane.suspecting = False
+        # For the consumers that begin after it.
+        channel.basic_qos(channel.counts_bytes and lane.credit.budget, prefetch, False)
+        lane.consumer_tag = self._consume(lane, channel)
+        channel.basic_cancel(replaced)
+        lane.set_prefetch(prefetch)
 
-    def _cancelled(self, consumer_tag: str) -> None:
-        if not self.draining:
-            self._fault = (
+    # --- faults of one queue or channel: the others go on
+
+    def _cancelled(self, lane: Lane, channel: Channel, consumer_tag: str) -> None:
+        """The broker ended the subscription; the channel is open, and what arrived on it can be settled."""
+        if channel is lane.channel and not self.draining:
+            if consumer_tag == lane.consumer_tag:
+                lane.consumer_tag = ""
+            lane.fault = (
                 f"the broker cancelled the consumer {consumer_tag}: its queue was deleted, or moved to another node"
             )
 
+    def _closed(self, lane: Lane, channel: Channel, error: Exception) -> None:
+        """The broker closed the channel: what was in hand on it is delivered again."""
+        if channel is lane.channel:
+            lane.fault = f"the broker closed its channel: {error}"
+            lane.end()
+        else:
+            lane.forget(channel)
+        self.wake()
+
+    def _channel_lost(self, lane: Lane, error: Exception) -> None:
+        """The same, where a method on it failed."""
+        channel = lane.channel
+        if channel is not None:
+            self._closed(lane, channel, error)
+            with contextlib.suppress(*LOST):  # the embedded broker leaves it open
+                channel.close()
+
+    def _takes(self, lane: Lane, channel: Channel, delivery_tag: int, size: int) -> bool:
+        """Whether there is room for a large body. If not, the event goes back to its queue, once the prefetch is lower.
+
+        Called while a connection is read, before the body is kept.
+        """
+        if channel is not lane.channel:
+            return True
+        credit, now = lane.credit, time.monotonic()
+        credit.large(now, size)
+        self.wake()
+        if lane.large and sum(lane.large.values()) + size > credit.budget and lane.prefetch_now > credit.limit(now):
+            lane.returning.append(delivery_tag)
+            lane.taken += 1
+            return False
+        lane.large[delivery_tag] = size
+        return True
+
+    def _repair(self, connection: Connection) -> float:
+        """Declare what is missing, and subscribe again where that is needed. Returns when to look again, in seconds."""
+        now = time.monotonic()
+        faulty = [] if self.draining else [lane for lane in self.lanes if lane.fault is not None]
+        if self._missing is None and not faulty:
+            return math.inf
+        if (early := self._repaired_at + REPAIR_PAUSE - now) > 0:
+            return early
+        self._repaired_at = now
+        if self._missing is not None:
+            logger.warning("%s: %s. Declaring it again.", self.name, self._missing)
+            self._missing = None
+        declare(connection, self.wanted_topology)
+        for lane in faulty:
+            logger.warning(
+                "%s: subscription to %r lost (%s); subscribing again. %s",
+                self.name,
+                lane.name,
+                lane.fault,
+                "Its events in hand come again where their handler had not ended."
+                if lane.channel is None
+                else "What is in hand stays in hand.",
+            )
+            self._retire(lane)
+            self._subscribe(lane, connection)
+        return math.inf
+
+    def _retire(self, lane: Lane) -> None:
+        """Let nothing more arrive on the channel, which stays open until all that did is settled."""
+        channel = lane.channel
+        if channel is None:
+            return
+        if lane.consumer_tag:
+            channel.basic_cancel(lane.consumer_tag)
+        self._give_back(lane)
+        if lane.arrived:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: the batch is delivered again
+                self.hand_over(lane, self._take(lane))
+        self._send_all_acks(lane)
+        left = lane.in_hand
+        lane.end(retired=left)
+        if not left:
+            channel.close()
+        while len(lane.retired) > RETIRED:
+            oldest = next(iter(lane.retired))
+            lane.forget(oldest)
+            oldest.close()
+
+    def _close_retired(self, lane: Lane) -> None:
+        for channel in [channel for channel, left in lane.retired.items() if not left]:
+            lane.forget(channel)
+            channel.close()
+
+    # --- in the thread
+
     def work(self) -> float:
-        if self._fault is not None:
-            raise OSError(self._fault)
+        connection = self.connection
+        assert connection is not None
         if self._loop is not None and self._loop.ended:  # nobody handles what is in hand: it is for others
             self.stopping = True
             return 0.0
@@ -198,27 +361,64 @@ class Subscriber(ConnectionThread):
             self._cancel()
         else:
             self._watch()
+        pause = self._repair(connection)
         held = False
         for lane in self.lanes:
             if lane.arrived:
                 batch = self._take(lane)
                 if not self.draining:
                     # First, while the properties are this thread's to read; acted on last, so that no event waits.
-                    enough = lane.careful and self._may_widen(lane, batch[-1])
+                    enough = lane.careful and self._may_be_careless(lane, batch[-1])
                     with contextlib.suppress(RuntimeError):  # the loop has ended: the batch is delivered again
                         self.hand_over(lane, batch)
                     if enough:
-                        self._widen(lane)
+                        self._be_careless(lane)
             if lane.settled or lane.settlements.waiting:
                 held |= self._send_acks(lane)
-            if lane.watch.renewal_due and not lane.in_hand and not self.draining:
-                self._renew(lane)
+            if lane.retired:
+                self._close_retired(lane)
+            if not self.draining and lane.channel is not None and lane.fault is None:
+                try:
+                    pause = min(pause, self._adapt(lane))
+                    if lane.watch.renewal_due and not lane.in_hand:
+                        self._renew(lane)
+                except CHANNEL_LOST as error:
+                    self._channel_lost(lane, error)
+                    pause = 0.0
         # Out-of-order acks wait for those before them, but not when there is nothing else to do.
-        return HOLD if held else self._until_next_look()
+        return min(pause, HOLD if held else self._until_next_look())
+
+    def _be_careless(self, lane: Lane) -> None:
+        """Be careful no longer: from here on the prefetch follows the handlers."""
+        if lane.suspecting:
+            logger.info("%s: taking up to %d events from %r again.", self.name, lane.prefetch, lane.name)
+        lane.careful = lane.suspecting = False
+
+    def _adapt(self, lane: Lane) -> float:
+        """Set the prefetch as the handlers' speed and the bodies' size ask for. Returns when to look again."""
+        now, in_hand = time.monotonic(), lane.in_hand
+        if lane.careful:
+            return math.inf
+        prefetch = lane.credit.next_prefetch(now, in_hand)
+        if prefetch is not None:
+            self._set_prefetch(lane, prefetch)
+        if lane.returning and lane.prefetch_now <= lane.credit.limit(now):
+            self._give_back(lane)
+        return lane.credit.next_look(now, in_hand)
+
+    def _give_back(self, lane: Lane) -> None:
+        """Return to the queue what there was no room for. With the same prefetch, it would come again at once."""
+        channel, returning = lane.channel, lane.returning
+        assert channel is not None
+        lane.returning = []
+        for tag in returning:
+            channel.basic_nack(tag, requeue=True)
+            lane.settlements.already_sent(tag)
 
     def _take(self, lane: Lane) -> list[Delivery]:
         batch = lane.arrived[:]
         lane.arrived.clear()
+        lane.credit.arrived(time.monotonic(), lane.settlements.sent)
         lane.taken += len(batch)
         return batch
 
@@ -229,12 +429,14 @@ class Subscriber(ConnectionThread):
         assert attention is not None
         attention.connection.drain_nowait()
         for lane in self.lanes:
+            if lane.fault is not None:
+                self.wake()
             if lane.arrived and not lane.careful and not self.draining:
                 self.hand_over_here(lane, self._take(lane))
+                if lane.credit.unsteady(time.monotonic()):
+                    self.wake()
             elif lane.arrived:
                 self.wake()
-        if self._fault is not None:
-            self.wake()
 
     def settle(self, lane: Lane) -> None:
         """From the event loop: send the acks that are due, here if the loop attends, else in the thread."""
@@ -245,8 +447,10 @@ class Subscriber(ConnectionThread):
         held = False
         try:
             held = self._send_acks(lane)
-        except Exception as error:  # noqa: BLE001  # the thread ends the epoch over any, as it does over its own
+        except BaseException as error:  # the thread ends the epoch over any, as it does over its own
             attention.fail(error)
+            if not isinstance(error, Exception):  # a signal's handler raised it, Ctrl-C's for one
+                raise
         finally:
             attention.give_back()
         if held and not self._held_until_later:
@@ -279,16 +483,20 @@ class Subscriber(ConnectionThread):
             return IDLE
         if any(lane.arrived for lane in self.lanes):  # while one was subscribed anew
             return 0.0
-        return max(0.0, min(lane.watch.next_look for lane in self.lanes) - time.monotonic())
+        looks = (lane.watch.next_look for lane in self.lanes if lane.fault is None)
+        return max(0.0, min(looks, default=math.inf) - time.monotonic())
 
     def _watch(self) -> None:
         """The watchdog: ask the broker about each queue whose time has come, and begin anew where nothing arrives."""
         for lane in self.lanes:
-            if time.monotonic() < lane.watch.next_look:
+            if time.monotonic() < lane.watch.next_look or lane.channel is None or lane.fault is not None:
                 continue
-            assert lane.channel is not None
-            # On the consuming channel itself: a queue that is gone, or a broker that does not answer, ends the epoch.
-            _, ready, consumers = lane.channel.queue_declare(lane.name, passive=True)
+            # On the consuming channel itself: a broker that does not answer ends the epoch.
+            try:
+                _, ready, consumers = lane.channel.queue_declare(lane.name, passive=True)
+            except CHANNEL_LOST as error:
+                self._channel_lost(lane, error)
+                continue
             arrived = lane.taken + len(lane.arrived)
             deaf = lane.watch.look(
                 time.monotonic(),
@@ -306,13 +514,16 @@ class Subscriber(ConnectionThread):
                 return
             lane.watch.rebuilds += 1
             logger.error(
-                "%s: connected but deaf: %s. Connecting, declaring and subscribing anew (%d of %d before giving up).",
+                "%s: connected but deaf: %s. Subscribing anew on %s (%d of %d before giving up).",
                 self.name,
                 deaf,
+                "a new channel" if lane.watch.rebuilds == 1 else "a new connection",
                 lane.watch.rebuilds,
                 REBUILDS,
             )
-            raise OSError(deaf)
+            if lane.watch.rebuilds > 1:
+                raise EpochEnded(deaf)
+            lane.fault = deaf
 
     def _renew(self, lane: Lane) -> None:
         """Subscribe on a fresh channel: what the broker thinks to have delivered on the old one comes again."""
@@ -321,30 +532,61 @@ class Subscriber(ConnectionThread):
         assert self.connection is not None
         channel.basic_cancel(lane.consumer_tag)
         if lane.in_hand:  # it came in between, so this channel hears; its tags can be acked on it alone
-            lane.consumer_tag = channel.consume(lane.name, lane.arrived.append, on_cancel=self._cancelled)
+            lane.consumer_tag = self._consume(lane, channel)
         else:
+            # Nothing has died: where the careful start was over, it is over. So idle workers share the next burst.
+            careful = lane.careful
+            lane.end()
             channel.close()
-            self._subscribe(lane, self.connection)
+            self._subscribe(lane, self.connection, careful=careful)
         lane.watch.renewed(time.monotonic())
 
     def _send_acks(self, lane: Lane) -> bool:
         """Send what is due; says whether some acks are held back."""
         channel, settled = lane.channel, lane.settled
-        assert channel is not None
         tags = []
         while settled:
             delivery, accepted = settled.popleft()
             if delivery.channel is not channel:
-                continue  # an older epoch's: the broker delivers it again
-            if accepted:
+                self._settle_retired(lane, delivery, accepted)
+            elif accepted:
                 tags.append(delivery.delivery_tag)
             else:
+                assert channel is not None
                 channel.basic_reject(delivery.delivery_tag, requeue=False)
                 lane.settlements.already_sent(delivery.delivery_tag)
-        lane.settlements.settle(tags)
-        for tag, multiple in lane.settlements.take(all_of_them=not tags):
+                lane.large.pop(delivery.delivery_tag, None)
+        if channel is None:
+            return False
+        settlements = lane.settlements
+        if lane.large:
+            for tag in tags:
+                lane.large.pop(tag, None)
+        settlements.settle(tags)
+        for tag, multiple in settlements.take(all_of_them=not tags):
             channel.basic_ack(tag, multiple=multiple)
-        return bool(lane.settlements.waiting)
+        now, in_hand = time.monotonic(), lane.in_hand
+        lane.credit.measure(now, settlements.sent, in_hand)
+        if not lane.careful and lane.credit.next_look(now, in_hand) < HOLD:
+            self.wake()
+        return bool(settlements.waiting)
+
+    def _settle_retired(self, lane: Lane, delivery: Delivery, accepted: bool) -> None:
+        channel = delivery.channel
+        left = lane.retired.get(channel)
+        if not left:
+            return  # its channel has ended: the broker delivers it again
+        if accepted:
+            channel.basic_ack(delivery.delivery_tag)
+        else:
+            channel.basic_reject(delivery.delivery_tag, requeue=False)
+        lane.retired[channel] = left - 1
+        if left == 1:
+            self.wake()  # to be closed
+
+    def _send_all_acks(self, lane: Lane) -> None:
+        while self._send_acks(lane):  # what it holds back for earlier ones goes the next time
+            pass
 
     def _cancel(self) -> None:
         tags = [(lane, lane.consumer_tag) for lane in self.lanes if lane.consumer_tag]
@@ -352,14 +594,15 @@ class Subscriber(ConnectionThread):
             lane.consumer_tag = ""
             assert lane.channel is not None
             lane.channel.basic_cancel(tag)
-        if tags:
+        if tags or not self._drained:
+            self._drained = True
             self.listener.from_thread(self.listener.cancelled)
 
     def lost(self, error: BaseException) -> None:
         for lane in self.lanes:
-            lane.channel = None
-            lane.arrived = []
-            lane.consumer_tag = ""
+            lane.retired.clear()
+            lane.end()
+            lane.fault = None
             lane.watch.ended()
         if self.draining:
             self.listener.from_thread(self.listener.cancelled)
@@ -379,10 +622,12 @@ class Subscriber(ConnectionThread):
             self._said, self._say_again_at = str(error), time.monotonic() + SAY_AGAIN
             logger.error("%s: %s Trying again.", self.name, error)
 
+    def well_after(self, error: Exception) -> bool:
+        return isinstance(error, (EpochEnded, CHANNEL_LOST, TimeoutError))
+
     def closing(self) -> None:
         for lane in self.lanes:
-            while self._send_acks(lane):  # what it holds back for earlier ones goes the next time
-                pass
+            self._send_all_acks(lane)
 
 
 def _no_others() -> None:

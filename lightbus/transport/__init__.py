@@ -97,6 +97,18 @@ class Channel(Protocol):
     on_return: Callable[[str], None]
     """Called with the message id of a mandatory message that no queue got; always before its ack."""
 
+    on_closed: Callable[[Exception], object] | None
+    """Called with the broker's reason where it closes the channel; the connection goes on. None: that is raised, as it
+    is in any case where a method of this channel waits for its answer."""
+    takes: Callable[[int, int], bool] | None
+    """Called with (delivery tag, size) before a large body is delivered (one of several frames: over 128 KiB).
+    False: it is not delivered, and to be returned to its queue later. Not where the broker `counts_bytes`."""
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether `basic_qos` can limit the bytes that a consumer holds. RabbitMQ cannot."""
+        ...
+
     def confirm_select(self) -> Any: ...
 
     def publish(self, publications: Sequence[Publication]) -> None:

@@ -58,12 +58,16 @@ class Channel(kombu.transport.pyamqp.Channel):
     """A channel that delivers and publishes by the batch; see `lightbus.transport.Channel`."""
 
     channel_id: Any
+    counts_bytes = False  # RabbitMQ knows no prefetch in bytes
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.on_ack: Callable[[int, bool], None] = _ignore
         self.on_nack: Callable[[int, bool], None] = _ignore
         self.on_return: Callable[[str], None] = _ignore
+        self.on_closed: Callable[[Exception], object] | None = None
+        self.takes: Callable[[int, int], bool] | None = None
+        self._waiting = 0
         self.consumers: dict[bytes, Callable[[Delivery], object]] = {}
         self._consumer_numbers = itertools.count(1)
         self._on_get: Callable[[Delivery | None], object] | None = None
@@ -175,8 +179,12 @@ class Channel(kombu.transport.pyamqp.Channel):
     def wait(self, method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
         """py-amqp's, but never for ever."""
         connection = self._open_connection()
-        with connection.limit(timeout or connection.operation_timeout, _method_name(method)):
-            return super().wait(method, callback, None, returns_tuple)
+        self._waiting += 1
+        try:
+            with connection.limit(timeout or connection.operation_timeout, _method_name(method)):
+                return super().wait(method, callback, None, returns_tuple)
+        finally:
+            self._waiting -= 1
 
     def on_content(self, method: int, arguments: bytes, properties: bytes, body: bytes) -> None:
         """Handle a method that came with a message. `arguments` is the payload of its frame, from the class on."""
@@ -202,6 +210,14 @@ class Channel(kombu.transport.pyamqp.Channel):
             message.properties = serialization.decode_properties_basic(properties, 0)[0]
             self.dispatch_method((method >> 16, method & 0xFFFF), arguments, message)
 
+    def on_large_content(self, method: int, arguments: bytes, properties: bytes, body: bytes) -> None:
+        """`on_content` for a body that came in several frames."""
+        if method == wire.DELIVER and self.takes is not None and not self.is_closing:
+            (tag,) = wire.longlong.unpack_from(arguments, 5 + arguments[4])
+            if not self.takes(tag, len(body)):
+                return
+        self.on_content(method, arguments, properties, body)
+
     def _on_got_nothing(self, *_: object) -> None:
         if self._on_get is not None:
             self._on_get(None)
@@ -220,7 +236,10 @@ class Channel(kombu.transport.pyamqp.Channel):
         if not self.is_closing:
             self.collect()
             method = (class_id, method_id)
-            raise amqp.exceptions.error_for_code(reply_code, reply_text, method, amqp.exceptions.ChannelError)
+            error = amqp.exceptions.error_for_code(reply_code, reply_text, method, amqp.exceptions.ChannelError)
+            if self.on_closed is None or self._waiting:
+                raise error
+            self.on_closed(error)
 
     def _open_connection(self) -> Connection:
         if self.connection is None:
@@ -563,7 +582,8 @@ class Connection(kombu.transport.pyamqp.Connection):
         if content.missing == 0:
             del self._contents[number]
             if channel is not None:
-                channel.on_content(content.method, content.arguments, content.properties, b"".join(content.pieces))
+                on_content = channel.on_content if len(content.pieces) < 2 else channel.on_large_content
+                on_content(content.method, content.arguments, content.properties, b"".join(content.pieces))
 
     def _open_socket(self) -> Any:
         if self._transport is None or not self._transport.connected:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
 import time
 from collections import defaultdict, deque
@@ -357,7 +358,8 @@ class Connection:
         claims: list[tuple[Channel, Consumer, list[store.Claim]]] = []
         for channel, consumer in self._hungry():
             appetite = channel.appetite(consumer)
-            claimed = self._store.claim(consumer.queue, appetite, settled=consumer.no_ack)
+            room = channel.bytes_left
+            claimed = self._store.claim(consumer.queue, appetite, settled=consumer.no_ack, room=room)
             if claimed:
                 claims.append((channel, consumer, claimed))
                 self._stale = self._stale or len(claimed) < appetite
@@ -383,6 +385,7 @@ class Channel(base.StdChannel):
     """A channel: Lightbus' own methods (see `lightbus.transport.Channel`), and kombu's."""
 
     Message = message.Message
+    counts_bytes = True
     no_ack_consumers = None
 
     def __init__(self, connection: Connection, file: Store, number: int) -> None:
@@ -393,6 +396,8 @@ class Channel(base.StdChannel):
         self.on_ack: Callable[[int, bool], None] = _ignore
         self.on_nack: Callable[[int, bool], None] = _ignore
         self.on_return: Callable[[str], None] = _ignore
+        self.on_closed: Callable[[Exception], object] | None = None
+        self.takes: Callable[[int, int], bool] | None = None
         self._store = file
         self._confirms = False
         self._published = 0
@@ -400,14 +405,15 @@ class Channel(base.StdChannel):
         self._tags = itertools.count(1)
         self._consumer_limit = UNLIMITED
         self._channel_limit = UNLIMITED
-        self._unacked: dict[int, tuple[int, Consumer | None]] = {}  # delivery tag -> (entry, consumer)
+        self._bytes_limit, self._bytes_held = math.inf, 0
+        self._unacked: dict[int, tuple[int, Consumer | None, int]] = {}  # delivery tag -> (entry, consumer, size)
         self._acks: list[int] = []
 
     def close(self) -> None:
         """Return what is not acked to its queues."""
         if not self._is_open or not self.connection.connected:
             return
-        entries = [entry for entry, _ in self._unacked.values()]
+        entries = [entry for entry, _, _ in self._unacked.values()]
         with self.connection.transaction():
             self._store.requeue(entries)
             for tag in self.consumers:
@@ -450,7 +456,11 @@ class Channel(base.StdChannel):
     # --- consuming ------------------------------------------------------------------------
 
     def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool) -> None:
-        """Limit what each *new* consumer may hold, or with `a_global` all of the channel together. 0 is no limit."""
+        """Limit what each *new* consumer may hold, or with `a_global` all of the channel together. 0 is no limit.
+
+        Where the channel's consumers hold `prefetch_size` bytes, they get no more: for present ones too, all together.
+        """
+        self._bytes_limit = prefetch_size or math.inf
         if a_global:
             self._channel_limit = prefetch_count or UNLIMITED
         else:
@@ -491,7 +501,14 @@ class Channel(base.StdChannel):
         """How many more messages it may be given."""
         if consumer.no_ack:
             return consumer.limit
+        if self.bytes_left <= 0:
+            return 0
         return min(consumer.limit - consumer.held, self._channel_limit - len(self._unacked))
+
+    @property
+    def bytes_left(self) -> float:
+        """How many bytes more its consumers may hold."""
+        return self._bytes_limit - self._bytes_held
 
     def deliver(self, consumer: Consumer, claims: Sequence[store.Claim]) -> None:
         for claim in claims:
@@ -509,9 +526,10 @@ class Channel(base.StdChannel):
     def _delivery(self, claim: store.Claim, unacked: tuple[int, Consumer | None] | None) -> Delivery:
         self._delivered += 1
         if unacked is not None:
-            self._unacked[self._delivered] = unacked
+            self._unacked[self._delivered] = (*unacked, len(claim.body))
             if unacked[1] is not None:
                 unacked[1].held += 1
+                self._bytes_held += len(claim.body)
         return Delivery(
             self,
             self._delivered,
@@ -578,10 +596,11 @@ class Channel(base.StdChannel):
             raise store.precondition_failed(f"unknown delivery tag {delivery_tag}")
         entries: list[int] = []
         for tag in tags:
-            entry, consumer = self._unacked.pop(tag)
+            entry, consumer, size = self._unacked.pop(tag)
             entries.append(entry)
             if consumer is not None:
                 consumer.held -= 1
+                self._bytes_held -= size
         self.connection.look_again()
         return entries
 

@@ -1365,15 +1365,15 @@ class Store:
     def has_ready(self, queue: Queue) -> bool:
         return bool(self._read(FIRST_READY, queue.id))
 
-    def claim(self, queue: Queue, limit: int, *, settled: bool = False) -> list[Claim]:
-        """Take the oldest ready messages, as acked ones where `settled`."""
+    def claim(self, queue: Queue, limit: int, *, settled: bool = False, room: float = CLAIM_BYTES) -> list[Claim]:
+        """Take the oldest ready messages, as acked ones where `settled`. No more, once they have filled the room."""
         claims: list[Claim] = []
         size = 0
         cursor = self._sql(READY, queue.id, min(limit, CLAIM_MESSAGES))
         for row in cursor:
             claims.append(Claim(*row))
             size += len(row[5])
-            if size > CLAIM_BYTES:
+            if size >= min(room, CLAIM_BYTES):
                 break
         cursor.close()
         if claims and settled:

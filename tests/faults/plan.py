@@ -45,6 +45,7 @@ PLAN = [
     _planned(scenarios.broker_away, {"seconds": 60}, {"seconds": 1}),
     _planned(scenarios.memory_alarm, {"backlog": 1000}, {"backlog": 200}),
     _planned(scenarios.queue_deleted, {"times": 5}, {"times": 1}),
+    _planned(scenarios.retry_queue_deleted, {"times": 5}, {"times": 1}),
     _planned(scenarios.exchange_deleted, {"times": 5}, {"times": 1}),
     _planned(scenarios.channel_closed, {"times": 5}, {"times": 1}),
     _planned(scenarios.consumer_timeout, {"seconds": 60}, {"seconds": 2}),

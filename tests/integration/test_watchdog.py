@@ -84,7 +84,7 @@ async def test_deafness_is_said_with_its_reason_and_what_is_done_about_it(
         await eventually(lambda: errors_logged(caplog, "deaf"))
         assert errors_logged(caplog, "deaf") == [
             "lightbus billing consumer: connected but deaf: the broker knows of no consumer on the queue "
-            f"'billing.main'. Connecting, declaring and subscribing anew (1 of {REBUILDS} before giving up)."
+            f"'billing.main'. Subscribing anew on a new channel (1 of {REBUILDS} before giving up)."
         ]
         await eventually(lambda: consumer.lanes[0].watch.proven)
 
@@ -198,20 +198,21 @@ async def test_a_consumer_that_stays_deaf_gives_up_and_says_why(billing: Lightbu
     consumer = billing.consumer()
     look_often(consumer)
     (lane,) = consumer.lanes
-    subscribe = consumer._subscriber.opened  # pyright: ignore[reportPrivateUsage]
+    subscriber: Any = consumer._subscriber  # pyright: ignore[reportPrivateUsage]
+    subscribe = subscriber._subscribe
 
-    def subscribe_in_vain(connection: Any) -> None:
-        subscribe(connection)
+    def subscribe_in_vain(*arguments: Any, **options: Any) -> None:
+        subscribe(*arguments, **options)
         lane.channel.basic_cancel(lane.consumer_tag)  # type: ignore[union-attr]
 
-    consumer._subscriber.opened = subscribe_in_vain  # type: ignore[method-assign] # pyright: ignore[reportPrivateUsage]
+    subscriber._subscribe = subscribe_in_vain
     with pytest.raises(ExceptionGroup) as raised, anyio.fail_after(LIMIT):
         async with anyio.create_task_group() as tasks:
             await tasks.start(consumer.run)
     (error,) = raised.value.exceptions
     assert isinstance(error, errors.WorkerError)
     assert "the broker knows of no consumer on the queue 'billing.main', also after connecting" in str(error)
-    assert consumer._subscriber.epoch == 1 + REBUILDS  # pyright: ignore[reportPrivateUsage]
+    assert subscriber.epoch == REBUILDS  # the first rebuild is of the channel alone
 
 
 async def test_the_embedded_broker_is_watched_as_well(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
@@ -233,14 +234,13 @@ from lightbus.subscriber import Subscriber
 from lightbus.watchdog import Watch
 
 app = Lightbus("billing")
-opened = Subscriber.opened
+subscribe = Subscriber._subscribe
 
-def opened_in_vain(self, connection):
-    opened(self, connection)
-    for lane in self.lanes:
-        lane.channel.basic_cancel(lane.consumer_tag)
+def subscribe_in_vain(self, lane, connection, **options):
+    subscribe(self, lane, connection, **options)
+    lane.channel.basic_cancel(lane.consumer_tag)
 
-Subscriber.opened = opened_in_vain
+Subscriber._subscribe = subscribe_in_vain
 Watch.__init__.__defaults__ = (0.1,)
 """
 

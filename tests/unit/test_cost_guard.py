@@ -347,9 +347,10 @@ async def consume(
         await until(lambda: sockets and sockets[0].consumer_channel and consumer.connected)
         script = sockets[0]
         channel = script.consumer_channel
-        first = script.consumer_tag
-        script.push(delivery(channel, first, 1, BODY))  # the route is known from here on
-        await until(lambda: script.acked == 1 and script.consumer_tag != first)  # and the whole prefetch is open
+        (lane,) = consumer.lanes
+        lane.credit.window = lane.prefetch  # as after a second of fast handlers
+        script.push(delivery(channel, script.consumer_tag, 1, BODY))  # the route is known from here on
+        await until(lambda: script.acked == 1 and lane.prefetch_now == lane.prefetch)
         await until(lambda: consumer.attended)
         script.reads = script.writes = hops.count = 0
         with calls.window():

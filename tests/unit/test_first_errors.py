@@ -377,6 +377,7 @@ def _error_of_a_handler_in_a_thread() -> ValueError:
 
     (lane,) = app.lanes()
     delivery = Delivery(cast(Channel, None), 1, False, "auth", "user.registered", {}, b"{}")
+    lane.channels = (delivery.channel,)
 
     async def handle() -> BaseException | None:
         pool = Pool(lane, start=print, collect=print, room=print)

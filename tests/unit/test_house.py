@@ -27,6 +27,7 @@ ORDER = [
     "handler",
     "settlement",
     "watchdog",
+    "credit",
     "loop",
     "connection",
     "publisher",

@@ -30,7 +30,7 @@ class Threads:
         app.on("order.placed")(handle)
         (self.handler,) = app.handlers.values()
         self.lane = Lane("billing", "main", [self.handler], prefetch=100, concurrency=concurrency)
-        self.lane.channel = NOW
+        self.lane.channel, self.lane.channels = NOW, (NOW,)
         self.pool = Pool(self.lane, start=self.start, collect=self.collect, room=lambda lane: None)
         self.threads: list[threading.Thread] = []
         self.begun: list[bool] = []

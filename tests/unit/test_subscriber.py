@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import amqp.exceptions
+import pytest
+
 from lightbus.connection import Broker
 from lightbus.settlement import Settlements
-from lightbus.subscriber import Lane, Subscriber
-from lightbus.transport import Channel, Delivery
+from lightbus.subscriber import EpochEnded, Lane, Subscriber
+from lightbus.transport import Channel, Connection, Delivery
 
 
 class AckedChannel:
@@ -28,3 +31,60 @@ def test_at_the_end_no_ack_waits_for_a_handler_that_did_not_end() -> None:
         lane.settled.append((Delivery(lane.channel, tag, False, "", "", {}, b""), True))
     subscriber.closing()
     assert channel.acks == [(2, False), (3, False)]
+
+
+class Notes:
+    """A connection and its only channel, which note what is done to them."""
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        self.done.append((delivery_tag, multiple))
+
+    def close(self) -> None:
+        self.done.append("closed")
+
+    def collect(self) -> None:
+        self.done.append("dropped")
+
+    def interrupt(self) -> None:
+        """Nobody waits."""
+
+
+ACKED = [(2, False), (3, False), "closed", "dropped"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (EpochEnded("deaf"), ACKED),
+        (amqp.exceptions.NotFound("no queue"), ACKED),
+        (amqp.exceptions.PreconditionFailed("inequivalent arg"), ACKED),
+        (TimeoutError("the broker did not complete queue.declare"), ACKED),
+        (ConnectionResetError("the broker closed the connection"), ["dropped"]),
+        (amqp.exceptions.ConnectionForced("Too many heartbeats missed"), ["dropped"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_settled_is_acked_before_a_connection_is_replaced_that_is_well(
+    error: Exception, expected: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = Lane("billing", "main", [], prefetch=200, concurrency=32)
+    notes = Notes()
+
+    class FailsAtOnce(Subscriber):
+        def opened(self, connection: Connection) -> None:
+            channel = cast(Channel, notes)
+            lane.begin(channel, careful=False)
+            lane.taken = 3
+            for tag in (2, 3):  # 1 is still being handled
+                lane.settled.append((Delivery(channel, tag, False, "", "", {}, b""), True))
+
+        def work(self) -> float:
+            self.stopping = True
+            raise error
+
+    monkeypatch.setattr(Broker, "connect", lambda *_, **__: notes)
+    FailsAtOnce(Broker.parse("memory://"), "consumer", cast(Any, None), [lane], cast(Any, None))._run()  # pyright: ignore[reportPrivateUsage]
+    assert notes.done == expected

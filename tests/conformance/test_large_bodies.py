@@ -1,0 +1,118 @@
+"""What a worker holds is bounded in bytes too, and what there is no room for is handled later."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from lightbus import Lightbus
+from lightbus.subscriber import Lane
+from tests.bus import OrderPlaced, connected, dead_letters, declare, eventually, left_in, running
+
+pytestmark = pytest.mark.anyio
+
+MakeApp = Callable[..., Lightbus]
+
+MEGABYTE = 1024 * 1024
+BUDGET = 8 * MEGABYTE
+LARGE = "x" * MEGABYTE
+MANY = 40
+
+
+class Bytes:
+    """What a lane's handlers and the lane itself hold of bodies."""
+
+    def __init__(self, lane: Lane) -> None:
+        lane.credit.budget = BUDGET
+        self.lane = lane
+        self.now = self.most = 0
+
+    def take(self, size: int) -> None:
+        self.now += size
+        self.most = max(self.most, self.now)
+
+    def in_lane(self) -> int:
+        arrived: Any = [*self.lane.arrived, *(job[0] for job in self.lane.ready)]
+        return sum(len(delivery.body) for delivery in arrived)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+async def test_a_flood_of_large_events_is_held_within_the_budget_and_each_is_handled_once(
+    warm: bool, make_app: MakeApp, shop: Lightbus
+) -> None:
+    billing = make_app("billing")
+    go_on = anyio.Event()
+    begun: Counter[int] = Counter()
+    seen: list[int] = []
+
+    @billing.on("order.placed")
+    async def hold(order: OrderPlaced) -> None:
+        begun[order.number] += 1
+        if order.note:
+            held.take(len(order.note))
+            seen.append(held.now + held.in_lane())
+            await go_on.wait()
+            held.take(-len(order.note))
+
+    async with running(shop, billing) as bus:
+        (consumer,) = bus.consumers["billing"]
+        (lane,) = consumer.lanes
+        held = Bytes(lane)
+        if warm:
+            await open_the_whole_prefetch(shop, lane, begun)
+        await shop.publish_many([OrderPlaced(number=number, note=LARGE) for number in range(MANY)])
+        await eventually(lambda: sum(1 for number in begun if number >= 0) >= 2)
+        # Nothing more arrives until a handler ends, and the rest is in the queue.
+        await eventually(lambda: waiting_in(billing) + lane.in_hand, MANY)
+        assert not lane.returning
+        assert lane.in_hand * MEGABYTE <= 1.5 * BUDGET + 2 * MEGABYTE
+        go_on.set()
+        await eventually(lambda: sum(begun.values()) - (200 if warm else 0), MANY)
+        await bus.quiet(billing)
+    assert set(begun.values()) == {1}
+    assert max(seen) <= 1.5 * BUDGET + 2 * MEGABYTE
+    assert await left_in(billing) == []
+    assert await dead_letters(billing, 0) == []
+
+
+async def open_the_whole_prefetch(shop: Lightbus, lane: Lane, begun: Counter[int]) -> None:
+    """As after a second of fast handlers."""
+    lane.credit.window = lane.prefetch
+    await shop.publish_many([OrderPlaced(number=-number) for number in range(1, 201)])
+    await eventually(lambda: len(begun), 200)
+    await eventually(lambda: (lane.prefetch_now, lane.in_hand), (lane.prefetch, 0))
+
+
+def waiting_in(app: Lightbus) -> int:
+    with connected(app) as connection:
+        return int(connection.channel().queue_declare(f"{app.name}.main", passive=True).message_count)
+
+
+async def test_an_event_larger_than_the_budget_is_handled_alone(make_app: MakeApp, shop: Lightbus) -> None:
+    billing = make_app("billing")
+    handled: list[int] = []
+    most = 0
+
+    @billing.on("order.placed")
+    async def handle(order: OrderPlaced) -> None:
+        nonlocal most
+        most = max(most, lane.in_hand)
+        await anyio.lowlevel.checkpoint()
+        handled.append(order.number)
+
+    await declare(billing)
+    await shop.publish_many([OrderPlaced(number=number, note=LARGE) for number in range(10)])
+    consumer = billing.consumer()
+    (lane,) = consumer.lanes
+    lane.credit.budget = MEGABYTE // 2
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(consumer.run)
+        await eventually(lambda: sorted(handled), [*range(10)])
+        await consumer.stop(5)
+        tasks.cancel_scope.cancel()
+    assert most == 1
