@@ -17,7 +17,7 @@ import time
 HORIZON = 1.0
 """Seconds of work that a consumer may hold."""
 PERIOD = 0.25
-"""Seconds of work that are measured at least, unless there is nothing left to do before."""
+"""Seconds of work that are measured at least, unless there is nothing left to do, or much is done, before."""
 PACE = 0.025
 """Seconds between two changes of the prefetch: each costs the broker and the connection's thread three requests."""
 STEP = 4
@@ -65,9 +65,12 @@ class Credit:
 
     def measure(self, now: float, settled: int, held: int) -> None:
         """So many were settled up to now, and so many are held."""
-        if self._since is None or (held and now - self._since < PERIOD):
+        if self._since is None:
             return
-        able = (settled - self._settled) / max(now - self._since, 1e-6) * HORIZON
+        count, seconds = settled - self._settled, now - self._since
+        if held and seconds < PERIOD and count < 3 * self.window:
+            return
+        able = count / max(seconds, 1e-6) * HORIZON
         self._since, self._settled = (now if held else None), settled
         if able >= min(2 * self.window, self.most):
             self.window = max(self.window, min(self.most, int(able)))
