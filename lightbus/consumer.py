@@ -396,7 +396,7 @@ class Consumer:
                 "with a timer that still runs. It is run again.",
                 described(slot.lane, slot.job),
             )
-        elif isinstance(slot.error, anyio.get_cancelled_exc_class()):
+        elif slot.error is not None and errors.is_a(slot.error, anyio.get_cancelled_exc_class()):
             slot.error = _cancelled_error(slot, cancelled, slot.error)
 
     async def _decide(self, left: Slot) -> None:
@@ -892,7 +892,7 @@ async def _forget_cancellation() -> None:
 
 def _is_interrupt(error: BaseException) -> bool:
     """Whether a signal (Ctrl-C) has raised it, while a handler happened to run, and not the handler itself."""
-    if not isinstance(error, KeyboardInterrupt) or threading.current_thread() is not threading.main_thread():
+    if not errors.is_a(error, KeyboardInterrupt) or threading.current_thread() is not threading.main_thread():
         return False
     on_signal: Any = signal.getsignal(signal.SIGINT)
     while isinstance(on_signal, functools.partial):
