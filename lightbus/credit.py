@@ -110,9 +110,7 @@ class Credit:
             return None
         if self._growing(now, held):
             self.window = min(self.floor, held + max(STEP, held // 8))
-        wanted = self.limit(now)
-        # What is held already does not count for the new consumer. Where that is little, it may come on top.
-        self.given = wanted if wanted < self.given or 2 * held <= wanted else max(1, wanted - held)
+        self.given = self._candidate(now, held)
         self._changed = now
         return self.given
 
@@ -124,7 +122,19 @@ class Credit:
         wanted = self.limit(now)
         if wanted < self.given or self._growing(now, held):
             return True
-        return wanted > self.given and held + min(STEP, max(1, wanted // 4)) <= wanted
+        if wanted == self.given:
+            return False
+        candidate = self._candidate(now, held)
+        used_up = held >= self.given and wanted - held >= max(1, wanted // 4)
+        return used_up or candidate == self.most or candidate >= self.given + max(1, self.given // 4)
+
+    def _candidate(self, now: float, held: int) -> int:
+        """What is held already does not count for a new consumer. Where that is little, it may come on top, but never
+        above what the user allows."""
+        wanted = self.limit(now)
+        if wanted < self.given:
+            return wanted
+        return max(1, min(wanted if 2 * held <= wanted else wanted - held, self.most - held))
 
     def _growing(self, now: float, held: int) -> bool:
         """No handler has ended for a while, and more could run."""

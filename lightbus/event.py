@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import inspect
 import re
 import sys
@@ -100,7 +102,19 @@ def _as_value_class(cls: type[Any]) -> type[Any]:
             "Use a plain class with annotated fields, an attrs class, a dataclass or a msgspec.Struct."
         )
     _refuse_unsaid_fields(cls)
-    return attrs.define(cls, frozen=True, slots=True, kw_only=True)
+    return attrs.define(cls, frozen=True, slots=True, kw_only=True, field_transformer=_fresh_defaults)
+
+
+def _fresh_defaults(_: type[Any], fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
+    """Each event gets a list (dict, set) of its own where the class has one as a default: what is added to one event
+    must not be in the next.
+    """
+    return [
+        field.evolve(default=attrs.Factory(functools.partial(copy.deepcopy, field.default)))
+        if isinstance(field.default, (list, dict, set, bytearray))
+        else field
+        for field in fields
+    ]
 
 
 def _refuse_unsaid_fields(cls: type[Any]) -> None:

@@ -245,10 +245,11 @@ class Subscriber(ConnectionThread):
         """
         channel, replaced = lane.channel, lane.consumer_tag
         assert channel is not None
+        channel.basic_cancel(replaced)  # first: from here on it is known what is in hand
+        prefetch = lane.credit.given = max(1, min(prefetch, lane.prefetch - lane.in_hand))
         # For the consumers that begin after it.
         channel.basic_qos(channel.counts_bytes and lane.credit.budget, prefetch, False)
         lane.consumer_tag = self._consume(lane, channel)
-        channel.basic_cancel(replaced)
         lane.set_prefetch(prefetch)
 
     # --- faults of one queue or channel: the others go on

@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from lightbus import Lightbus, Message, Receipt, Retry, errors
@@ -290,6 +293,35 @@ async def test_a_handler_that_awaits_what_was_cancelled_is_tried_again(shop: Lig
         await shop.publish(OrderPlaced(number=1))
         await eventually(lambda: attempts, [1, 2, 3])
     assert await left_in(billing, "billing.dead") == []
+
+
+@pytest.mark.parametrize("limit", [asyncio.timeout, anyio.fail_after])
+async def test_a_time_limit_inside_of_a_handler_is_its_own_failure_and_interrupts_no_other(
+    shop: Lightbus, billing: Lightbus, limit: Callable[[float], Any]
+) -> None:
+    runs: list[int] = []
+
+    async def wait() -> None:
+        scope = limit(0.01)
+        if isinstance(scope, asyncio.Timeout):
+            async with scope:
+                await anyio.sleep(LIMIT)
+        with scope:
+            await anyio.sleep(LIMIT)
+
+    @billing.on("order.placed", retry=Retry.none())
+    async def handle(order: OrderPlaced) -> None:
+        runs.append(order.number)
+        await anyio.lowlevel.checkpoint()
+        if order.number % 5 == 0:
+            await wait()
+
+    async with running(shop, billing, concurrency=2):
+        await shop.publish_many([OrderPlaced(number=number) for number in range(20)])
+        dead = await dead_letters(billing, 4)
+        await eventually(lambda: sorted(runs), list(range(20)))
+    assert {reason(one).partition(":")[0] for one in dead} == {"TimeoutError"}
+    assert sorted(order_numbers(dead)) == [0, 5, 10, 15]
 
 
 async def test_a_worker_that_a_handler_cancels_from_inside_says_so(shop: Lightbus, billing: Lightbus) -> None:

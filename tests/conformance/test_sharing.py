@@ -325,7 +325,6 @@ async def test_a_queue_that_the_app_does_not_have_is_refused_with_those_it_has(b
 
 
 async def test_prefetch_is_the_most_that_a_worker_holds(shop: Lightbus, billing: Lightbus) -> None:
-    """But for the one that came first of all, which is taken alone, and counts until it is settled."""
     go_on = anyio.Event()
     handled: list[int] = []
 

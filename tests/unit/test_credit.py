@@ -119,7 +119,7 @@ def test_a_prefetch_is_the_most_whatever_may_run_at_once() -> None:
     worker = Worker(Credit(5, 32), concurrency=32, takes=0.1)
     worker.run(5)
     assert worker.credit.window == 5
-    assert worker.most_held <= 6  # the first one of all is alone, and counts until it has ended
+    assert worker.most_held == 5
 
 
 def test_handlers_that_become_slow_are_given_less_but_never_less_than_may_run_at_once() -> None:
@@ -259,3 +259,10 @@ def test_a_burst_of_slow_jobs_goes_half_to_each_of_two_workers(concurrency: int,
                     left -= 1
         now += 0.001
     assert abs(workers[0].given - 20) <= 3, [worker.given for worker in workers]
+
+
+def test_the_prefetch_of_the_user_is_never_exceeded_while_consumers_change() -> None:
+    for most, concurrency, takes in ((2, 32, 0.5), (5, 32, 0.1), (50, 4, 0.001), (200, 32, 0.01), (200, 1, 0.001)):
+        worker = Worker(Credit(most, concurrency), concurrency=concurrency, takes=takes)
+        worker.run(5)
+        assert worker.most_held <= most

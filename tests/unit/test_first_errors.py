@@ -108,14 +108,6 @@ def _(app: Lightbus) -> None:
             self.user_id = user_id
 
 
-@case("An event whose default would be shared")
-def _(app: Lightbus) -> None:
-    @app.event
-    class UserGone:
-        user_id: int
-        roles: list[str] = []  # noqa: RUF012
-
-
 @case("An event that would lose a field")
 def _(app: Lightbus) -> None:
     @app.event
