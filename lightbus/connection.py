@@ -787,6 +787,12 @@ class ConnectionThread:
 
     def _run(self) -> None:
         _here.connection = self.name
+        try:
+            self._run_epochs()
+        finally:
+            _here.connection = None
+
+    def _run_epochs(self) -> None:
         backoff = Backoff()
         while not self.stopping:
             if not self.wanted():

@@ -94,8 +94,8 @@ def for_log(error: BaseException | None) -> tuple[BaseException | None, str]:
         return None, ""
     broken: list[BaseException] = []
     try:
-        for _ in traceback.TracebackException.from_exception(error).format():
-            pass
+        for line in traceback.TracebackException.from_exception(error).format():
+            line.encode()  # no log file takes a lone surrogate
     except BaseException as raised:  # noqa: BLE001  # as above
         broken.append(raised)
     return (None, "\n" + _frames_only(error, broken[0]).rstrip()) if broken else (error, "")

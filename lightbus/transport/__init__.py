@@ -37,13 +37,12 @@ class Publication:
 class Unencodable(ValueError):
     """A message cannot be sent as it is. Nothing of its batch was sent."""
 
-    def __init__(self, publication: Publication, why: str) -> None:
-        super().__init__(publication, why)
+    def __init__(self, why: str, publication: Publication) -> None:
+        super().__init__(why)
         self.publication = publication
-        self.why = why
 
-    def __str__(self) -> str:
-        return self.why
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.publication), self.__dict__
 
 
 class Delivery:

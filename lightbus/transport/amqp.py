@@ -258,7 +258,7 @@ def _encode_heads(number: int, publications: Sequence[Publication], frame_max: i
         try:
             wire.encode_publish(number, culprit, frame_max)
         except ValueError:
-            raise Unencodable(culprit, str(error)) from error
+            raise Unencodable(str(error), culprit) from error
         raise  # it can be encoded: a signal's handler raised
     return heads
 

@@ -1298,7 +1298,7 @@ class Store:
             try:
                 outcomes.append(self._route_one(publication, rows))
             except ValueError as error:
-                raise Unencodable(publication, str(error)) from error
+                raise Unencodable(str(error), publication) from error
         self._insert(rows)
         self._trim(rows)
         return outcomes

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import lightbus
-from lightbus import Lightbus, Message, Receipt, errors
+from lightbus import Lightbus, Message, Receipt, errors, transport
 from lightbus.message import new_id
-from lightbus.transport import Delivery
+from lightbus.transport import Delivery, Publication
 from tests.patience import LIMIT
 
 
@@ -38,6 +38,7 @@ ARGUMENTS: dict[type[BaseException], tuple[Any, ...]] = {
     errors.PublishManyError: (
         [Receipt("m-1", routed=True), errors.PublishTimeout("the second one was not confirmed")],
     ),
+    transport.Unencodable: (Publication("shop", "order.placed", b"{}", {"message_id": "m-1"}),),
 }
 
 

@@ -38,7 +38,7 @@ class ScriptedChannel:
     def publish(self, publications: Sequence[Publication]) -> None:
         for publication in publications:
             if "unencodable" in publication.properties["headers"]:
-                raise Unencodable(publication, "the property headers cannot be encoded")
+                raise Unencodable("the property headers cannot be encoded", publication)
         for publication in publications:
             self.tag += 1
             self.connection.broker.published.append(publication)
