@@ -4,6 +4,8 @@ A prefetch of 200 gives a burst of slow jobs to the worker that comes first. So 
 and grows with what its handlers are seen to settle; `subscriber.Subscriber` measures and acts.
 
 - Events settled in a second, as measured: so many may be held.
+- RabbitMQ returns what is on its way to a consumer that is cancelled, out of order, and counts that towards the
+  delivery limit. So a consumer is replaced only while it holds all that it may: then nothing is on its way.
 - As many as there are handlers that may run at once, in small steps, while none has ended: two workers that begin
   together get about the same number of long jobs.
 - Of large bodies, as many as fit into half of the budget.
@@ -53,6 +55,7 @@ class Credit:
         self.given = self.limit(time.monotonic())
         """The prefetch of the present consumer. What an earlier one on the same channel holds does not count there."""
         self._changed = -math.inf
+        self._patience = PERIOD
         self._since: float | None = None
         self._settled = 0
 
@@ -102,39 +105,43 @@ class Credit:
 
     def unsteady(self, now: float) -> bool:
         """Whether the next events that arrive may change the prefetch."""
-        return self.window < self.floor or self.given != self.limit(now)
+        return now >= self._changed and (self.window < self.floor or self.given != self.limit(now))
+
+    def urgent(self, now: float) -> bool:
+        """Whether the prefetch must be lowered at once, since the bodies are too large."""
+        return self._fitting(now) < self.given
+
+    def due(self, now: float, held: int) -> bool:
+        """Whether the present consumer is to be replaced, as soon as it holds all that it may."""
+        return now >= self._changed + PACE and self._due(now, held)
 
     def next_prefetch(self, now: float, held: int) -> int | None:
-        """The prefetch of a consumer that is to replace the present one; None to leave it."""
-        if now < self._changed + PACE or not self._due(now, held):
+        """The prefetch of a consumer that is to replace the present one; None to leave it.
+
+        To be called where the present one holds all that it may, or where it is `urgent`.
+        """
+        if not self.due(now, held):
             return None
         if self._growing(now, held):
             self.window = min(self.floor, held + max(STEP, held // 8))
-        self.given = self._candidate(now, held)
-        self._changed = now
+        wanted = self.limit(now)
+        # What is held already does not count for a new consumer.
+        self.given = max(1, min(wanted, self.most - held) if wanted < self.given else wanted - held)
+        self._changed, self._patience = now, PERIOD
         return self.given
 
+    def postpone(self, now: float) -> None:
+        """There were not even as many events as the present consumer may hold: a higher prefetch would be of no use."""
+        self._changed = now + self._patience
+        self._patience = min(2 * self._patience, 16 * PERIOD)
+
     def next_look(self, now: float, held: int) -> float:
-        """Seconds after which `next_prefetch` is to be asked again, though nothing happens until then."""
-        return max(0.0, self._changed + PACE - now) if self._due(now, held) else math.inf
+        """Seconds after which `due` is to be asked again, though nothing happens until then."""
+        return max(0.0, self._changed + PACE - now) if held and self._due(now, held) else math.inf
 
     def _due(self, now: float, held: int) -> bool:
-        wanted = self.limit(now)
-        if wanted < self.given or self._growing(now, held):
-            return True
-        if wanted == self.given:
-            return False
-        candidate = self._candidate(now, held)
-        used_up = held >= self.given and wanted - held >= max(1, wanted // 4)
-        return used_up or candidate == self.most or candidate >= self.given + max(1, self.given // 4)
-
-    def _candidate(self, now: float, held: int) -> int:
-        """What is held already does not count for a new consumer. Where that is little, it may come on top, but never
-        above what the user allows."""
-        wanted = self.limit(now)
-        if wanted < self.given:
-            return wanted
-        return max(1, min(wanted if 2 * held <= wanted else wanted - held, self.most - held))
+        wanted, present = self.limit(now), max(self.given, held)
+        return wanted < self.given or self._growing(now, held) or wanted - present >= max(1, present // 4)
 
     def _growing(self, now: float, held: int) -> bool:
         """No handler has ended for a while, and more could run."""

@@ -39,6 +39,11 @@ class Settlements:
         """How many deliveries are settled on the broker."""
         return self._first_unsettled - 1 + len(self._sent)
 
+    def sent_after(self, tag: int) -> int:
+        """How many of the deliveries after this one are settled on the broker."""
+        in_order = max(0, self._first_unsettled - 1 - tag)
+        return in_order + sum(sent > tag for sent in self._sent)
+
     def take(self, *, all_of_them: bool = False) -> list[tuple[int, bool]]:
         """The acks to send now, as (delivery tag, multiple)."""
         acks: list[tuple[int, bool]] = []

@@ -31,6 +31,8 @@ REPAIR_PAUSE = 1.0
 """Seconds between two repairs of subscriptions: what fails at once again must not keep the broker busy."""
 RETIRED = 3
 """Channels of a queue, at most, on which nothing more arrives, and that stay open until their events are settled."""
+FILLED_WITHIN = 0.05
+"""Seconds that acks wait at most until a consumer that is to be replaced holds all that it may."""
 HOLD = 0.02
 """Seconds that acks wait for those of earlier deliveries, when there is nothing else to do."""
 SUSPECT = 2
@@ -105,6 +107,10 @@ class Lane:
         """The tags of deliveries that there is no room for: they go back to the queue."""
         self.prefetch_now = 1
         """What the broker knows; a lower one, only once it has confirmed it."""
+        self.before_consumer = 0
+        """The last delivery tag before the present consumer: earlier deliveries do not count for its prefetch."""
+        self.acks_wait_until = 0.0
+        """Until then (monotonic) no acks are sent, unless the consumer is replaced before; 0 where none wait."""
         self.ack_batch = 0
         """More settled deliveries than this are acked at once, whatever else there is to do."""
         self.watch = Watch(name)
@@ -121,13 +127,20 @@ class Lane:
         """Whether the broker may deliver more."""
         return self.in_hand < self.prefetch_now
 
+    @property
+    def full(self) -> bool:
+        """Whether the present consumer holds all that it may, so that nothing is on its way to it."""
+        last = self.taken + len(self.arrived)
+        return last - self.before_consumer - self.settlements.sent_after(self.before_consumer) >= self.prefetch_now
+
     def begin(self, channel: Channel, *, careful: bool) -> None:
         """From here on this is the channel."""
         self.channel, self.fault = channel, None
         self.channels = (*self.retired, channel)
         self.arrived, self.large, self.returning = [], {}, []
         self.settlements = Settlements(hold=0)
-        self.taken = self.taken_before = 0
+        self.taken = self.taken_before = self.before_consumer = 0
+        self.acks_wait_until = 0.0
         self.careful, self.suspecting = careful, False
         self.credit.begin(1 if careful else self.credit.window)
         self.set_prefetch(self.credit.given)
@@ -216,12 +229,13 @@ class Subscriber(ConnectionThread):
         channel.takes = functools.partial(self._takes, lane, channel)
         lane.begin(channel, careful=careful and lane.prefetch > 1)
         channel.basic_qos(channel.counts_bytes and lane.credit.budget, lane.prefetch_now, False)
-        lane.consumer_tag = self._consume(lane, channel)
+        self._consume(lane, channel)
         lane.watch.subscribed(time.monotonic())
 
-    def _consume(self, lane: Lane, channel: Channel) -> str:
+    def _consume(self, lane: Lane, channel: Channel) -> None:
+        lane.before_consumer = lane.taken + len(lane.arrived)
         on_cancel = functools.partial(self._cancelled, lane, channel)
-        return channel.consume(lane.name, lane.arrived.append, on_cancel=on_cancel)
+        lane.consumer_tag = channel.consume(lane.name, lane.arrived.append, on_cancel=on_cancel)
 
     def _may_be_careless(self, lane: Lane, delivery: Delivery) -> bool:
         """Whether to be careful no longer, for this delivery arrived."""
@@ -249,7 +263,7 @@ class Subscriber(ConnectionThread):
         prefetch = lane.credit.given = max(1, min(prefetch, lane.prefetch - lane.in_hand))
         # For the consumers that begin after it.
         channel.basic_qos(channel.counts_bytes and lane.credit.budget, prefetch, False)
-        lane.consumer_tag = self._consume(lane, channel)
+        self._consume(lane, channel)
         lane.set_prefetch(prefetch)
 
     # --- faults of one queue or channel: the others go on
@@ -374,10 +388,6 @@ class Subscriber(ConnectionThread):
                         self.hand_over(lane, batch)
                     if enough:
                         self._be_careless(lane)
-            if lane.settled or lane.settlements.waiting:
-                held |= self._send_acks(lane)
-            if lane.retired:
-                self._close_retired(lane)
             if not self.draining and lane.channel is not None and lane.fault is None:
                 try:
                     pause = min(pause, self._adapt(lane))
@@ -386,6 +396,12 @@ class Subscriber(ConnectionThread):
                 except CHANNEL_LOST as error:
                     self._channel_lost(lane, error)
                     pause = 0.0
+            else:
+                lane.acks_wait_until = 0.0
+            if not lane.acks_wait_until and (lane.settled or lane.settlements.waiting):
+                held |= self._send_acks(lane)
+            if lane.retired:
+                self._close_retired(lane)
         # Out-of-order acks wait for those before them, but not when there is nothing else to do.
         return min(pause, HOLD if held else self._until_next_look())
 
@@ -396,16 +412,30 @@ class Subscriber(ConnectionThread):
         lane.careful = lane.suspecting = False
 
     def _adapt(self, lane: Lane) -> float:
-        """Set the prefetch as the handlers' speed and the bodies' size ask for. Returns when to look again."""
-        now, in_hand = time.monotonic(), lane.in_hand
+        """Set the prefetch as the handlers' speed and the bodies' size ask for. Returns when to look again.
+
+        Acks wait meanwhile, so that the present consumer gets all that it may hold: see `credit`.
+        """
         if lane.careful:
             return math.inf
-        prefetch = lane.credit.next_prefetch(now, in_hand)
-        if prefetch is not None:
-            self._set_prefetch(lane, prefetch)
-        if lane.returning and lane.prefetch_now <= lane.credit.limit(now):
+        now, in_hand, credit = time.monotonic(), lane.in_hand, lane.credit
+        if not in_hand or not credit.due(now, in_hand):
+            lane.acks_wait_until = 0.0
+        elif lane.full or credit.urgent(now):
+            lane.acks_wait_until = 0.0
+            prefetch = credit.next_prefetch(now, in_hand)
+            if prefetch is not None:
+                self._set_prefetch(lane, prefetch)
+        elif not lane.acks_wait_until:
+            lane.acks_wait_until = now + FILLED_WITHIN
+        elif now >= lane.acks_wait_until:
+            lane.acks_wait_until = 0.0
+            credit.postpone(now)
+        if lane.returning and lane.prefetch_now <= credit.limit(now):
             self._give_back(lane)
-        return lane.credit.next_look(now, in_hand)
+        if lane.acks_wait_until:
+            return max(0.0, lane.acks_wait_until - now)
+        return credit.next_look(now, lane.in_hand)
 
     def _give_back(self, lane: Lane) -> None:
         """Return to the queue what there was no room for. With the same prefetch, it would come again at once."""
@@ -442,7 +472,9 @@ class Subscriber(ConnectionThread):
     def settle(self, lane: Lane) -> None:
         """From the event loop: send the acks that are due, here if the loop attends, else in the thread."""
         attention = self._attention
-        if attention is None or not attention.take():
+        if lane.acks_wait_until and not lane.full:
+            return  # the thread sends them
+        if attention is None or lane.acks_wait_until or not attention.take():
             self.wake()
             return
         held = False
@@ -533,7 +565,7 @@ class Subscriber(ConnectionThread):
         assert self.connection is not None
         channel.basic_cancel(lane.consumer_tag)
         if lane.in_hand:  # it came in between, so this channel hears; its tags can be acked on it alone
-            lane.consumer_tag = self._consume(lane, channel)
+            self._consume(lane, channel)
         else:
             # Nothing has died: where the careful start was over, it is over. So idle workers share the next burst.
             careful = lane.careful

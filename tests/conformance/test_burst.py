@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from lightbus import Lightbus
+from lightbus import Lightbus, Message
 from lightbus.consumer import Consumer
 from tests.bus import OrderPlaced, connected, eventually, running
 from tests.conformance.conftest import declare_orders
@@ -67,6 +67,23 @@ async def test_while_no_job_has_ended_as_many_are_taken_as_may_run_at_once(make_
         await eventually(lambda: sum(jobs.begun.values()), JOBS)
 
 
+async def test_while_the_prefetch_grows_nothing_is_returned_and_the_order_stays(make_app: MakeApp) -> None:
+    """RabbitMQ returns what is on its way to a consumer that is cancelled, and counts that towards the limit."""
+    shop, billing = declare_orders(make_app("shop")), make_app("billing")
+    handled: list[tuple[int, bool]] = []
+
+    @billing.on("order.placed")
+    async def note(order: OrderPlaced, message: Message) -> None:
+        handled.append((order.number, message.redelivered))
+
+    async with running(shop, billing) as bus:
+        (consumer,) = bus.consumers["billing"]
+        await shop.publish_many([OrderPlaced(number=number) for number in range(3000)])
+        await eventually(lambda: len(handled), 3000)
+        assert consumer.lanes[0].prefetch_now > 100
+    assert handled == [(number, False) for number in range(3000)]
+
+
 @pytest.mark.rabbitmq
 async def test_workers_that_were_idle_for_long_share_the_next_burst(make_rabbitmq_app: MakeApp) -> None:
     """The watchdog subscribes again at each look, and that is no careful start."""
@@ -88,7 +105,7 @@ async def use_the_whole_prefetch(jobs: Jobs, consumers: list[Consumer]) -> None:
     lanes = [consumer.lanes[0] for consumer in consumers]
     for lane in lanes:
         lane.credit.window = lane.prefetch
-    while any(lane.prefetch_now < lane.prefetch for lane in lanes):
+    while any(lane.prefetch_now < lane.prefetch - 4 for lane in lanes):
         await jobs.shop.publish_many([OrderPlaced(number=0)] * 4)
         await eventually(lambda: not any(lane.in_hand for lane in lanes))
 

@@ -126,6 +126,14 @@ def test_out_of_order_deliveries_wait_for_those_before_them_up_to_the_hold() -> 
     assert settlements.take() == [(4, True)]
 
 
+def test_what_is_settled_after_a_tag_is_counted_in_and_out_of_order() -> None:
+    settlements = Settlements(hold=0)
+    settlements.settle([1, 2, 3, 7])
+    settlements.take(all_of_them=True)  # 5 and 6 are left, and 4
+    settlements.already_sent(9)
+    assert [settlements.sent_after(tag) for tag in (0, 2, 3, 7, 9)] == [5, 3, 2, 1, 0]
+
+
 def test_a_reject_between_acks_is_not_acked_again() -> None:
     settlements = Settlements(hold=10)
     settlements.settle([1, 3])
