@@ -771,9 +771,7 @@ class ConnectionThread:
     def stop(self, timeout: float) -> None:
         """End the thread and close its connection, within `timeout` seconds."""
         thread = self._thread
-        self.stopping = True
-        self._woken = False
-        self.wake()
+        self.let_go()
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(timeout)
             if thread.is_alive():
@@ -782,6 +780,12 @@ class ConnectionThread:
                 )
                 return
         self._thread = None
+
+    def let_go(self) -> None:
+        """Let the thread close its connection and end, without waiting for it. For finalizers, in any thread."""
+        self.stopping = True
+        self._woken = False
+        self.wake()
 
     # the thread itself
 
