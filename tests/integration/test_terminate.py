@@ -1,4 +1,4 @@
-"""SIGTERM while a command still imports: it ends at once, also as process 1, where the kernel drops what is not handled."""
+"""SIGTERM while a command still imports: it ends at once, also as process 1, where the kernel drops such a signal."""
 
 from __future__ import annotations
 
