@@ -727,7 +727,7 @@ class ConnectionThread:
                 self._in_start = True
                 try:
                     # Kept before it is started: whatever interrupts that, there is never a second one.
-                    self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                    self._thread = threading.Thread(target=self._own, name=self.name, daemon=True)
                     self._thread.start()
                 finally:
                     self._in_start = False
@@ -789,8 +789,11 @@ class ConnectionThread:
 
     # the thread itself
 
-    def _run(self) -> None:
+    def _own(self) -> None:
         _here.connection = self.name
+        self._run()
+
+    def _run(self) -> None:
         backoff = Backoff()
         while not self.stopping:
             if not self.wanted():

@@ -76,6 +76,7 @@ def test_pauses_are_short_again_after_a_connection_that_was_open_for_a_while(
 
     def lives() -> None:
         clock.now += 15  # dialling does not count
+        thread._open(cast(Connection, Brief()))  # pyright: ignore[reportPrivateUsage]
         thread._work_on(cast(Connection, Brief()))  # pyright: ignore[reportPrivateUsage]
 
     thread = Retrying(clock, lives, tries=3)
