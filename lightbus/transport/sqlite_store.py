@@ -932,11 +932,13 @@ class File:
                 "the middle of a transaction, or without Python's knowledge. Fork before connecting, or start a "
                 "new process."
             )
-        before = self._identities[:1]
-        self._database = database = _open_file(self.place)
-        self._identities = [_identity(name) for name in self._names]
-        if before and before != self._identities[:1]:  # replaced while it was let go
+        database = _open_file(self.place)
+        found = [_identity(name) for name in self._names]
+        if self._identities and self._identities[0] != found[0]:  # replaced while it was let go
+            database.close()
+            self.closed = True  # the ids that its client knows mean nothing in the new one
             raise self._moved()
+        self._database, self._identities = database, found
         if self._synced and not self.place.in_memory:
             database.execute("PRAGMA synchronous = FULL")
         return database

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from amqp import exceptions as amqp_errors
 
 from lightbus import Lightbus, Retry
 from lightbus.transport import sqlite_store as store
@@ -147,6 +148,18 @@ def test_a_deleted_file_confirms_nothing(shop: Lightbus, billing: Lightbus, path
         with InBackground(billing):
             assert shop.publish_sync(OrderPlaced(number=3)).routed
             wait_until(lambda: handled == [3], "the third is handled")
+
+
+def test_a_file_that_is_replaced_while_a_process_forks_is_not_taken_for_the_old_one(path: Path) -> None:
+    old, new = store.Store(store.locate(f"sqlite:///{path}")), path.with_name("new.db")
+    store.Store(store.locate(f"sqlite:///{new}")).close([])
+    for file in [*store._files]:  # pyright: ignore[reportPrivateUsage]  # as before a fork
+        file.let_go()
+    new.replace(path)
+    with pytest.raises(amqp_errors.RecoverableConnectionError, match="was replaced by another while it was in use"):
+        old.refresh()
+    assert not old.is_open
+    old.drop()
 
 
 def test_what_sqlites_log_held_is_saved_where_the_log_is_deleted(
