@@ -12,6 +12,7 @@ def run() -> None:
     try:
         import signal
 
+        end_on_sigterm()
         # A process that ignores Ctrl-C, as in the background of a script, goes on to.
         heeds = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if heeds:
@@ -21,6 +22,17 @@ def run() -> None:
     except KeyboardInterrupt:
         _leave()
     main(prog_name="lightbus", obj=_interrupt if heeds else None)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end process 1, as a container's command is. For any other the kernel does it; there it drops a signal
+    that nobody handles. Until a worker is there that stops in good order (`lightbus.worker`), nothing has begun.
+    """
+    import os
+    import signal
+
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _leave(*_: object) -> NoReturn:

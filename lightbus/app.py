@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import os
 import sys
+import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -390,9 +391,12 @@ class Lightbus:
         if publisher is None:
             from lightbus.publisher import Publisher
 
-            publisher = Publisher(self.name, self.broker, timeout=self.publish_timeout, queue_type=self.queue_type)
+            made = Publisher(self.name, self.broker, timeout=self.publish_timeout, queue_type=self.queue_type)
             # Two threads may both get here: one of them wins, the other's publisher was never started.
-            publisher = self._publisher = self.__dict__.setdefault("_first_publisher", publisher)
+            publisher = self._publisher = self.__dict__.setdefault("_first_publisher", made)
+            if publisher is made:
+                # An app that is dropped without being closed leaves nothing behind: its thread keeps the publisher.
+                weakref.finalize(self, publisher.let_go).atexit = False
         return publisher
 
     @contextlib.contextmanager

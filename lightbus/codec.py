@@ -460,12 +460,16 @@ def moved_by_hand(app: str, delivery: Delivery, queue: str) -> errors.Unverified
     )
 
 
-def error_headers(error: BaseException) -> dict[str, Any]:
-    """Why a dead letter is one, in headers that `lightbus dead show` prints."""
+def error_headers(error: BaseException, within: BaseException | None = None) -> dict[str, Any]:
+    """Why a dead letter is one, in headers that `lightbus dead show` prints.
+
+    Args:
+        within: the group of which it is a member, for the traceback.
+    """
     return {
         ERROR_TYPE: _clipped(errors.type_name(error), _MAX_TYPE),
         ERROR_MESSAGE: _clipped(errors.words(error), _MAX_MESSAGE),
-        ERROR_TRACEBACK: _clipped(_traceback(error), _MAX_TRACEBACK, keep_end=True),
+        ERROR_TRACEBACK: _clipped(_traceback(error if within is None else within), _MAX_TRACEBACK, keep_end=True),
         ERROR_TIME: datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -727,7 +727,7 @@ class ConnectionThread:
                 self._in_start = True
                 try:
                     # Kept before it is started: whatever interrupts that, there is never a second one.
-                    self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                    self._thread = threading.Thread(target=self._own, name=self.name, daemon=True)
                     self._thread.start()
                 finally:
                     self._in_start = False
@@ -771,9 +771,7 @@ class ConnectionThread:
     def stop(self, timeout: float) -> None:
         """End the thread and close its connection, within `timeout` seconds."""
         thread = self._thread
-        self.stopping = True
-        self._woken = False
-        self.wake()
+        self.let_go()
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(timeout)
             if thread.is_alive():
@@ -783,16 +781,19 @@ class ConnectionThread:
                 return
         self._thread = None
 
+    def let_go(self) -> None:
+        """Let the thread close its connection and end, without waiting for it. For finalizers, in any thread."""
+        self.stopping = True
+        self._woken = False
+        self.wake()
+
     # the thread itself
 
-    def _run(self) -> None:
+    def _own(self) -> None:
         _here.connection = self.name
-        try:
-            self._run_epochs()
-        finally:
-            _here.connection = None
+        self._run()
 
-    def _run_epochs(self) -> None:
+    def _run(self) -> None:
         backoff = Backoff()
         while not self.stopping:
             if not self.wanted():

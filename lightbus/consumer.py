@@ -343,7 +343,7 @@ class Consumer:
                 with slot.scope, shield:
                     if left is not None and left.again and left.job is not None and not self._ends():
                         slot.job, handled = left.job, 1
-                        await self.process(slot, left.job)
+                        await self.process(slot, left.job, left.context)
                     # Not after its time was over, though that handler ended well: the next one would be cancelled.
                     while ready and slot.job is None and not slot.scope.cancel_called and not cancelled():
                         job = ready.popleft()
@@ -458,8 +458,10 @@ class Consumer:
         delivery, handler, siblings = seat.job
         assert handler is not None
         left = seat.deadline - time.monotonic()
+        assert seat.context is not None
+        _make_loop_known_in(seat.context)
         rest = attrs.evolve(handler, function=_awaits(seat.returned), arguments=_nothing, timeout=left)
-        return Slot(seat.lane, seat.scope, job=(delivery, rest, siblings), again=True)
+        return Slot(seat.lane, seat.scope, job=(delivery, rest, siblings), again=True, context=seat.context)
 
     def _one_less(self) -> None:
         self._running -= 1
@@ -476,14 +478,15 @@ class Consumer:
             else:
                 self._release(pool.lane, job[1])
 
-    async def process(self, slot: Slot, job: Job) -> None:
+    async def process(self, slot: Slot, job: Job, context: contextvars.Context | None = None) -> None:
         """Decode, handle, settle; a failure stays in the slot, to be decided on."""
         delivery, handler, _ = job
         try:
             if handler is None:
                 raise self._no_handler(slot.lane, delivery)
             arguments = handler.arguments(delivery)
-            context = self._context.copy()
+            if context is None:
+                context = self._context.copy()
             context.run(codec.current_delivery.set, delivery)
             slot.deadline = time.monotonic() + handler.timeout
             slot.coroutine = handler.function(*arguments)
@@ -666,6 +669,8 @@ class Consumer:
         attempt = self._attempt(delivery)
         policy = self.unmatched_retry if handler is None else handler.retry
         decision = policy.decide(errors.without_machinery(error), attempt)
+        reason = errors.without_machinery(errors.without_groups(error))
+        error = reason if errors.has_traceback(reason) else error  # what shows where it was
         name = None if handler is None else handler.name
         match decision:
             case RetryIn(delay, expiration):
@@ -675,8 +680,9 @@ class Consumer:
             case DeadLetter(cause):
                 key = topology.DEAD_KEY
                 properties = codec.copy_properties(self.app, delivery, name, attempt, lane.name)
-                properties["headers"] |= codec.error_headers(cause)
-        failure = self._what_failed(lane, delivery, handler, attempt, error)
+                properties["headers"] |= codec.error_headers(cause, error)
+                reason = cause
+        failure = self._what_failed(lane, delivery, handler, attempt, reason)
         copy = Publication(self._internal, key, delivery.body, properties)
         kept = None
         try:
@@ -799,11 +805,15 @@ def _context_of_callbacks() -> contextvars.Context:
     not have, or by a variable that `anyio.run` sets and `asyncio.run` does not.
     """
     context = contextvars.copy_context()
+    _make_loop_known_in(context)
+    return context
+
+
+def _make_loop_known_in(context: contextvars.Context) -> None:
     with contextlib.suppress(ImportError):
         import sniffio
 
         context.run(sniffio.current_async_library_cvar.set, sniffio.current_async_library())
-    return context
 
 
 _threads: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("lightbus_threads")

@@ -56,6 +56,21 @@ def is_a(error: BaseException, types: type | tuple[type, ...]) -> bool:
     return issubclass(type(error), types)
 
 
+_members_of: Callable[[BaseException], tuple[BaseException, ...]] = BaseExceptionGroup.__dict__["exceptions"].__get__
+
+
+def members(error: BaseException) -> tuple[BaseException, ...]:
+    """What a group (of a TaskGroup, mostly) holds; nothing where it is none."""
+    return _members_of(error) if is_a(error, BaseExceptionGroup) else ()
+
+
+def without_groups(error: BaseException) -> BaseException:
+    """The one exception within groups of one; else the group."""
+    while len(inner := members(error)) == 1:
+        error = inner[0]
+    return error
+
+
 def format_traceback(
     error: BaseException, adapt: Callable[[traceback.TracebackException], bool] = lambda _: True
 ) -> str:

@@ -52,6 +52,8 @@ class Slot:
     """Inside of `scope`, which would cancel the handler again in each round of the event loop until it ends."""
     late: Late | None = None
     """Once the handler was cancelled, as its time was over."""
+    context: contextvars.Context | None = None
+    """Where a decorator has left a coroutine: what it was made in, so that the handler sees what is set there."""
     left_behind: bool = False
     """Its event is decided on; whatever the handler comes to does not count any more."""
 
@@ -318,7 +320,7 @@ class Pool:
                 context.run(codec.current_delivery.set, delivery)
                 returned = context.run(handler.function, *handler.arguments(delivery))
                 if returned is not None and inspect.isawaitable(returned):
-                    seat.returned = returned
+                    seat.returned, seat.context = returned, context
                     return None
             except BaseException as error:  # noqa: BLE001  # the task that waits for this thread knows what to do
                 return None if seat.fail(error) else error

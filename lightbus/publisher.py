@@ -794,7 +794,7 @@ def _all_receipts(outcomes: list[Receipt | errors.PublishError]) -> list[Receipt
 
 def _close_at_exit(publisher: Publisher) -> None:
     """Let threads that still publish while the interpreter ends get their confirms."""
-    reference = weakref.ref(publisher)
+    reference = weakref.ref(publisher, lambda _: atexit.unregister(close))
 
     def close() -> None:
         living = reference()

@@ -36,6 +36,7 @@ class DeadLetter:
     """Keep it in the app's dead-letter queue, for a person."""
 
     error: BaseException
+    """The reason: where a group failed, the member that decided."""
 
 
 Decision = Ack | RetryIn | DeadLetter
@@ -72,6 +73,10 @@ def _check_errors(_instance: object, attribute: attrs.Attribute[Any], types: tup
 def _check_jitter(_instance: object, _attribute: object, jitter: Any) -> None:
     if isinstance(jitter, bool) or not isinstance(jitter, (int, float)) or not 0 <= jitter < 1:
         raise errors.InvalidOption(f"Retry: jitter={jitter!r} is not a part from 0 up to (not including) 1.")
+
+
+FINAL = (errors.Reject, errors.DecodeError, errors.UnverifiedOrigin)
+"""Errors that no policy retries."""
 
 
 @attrs.frozen(init=False)
@@ -120,10 +125,31 @@ class Retry:
     def decide(
         self, error: BaseException, attempt: int, *, part: Callable[[], float] = random.random
     ) -> RetryIn | DeadLetter:
-        """What to do after this error on this attempt (from 1)."""
-        if errors.is_a(error, (errors.Reject, errors.DecodeError, errors.UnverifiedOrigin, *self.never)):
-            return DeadLetter(error)
-        if not errors.is_a(error, self.on) or attempt > len(self.delays):
-            return DeadLetter(error)
+        """What to do after this error on this attempt (from 1).
+
+        Of a group (a TaskGroup raises one) each member counts: one that is not to be retried makes it a dead letter.
+        """
+        final = self._first_final(error)
+        if final is not None:
+            return DeadLetter(errors.without_machinery(final))
+        if attempt > len(self.delays):
+            return DeadLetter(errors.without_groups(error))
         delay = self.delays[attempt - 1]
         return RetryIn(delay, delay * (1 - self.jitter * part()))
+
+    def _first_final(self, error: BaseException) -> BaseException | None:
+        """The first error, of this one and of the members of a group, that is not to be retried."""
+        final: tuple[type[BaseException], ...] = (*FINAL, *self.never)
+        others: list[BaseException] = []
+        ahead = [error]
+        while ahead:
+            one = ahead.pop()
+            inner = errors.members(one)
+            ahead += reversed(inner)
+            if errors.is_a(one, final):
+                return one
+            if not inner:
+                others.append(one)
+        if errors.is_a(error, self.on):
+            return None
+        return next((one for one in others if not errors.is_a(one, self.on)), None)

@@ -782,7 +782,7 @@ class TestBus:
                     event=message.event,
                     payload=_payload(handler, delivery),
                     attempt=message.attempt,
-                    error=errors.summary(error),
+                    error=errors.summary(errors.without_groups(error)),
                     exception=error,
                     app=app.name,
                     message=message,

@@ -165,6 +165,8 @@ class Supervisor:
     def _ask_to_stop(self, child: Child) -> None:
         if child.kill_at is None:
             child.tell(STOP)
+            if not child.ready and child.process is not None:  # it may be busy for long yet with importing the app
+                child.process.terminate()
             child.kill_at = time.monotonic() + self.grace + 2 * LAST_STEPS
 
     # --- the workers
@@ -219,7 +221,7 @@ class Supervisor:
         child.line.close()
         child.line = child.process = child.kill_at = None
         if self.stopping:
-            early = status == -signal.SIGTERM and not child.ready  # whoever stops us may tell the workers too
+            early = status in (-signal.SIGTERM, 128 + signal.SIGTERM) and not child.ready
             self.exit_code = max(self.exit_code, 0 if early else _shell_code(status))
         elif self.reload is not None:
             self._wait_for_change(child, asked, pid, status)

@@ -188,6 +188,7 @@ class Connection:
         self._store = Store(store.locate(url))
         self._open = True
         self._interrupted = False
+        self._busy = False  # whether there was a transaction since the last tick
         self._outbox: deque[Callable[[], object]] = deque()  # what the next drain_events dispatches
         self._stale = True  # the file may have something for us that we have not looked at
         self._next_due: float | None = None
@@ -256,6 +257,7 @@ class Connection:
     def transaction(self) -> Generator[None]:
         """A transaction that begins with the acks that are waiting to be stored."""
         acks = [(channel, channel.take_acks()) for channel in self.channels.values()]
+        self._busy = True
         try:
             with self._store.transaction():
                 self._store.ack([entry for _, entries in acks for entry in entries])
@@ -345,7 +347,12 @@ class Connection:
         now = time.monotonic()
         if now >= self._next_tick:
             self._next_tick = now + TICK
+            self._store.check_place()
+            self._store.watch_clock()
             self._store.reap()
+            if not self._busy:
+                self._store.give_back()
+            self._busy = False
             self._stale = True  # in case a client died between its commit and its ring
 
     def _hungry(self) -> Iterator[tuple[Channel, Consumer]]:
@@ -437,6 +444,7 @@ class Channel(base.StdChannel):
             if outcome is Outcome.UNROUTED and publication.mandatory:
                 self._later("on_return", publication.properties.get("message_id", ""))
         if self._confirms:
+            self._store.check_place()  # what a deleted file has got is not kept
             self._confirm(outcomes)
 
     def publish_nowait(self, publications: Sequence[Publication]) -> bool:

@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import fcntl
 import math
 import os
 import select
@@ -49,8 +50,11 @@ RETRY_HELD = (1.0, 60.0)  # seconds until a message that could not be dead-lette
 MAX_BODY = 128 * 1024 * 1024  # bytes: RabbitMQ's own default until 3.13
 CLAIM_MESSAGES = 100  # at most this many a claim, so that competing consumers get their share
 CLAIM_BYTES = 16 * 1024 * 1024
+SPARE_PAGES = 1024  # free pages that the file may have in any case: 4 MB
+GIVE_BACK = 1000  # pages a transaction: 4 MB, for which others wait some 30 ms
 EXPIRE_BATCH = 500  # messages a transaction, so that others get their turn
 CACHED_ROUTES = 20_000
+INCREMENTAL = 2  # of auto_vacuum
 NOBODY = 0  # the owner of a message that is held back: neither ready nor with a client
 
 # An entry is a message in one queue; its content lies apart, so that claiming a large message does
@@ -119,6 +123,21 @@ CREATE TRIGGER content_goes_with_entry AFTER DELETE ON entries BEGIN
 END;
 INSERT INTO broker VALUES (1, 0, 0)
 """
+# Delays go by a clock that nobody sets: the machine's steady one (`_Clock`). It starts again with each boot, so that a
+# row says what the broker's clock, the wall's and the steady one were at one moment. The last row is the newest. Not a
+# part of the schema's version: what does not know it goes by the wall's clock.
+CLOCKS = """
+CREATE TABLE IF NOT EXISTS clocks (
+    domain TEXT PRIMARY KEY,       -- the boot, and the container, in which the steady clock counts
+    time REAL NOT NULL,
+    wall REAL NOT NULL,
+    steady REAL NOT NULL
+)
+"""
+NOTE_CLOCK = "REPLACE INTO clocks VALUES (?, ?, ?, ?)"
+KNOWN_CLOCK = "SELECT time, wall, steady FROM clocks WHERE domain = ?"
+NEWEST_CLOCK = "SELECT time, wall FROM clocks ORDER BY rowid DESC LIMIT 1"
+FORGET_CLOCKS = "DELETE FROM clocks WHERE rowid NOT IN (SELECT rowid FROM clocks ORDER BY rowid DESC LIMIT 10)"
 PREDECLARED = {
     "amq.direct": "direct",
     "amq.fanout": "fanout",
@@ -265,8 +284,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def _read_extension(code: int, data: memoryview) -> datetime:
-    # Naive and in UTC, as py-amqp gives a timestamp in a table.
-    return datetime.fromtimestamp(int.from_bytes(data, "big", signed=True), tz=UTC).replace(tzinfo=None)
+    return datetime.fromtimestamp(int.from_bytes(data, "big", signed=True), tz=UTC)
 
 
 _decoder = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_read_extension)
@@ -550,6 +568,12 @@ class Bell:
             os.read(self._reader, 65536)
         return True
 
+    def remove(self) -> None:
+        """Remove the pipe, unless another client's is there: of a file that replaced this one's."""
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            if self._reader >= 0 and os.path.samestat(os.fstat(self._reader), os.stat(self.path)):
+                self.path.unlink()
+
     def close(self) -> None:
         with self._lock:
             for fd in (self._reader, self._writer):
@@ -583,6 +607,72 @@ def _is_alive(path: Path) -> bool:
         # Nobody reads, or the pipe is gone. Anything else (no file descriptors left) proves nothing.
         return error.errno not in (errno.ENXIO, errno.ENOENT)
     return True
+
+
+# --- the clock --------------------------------------------------------------------------------
+
+# It counts while the machine sleeps, too.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def _steady() -> float:
+    return time.clock_gettime(_STEADY)
+
+
+def _clock_domain() -> str:
+    """What the steady clock's numbers can be compared within."""
+    boot = namespace = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/time")
+    return f"{boot} {namespace}"
+
+
+class _Clock:
+    """The broker's time, in seconds: that of the wall's clock when the file was made, and a second a second since then.
+
+    So nothing comes early, late or never when somebody (or NTP) sets the machine's clock. Only for the time in which
+    the machine was off, the wall's clock has to be believed; and it never goes back.
+    """
+
+    def __init__(self) -> None:
+        self._domain = _clock_domain()
+        self._offset = 0.0
+        self._ahead = 0.0  # of the wall's clock, by what the file says
+
+    def read(self, store: Store) -> None:
+        """In a transaction: find out, from what the file says, what time it is."""
+        sql = store.sql
+        sql(CLOCKS)
+        row = sql(KNOWN_CLOCK, self._domain).fetchone()
+        alone = not sql("SELECT 1 FROM clients LIMIT 1").fetchone()
+        if row is not None and not (alone and self._domain == " "):  # unknown: it may be another boot
+            then, wall, steady = row
+            self._offset, self._ahead = then - steady, then - wall
+            return
+        now = time.time()
+        newest = sql(NEWEST_CLOCK).fetchone()
+        if newest is not None:
+            then, wall = newest
+            now = max(then, now + then - wall)
+        self._offset = now - _steady()
+        self.note(store)
+        sql(FORGET_CLOCKS)
+
+    def now(self) -> float:
+        return _steady() + self._offset
+
+    def note(self, store: Store) -> None:
+        """In a transaction: keep what time it is, for those who come after the next boot."""
+        now, wall, steady = self.now(), time.time(), _steady()
+        self._ahead = now - wall
+        store.sql(NOTE_CLOCK, self._domain, now, wall, steady)
+
+    @property
+    def wall_was_set(self) -> bool:
+        """Whether somebody has set the wall's clock since that was noted."""
+        return abs(self.now() - time.time() - self._ahead) > 1.0
 
 
 # --- the file ---------------------------------------------------------------------------------
@@ -621,14 +711,48 @@ def _open_file(place: Place) -> sqlite3.Connection:
 def _create_file(path: Path) -> None:
     if path == platformdirs.user_state_path("lightbus") / "bus.db":
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.path.lexists(path):
+        return
     # Created by us, since SQLite would follow the umask; only where it is missing, and under a lock,
     # since closing a file drops the locks that SQLite holds on it in this process.
-    with _create_lock, contextlib.suppress(FileExistsError):
+    with _create_lock, _folder_locked(path.parent), contextlib.suppress(FileExistsError):
+        if not os.path.lexists(path):
+            for left_over in _companions(path):  # of a file that was deleted: SQLite would read them as the new one's
+                left_over.unlink(missing_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+@contextlib.contextmanager
+def _folder_locked(folder: Path) -> Generator[None]:
+    """One process at a time creates a file there, or takes away what is left of one. (Not all file systems can.)"""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _companions(path: Path) -> tuple[Path, Path]:
+    """SQLite's log and its index, which belong to the file."""
+    return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+
+
+_Identity = tuple[int, int]  # device and inode
+
+
+def _identity(path: str) -> _Identity | None:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _prepare(database: sqlite3.Connection, place: Place) -> None:
     if _is_empty(database, place.path):
+        database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # later only a VACUUM could change it
         _use_wal(database, place.path)
         _create_schema(database, place.path)
     database.execute("PRAGMA synchronous = OFF" if place.in_memory else "PRAGMA synchronous = NORMAL")
@@ -792,6 +916,9 @@ class File:
         self.closed = False
         self._database: sqlite3.Connection | None = None
         self._synced = False
+        self._names = [str(path) for path in (place.path, *_companions(place.path))]
+        self._identities: list[_Identity | None] = []
+        """Which files these were when they were opened."""
         with self.lock:
             with _files_lock:
                 _files.add(self)
@@ -804,7 +931,13 @@ class File:
                 "the middle of a transaction, or without Python's knowledge. Fork before connecting, or start a "
                 "new process."
             )
-        self._database = database = _open_file(self.place)
+        database = _open_file(self.place)
+        found = [_identity(name) for name in self._names]
+        if self._identities and self._identities[0] != found[0]:  # replaced while it was let go
+            database.close()
+            self.closed = True  # the ids that its client knows mean nothing in the new one
+            raise self._moved()
+        self._database, self._identities = database, found
         if self._synced and not self.place.in_memory:
             database.execute("PRAGMA synchronous = FULL")
         return database
@@ -824,6 +957,44 @@ class File:
             self._synced = True
             if not self.place.in_memory:
                 self.get().execute("PRAGMA synchronous = FULL")
+
+    def check_place(self) -> None:
+        """Whether the open file is still the one of that name.
+
+        SQLite does not ask: it goes on with a file that was deleted, which nobody else will ever see.
+
+        Raises:
+            amqp.exceptions.RecoverableConnectionError: it was deleted or replaced, or SQLite's files beside it were.
+        """
+        if self.place.in_memory:  # nobody else knows its name
+            return
+        with self.lock:
+            if self._database is not None and self._identities != [_identity(name) for name in self._names]:
+                raise self._moved()
+
+    def _moved(self) -> Exception:
+        opened, (now, *companions) = self._identities[0], [_identity(name) for name in self._names]
+        path = self.place.path
+        if now == opened:
+            if not any(companions) and self._database is not None:
+                with contextlib.suppress(sqlite3.Error):  # nobody has begun new ones: what is in them can be saved
+                    self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            what = f"The files {path.name}-wal and -shm, which belong to the embedded broker's {path}, were deleted"
+            step = "Connecting again; what was just published may be lost. Never delete those while the file is in use."
+        else:
+            self._remove_companions()
+            what = f"The embedded broker's file {path} was {'replaced by another' if now else 'deleted'}"
+            step = "Connecting again, to the one that is there; what waited in the old one is gone with it."
+            if now:
+                step += " Before you replace it, stop all programs that use it."
+        return amqp_error(amqp_errors.RecoverableConnectionError, f"{what} while it was in use. {step}")
+
+    def _remove_companions(self) -> None:
+        """They belong to a file that is gone. With the one that has its name now, they would damage it."""
+        with contextlib.suppress(OSError), _folder_locked(self.place.path.parent):
+            for name, opened in list(zip(self._names, self._identities, strict=True))[1:]:
+                if opened is not None and _identity(name) == opened:
+                    os.unlink(name)
 
     def let_go(self) -> None:
         """Close for now."""
@@ -914,11 +1085,13 @@ class Store:
         self._file = File(place)
         self._version = -1
         self._topology = Topology({}, {})
-        self._clock = 0.0
+        self._clock = _Clock()
+        self._advanced = 0.0  # seconds that tests have moved it
         self._last_entry = 0
         self._ring_for: set[int] = set()
         self._ring_all = False
         self._room: dict[int, int] = {}
+        self._shrinks: bool | None = None
         self.client = -1
         try:
             self.bell = self._register()
@@ -936,8 +1109,9 @@ class Store:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         # The pipe is made while the transaction keeps others from judging who is alive.
         with self._raw_transaction():
-            self.client = self._sql("INSERT INTO clients DEFAULT VALUES").lastrowid or 0
-            known = {self._bell_path(row[0]) for row in self._sql("SELECT id FROM clients")}
+            self._clock.read(self)
+            self.client = self.sql("INSERT INTO clients DEFAULT VALUES").lastrowid or 0
+            known = {self._bell_path(row[0]) for row in self.sql("SELECT id FROM clients")}
             for left_over in set(self._folder.glob("*.bell")) - known:
                 left_over.unlink(missing_ok=True)
             path = self._bell_path(self.client)
@@ -957,13 +1131,13 @@ class Store:
             return
         try:
             with self._file.lock:
-                self._sql(f"PRAGMA busy_timeout = {CLOSE_TIMEOUT * 1000:.0f}")
+                self.sql(f"PRAGMA busy_timeout = {CLOSE_TIMEOUT * 1000:.0f}")
                 with self.transaction():
                     self.ack(acked)
                     self._bury(self.client)
         finally:
+            self.bell.remove()
             self.drop()
-            self.bell.path.unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Close the file without a word; others find the client dead."""
@@ -978,25 +1152,25 @@ class Store:
             return
         with self.transaction():
             for client in dead:
-                if self._sql("SELECT 1 FROM clients WHERE id = ?", client).fetchone():
+                if self.sql("SELECT 1 FROM clients WHERE id = ?", client).fetchone():
                     self._bury(client)
         for client in dead:
             self._bell_path(client).unlink(missing_ok=True)
 
     def _bury(self, client: int) -> None:
-        owned = [row[0] for row in self._sql("SELECT id FROM entries WHERE owner = ? ORDER BY id", client)]
+        owned = [row[0] for row in self.sql("SELECT id FROM entries WHERE owner = ? ORDER BY id", client)]
         self.requeue(owned)
-        for (tag,) in self._sql("SELECT tag FROM consumers WHERE client = ?", client).fetchall():
+        for (tag,) in self.sql("SELECT tag FROM consumers WHERE client = ?", client).fetchall():
             self.remove_consumer(tag, client=client)
-        for (name,) in self._sql("SELECT name FROM queues WHERE exclusive_to = ?", client).fetchall():
+        for (name,) in self.sql("SELECT name FROM queues WHERE exclusive_to = ?", client).fetchall():
             self._remove_queue(self._topology.queues[name])
-        self._sql("DELETE FROM clients WHERE id = ?", client)
+        self.sql("DELETE FROM clients WHERE id = ?", client)
 
     # --- transactions ---------------------------------------------------------------------
 
     # In these two the caller holds the file's lock: it is in a transaction.
 
-    def _sql(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+    def sql(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
         return self._file.get().execute(statement, parameters)
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
@@ -1005,7 +1179,7 @@ class Store:
     def _read(self, statement: str, *parameters: Any) -> list[Any]:
         try:
             with self._file.lock:
-                return self._sql(statement, *parameters).fetchall()
+                return self.sql(statement, *parameters).fetchall()
         except sqlite3.Error as error:
             raise explain(self.path, error) from error
 
@@ -1013,13 +1187,13 @@ class Store:
     def transaction(self) -> Generator[None]:
         """Everything inside happens, or nothing; those whom it concerns are woken afterwards."""
         with self._raw_transaction():
-            self._refresh(*self._sql(STATE, self.client).fetchone())
+            self._refresh(*self.sql(STATE, self.client).fetchone())
             last_entry = self._last_entry
             yield
             if self._last_entry != last_entry:
-                self._sql("UPDATE broker SET last_entry = ?", self._last_entry)
+                self.sql("UPDATE broker SET last_entry = ?", self._last_entry)
             if self._ring_all:
-                self._ring_for.update(row[0] for row in self._sql("SELECT id FROM clients"))
+                self._ring_for.update(row[0] for row in self.sql("SELECT id FROM clients"))
         ring_for, self._ring_for, self._ring_all = self._ring_for, set(), False
         for client in ring_for:
             self._ring_bell(client)
@@ -1028,9 +1202,9 @@ class Store:
     def _raw_transaction(self, begin: str = "BEGIN IMMEDIATE") -> Generator[None]:
         with self._file.lock:
             try:
-                self._sql(begin)
+                self.sql(begin)
                 yield
-                self._sql("COMMIT")
+                self.sql("COMMIT")
             except BaseException as error:
                 self._roll_back()
                 if isinstance(error, sqlite3.Error):
@@ -1043,7 +1217,7 @@ class Store:
         self._ring_all = False
         if not self._file.closed and self._file.get().in_transaction:
             with contextlib.suppress(sqlite3.Error):
-                self._sql("ROLLBACK")
+                self.sql("ROLLBACK")
 
     def refresh(self) -> None:
         """See what others have changed."""
@@ -1052,7 +1226,7 @@ class Store:
             self._refresh(*state)
             return
         with self._raw_transaction("BEGIN"):  # one picture, whatever others commit meanwhile
-            self._refresh(*self._sql(STATE, self.client).fetchone())
+            self._refresh(*self.sql(STATE, self.client).fetchone())
 
     def _refresh(self, version: int, clock: float, last_entry: int, known: int) -> None:
         if not known:
@@ -1061,7 +1235,7 @@ class Store:
                 f"CONNECTION_FORCED - another process found this connection's pipe {self.bell.path} gone and took "
                 "the connection for dead. Connect again; do not remove that folder while the broker is in use.",
             )
-        self._clock = clock
+        self._advanced = clock
         self._last_entry = last_entry
         self._room.clear()
         if version != self._version:
@@ -1075,7 +1249,17 @@ class Store:
             _ring(self._bell_path(client))
 
     def now(self) -> float:
-        return (_standing_clocks.get(self.path) or time.time()) + self._clock
+        return (_standing_clocks.get(self.path) or self._clock.now()) + self._advanced
+
+    def _wall_clock(self) -> float:
+        """For people."""
+        return self.now() if self.path in _standing_clocks else time.time() + self._advanced
+
+    def watch_clock(self) -> None:
+        """Note it where somebody has set the machine's clock."""
+        if self._clock.wall_was_set:
+            with self.transaction():
+                self._clock.note(self)
 
     def stop_clock(self) -> None:
         """From now on only `advance_clock` moves it. For a broker in memory: others would not know."""
@@ -1084,12 +1268,38 @@ class Store:
 
     def advance_clock(self, seconds: float) -> None:
         with self.transaction():
-            self._sql("UPDATE broker SET clock = clock + ?", seconds)
+            self.sql("UPDATE broker SET clock = clock + ?", seconds)
             self._ring_all = True
 
     def sync_on_commit(self) -> None:
         """From now on a commit has reached the disk when it returns."""
         self._file.sync_on_commit()
+
+    def give_back(self) -> None:
+        """Make the file a little smaller where a backlog has left most of it empty.
+
+        One that was made before Lightbus did this stays as large as it is, until a `VACUUM`.
+        """
+        if self._shrinks is None:
+            self._shrinks = self._read("PRAGMA auto_vacuum")[0][0] == INCREMENTAL
+        if not self._shrinks:
+            return
+        free, pages = self._read("PRAGMA freelist_count")[0][0], self._read("PRAGMA page_count")[0][0]
+        if free <= SPARE_PAGES or 2 * free < pages:
+            return
+        try:
+            with self._file.lock:  # as a script, since `execute` would do one step of it: one page
+                self._file.get().executescript(f"PRAGMA incremental_vacuum({min(GIVE_BACK, free - SPARE_PAGES // 2)})")
+        except sqlite3.Error as error:
+            raise explain(self.path, error) from error
+        self._read("PRAGMA wal_checkpoint(PASSIVE)")  # which cuts the file
+
+    def check_place(self) -> None:
+        """
+        Raises:
+            amqp.exceptions.RecoverableConnectionError: the file is not the one of its name any more.
+        """
+        self._file.check_place()
 
     def holdings(self) -> list[tuple[str, int, int, float | None]]:
         """For each queue that is not empty: its name, how many are ready, how many are not, when the first is due."""
@@ -1112,21 +1322,21 @@ class Store:
     def _load_topology(self) -> Topology:
         exchanges = {
             name: Exchange(name, kind, bool(durable), bool(auto_delete), bool(internal), decode_table(arguments))
-            for name, kind, durable, auto_delete, internal, arguments in self._sql("SELECT * FROM exchanges")
+            for name, kind, durable, auto_delete, internal, arguments in self.sql("SELECT * FROM exchanges")
         }
         queues = {
             name: Queue(id, name, bool(durable), owner, bool(auto_delete), decode_table(arguments))
-            for id, name, durable, owner, auto_delete, arguments in self._sql("SELECT * FROM queues")
+            for id, name, durable, owner, auto_delete, arguments in self.sql("SELECT * FROM queues")
         }
-        for source, kind, destination, routing_key, arguments in self._sql("SELECT * FROM bindings"):
+        for source, kind, destination, routing_key, arguments in self.sql("SELECT * FROM bindings"):
             exchanges[source].bindings.append(Binding(kind, destination, routing_key, decode_table(arguments)))
         topology = Topology(exchanges, queues)
-        for client, queue in self._sql("SELECT client, queue FROM consumers"):
+        for client, queue in self.sql("SELECT client, queue FROM consumers"):
             topology.queues_by_id[queue].clients.add(client)
         return topology
 
     def _topology_changed(self) -> None:
-        self._sql("UPDATE broker SET topology = topology + 1")
+        self.sql("UPDATE broker SET topology = topology + 1")
         self._version += 1
         self._topology = self._load_topology()
 
@@ -1155,7 +1365,7 @@ class Store:
             raise access_refused(f"exchange name '{wanted.name}' contains reserved prefix 'amq.*'")
         if wanted.type not in MATCHES:
             raise amqp_error(amqp_errors.InvalidCommand, f"COMMAND_INVALID - unknown exchange type '{wanted.type}'")
-        self._sql(
+        self.sql(
             "INSERT INTO exchanges VALUES (?, ?, ?, ?, ?, ?)",
             wanted.name,
             wanted.type,
@@ -1174,8 +1384,8 @@ class Store:
             return
         if if_unused and exchange.bindings:
             raise precondition_failed(f"exchange '{name}' in vhost '/' in use")
-        self._sql("DELETE FROM exchanges WHERE name = ?", name)
-        self._sql("DELETE FROM bindings WHERE source = ?", name)
+        self.sql("DELETE FROM exchanges WHERE name = ?", name)
+        self.sql("DELETE FROM bindings WHERE source = ?", name)
         self._unbind_destination("exchange", name)
         self._topology_changed()
 
@@ -1188,27 +1398,27 @@ class Store:
             self.exchange(destination)
         self.exchange(source)
         row = (source, kind, destination, routing_key, _encode_arguments(arguments))
-        if self._sql("INSERT OR IGNORE INTO bindings VALUES (?, ?, ?, ?, ?)", *row).rowcount:
+        if self.sql("INSERT OR IGNORE INTO bindings VALUES (?, ?, ?, ?, ?)", *row).rowcount:
             self._topology_changed()
             self._release_held()
 
     def unbind(self, kind: Kind, destination: str, source: str, routing_key: str, arguments: Arguments | None) -> None:
         row = (source, kind, destination, routing_key, _encode_arguments(arguments))
         where = "source = ? AND kind = ? AND destination = ? AND routing_key = ? AND arguments = ?"
-        if self._sql(f"DELETE FROM bindings WHERE {where}", *row).rowcount:
+        if self.sql(f"DELETE FROM bindings WHERE {where}", *row).rowcount:
             self._remove_unused_exchanges([source])
             self._topology_changed()
 
     def _unbind_destination(self, kind: Kind, name: str) -> None:
         where = "kind = ? AND destination = ?"
-        sources = [row[0] for row in self._sql(f"SELECT DISTINCT source FROM bindings WHERE {where}", kind, name)]
-        self._sql(f"DELETE FROM bindings WHERE {where}", kind, name)
+        sources = [row[0] for row in self.sql(f"SELECT DISTINCT source FROM bindings WHERE {where}", kind, name)]
+        self.sql(f"DELETE FROM bindings WHERE {where}", kind, name)
         self._remove_unused_exchanges(sources)
 
     def _remove_unused_exchanges(self, names: Sequence[str]) -> None:
         for name in names:
             unused = """auto_delete AND NOT EXISTS (SELECT 1 FROM bindings WHERE source = name)"""
-            if self._sql(f"DELETE FROM exchanges WHERE name = ? AND {unused}", name).rowcount:
+            if self.sql(f"DELETE FROM exchanges WHERE name = ? AND {unused}", name).rowcount:
                 self._unbind_destination("exchange", name)
 
     def declare_queue(self, name: str, durable: bool, exclusive: bool, auto_delete: bool, arguments: Arguments) -> str:
@@ -1222,7 +1432,7 @@ class Store:
                 raise _locked(name)
             _assert_same("queue", name, _queue_facts(current), _queue_facts(wanted))
             return name
-        self._sql(
+        self.sql(
             "INSERT INTO queues (name, durable, exclusive_to, auto_delete, arguments) VALUES (?, ?, ?, ?, ?)",
             name,
             durable,
@@ -1236,12 +1446,12 @@ class Store:
 
     def count(self, queue: Queue) -> tuple[int, int]:
         """(ready messages, consumers)"""
-        ready = self._sql(COUNT_READY, queue.id).fetchone()[0]
-        consumers = self._sql("SELECT count(*) FROM consumers WHERE queue = ?", queue.id).fetchone()[0]
+        ready = self.sql(COUNT_READY, queue.id).fetchone()[0]
+        consumers = self.sql("SELECT count(*) FROM consumers WHERE queue = ?", queue.id).fetchone()[0]
         return ready, consumers
 
     def purge(self, queue: Queue) -> int:
-        return self._sql("DELETE FROM entries WHERE queue = ? AND owner IS NULL", queue.id).rowcount
+        return self.sql("DELETE FROM entries WHERE queue = ? AND owner IS NULL", queue.id).rowcount
 
     def delete_queue(self, name: str, if_unused: bool, if_empty: bool) -> int:
         if name not in self._topology.queues:
@@ -1257,27 +1467,27 @@ class Store:
 
     def _remove_queue(self, queue: Queue) -> None:
         self._ring_for |= queue.clients  # so that their consumers learn that they are cancelled
-        self._sql("DELETE FROM queues WHERE id = ?", queue.id)
-        self._sql("DELETE FROM consumers WHERE queue = ?", queue.id)
-        self._sql("DELETE FROM entries WHERE queue = ?", queue.id)
+        self.sql("DELETE FROM queues WHERE id = ?", queue.id)
+        self.sql("DELETE FROM consumers WHERE queue = ?", queue.id)
+        self.sql("DELETE FROM entries WHERE queue = ?", queue.id)
         self._unbind_destination("queue", queue.name)
         self._topology_changed()
 
     # --- consumers ------------------------------------------------------------------------
 
     def add_consumer(self, tag: str, queue: Queue, exclusive: bool) -> None:
-        others = self._sql("SELECT exclusive FROM consumers WHERE queue = ?", queue.id).fetchall()
+        others = self.sql("SELECT exclusive FROM consumers WHERE queue = ?", queue.id).fetchall()
         if (exclusive and others) or any(other for (other,) in others):
             raise access_refused(f"queue '{queue.name}' in vhost '/' in exclusive use")
-        self._sql("INSERT INTO consumers VALUES (?, ?, ?, ?)", self.client, tag, queue.id, exclusive)
+        self.sql("INSERT INTO consumers VALUES (?, ?, ?, ?)", self.client, tag, queue.id, exclusive)
         self._topology_changed()
 
     def remove_consumer(self, tag: str, *, client: int | None = None) -> None:
         client = self.client if client is None else client
-        row = self._sql("SELECT queue FROM consumers WHERE client = ? AND tag = ?", client, tag).fetchone()
+        row = self.sql("SELECT queue FROM consumers WHERE client = ? AND tag = ?", client, tag).fetchone()
         if row is None:
             return
-        self._sql("DELETE FROM consumers WHERE client = ? AND tag = ?", client, tag)
+        self.sql("DELETE FROM consumers WHERE client = ? AND tag = ?", client, tag)
         queue = self._topology.queues_by_id[row[0]]
         if queue.auto_delete and self.count(queue)[1] == 0:
             self._remove_queue(queue)
@@ -1325,7 +1535,7 @@ class Store:
         if queue.max_length is None or not queue.refuses_overflow:
             return True
         if queue.id not in self._room:
-            self._room[queue.id] = queue.max_length - self._sql(COUNT_READY, queue.id).fetchone()[0]
+            self._room[queue.id] = queue.max_length - self.sql(COUNT_READY, queue.id).fetchone()[0]
         self._room[queue.id] -= 1
         return self._room[queue.id] >= 0
 
@@ -1340,6 +1550,7 @@ class Store:
     def _insert(self, rows: Sequence[_Row]) -> None:
         first_due = min((row.due for row in rows if row.due is not None), default=None)
         if first_due is not None:
+            self._clock.note(self)  # however wrong the wall's clock is after a boot, it waits no longer than it had to
             next_due = self._next_due()
             # Whoever is waiting may have to wake sooner than it knows.
             self._ring_all = self._ring_all or next_due is None or first_due < next_due
@@ -1354,10 +1565,10 @@ class Store:
     def _trim(self, rows: Sequence[_Row]) -> None:
         """Let the oldest go where a queue is over its length."""
         for queue in {row.queue for row in rows if row.queue.max_length is not None}:
-            excess = self._sql(COUNT_READY, queue.id).fetchone()[0] - (queue.max_length or 0)
+            excess = self.sql(COUNT_READY, queue.id).fetchone()[0] - (queue.max_length or 0)
             if excess > 0 and not queue.refuses_overflow:
                 oldest = "SELECT id FROM entries WHERE queue = ? AND owner IS NULL ORDER BY id LIMIT ?"
-                for (id,) in self._sql(oldest, queue.id, excess).fetchall():
+                for (id,) in self.sql(oldest, queue.id, excess).fetchall():
                     self._dead_letter(id, queue, "maxlen")
 
     # --- messages out ---------------------------------------------------------------------
@@ -1369,7 +1580,7 @@ class Store:
         """Take the oldest ready messages, as acked ones where `settled`. No more, once they have filled the room."""
         claims: list[Claim] = []
         size = 0
-        cursor = self._sql(READY, queue.id, min(limit, CLAIM_MESSAGES))
+        cursor = self.sql(READY, queue.id, min(limit, CLAIM_MESSAGES))
         for row in cursor:
             claims.append(Claim(*row))
             size += len(row[5])
@@ -1377,9 +1588,9 @@ class Store:
                 break
         cursor.close()
         if claims and settled:
-            self._sql(DROP_READY, queue.id, claims[-1].id)
+            self.sql(DROP_READY, queue.id, claims[-1].id)
         elif claims:
-            self._sql(OWN_READY, self.client, queue.id, claims[-1].id)
+            self.sql(OWN_READY, self.client, queue.id, claims[-1].id)
         return claims
 
     def ack(self, entries: Sequence[int]) -> None:
@@ -1388,11 +1599,11 @@ class Store:
     def requeue(self, entries: Sequence[int]) -> None:
         """Put messages back in their places, or dead-letter those that came back too often."""
         for id in entries:
-            row = self._sql("SELECT queue, returns, expires FROM entries WHERE id = ?", id).fetchone()
+            row = self.sql("SELECT queue, returns, expires FROM entries WHERE id = ?", id).fetchone()
             if row is None:  # its queue was deleted
                 continue
             queue = self._topology.queues_by_id[row[0]]
-            self._sql(REQUEUE, id)
+            self.sql(REQUEUE, id)
             self._ring_for |= queue.clients
             if queue.delivery_limit is not None and row[1] + 1 > queue.delivery_limit:
                 self._dead_letter(id, queue, "delivery_limit")
@@ -1402,7 +1613,7 @@ class Store:
     def reject(self, entries: Sequence[int]) -> None:
         """Dead-letter, or drop where the queue has no dead-letter exchange."""
         for id in entries:
-            row = self._sql("SELECT queue FROM entries WHERE id = ?", id).fetchone()
+            row = self.sql("SELECT queue FROM entries WHERE id = ?", id).fetchone()
             if row is not None:
                 self._dead_letter(id, self._topology.queues_by_id[row[0]], "rejected")
 
@@ -1413,11 +1624,11 @@ class Store:
         return cast("float | None", self._read(NEXT_DUE)[0][0])
 
     def _next_due(self) -> float | None:
-        return cast("float | None", self._sql(NEXT_DUE).fetchone()[0])
+        return cast("float | None", self.sql(NEXT_DUE).fetchone()[0])
 
     def expire(self) -> bool:
         """Do what is due; False where more is left for another transaction."""
-        due = self._sql(DUE, self.now(), EXPIRE_BATCH).fetchall()
+        due = self.sql(DUE, self.now(), EXPIRE_BATCH).fetchall()
         for id, queue, held_for in due:
             self._dead_letter(id, self._topology.queues_by_id[queue], held_for or "expired")
         return len(due) < EXPIRE_BATCH
@@ -1449,18 +1660,18 @@ class Store:
 
     def _release_held(self) -> None:
         """There may be a way now for messages that could not be dead-lettered."""
-        if self._sql("UPDATE entries SET due = ? WHERE owner = ?", self.now(), NOBODY).rowcount:
+        if self.sql("UPDATE entries SET due = ? WHERE owner = ?", self.now(), NOBODY).rowcount:
             self._ring_all = True
 
     def _dead_copy(self, id: int, queue: Queue, reason: str) -> _Message:
-        exchange, routing_key, data, body = self._sql(CONTENT, id).fetchone()
+        exchange, routing_key, data, body = self.sql(CONTENT, id).fetchone()
         properties = decode_table(data)
         expiration = properties.pop("expiration", None)
         death: dict[str, Any] = {
             "count": 1,
             "reason": reason,
             "queue": queue.name,
-            "time": datetime.fromtimestamp(self.now(), tz=UTC),
+            "time": datetime.fromtimestamp(self._wall_clock(), tz=UTC),
             "exchange": exchange,
             "routing-keys": [routing_key],
         }

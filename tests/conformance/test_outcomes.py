@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -237,6 +238,39 @@ async def test_a_timeout_that_the_handler_raises_itself_keeps_its_own_words(shop
     assert {reason(one) for one in dead} == {"TimeoutError: ", "TimeoutError: the bank took too long"}
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_reject_in_a_task_group_is_a_dead_letter_at_once_and_named(
+    shop: Lightbus, billing: Lightbus, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts: list[int] = []
+
+    async def refuse(order: OrderPlaced) -> None:
+        raise Reject(f"nothing to pay for {order.number}")
+
+    async def fail() -> None:
+        with anyio.CancelScope(shield=True):  # also where the other one has ended the group
+            await anyio.lowlevel.checkpoint()
+        raise OSError("the bank is away")
+
+    @billing.on("order.placed")
+    async def charge(order: OrderPlaced, message: Message) -> None:
+        attempts.append(message.attempt)
+        async with anyio.create_task_group() as tasks:
+            if order.number == 2:
+                tasks.start_soon(fail)
+            tasks.start_soon(refuse, order)
+
+    async with running(shop, billing):
+        await shop.publish_many([OrderPlaced(number=1), OrderPlaced(number=2)])
+        dead = await dead_letters(billing, 2)
+    assert attempts == [1, 1]
+    assert {reason(one) for one in dead} == {f"lightbus.errors.Reject: nothing to pay for {n}" for n in (1, 2)}
+    said = [record for record in caplog.records if "dead-lettered" in record.getMessage()]
+    assert ["Reject: nothing to pay for" in record.getMessage() for record in said] == [True, True]
+    traces = [str(one.properties["headers"].get("lightbus-error-traceback")) for one in dead]
+    assert sum("the bank is away" in trace for trace in traces) == 1  # what else failed is there, too
+
+
 class Panic(BaseException):
     """As a Rust extension's panic is."""
 
@@ -247,7 +281,7 @@ LEAVE: dict[str, Callable[[], None]] = {
     "KeyboardInterrupt: ": lambda: _raise(KeyboardInterrupt()),
     "GeneratorExit: ": lambda: _raise(GeneratorExit()),
     "tests.conformance.test_outcomes.Panic: index out of bounds": lambda: _raise(Panic("index out of bounds")),
-    "BaseExceptionGroup: both": lambda: _raise(BaseExceptionGroup("both", [KeyboardInterrupt(), ValueError("two")])),
+    "SystemExit: of a group": lambda: _raise(BaseExceptionGroup("", [ValueError("two"), SystemExit("of a group")])),
     "ExceptionGroup: both": lambda: _raise(ExceptionGroup("both", [ValueError("one"), ValueError("two")])),
 }
 

@@ -170,6 +170,53 @@ async def test_what_a_plain_handler_returns_to_be_awaited_is_awaited(shop: Light
 
 
 @BOTH_LOOPS
+async def test_what_a_decorator_sets_in_the_context_is_there_for_the_async_handler_inside(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
+    seen: list[tuple[str, str, str, str | None]] = []
+
+    def with_tenant(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(order: OrderPlaced, message: Message) -> Any:
+            token = tenant.set(f"tenant {order.number}")
+
+            async def rest() -> None:
+                try:
+                    await function(order, message)
+                finally:
+                    tenant.reset(token)  # only possible in the very same context
+
+            return rest()
+
+        return wrapper
+
+    @billing.on("order.placed", retry=Retry.none())
+    @with_tenant
+    async def note(order: OrderPlaced, message: Message) -> None:
+        before = tenant.get()
+        with anyio.move_on_after(LIMIT):  # anyio knows its event loop here
+            await anyio.sleep(0.001)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.lowlevel.checkpoint)
+        await shop.publish(OrderCancelled(number=order.number))
+        seen.append((before, tenant.get(), f"tenant {order.number}", message.id))
+
+    caused: list[str | None] = []
+
+    @billing.on("order.cancelled")
+    async def hear(message: Message) -> None:
+        caused.append(message.causation_id)
+
+    async with running(shop, billing):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(20)])
+        await eventually(lambda: (len(seen), len(caused)), (20, 20))
+    assert all(before == after == expected for before, after, expected, _ in seen)
+    assert sorted(map(str, caused)) == sorted(str(one) for *_, one in seen)
+    assert await left_in(billing, "billing.dead") == []
+
+
+@BOTH_LOOPS
 async def test_a_plain_handler_reaches_the_event_loop_and_learns_that_its_time_is_over(
     shop: Lightbus, billing: Lightbus
 ) -> None:
@@ -223,7 +270,9 @@ async def test_what_comes_after_the_timeout_neither_settles_nor_fails_again(shop
     assert await left_in(billing, "billing.dead") == []
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), ExceptionGroup("two", [ValueError("1")])])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), asyncio.CancelledError(), ExceptionGroup("two", [ValueError(), OSError()])]
+)
 async def test_whatever_a_plain_handler_raises_is_a_failure_of_its_event(
     shop: Lightbus, billing: Lightbus, error: BaseException
 ) -> None:

@@ -131,3 +131,44 @@ def test_a_policy_is_a_value() -> None:
     assert len({Retry(), Retry(), Retry.none()}) == 2
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Retry().jitter = 0.5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "final",
+    [Reject("no"), errors.DecodeError("no"), BrokenPipeError(), KeyboardInterrupt()],
+    ids=repr,
+)
+def test_one_member_of_a_group_that_is_not_retried_is_the_reason_for_a_dead_letter(final: BaseException) -> None:
+    retry = Retry(delays=(1,), on=(Exception,), never=BrokenPipeError)
+    for group in (
+        BaseExceptionGroup("alone", [final]),
+        BaseExceptionGroup("one of them", [OSError(), final]),
+        BaseExceptionGroup("deep", [ValueError(), BaseExceptionGroup("in it", [OSError(), final]), OSError()]),
+    ):
+        assert retry.decide(group, 1) == DeadLetter(final)
+
+
+def test_a_group_is_retried_where_each_of_its_members_is() -> None:
+    retry, other = Retry(delays=(1,), on=(OSError, LookupError)), ValueError()
+    assert isinstance(retry.decide(ExceptionGroup("all", [TimeoutError(), KeyError()]), 1), RetryIn)
+    nested = ExceptionGroup("all", [ExceptionGroup("in it", [OSError()]), KeyError()])
+    assert isinstance(retry.decide(nested, 1), RetryIn)
+    assert retry.decide(ExceptionGroup("not all", [TimeoutError(), other]), 1) == DeadLetter(other)
+
+
+def test_a_group_can_be_named_itself() -> None:
+    group = ExceptionGroup("both", [OSError(), ValueError()])
+    assert isinstance(Retry(delays=(1,), on=ExceptionGroup).decide(group, 1), RetryIn)
+    assert Retry(delays=(1,), never=ExceptionGroup).decide(group, 1) == DeadLetter(group)
+
+
+def test_a_group_that_has_failed_for_the_last_time_is_named_by_its_one_member_or_itself() -> None:
+    error, both = OSError(), ExceptionGroup("both", [OSError(), ValueError()])
+    assert Retry.none().decide(ExceptionGroup("one", [ExceptionGroup("one", [error])]), 1) == DeadLetter(error)
+    assert Retry.none().decide(both, 1) == DeadLetter(both)
+
+
+def test_the_cause_of_an_error_is_not_the_error() -> None:
+    error = ValueError()
+    error.__cause__ = Reject("no")
+    assert isinstance(Retry(delays=(1,)).decide(error, 1), RetryIn)

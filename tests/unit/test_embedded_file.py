@@ -1,0 +1,247 @@
+"""The embedded broker's file over a long life: deleted, replaced, empty again, and the clock set meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from amqp import exceptions as amqp_errors
+
+from lightbus import Lightbus, Retry
+from lightbus.transport import sqlite_store as store
+from tests.bus import InBackground, OrderPlaced
+from tests.patience import wait_until
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "bus.db"
+
+
+@pytest.fixture
+def shop(path: Path) -> Iterator[Lightbus]:
+    app = Lightbus("shop", url=f"sqlite:///{path}")
+    app.event(OrderPlaced)
+    yield app
+    app.__exit__(None, None, None)
+
+
+@pytest.fixture
+def handled() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def billing(path: Path, handled: list[int]) -> Lightbus:
+    app = Lightbus("billing", url=f"sqlite:///{path}")
+
+    @app.on("order.placed")
+    async def book(order: OrderPlaced) -> None:
+        handled.append(order.number)
+
+    return app
+
+
+# --- deleted, replaced ------------------------------------------------------------------------
+
+
+def _delete(path: Path) -> None:
+    for one in (path, _wal(path), _shm(path)):
+        one.unlink()
+
+
+def _delete_the_file_alone(path: Path) -> None:
+    path.unlink()
+
+
+def _delete_what_is_beside_it(path: Path) -> None:
+    _wal(path).unlink()
+    _shm(path).unlink()
+
+
+def _delete_the_log(path: Path) -> None:
+    _wal(path).unlink()
+
+
+def _delete_its_index(path: Path) -> None:
+    _shm(path).unlink()
+
+
+def _delete_all_beside_and_around_it(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+
+
+def _replace_by_a_backup(path: Path) -> None:
+    backup = path.with_name("backup.db")
+    with contextlib.closing(sqlite3.connect(path)) as database, contextlib.closing(sqlite3.connect(backup)) as copy:
+        database.backup(copy)
+    backup.replace(path)
+
+
+def _replace_by_one_of_before(path: Path) -> None:
+    shutil.copy(path, path.with_name("older.db"))  # without the log: not what a backup should be
+    path.with_name("older.db").replace(path)
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _shm(path: Path) -> Path:
+    return path.with_name(path.name + "-shm")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        _delete,
+        _delete_the_file_alone,
+        _delete_what_is_beside_it,
+        _delete_the_log,
+        _delete_its_index,
+        _delete_all_beside_and_around_it,
+        _replace_by_a_backup,
+        _replace_by_one_of_before,
+    ],
+)
+def test_a_file_that_is_deleted_or_replaced_is_noticed_and_the_one_that_is_there_now_is_used(
+    shop: Lightbus,
+    billing: Lightbus,
+    path: Path,
+    handled: list[int],
+    harm: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with InBackground(billing):
+        shop.publish_sync(OrderPlaced(number=1))
+        wait_until(lambda: handled == [1], "the first is handled")
+        harm(path)
+        # At once: what the old file gets is not confirmed. Until the listener has noticed, nobody listens.
+        numbers = iter(range(2, 1_000_000))
+        wait_until(lambda: shop.publish_sync(OrderPlaced(number=next(numbers))).routed, "one is routed")
+        last = next(numbers) - 1
+        wait_until(lambda: last in handled, "it is handled")
+    lost = [record.getMessage() for record in caplog.records if "connection lost" in record.getMessage()]
+    assert any(f"{path} was deleted while it was in use" in one for one in lost) or any(
+        f"{path} was replaced by another while it was in use" in one
+        or f"the embedded broker's {path}, were deleted while it was in use" in one
+        for one in lost
+    ), caplog.text
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_deleted_file_confirms_nothing(shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]) -> None:
+    with InBackground(billing):
+        pass
+    with shop:
+        assert shop.publish_sync(OrderPlaced(number=1)).routed
+        _delete(path)
+        assert not shop.publish_sync(OrderPlaced(number=2)).routed  # it is in the new file, where nobody listens yet
+        with InBackground(billing):
+            assert shop.publish_sync(OrderPlaced(number=3)).routed
+            wait_until(lambda: handled == [3], "the third is handled")
+
+
+def test_a_file_that_is_replaced_while_a_process_forks_is_not_taken_for_the_old_one(path: Path) -> None:
+    old, new = store.Store(store.locate(f"sqlite:///{path}")), path.with_name("new.db")
+    store.Store(store.locate(f"sqlite:///{new}")).close([])
+    for file in [*store._files]:  # pyright: ignore[reportPrivateUsage]  # as before a fork
+        file.let_go()
+    new.replace(path)
+    with pytest.raises(amqp_errors.RecoverableConnectionError, match="was replaced by another while it was in use"):
+        old.refresh()
+    assert not old.is_open
+    old.drop()
+
+
+def test_what_sqlites_log_held_is_saved_where_the_log_is_deleted(
+    shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]
+) -> None:
+    with InBackground(billing):
+        pass
+    with shop:
+        for number in range(5):
+            shop.publish_sync(OrderPlaced(number=number))
+        _delete_what_is_beside_it(path)
+        shop.publish_sync(OrderPlaced(number=5))
+    with InBackground(billing):
+        wait_until(lambda: sorted({*handled}) == [0, 1, 2, 3, 4, 5], "all are handled")
+
+
+# --- the machine's clock ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0], ids=["back", "forward"])
+def test_delays_and_retries_keep_their_time_where_the_machines_clock_is_set(
+    shop: Lightbus, path: Path, step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    billing, attempts = Lightbus("billing", url=f"sqlite:///{path}", retry=Retry(delays=(2,))), list[float]()
+
+    @billing.on("order.placed")
+    async def book(order: OrderPlaced) -> None:
+        attempts.append(time.monotonic())
+        if len(attempts) == 1:
+            raise OSError
+
+    with InBackground(billing):
+        began = time.monotonic()
+        shop.publish_sync(OrderPlaced(number=1), delay=2)
+        _set_clock(monkeypatch, step)
+        wait_until(lambda: len(attempts) == 1, "it comes when its delay is over")
+        _set_clock(monkeypatch, step)
+        wait_until(lambda: len(attempts) == 2, "it comes again when its pause is over")
+    assert attempts[0] - began >= 2
+    assert attempts[1] - attempts[0] >= 2
+
+
+def _set_clock(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+    before = time.time
+    monkeypatch.setattr(time, "time", lambda: before() + step)
+
+
+@pytest.mark.parametrize("off", [0.0, 2.0, -3600.0], ids=["restarted", "off for a while", "no clock at first"])
+def test_after_a_boot_delays_go_by_how_long_the_machine_was_off(
+    shop: Lightbus, billing: Lightbus, path: Path, handled: list[int], off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with InBackground(billing):
+        pass
+    began = time.monotonic()
+    shop.publish_sync(OrderPlaced(number=1), delay=3)
+    shop.__exit__(None, None, None)
+    _boot(monkeypatch, steady=5.0, wall=off)
+    with InBackground(billing):
+        wait_until(lambda: handled == [1], "it comes when its delay is over")
+    assert time.monotonic() - began >= 3 - max(0.0, off)
+
+
+def _boot(monkeypatch: pytest.MonkeyPatch, *, steady: float, wall: float) -> None:
+    """The machine's steady clock begins again, and that on the wall went on meanwhile (or was lost)."""
+    began = time.monotonic()
+    monkeypatch.setattr(store, "_steady", lambda: steady + time.monotonic() - began)
+    monkeypatch.setattr(store, "_clock_domain", lambda: "another boot")
+    _set_clock(monkeypatch, wall)
+
+
+# --- its size ---------------------------------------------------------------------------------
+
+
+def test_a_backlog_that_is_gone_gives_its_space_back(
+    shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]
+) -> None:
+    with InBackground(billing):
+        pass
+    with shop:
+        shop.publish_many_sync([OrderPlaced(number=number, note="x" * 10_000) for number in range(3000)])
+    full = os.path.getsize(path)
+    assert full > 25_000_000
+    with InBackground(billing):
+        wait_until(lambda: len(handled) == 3000, "all are handled")
+        wait_until(lambda: os.path.getsize(path) < 6_000_000, "the file is small again")
