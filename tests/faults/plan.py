@@ -65,6 +65,8 @@ PLAN = [
     _planned(scenarios.connection_slow, {"seconds": 10}, {"seconds": 1}),
     _planned(scenarios.publishers_fork, {"events": 500}, {"events": 20}),
     _planned(scenarios.publishers_exit, {"times": 10, "events": 200}, {"times": 1, "events": 50}),
+    _planned(scenarios.publishers_interrupted, {"times": 3000}, {"times": 200}),
+    _planned(scenarios.strange_messages, {"times": 25}, {"times": 3}),
     _planned(scenarios.threads_publish, {"times": 3}, {"times": 1}),
     _planned(scenarios.embedded_killed, {"times": 100}, {"times": 8}),
     _planned(scenarios.embedded_handler_crashes, {"workers": 1}, {"workers": 1, "earlier": 17}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import random
 import signal
 import threading
 import time
@@ -19,6 +20,10 @@ import anyio
 from lightbus import Lightbus, Receipt, errors
 from tests.faults.events import ThingHappened, shop
 from tests.faults.ledger import CONFIRMED, FAILED, TRIED, UNROUTED, Ledger
+
+
+class JobTooSlow(TimeoutError):
+    pass
 
 
 class Publisher:
@@ -104,6 +109,35 @@ class Publisher:
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
         assert codes == [0] * len(codes), codes
 
+    def publish_with_alarms(self) -> None:
+        """As a job with a time limit: a signal's handler raises a TimeoutError, at any point of a publish."""
+        raised = caught = 0
+
+        def too_slow(_number: int, _frame: object) -> None:
+            nonlocal raised
+            raised += 1
+            raise JobTooSlow
+
+        self.app.publisher.open(self.options.timeout)  # an import that is interrupted is Python's own affair
+        signal.signal(signal.SIGALRM, too_slow)
+        while caught < self.options.alarms:
+            event = self.next_event()
+            assert event is not None
+            try:
+                try:
+                    # An event published alone takes about as long as this, on a machine that is not busy.
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.001))
+                    receipt = self.app.publish_sync(event)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except JobTooSlow:
+                caught += 1
+                self.ledger.write(FAILED, event.id, "JobTooSlow")
+            else:
+                self.note(event, receipt)
+        self.publish_sync(self.next_event() or ThingHappened(id="none"))  # and it can still publish
+        print(f"{raised} alarms, {raised - caught} of them lost")
+
     def publish_at_exit(self) -> None:
         """The main thread ends while another one publishes."""
         begun = threading.Event()
@@ -127,6 +161,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--forks", type=int, default=0)
     parser.add_argument("--at-exit", action="store_true")
+    parser.add_argument("--alarms", type=int, default=0, help="interrupt so many publishes")
     parser.add_argument("--count", type=int, default=0, help="stop after so many; else at SIGTERM")
     parser.add_argument("--timeout", type=float, default=10.0)
     publisher = Publisher(parser.parse_args())
@@ -135,7 +170,9 @@ def main() -> None:
         publisher.stopping = True
 
     signal.signal(signal.SIGTERM, stop)
-    if publisher.options.at_exit:
+    if publisher.options.alarms:
+        publisher.publish_with_alarms()
+    elif publisher.options.at_exit:
         publisher.publish_at_exit()
     elif publisher.options.forks:
         publisher.publish_in_forks()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -12,16 +13,21 @@ import socket
 import sqlite3
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightbus.transport import Publication
+from lightbus.transport import amqp_wire as wire
 from tests.faults.ledger import CONFIRMED, FAILED, HANDLED, TRIED
 from tests.faults.proxy import Proxy
 from tests.faults.scene import LIMIT, Process, Row, Scene, id_of
 from tests.faults.stage import Stage, connect, vhost_of
 
 HEARTBEAT = 2
+FRAME_MAX = 131_072
+"""What RabbitMQ and the client agree on."""
 BEATS = f"?heartbeat={HEARTBEAT}"
 
 
@@ -531,6 +537,51 @@ def publishers_exit(stage: Stage, *, times: int, events: int) -> Row:
         scene.settle()
         row = scene.row("publish at interpreter exit", times)
         assert row.confirmed == row.handled == times * events
+        return row
+
+
+def publishers_interrupted(stage: Stage, *, times: int) -> Row:
+    """A signal's handler raises in the middle of publishes: no event is confirmed wrongly, and none comes twice."""
+    with Scene(stage.vhost()) as scene:
+        scene.worker()
+        publisher = scene.publisher("--alarms", str(times))
+        assert publisher.wait() == 0, publisher.said
+        scene.settle()
+        row = scene.row("publishes interrupted by a signal handler", times, note=publisher.said.splitlines()[-1])
+        assert not row.duplicates, f"none was to be published again: {row.duplicates}"
+        return row
+
+
+def strange_messages(stage: Stage, *, times: int) -> Row:
+    """Between an app's own events: headers that the broker routes by, that fill a frame, or that are no text."""
+    fills_a_frame = "x" * (FRAME_MAX - 20 - len(wire.encode_properties({"headers": {"large": ""}})))
+    strange = {
+        "cc": {"CC": ["main", "retry.200ms"]},
+        "bcc": {"BCC": ["main"]},
+        "large": {"large": fills_a_frame},
+        "bytes": {"note": b"\xff\xfe"},
+    }
+    with Scene(stage.vhost()) as scene:
+        scene.worker()
+        scene.publisher("--rate", "200")
+        for number in range(times):
+            scene.until_handled(20)
+            connection = connect(scene.url)
+            channel = connection.channel()
+            for kind, headers in strange.items():
+                id = f"{kind}-{number}"
+                scene.ledger.write(TRIED, id)
+                body = json.dumps({"id": id, "do": "fail"}).encode()
+                channel.publish([Publication("shop", "thing.happened", body, {"headers": headers})])
+                channel.exchange_declare("shop", "topic", passive=True)  # an answer, so that it has arrived
+                scene.ledger.write(CONFIRMED, id)
+            connection.close()
+        scene.until(lambda: len(dead(scene)) >= times * len(strange), "all of them are dead letters")
+        scene.settle(dead=times * len(strange))
+        letters = [id_of(delivery) for delivery in scene.take_all("billing.dead")]
+        row = scene.row("messages with strange headers", times * len(strange))
+        assert len(letters) == len(set(letters)) == times * len(strange), Counter(letters).most_common(3)
+        assert not row.failed, "publishes of others failed"
         return row
 
 
