@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import resource
 import signal
@@ -102,7 +103,7 @@ def test_so_is_an_answer_that_is_not_read_to_its_end(
     server.start()
     with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT) as idle:
         idle.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
-        wait_until(lambda: not server._connections and idle.recv(1), "the server closes the connection")  # noqa: SLF001
+        wait_until(lambda: not server._connections and idle.recv(1), "the server closes the connection")
 
 
 def test_of_too_many_connections_the_oldest_is_closed(server: health.HealthServer) -> None:
@@ -119,7 +120,7 @@ def test_of_too_many_connections_the_oldest_is_closed(server: health.HealthServe
 
 
 def test_without_descriptors_it_pauses_and_answers_once_there_are_some(server: health.HealthServer) -> None:
-    real, tried = server._listener, list[float]()  # noqa: SLF001
+    real, tried = server._listener, list[float]()
 
     class Listener:
         def __getattr__(self, name: str) -> Any:
@@ -131,10 +132,10 @@ def test_without_descriptors_it_pauses_and_answers_once_there_are_some(server: h
                 raise OSError(errno.EMFILE, "Too many open files")
             return real.accept()
 
-    server._listener = Listener()  # type: ignore[assignment]  # noqa: SLF001
+    server._listener = Listener()  # type: ignore[assignment]
     server.start()
     assert ask(server.port, b"GET /livez HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
-    assert all(later - earlier >= health.NO_ROOM_PAUSE for earlier, later in zip(tried[:3], tried[1:4], strict=True))
+    assert all(later - earlier >= health.NO_ROOM_PAUSE for earlier, later in itertools.pairwise(tried))
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
