@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -9,6 +12,7 @@ if TYPE_CHECKING:
 
 def run() -> None:
     """Run the command. Ctrl-C ends it without a traceback, also while Lightbus itself is still being imported."""
+    _open_what_is_closed()
     try:
         import signal
 
@@ -17,17 +21,33 @@ def run() -> None:
         if heeds:
             # No exception: on its way out of an import it may be lost, or renamed (Python 3.11: by __set_name__).
             signal.signal(signal.SIGINT, _leave)
-        from lightbus.cli import main
+        from lightbus.cli import main, output
+
+        sys.stderr = output.Stderr(sys.stderr)
     except KeyboardInterrupt:
         _leave()
     main(prog_name="lightbus", obj=_interrupt if heeds else None)
 
 
+def _open_what_is_closed() -> None:
+    """Give a process that was started without stdin, stdout or stderr (`2>&-`) one that leads nowhere. Else the next
+    file or connection would get its number, and with it all that is written to stderr.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for the life of the process
+
+
 def _leave(*_: object) -> NoReturn:
     """End at once: nothing has begun."""
-    import os
+    import select
 
-    os.write(2, b"Interrupted.\n")
+    if select.select([], [2], [], 0)[1]:  # else it would wait for who reads it
+        os.write(2, b"Interrupted.\n")
     os._exit(130)
 
 

@@ -458,8 +458,8 @@ def moved_by_hand(app: str, delivery: Delivery, queue: str) -> errors.Unverified
     if delivery.exchange == topology.BUS:
         return errors.UnverifiedOrigin(
             f"it came to {queue!r} from the bus exchange itself, to which nobody can publish: {_last_queue(headers)} "
-            "has dead-lettered it there. So nothing proves which app it is from. To retry it, if you trust who may publish "
-            "there, use `lightbus dead retry` with --trust-origin."
+            "has dead-lettered it there. So nothing proves which app it is from. To retry it, if you trust who may "
+            "publish there, use `lightbus dead retry` with --trust-origin."
         )
     before = ": ".join(filter(None, (_text(headers.get(ERROR_TYPE)), _text(headers.get(ERROR_MESSAGE)))))
     return errors.UnverifiedOrigin(

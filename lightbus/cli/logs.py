@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import click
 
-from lightbus.cli import tables
+from lightbus.cli import output, tables
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -25,7 +25,7 @@ def configure(level: str, *, as_json: bool = False, label: str = "") -> None:
     Args:
         label: which of several worker processes this is.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Handler(sys.stderr)
     handler.setFormatter(JSONLines(label) if as_json else Lines(label, in_colour(sys.stderr)))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -45,6 +45,31 @@ def colour_wished() -> bool | None:
     if os.environ.get("NO_COLOR"):
         return False
     return True if os.environ.get("FORCE_COLOR") else None
+
+
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes to stderr, and says how many records that could not take."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = self.stream
+        if isinstance(stream, output.Stderr):
+            if stream.lost and stream.has_room:
+                lost, stream.lost = stream.lost, 0
+                self._write(_about_lost(lost))
+            self._write(record)
+        else:
+            super().emit(record)
+
+    def _write(self, record: logging.LogRecord) -> None:
+        try:
+            self.stream.write(self.format(record) + self.terminator)  # to flush it would be to wait
+        except Exception:  # noqa: BLE001 - as logging does
+            self.handleError(record)
+
+
+def _about_lost(lost: int) -> logging.LogRecord:
+    message = "%d lines for stderr were lost: what reads it had stopped, or is too slow."
+    return logging.LogRecord(_OWN, logging.WARNING, __file__, 0, message, (lost,), None)
 
 
 class Lines(logging.Formatter):
