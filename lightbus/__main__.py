@@ -7,12 +7,14 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
     from typing import NoReturn
 
 
 def run() -> None:
     """Run the command. Ctrl-C ends it without a traceback, also while Lightbus itself is still being imported."""
     _open_what_is_closed()
+    _find_the_standard_library_first()
     try:
         import signal
 
@@ -27,6 +29,28 @@ def run() -> None:
     except KeyboardInterrupt:
         _leave()
     main(prog_name="lightbus", obj=_interrupt if heeds else None)
+
+
+def _find_the_standard_library_first() -> None:
+    """Whatever is called `email.py` in the current folder. Python puts that folder first for `-m`, and Lightbus does to
+    load an app: its modules come before what is installed, but must not take the place of the standard library's.
+    """
+    from importlib.machinery import PathFinder
+
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        return
+
+    class StandardLibrary:
+        @staticmethod
+        def find_spec(name: str, path: object = None, _target: object = None) -> ModuleSpec | None:
+            if path is not None or name not in sys.stdlib_module_names:
+                return None
+            return PathFinder.find_spec(name, [entry for entry in sys.path if entry not in ("", folder)])
+
+    before = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
+    sys.meta_path.insert(before, StandardLibrary)
 
 
 def _open_what_is_closed() -> None:

@@ -15,6 +15,8 @@ from lightbus.cli import output, tables
 
 LEVELS = ("debug", "info", "warning", "error")
 
+INDENT = "    "
+
 _COLOURS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 _OWN = "lightbus"
 
@@ -73,7 +75,9 @@ def _about_lost(lost: int) -> logging.LogRecord:
 
 
 class Lines(logging.Formatter):
-    """`2026-05-04 10:20:30.123 WARNING  message`. What it quotes of a stranger's cannot steer the terminal."""
+    """`2026-05-04 10:20:30.123 WARNING  message`. What it quotes of a stranger's cannot steer the terminal, nor look
+    like another record: all lines but a record's first are indented.
+    """
 
     def __init__(self, label: str, colour: bool) -> None:
         super().__init__()
@@ -91,7 +95,7 @@ class Lines(logging.Formatter):
             lines.append(self.formatException(record.exc_info))
         if record.stack_info:
             lines.append(self.formatStack(record.stack_info))
-        text = tables.printable("\n".join(lines), kept="\n\t")
+        text = tables.printable("\n".join(lines), kept="\n\t").rstrip("\n").replace("\n", f"\n{INDENT}")
         return f"{time}.{int(record.msecs):03d} {level} {text}"
 
 
