@@ -86,7 +86,8 @@ class Stderr(io.TextIOBase):
         return self._waiting.qsize() < MOST_WAITING
 
     def write(self, text: str) -> int:
-        if not isinstance(text, str):  # click tries bytes, to learn what a stream takes
+        # click tries bytes, to learn what a stream takes
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if not self._ended:
             if self.has_room:

@@ -128,9 +128,7 @@ SCRIPT = (str(Path(sys.executable).parent / "lightbus"),)
 SHADOWS = ("email", "queue", "token", "random", "select", "signal", "logging", "json", "calendar", "tempfile", "ssl")
 
 
-@pytest.mark.parametrize(
-    "command", [(sys.executable, "-m", "lightbus"), (str(Path(sys.executable).parent / "lightbus"),)]
-)
+@pytest.mark.parametrize("command", [LIGHTBUS, SCRIPT])
 def test_files_with_the_names_of_standard_modules_do_not_take_their_place(
     folder: Path, command: tuple[str, ...]
 ) -> None:

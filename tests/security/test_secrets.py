@@ -287,7 +287,6 @@ def test_so_do_dead_letters_and_connections_open_and_closed(rabbitmq: Node, rabb
     for thing in things:
         for made in taken_apart(thing):
             assert_secret(made.decode(errors="replace"))
-    queue.close()
     connection.close()
     for thing in things:
         for made in taken_apart(thing):
