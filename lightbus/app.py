@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, dataclass_transform, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, dataclass_transform, overload
 
 import anyio
 import anyio.lowlevel
@@ -52,6 +52,13 @@ refuse_outsider: Callable[[Lightbus], None] | None = None
 C = TypeVar("C", bound=type[Any])
 F = TypeVar("F", bound=Callable[..., Any])
 Lifespan = Callable[["Lightbus"], AbstractAsyncContextManager[Any]]
+
+
+@attrs.frozen
+class _Given:
+    """A URL as it was given, with its password: not for `vars` and debuggers."""
+
+    value: Any = attrs.field(repr=False)
 
 
 class Lightbus:
@@ -102,7 +109,7 @@ class Lightbus:
         """Declared events by name."""
         self.handlers: dict[str, Handler] = {}
         """Handlers by name."""
-        self._url = url
+        self._url = _Given(url)
         self._folder = _working_directory()
         """When the app was made: what a relative path in the broker's URL is relative to, whatever `os.chdir` does."""
         self._by_class: dict[type[Any], EventType] = {}
@@ -111,6 +118,19 @@ class Lightbus:
 
     def __repr__(self) -> str:
         return f"<Lightbus {self.name!r}: {len(self.events)} events, {len(self.handlers)} handlers>"
+
+    def __reduce__(self) -> NoReturn:
+        """Never into a pickle: its URL may have a password, and what it has opened belongs to this process."""
+        raise TypeError(
+            f"The app {self.name!r} cannot be pickled: its URL may have a password. Import the app where it is needed."
+        )
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        """A copy of what holds an app holds the same app."""
+        return self
 
     # --- declaring
 
@@ -381,7 +401,8 @@ class Lightbus:
 
             if refuse_outsider is not None:
                 refuse_outsider(self)
-            given = self._url if self._url is not None else os.environ.get(URL_VARIABLE) or EMBEDDED
+            url = self._url.value
+            given = url if url is not None else os.environ.get(URL_VARIABLE) or EMBEDDED
             self._broker = Broker.parse(given, folder=self._folder)
         return self._broker
 

@@ -19,7 +19,7 @@ import attrs
 import msgspec
 import msgspec.inspect
 
-from lightbus import collisions, errors, transport
+from lightbus import collisions, errors, topology, transport
 from lightbus.event import EventType
 from lightbus.message import Message, new_id
 from lightbus.transport import Delivery, Properties
@@ -288,7 +288,8 @@ class Envelope:
     attempt: int
     handler: str | None
     verified: bool = True
-    """False of a copy that somebody has moved between queues by hand: all of this is then what its headers claim."""
+    """False of a copy that somebody has moved between queues by hand: all of this is then what its headers claim. And
+    of what was dead-lettered to the bus: the source is then empty."""
 
 
 def read_envelope(app: str, delivery: Delivery) -> Envelope:
@@ -302,6 +303,8 @@ def read_envelope(app: str, delivery: Delivery) -> Envelope:
     """
     internal = f"{app}.internal"
     if delivery.exchange and delivery.exchange != internal:
+        if delivery.exchange == topology.BUS:  # nobody can publish to it; a queue can dead-letter to it
+            return Envelope(delivery.routing_key, "", 1, None, verified=False)
         # A delayed event comes from `billing.delay.N`: the source is the first part of its exchange's name.
         return Envelope(delivery.routing_key, delivery.exchange.partition(".")[0], 1, None)
     properties = read_properties(delivery)
@@ -417,7 +420,7 @@ def copy_properties(
     except errors.DecodeError:  # malformed properties cannot be copied; the body and the reason can
         properties = {}
         envelope = Envelope(delivery.routing_key, delivery.exchange.partition(".")[0], 1, None)
-    from_a_copy = delivery.exchange == f"{app}.internal" or not envelope.verified
+    from_a_copy = delivery.exchange == f"{app}.internal" or not (delivery.exchange or envelope.verified)
     headers = {
         key: value
         for key, value in _headers(properties).items()
@@ -450,14 +453,29 @@ def copy_properties(
 
 
 def moved_by_hand(app: str, delivery: Delivery, queue: str) -> errors.UnverifiedOrigin:
-    """Why a copy that somebody has moved to a queue is a dead letter (again), and what it was one for before."""
+    """Why what came past the apps' exchanges is a dead letter (again), and what it was one for before."""
     headers = _headers(read_properties(delivery))
+    if delivery.exchange == topology.BUS:
+        return errors.UnverifiedOrigin(
+            f"it came to {queue!r} from the bus exchange itself, to which nobody can publish: {_last_queue(headers)} "
+            "has dead-lettered it there. So nothing proves which app it is from. To retry it, if you trust who may "
+            "publish there, use `lightbus dead retry` with --trust-origin."
+        )
     before = ": ".join(filter(None, (_text(headers.get(ERROR_TYPE)), _text(headers.get(ERROR_MESSAGE)))))
     return errors.UnverifiedOrigin(
         f"it was moved to {queue!r} past the exchanges, so nothing proves where it is from. To retry dead letters, use "
         f"`lightbus dead retry`; for this one, if you trust who may publish there, with --trust-origin."
         + (f" It was a dead letter before, for {before}" if before else "")
     )
+
+
+def _last_queue(headers: Mapping[str, Any]) -> str:
+    """Which queue has dead-lettered it last. The broker puts its own record first, also before one that was forged."""
+    match headers.get("x-death"):
+        case [{"queue": str() | bytes() as queue}, *_]:
+            return f"the queue {_name(queue)!r}"
+        case _:
+            return "a queue"
 
 
 def error_headers(error: BaseException, within: BaseException | None = None) -> dict[str, Any]:

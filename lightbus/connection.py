@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlsplit
 
 import amqp.exceptions
@@ -86,6 +86,9 @@ class Address:
     url: str = attrs.field(repr=False)
     scheme: str
     options: Mapping[str, str] = attrs.field(hash=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A broker's address cannot be pickled: it may have a password.")
 
     @property
     def masked(self) -> str:

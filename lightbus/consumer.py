@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 import types
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from typing import Any
 
@@ -94,6 +94,8 @@ class Consumer:
         self._failure: errors.LightbusError | None = None
         self._unkept: dict[int, str] = {}
         """Why copies of failed deliveries could not be published so far, by the copy's identity."""
+        self._of_others: Counter[str] = Counter()
+        """Events of other apps than the handlers of their queue name, since the start, by the queue's name."""
         self.beat: float | None = None
         """When the event loop last ran, within the last second unless a handler blocks it (monotonic clock)."""
         self.handled = 0
@@ -669,6 +671,9 @@ class Consumer:
         attempt = self._attempt(delivery)
         policy = self.unmatched_retry if handler is None else handler.retry
         decision = policy.decide(errors.without_machinery(error), attempt)
+        if handler is None and isinstance(decision, DeadLetter) and self._is_of_others(lane, delivery):
+            self._settle(lane, job)
+            return
         reason = errors.without_machinery(errors.without_groups(error))
         error = reason if errors.has_traceback(reason) else error  # what shows where it was
         name = None if handler is None else handler.name
@@ -693,6 +698,42 @@ class Consumer:
             self._release(lane, handler)
         else:
             self._settle(lane, job, accepted=kept)
+
+    def _is_of_others(self, lane: Lane, delivery: Delivery) -> bool:
+        """Whether it is an event of another app than its queue is for: each handler names an app with `source=`, and
+        one of them would have handled this event of the app that it names.
+
+        That app can bind the bus, or another exchange that it may read, to its own exchange. Its listeners get others'
+        events then, by their own bindings.
+        """
+        handlers = lane.handlers.values()
+        try:
+            envelope = codec.read_envelope(self.app, delivery)
+        except errors.DecodeError:
+            return False
+        if (
+            not envelope.verified
+            or envelope.handler is not None
+            or not envelope.source
+            or any(handler.source is None for handler in handlers)
+        ):
+            return False
+        named = {handler.source for handler in handlers if handler.hears(handler.source or "", envelope.event)}
+        if not named or envelope.source in named:
+            return False
+        self._of_others[lane.name] += 1
+        if self._is_news(lane, "", 0):
+            logger.warning(
+                "%s: %r from %r was acknowledged without a handler (%d so far): all handlers of this queue name other "
+                "apps with source=. Either the exchange of such an app (%s) is bound to another one, or a binding is "
+                "left over: lightbus unbind MODULE:ATTR PATTERN",
+                lane.name,
+                envelope.event,
+                envelope.source,
+                self._of_others[lane.name],
+                ", ".join(sorted(filter(None, named))),
+            )
+        return True
 
     async def _keep_copy(self, lane: Lane, delivery: Delivery, copy: Publication, failure: str) -> bool | None:
         """Publish a copy with confirm. True: it is kept, so the delivery can be acked. False: the broker will not

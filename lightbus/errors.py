@@ -324,7 +324,8 @@ class NoHandler(LightbusError, LookupError):
 
 
 class UnverifiedOrigin(NoHandler):
-    """A retried copy or a dead letter was moved between queues by hand: its source is no more than a claim."""
+    """A retried copy or a dead letter was moved between queues by hand, or an event came to the bus by a queue that
+    dead-letters to it: its source is no more than a claim."""
 
 
 # --- the worker -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import queue
+import select
 import signal
 import socket
 import sys
@@ -35,6 +36,8 @@ GRACE = 30.0
 """Seconds. As long as Kubernetes waits by default; give it more than the worker."""
 LAST_STEPS = 10.0
 """Seconds for what follows the handlers: acks, the lifespan's end, disconnecting."""
+FLUSH_LIMIT = 2.0
+"""Seconds at the end for what is left of logs and of stdout."""
 ECHO = 0.3
 """Seconds within which a second signal is an echo of the first: `timeout` and `make` send two at once."""
 
@@ -286,7 +289,8 @@ class _End:
             self._asked.put(signal.Signals(number).name)
         elif now - self._first_signal > ECHO:
             with contextlib.suppress(OSError):
-                os.write(2, self.last_words)
+                if select.select([], [2], [], 0)[1]:  # else it would wait for who reads it
+                    os.write(2, self.last_words)
             os._exit(128 + number)
 
     def _listen(self) -> None:
@@ -347,9 +351,7 @@ class _End:
                 _named(unfinished),
                 "Its event is" if len(unfinished) == 1 else "Their events are",
             )
-        logging.shutdown()
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
+        _flush()
         os._exit(1)
 
 
@@ -361,11 +363,31 @@ def leave_process(code: int) -> NoReturn:
         time.sleep(LAST_STEPS / 2)
         names = ", ".join(thread.name for thread in threading.enumerate() if _holds_up_exit(thread))
         logger.warning("Not waiting for threads that do not end: %s.", names or "unknown")
-        logging.shutdown()
+        _flush()
         os._exit(code)
 
     threading.Thread(target=cut_short, name="lightbus exit", daemon=True).start()
+    if not _flush():  # the interpreter would wait for it
+        os._exit(code)
     sys.exit(code)
+
+
+def _flush() -> bool:
+    """Write what is left of logs and of stdout. Returns False where that does not end, as nobody reads it."""
+
+    def flush() -> None:
+        logging.shutdown()
+        try:
+            sys.stdout.flush()
+        except OSError:  # what stays in its buffer, the interpreter writes at its end, and fails with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        except ValueError:  # it is closed
+            pass
+
+    flushing = threading.Thread(target=flush, name="lightbus flush", daemon=True)
+    flushing.start()
+    flushing.join(FLUSH_LIMIT)
+    return not flushing.is_alive()
 
 
 def _holds_up_exit(thread: threading.Thread) -> bool:

@@ -479,8 +479,8 @@ def retry(
 
     A letter whose worker died over it was put there by the broker, without the app's word on where it came from.
     RabbitMQ before 4.0 lets a publisher forge that, so these letters are left alone. So are letters that were moved
-    between queues by hand (in the management UI, say). Where you trust everybody who may publish on this broker, add
-    --trust-origin.
+    between queues by hand (in the management UI, say), and those that a queue has dead-lettered to the bus. Where you
+    trust everybody who may publish on this broker, add --trust-origin.
     """
     from lightbus import dead as letters
 
@@ -606,7 +606,7 @@ def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, inte
     if outcome.unproven:
         click.echo(
             f"{outcome.unproven:,} left: the broker dead-lettered them (their workers died over them, or a copy was "
-            "refused), or a person moved them, so their source is not verified. "
+            "refused), a person moved them, or a queue dead-lettered them to the bus, so their source is not verified. "
             "Where you trust everybody who may publish on this broker: --trust-origin.",
             err=True,
         )

@@ -11,9 +11,11 @@ from typing import Any, TextIO
 
 import click
 
-from lightbus.cli import tables
+from lightbus.cli import output, tables
 
 LEVELS = ("debug", "info", "warning", "error")
+
+INDENT = "    "
 
 _COLOURS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 _OWN = "lightbus"
@@ -25,7 +27,7 @@ def configure(level: str, *, as_json: bool = False, label: str = "") -> None:
     Args:
         label: which of several worker processes this is.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Handler(sys.stderr)
     handler.setFormatter(JSONLines(label) if as_json else Lines(label, in_colour(sys.stderr)))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -47,8 +49,35 @@ def colour_wished() -> bool | None:
     return True if os.environ.get("FORCE_COLOR") else None
 
 
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes to stderr, and says how many records that could not take."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = self.stream
+        if isinstance(stream, output.Stderr):
+            if stream.lost and stream.has_room:
+                lost, stream.lost = stream.lost, 0
+                self._write(_about_lost(lost))
+            self._write(record)
+        else:
+            super().emit(record)
+
+    def _write(self, record: logging.LogRecord) -> None:
+        try:
+            self.stream.write(self.format(record) + self.terminator)  # to flush it would be to wait
+        except Exception:  # noqa: BLE001 - as logging does
+            self.handleError(record)
+
+
+def _about_lost(lost: int) -> logging.LogRecord:
+    message = "%d lines for stderr were lost: what reads it had stopped, or is too slow."
+    return logging.LogRecord(_OWN, logging.WARNING, __file__, 0, message, (lost,), None)
+
+
 class Lines(logging.Formatter):
-    """`2026-05-04 10:20:30.123 WARNING  message`. What it quotes of a stranger's cannot steer the terminal."""
+    """`2026-05-04 10:20:30.123 WARNING  message`. What it quotes of a stranger's cannot steer the terminal, nor look
+    like another record: all lines but a record's first are indented.
+    """
 
     def __init__(self, label: str, colour: bool) -> None:
         super().__init__()
@@ -66,7 +95,7 @@ class Lines(logging.Formatter):
             lines.append(self.formatException(record.exc_info))
         if record.stack_info:
             lines.append(self.formatStack(record.stack_info))
-        text = tables.printable("\n".join(lines), kept="\n\t")
+        text = tables.printable("\n".join(lines), kept="\n\t").rstrip("\n").replace("\n", f"\n{INDENT}")
         return f"{time}.{int(record.msecs):03d} {level} {text}"
 
 

@@ -31,6 +31,7 @@ def load_app(target: str) -> Lightbus:
     # First, even where it is further back already: two services installed as editable both have `tests`.
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
+    _check_name(module_name.partition(".")[0], folder)
     module = _import(module_name, folder)
     if not attribute:
         return _only_app(module)
@@ -58,6 +59,17 @@ def _check_spelling(target: str, module_name: str) -> None:
             f"{target!r} is a file's path. Name the module, from the current folder: {dotted}:{attribute or 'app'}"
         )
     raise errors.TargetError(f"{target!r} is not MODULE:ATTR, as in billing.bus:app")
+
+
+def _check_name(name: str, folder: str) -> None:
+    """The standard library comes before the folder: see lightbus/__main__.py."""
+    from lightbus import errors
+
+    for namesake in (f"{name}.py", name):
+        if name in sys.stdlib_module_names and os.path.exists(os.path.join(folder, namesake)):
+            raise errors.TargetError(
+                f"{name!r} is a module of Python's standard library, which comes first. Rename {namesake} in {folder}."
+            )
 
 
 def _import(name: str, folder: str) -> ModuleType:

@@ -264,3 +264,42 @@ async def test_what_nobody_published_to_an_exchange_has_no_source(billing: Light
         await eventually(lambda: _count(billing), 1)
         (letter,) = await anyio.to_thread.run_sync(_read, billing)
     assert (letter.event, letter.source) == ("billing.main", "")
+
+
+async def test_what_a_queue_dead_letters_to_the_bus_is_not_handled_and_can_be_retried(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    """Nobody can publish to the bus: which app such an event is from, nothing proves."""
+    handled: list[tuple[str, str]] = []
+
+    @billing.on("order.placed", source="shop", queue="shops")
+    async def charge(message: Message) -> None:
+        raise AssertionError("it is not from shop")
+
+    @billing.on("order.placed")
+    async def note(message: Message) -> None:
+        handled.append((message.source, message.event))
+
+    def publish(channel: Any) -> None:
+        arguments = {"x-dead-letter-exchange": "lightbus", "x-dead-letter-routing-key": "order.placed"}
+        channel.queue_declare(
+            "shop.trick", durable=True, auto_delete=False, arguments={**arguments, "x-message-ttl": 1}
+        )
+        channel.queue_bind("shop.trick", "shop", "trick")
+        forged = {"lightbus-source": "shop", "lightbus-routing-key": "order.placed", "lightbus-handler": "charge"}
+        publish_plainly(channel, "shop", "trick", b"{}", {"headers": forged, "message_id": "m-1"})
+
+    async with running(shop, billing) as bus, stranger(billing) as channel:
+        await anyio.to_thread.run_sync(publish, channel)
+        await eventually(lambda: _count(billing), 1)
+        await bus.quiet(billing)
+        assert handled == []
+        (letter,) = await anyio.to_thread.run_sync(_read, billing)
+        assert (letter.id, letter.event, letter.source, letter.handler) == ("m-1", "order.placed", "", None)
+        assert (letter.error, letter.proven) == ("UnverifiedOrigin", False)
+        assert "the queue 'shop.trick' has dead-lettered it there" in letter.error_message
+        outcome = letters.Outcome()
+        await anyio.to_thread.run_sync(_retry, billing, outcome, False)
+        assert (outcome.done, outcome.unproven) == (0, 1)
+        await anyio.to_thread.run_sync(_retry, billing, outcome, True)
+        await eventually(lambda: handled, [("", "order.placed")])

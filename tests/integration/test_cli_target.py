@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT, lightbus
+from tests.patience import LIMIT
+from tests.processes import LIGHTBUS, ROOT, Program, environment, lightbus
 
 FILES = {
     "billing/__init__.py": "",
@@ -119,6 +122,56 @@ def test_the_current_folder_comes_before_a_neighbour_that_is_installed_too(folde
     extra = {"PYTHONPATH": found, "PYTHONSAFEPATH": "1"}
     done = lightbus("publish", "tests.elsewhere:app", "a.b", folder=tmp_path / "shop", url="memory://", extra=extra)
     assert "is not declared on app 'shop'" in done.stderr
+
+
+SCRIPT = (str(Path(sys.executable).parent / "lightbus"),)
+SHADOWS = ("email", "queue", "token", "random", "select", "signal", "logging", "json", "calendar", "tempfile", "ssl")
+
+
+@pytest.mark.parametrize("command", [LIGHTBUS, SCRIPT])
+def test_files_with_the_names_of_standard_modules_do_not_take_their_place(
+    folder: Path, command: tuple[str, ...]
+) -> None:
+    for name in SHADOWS:
+        (folder / f"{name}.py").write_text("raise SystemExit('this is not the standard library')\n")
+    imports = "\n".join(f"import {name}" for name in (*SHADOWS, "email.message", "yaml_of_mine"))
+    (folder / "shadowed.py").write_text(
+        f"{imports}\nfrom billing.bus import app\napp.event('invoice.paid')(type('P', (), {{}}))\n"
+    )
+    (folder / "yaml_of_mine.py").touch()
+    done = subprocess.run(
+        [*command, "publish", "shadowed:app", "invoice.paid"],
+        cwd=folder,
+        env=environment({"LIGHTBUS_URL": "memory://"}),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Published invoice.paid")
+
+
+@pytest.mark.parametrize("options", ["--processes 2", "--reload"])
+def test_nor_do_they_in_workers_of_a_supervisor(folder: Path, options: str) -> None:
+    for name in (*SHADOWS, "types"):
+        (folder / f"{name}.py").write_text("raise SystemExit('this is not the standard library')\n")
+    target = ("worker", "billing.bus:app", *options.split())
+    with Program(*target, folder=folder, url=f"sqlite:///{folder}/bus.db", program=SCRIPT) as worker:
+        worker.wait_for("Ready")
+        assert worker.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(("name", "file"), [("queue", "queue.py"), ("calendar", "calendar/__init__.py")])
+def test_an_app_in_a_module_that_is_called_like_a_standard_one_is_refused(folder: Path, name: str, file: str) -> None:
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text("from lightbus import Lightbus\napp = Lightbus('billing')\n")
+    done = lightbus("publish", f"{name}:app", "a.b", folder=folder, url="memory://")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"Error: {name!r} is a module of Python's standard library, which comes first. "
+        f"Rename {file.partition('/')[0]} in {folder}.\n"
+    )
 
 
 def test_a_module_with_one_app_needs_no_attribute(folder: Path) -> None:

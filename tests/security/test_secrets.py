@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import io
 import logging
 import os
@@ -14,14 +16,19 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus.connection import Broker
+from lightbus import dead as letters
+from lightbus.connection import Broker, declare
+from lightbus.transport import Publication
+from lightbus.worker import Worker
 from tests.bus import OrderPlaced, running
 from tests.conformance.conftest import declare_orders
+from tests.patience import wait_until
 from tests.rabbitmq import Node, free_port
 
 SECRET = "hunter2-Tr0ub4dor"
@@ -230,6 +237,60 @@ def test_a_pickled_error_keeps_the_password() -> None:
         app.publish_sync(OrderPlaced(number=1))
     assert SECRET.encode() not in pickle.dumps(raised.value.args)
     app.__exit__(None, None, None)
+
+
+def taken_apart(thing: Any) -> Iterator[bytes]:
+    """What pickles, copies and debuggers make of it."""
+    for make in (pickle.dumps, repr, copy.copy, copy.deepcopy, vars):
+        with contextlib.suppress(TypeError, AttributeError, NotImplementedError):  # they refuse
+            made = make(thing)  # type: ignore[operator]
+            yield made if isinstance(made, bytes) else repr(made).encode()
+            yield repr(getattr(made, "__dict__", "")).encode()
+
+
+def test_an_app_and_what_it_is_made_of_give_their_password_to_no_pickle_copy_or_debugger() -> None:
+    app = declare_orders(Lightbus("shop", url=UNREACHABLE, publish_timeout=0.3))
+    app.on("order.placed")(lambda order: None)
+    with pytest.raises(errors.PublishError) as raised:
+        app.publish_sync(OrderPlaced(number=1))
+    broker = app.broker
+    things = [app, broker, broker.addresses[0], app.publisher, Worker(app), app.consumer(), app.handlers, raised.value]
+    for thing in things:
+        for made in taken_apart(thing):
+            assert_secret(made.decode(errors="replace"))
+    app.__exit__(None, None, None)
+
+
+def test_an_app_is_not_pickled_and_its_copies_are_the_app() -> None:
+    app = Lightbus("shop", url=UNREACHABLE)
+    with pytest.raises(TypeError, match=r"The app 'shop' cannot be pickled: .* Import the app where it is needed\."):
+        pickle.dumps({"app": app})
+    assert copy.copy(app) is app
+    assert copy.deepcopy({"app": app})["app"] is app
+
+
+@pytest.mark.rabbitmq
+def test_so_do_dead_letters_and_connections_open_and_closed(rabbitmq: Node, rabbitmq_url: str) -> None:
+    vhost = rabbitmq_url.rpartition("/")[2]
+    user = f"keeper-{vhost}"
+    rabbitmq.ctl("add_user", user, SECRET)
+    rabbitmq.ctl("set_permissions", "-p", vhost, user, ".*", ".*", ".*")
+    app = Lightbus("shop", url=rabbitmq.vhost_url(vhost, user, ENCODED))
+    connection = app.broker.connect("tests")
+    declare(connection, app.topology())
+    channel = connection.channel()
+    channel.publish([Publication("shop.internal", "dead", b"{}", {"headers": {}})])
+    wait_until(lambda: channel.queue_declare("shop.dead", passive=True).message_count == 1, "a dead letter")
+    queue = letters.DeadQueue(app, connection)
+    letter = next(queue.letters())
+    things = [letter, letter.delivery, queue, queue.channel, connection]
+    for thing in things:
+        for made in taken_apart(thing):
+            assert_secret(made.decode(errors="replace"))
+    connection.close()
+    for thing in things:
+        for made in taken_apart(thing):
+            assert_secret(made.decode(errors="replace"))
 
 
 def _modes(folder: Path) -> dict[str, int]:
