@@ -238,6 +238,8 @@ def _compared(
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
         words = _words(error)
+        if "inequivalent arg" not in words:
+            return [Finding("fail", "topology", str(describe(error, address)), "See above.")]
         text = f"It differs from what the app declares: {words}."
         return [Finding("fail", "topology", text, way_out(words, address))]
     except amqp.exceptions.AccessRefused as error:

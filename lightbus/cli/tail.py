@@ -141,10 +141,11 @@ def _read(arguments: Sequence[str]) -> tuple[Broker, str | None, list[str]]:
 
     first, rest = (arguments[0], arguments[1:]) if arguments and ":" in arguments[0] else ("", arguments)
     for other in rest:
-        if ":" in other:
-            raise click.UsageError(f"{other!r} is no pattern: MODULE:ATTR or a URL comes first, and there is only one.")
+        if ":" in other:  # a URL may hold a password
+            what = "A URL" if "@" in other or "//" in other else repr(other)
+            raise click.UsageError(f"{what} is no pattern: MODULE:ATTR or a URL comes first, and there is only one.")
     patterns = [check_pattern(pattern, "tail") for pattern in rest] or ["#"]
-    if first and "://" not in first:
+    if first and "://" not in first and "@" not in first:
         app = targets.load_app(first)
         return app.broker, app.name, patterns
     return Broker.parse(first or os.environ.get(URL_VARIABLE) or EMBEDDED), None, patterns
