@@ -59,6 +59,19 @@ def test_the_bus_own_name_and_endless_names_are_refused() -> None:
         Lightbus("a" * 101)
 
 
+def test_the_name_whose_queues_would_be_the_brokers_own_is_refused_also_as_a_source(app: Lightbus) -> None:
+    with _refused(errors.InvalidName, "app name 'amq'", "'amq.'", "RabbitMQ keeps for itself", "Choose another"):
+        Lightbus("amq")
+    with _refused(errors.InvalidName, "app name 'amq'"):
+        app.on("a", source="amq")(lambda: None)
+    Lightbus("amqp")
+    Lightbus("amq-1")
+
+
+def test_patterns_may_have_the_capital_letters_of_events_from_elsewhere(app: Lightbus) -> None:
+    app.on("User.Registered", "Order.*")(lambda: None)
+
+
 @pytest.mark.parametrize("queue", ["main", "dead", "retry", "delay", "internal"])
 def test_queue_names_of_lightbus_own_are_refused(app: Lightbus, queue: str) -> None:
     with _refused(errors.InvalidName, "handler 'handle' of app 'billing'", f"queue={queue!r}", "taken by Lightbus"):
