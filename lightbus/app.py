@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from lightbus.publisher import Publisher
     from lightbus.subscriber import Lane
 
-URL_VARIABLE = "LIGHTBUS_URL"
 HANDLER_TIMEOUT = 60.0
 LONGEST_HANDLER_TIMEOUT = 1500.0
 """Seconds: 25 minutes. RabbitMQ closes the channel of a consumer that holds a delivery for 30."""
@@ -73,8 +72,9 @@ class Lightbus:
         Args:
             name: names the app's exchange, and begins its queues' names: lower case, `[a-z][a-z0-9_-]*`.
             url: the broker, or several nodes of one cluster; by default the environment's LIGHTBUS_URL, read when the
-                app first connects, and without that the embedded broker (`sqlite://`). A relative path in it
-                (`sqlite:///bus.db`, `cafile=ca.pem`) is relative to the working directory in which the app was made.
+                app first connects, and without that the embedded broker (`sqlite://`), with a warning in the log, or
+                an error where LIGHTBUS_REQUIRE_URL=1. A relative path in it (`sqlite:///bus.db`, `cafile=ca.pem`) is
+                relative to the working directory in which the app was made.
             retry: for handlers without a `retry` of their own, and for events that no handler matches; by default
                 `Retry()`.
             prefetch: unsettled deliveries at most, for each queue and worker process. A worker takes about a second's
@@ -372,16 +372,18 @@ class Lightbus:
         """Where the app connects to.
 
         Raises:
-            errors.InvalidURL, errors.UnsupportedBroker: the URL cannot be read or used.
+            errors.InvalidURL, errors.UnsupportedBroker: the URL cannot be read or used, or there must be one.
             errors.TestBusError: a test runs on a TestBus that does not have this app.
         """
         if self._broker is None:
-            from lightbus.connection import EMBEDDED, Broker
+            from lightbus.connection import Broker
 
             if refuse_outsider is not None:
                 refuse_outsider(self)
-            given = self._url if self._url is not None else os.environ.get(URL_VARIABLE) or EMBEDDED
-            self._broker = Broker.parse(given, folder=self._folder)
+            if self._url is None:
+                self._broker = Broker.from_environment(folder=self._folder)
+            else:
+                self._broker = Broker.parse(self._url, folder=self._folder)
         return self._broker
 
     @property

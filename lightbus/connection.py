@@ -42,6 +42,9 @@ from lightbus.transport import Channel, Connection
 
 logger = logging.getLogger("lightbus")
 
+URL_VARIABLE = "LIGHTBUS_URL"
+REQUIRE_VARIABLE = "LIGHTBUS_REQUIRE_URL"
+"""Set to 1, it makes an unset or empty LIGHTBUS_URL an error, for deployments."""
 EMBEDDED = "sqlite://"
 CONNECT_TIMEOUT = 5.0
 HEARTBEAT = 10
@@ -354,11 +357,17 @@ class Endpoint:
     """The IP address, where the host has several."""
 
 
+warned = False
+"""Whether this process has logged that LIGHTBUS_URL is not set, or leaves that to another one."""
+
+
 @attrs.define
 class Broker:
     """Where to connect to: one address, or several of one cluster."""
 
     addresses: tuple[Address, ...] = attrs.field(on_setattr=attrs.setters.frozen)
+    unset: bool = attrs.field(default=False, eq=False, kw_only=True)
+    """Whether LIGHTBUS_URL is not set, and this is what is used instead."""
     worked: bool = attrs.field(default=False, init=False, eq=False, repr=False)
     """Whether a connection was opened once: then what is refused now was allowed, and may be allowed again."""
     _failed: dict[Endpoint, tuple[float, bool]] = attrs.field(factory=dict, init=False, eq=False, repr=False)
@@ -386,6 +395,38 @@ class Broker:
                 "One of the broker URLs is empty: there is a ';' too many, or a variable is not set."
             )
         return cls(tuple(parse_address(one, folder) for one in urls))
+
+    @classmethod
+    def from_environment(cls, *, folder: str | None = None) -> Broker:
+        """What LIGHTBUS_URL names; where it is not set or empty, the embedded broker in the user's file.
+
+        Raises:
+            errors.InvalidURL, errors.UnsupportedBroker: as `parse`; or LIGHTBUS_REQUIRE_URL forbids that file.
+        """
+        url = os.environ.get(URL_VARIABLE, "")
+        if url.strip():
+            return cls.parse(url, folder=folder)
+        if os.environ.get(REQUIRE_VARIABLE, "").strip().lower() not in ("", "0", "no", "false", "off"):
+            raise errors.InvalidURL(
+                f"{URL_VARIABLE} is {'empty' if url or URL_VARIABLE in os.environ else 'not set'}, and "
+                f"{REQUIRE_VARIABLE} is set, which forbids the embedded broker in its place. Set {URL_VARIABLE}, "
+                "as in amqp://user:password@host:5672/vhost, or give the app a url=."
+            )
+        return attrs.evolve(cls.parse(EMBEDDED), unset=True)
+
+    def warn_if_unset(self) -> None:
+        """Log it, once in a process: in production it is a mistake that nothing else shows."""
+        global warned
+        if self.unset and not warned:
+            warned = True
+            from lightbus.transport.sqlite_store import locate, short_path
+
+            logger.warning(
+                "%s is not set, so events go through a file of this machine (%s). In production set it, and %s=1.",
+                URL_VARIABLE,
+                short_path(locate(EMBEDDED).path),
+                REQUIRE_VARIABLE,
+            )
 
     @property
     def masked(self) -> str:
@@ -1062,6 +1103,7 @@ class ConnectionThread:
 
     def _run(self) -> None:
         _here.connection = self.name
+        self.broker.warn_if_unset()
         backoff = Backoff()
         while not self.stopping:
             if not self.wanted():

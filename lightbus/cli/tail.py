@@ -134,9 +134,9 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _read(arguments: Sequence[str]) -> tuple[Broker, str | None, list[str]]:
     """The broker, the app's name if one is given, and the patterns."""
-    from lightbus.app import URL_VARIABLE
+    from lightbus import connection
     from lightbus.cli import target as targets
-    from lightbus.connection import EMBEDDED, Broker
+    from lightbus.connection import Broker
     from lightbus.topology import check_pattern
 
     first, rest = (arguments[0], arguments[1:]) if arguments and ":" in arguments[0] else ("", arguments)
@@ -148,7 +148,8 @@ def _read(arguments: Sequence[str]) -> tuple[Broker, str | None, list[str]]:
     if first and "://" not in first and "@" not in first:
         app = targets.load_app(first)
         return app.broker, app.name, patterns
-    return Broker.parse(first or os.environ.get(URL_VARIABLE) or EMBEDDED), None, patterns
+    connection.warned = True  # the first line says it
+    return Broker.parse(first) if first else Broker.from_environment(), None, patterns
 
 
 # --- which ones -------------------------------------------------------------------------------
