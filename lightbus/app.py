@@ -55,6 +55,20 @@ Lifespan = Callable[["Lightbus"], AbstractAsyncContextManager[Any]]
 class Lightbus:
     """An application on the bus: it publishes to its own exchange, and consumes its own queue."""
 
+    @errors.explains_options(
+        "Lightbus(...)",
+        {
+            **dict.fromkeys(("broker", "broker_url", "dsn", "host", "uri"), "url= has the broker."),
+            **dict.fromkeys(
+                ("max_retries", "retries", "backoff", "retry_policy"), "Use retry=Retry(delays=(1, 5, 30))."
+            ),
+            **dict.fromkeys(("workers", "max_workers", "max_concurrency", "threads"), "concurrency= has how many run."),
+            **dict.fromkeys(("prefetch_count", "qos"), "It is prefetch=."),
+            "timeout": "It is publish_timeout= here; @app.on(timeout=) is for handlers.",
+            **dict.fromkeys(("exchange", "queue", "queue_name"), "Both are named after the app."),
+            **dict.fromkeys(("durable", "auto_delete"), "Lightbus' queues and exchanges are durable: leave it out."),
+        },
+    )
     def __init__(
         self,
         name: str,
@@ -157,6 +171,26 @@ class Lightbus:
         self._by_class[event_type.cls] = event_type
         return event_type.cls
 
+    @errors.explains_options(
+        "@app.on(...)",
+        {
+            "queue_name": "It is queue=, for a queue of the handler's own.",
+            "exchange": "source= has the app whose events it handles; by default all are.",
+            **dict.fromkeys(
+                ("routing_key", "pattern", "event", "topic", "events"),
+                "Name the events first, without a keyword: @app.on('user.registered').",
+            ),
+            **dict.fromkeys(
+                ("max_retries", "retries", "backoff", "autoretry_for", "retry_backoff", "countdown"),
+                "Use retry=Retry(delays=(1, 5, 30)).",
+            ),
+            **dict.fromkeys(("time_limit", "soft_time_limit"), "It is timeout=."),
+            **dict.fromkeys(("max_workers", "workers"), "concurrency= has how many run."),
+            **dict.fromkeys(
+                ("durable", "auto_delete", "exclusive"), "Lightbus' queues are durable and shared: leave it out."
+            ),
+        },
+    )
     def on(
         self,
         *targets: str | type[Any],
@@ -186,8 +220,8 @@ class Lightbus:
             errors.InvalidName, errors.InvalidOption: an argument has an invalid value.
         """
         handler.refuse_bare(targets)
-        # Annotations that are strings may name what is local to the caller.
-        local_names = sys._getframe(1).f_locals  # pyright: ignore[reportPrivateUsage]  # documented, despite its name
+        # Annotations that are strings may name what is local to the caller. One frame is the decorator's above.
+        local_names = sys._getframe(2).f_locals  # pyright: ignore[reportPrivateUsage]  # documented, despite its name
 
         def register(function: F) -> F:
             self._register(

@@ -37,7 +37,7 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from lightbus import errors
 from lightbus.loop import Attention, Loop
-from lightbus.topology import Exchange, Topology
+from lightbus.topology import BUS, Exchange, Topology
 from lightbus.transport import Channel, Connection
 
 logger = logging.getLogger("lightbus")
@@ -55,6 +55,8 @@ AVOID_FOR = 60.0
 get no connections until the others fail."""
 FAILED = 1000
 """Remembered endpoints that failed; forgotten all at once when there are more."""
+SLIPS = 60
+"""Names at most that are tried in place of one that may have a typing error."""
 LOST = (OSError, amqp.exceptions.AMQPError, kombu.exceptions.OperationalError)
 """What a transport raises when a connection or channel is gone."""
 
@@ -871,8 +873,39 @@ def _declare_shared(connection: Connection, exchange: Exchange) -> None:
                 f"not declare it. Is it the app's right name? It comes when {exchange.name!r} first starts."
             ) from error
         channel.close()
+        if not exchange.internal:
+            near = near_exchange(connection, exchange.name)
+            logger.warning(
+                "No app %r has run on this broker yet: a handler names it with source=, and nothing arrives until it "
+                "publishes. %s",
+                exchange.name,
+                f"Did you mean {near!r}, which has?" if near else "Is it the right name?",
+            )
     else:
         probe.close()
+
+
+def exchange_exists(connection: Connection, name: str) -> bool:
+    channel = connection.channel()
+    try:
+        channel.exchange_declare(name, "topic", passive=True)
+    except amqp.exceptions.NotFound:
+        return False
+    channel.close()
+    return True
+
+
+def near_exchange(connection: Connection, name: str) -> str | None:
+    """An exchange that is there, and may be what was meant by this name: the same but for one slip of the hand.
+
+    AMQP cannot list exchanges, so each of the few is asked for.
+    """
+    slips = [name[:at] + name[at + 1] + name[at] + name[at + 2 :] for at in range(len(name) - 1)]
+    slips += [name[:at] + name[at + 1 :] for at in range(len(name))]
+    slips += [name[:at] + name[at] + name[at:] for at in range(len(name))] + [f"{name}s"]
+    slips += [name.replace("_", "-"), name.replace("-", "_")]
+    likely = [slip for slip in dict.fromkeys(slips) if slip not in ("", name, BUS)]
+    return next((slip for slip in likely[:SLIPS] if exchange_exists(connection, slip)), None)
 
 
 # --- the thread -------------------------------------------------------------------------------
