@@ -177,6 +177,12 @@ _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]*)?|\.[0-9]+")
 
 
+def _urls_of(given: object) -> Sequence[object]:
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray | SplitResult | ParseResult):
+        return given
+    return _text_of(given).split(";")
+
+
 def _text_of(url: object) -> str:
     """What was given, as text: a URL object of pydantic, yarl or the standard library will do.
 
@@ -385,14 +391,10 @@ class Broker:
         Raises:
             errors.InvalidURL, errors.UnsupportedBroker: a URL cannot be read or used.
         """
-        urls: Sequence[object]
-        if not isinstance(url, Sequence) or isinstance(url, (str, bytes, bytearray, SplitResult, ParseResult)):
-            urls = _text_of(url).split(";")
-        else:
-            urls = url
+        urls = _urls_of(url)
         if not urls:
             raise errors.InvalidURL("The list of broker URLs is empty. Give at least one.")
-        if len(urls) > 1 and any(isinstance(one, str) and not one.strip() for one in urls):
+        if len(urls) > 1 and any(not str(one).strip() for one in urls):
             raise errors.InvalidURL(
                 "One of the broker URLs is empty: there is a ';' too many, or a variable is not set."
             )
