@@ -1070,6 +1070,7 @@ class ConnectionThread:
         thread = self._thread
         if thread is not None and thread.is_alive():  # `alive` would be a call more for each event
             return
+        self.broker.warn_if_unset()
         with self._starting:
             if self._in_start:
                 raise StartInterrupted
@@ -1138,7 +1139,6 @@ class ConnectionThread:
 
     def _run(self) -> None:
         _here.connection = self.name
-        self.broker.warn_if_unset()
         backoff = Backoff()
         while not self.stopping:
             if not self.wanted():

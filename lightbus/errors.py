@@ -174,7 +174,7 @@ class InvalidHandler(DeclarationError, TypeError):
 
 
 class InvalidOption(DeclarationError, ValueError):
-    """An option (of the app, a handler, a retry policy, a publish) has an invalid value."""
+    """An option (of the app, a handler, a retry policy, a publish) has an invalid value, or there is none of that name."""
 
 
 _UNEXPECTED = re.compile(r"got an unexpected keyword argument '(.+?)'")
@@ -243,7 +243,8 @@ class InvalidURL(BrokerError, ValueError):
 
 
 class UnsupportedBroker(BrokerError):
-    """A URL of a transport that lacks AMQP's exchanges, queues and bindings."""
+    """A URL of a transport that lacks AMQP's exchanges, queues and bindings, or a broker that does not know what Lightbus
+    declares."""
 
 
 class BrokerUnreachable(BrokerError):
@@ -255,7 +256,8 @@ class AccessRefused(BrokerError):
 
 
 class LimitReached(BrokerError):
-    """The broker allows no more connections, channels or queues, or this process no more open files. Worth a retry."""
+    """The broker allows no more connections, channels or queues, no message of that size, or this process no more open
+    files. Worth a retry."""
 
 
 class TLSRefused(BrokerError):
@@ -263,7 +265,7 @@ class TLSRefused(BrokerError):
 
 
 class TopologyConflict(BrokerError):
-    """A queue or exchange exists with other arguments than the app declares."""
+    """A queue or exchange exists with other arguments than the app declares, or belongs to another connection alone."""
 
 
 class TopologyMissing(BrokerError):
