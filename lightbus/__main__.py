@@ -36,7 +36,6 @@ def end_on_sigterm() -> None:
     """Let SIGTERM end process 1, as a container's command is. For any other the kernel does it; there it drops a signal
     that nobody handles. Until a worker is there that stops in good order (`lightbus.worker`), nothing has begun.
     """
-    import os
     import signal
 
     if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

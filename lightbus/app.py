@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from lightbus.publisher import Publisher
     from lightbus.subscriber import Lane
 
-URL_VARIABLE = "LIGHTBUS_URL"
 HANDLER_TIMEOUT = 60.0
 LONGEST_HANDLER_TIMEOUT = 1500.0
 """Seconds: 25 minutes. RabbitMQ closes the channel of a consumer that holds a delivery for 30."""
@@ -64,6 +63,20 @@ class _Given:
 class Lightbus:
     """An application on the bus: it publishes to its own exchange, and consumes its own queue."""
 
+    @errors.explains_options(
+        "Lightbus(...)",
+        {
+            **dict.fromkeys(("broker", "broker_url", "dsn", "host", "uri"), "url= has the broker."),
+            **dict.fromkeys(
+                ("max_retries", "retries", "backoff", "retry_policy"), "Use retry=Retry(delays=(1, 5, 30))."
+            ),
+            **dict.fromkeys(("workers", "max_workers", "max_concurrency", "threads"), "concurrency= has how many run."),
+            **dict.fromkeys(("prefetch_count", "qos"), "It is prefetch=."),
+            "timeout": "It is publish_timeout= here; @app.on(timeout=) is for handlers.",
+            **dict.fromkeys(("exchange", "queue", "queue_name"), "Both are named after the app."),
+            **dict.fromkeys(("durable", "auto_delete"), "Lightbus' queues and exchanges are durable: leave it out."),
+        },
+    )
     def __init__(
         self,
         name: str,
@@ -81,8 +94,9 @@ class Lightbus:
         Args:
             name: names the app's exchange, and begins its queues' names: lower case, `[a-z][a-z0-9_-]*`.
             url: the broker, or several nodes of one cluster; by default the environment's LIGHTBUS_URL, read when the
-                app first connects, and without that the embedded broker (`sqlite://`). A relative path in it
-                (`sqlite:///bus.db`, `cafile=ca.pem`) is relative to the working directory in which the app was made.
+                app first connects, and without that the embedded broker (`sqlite://`), with a warning in the log, or
+                an error where LIGHTBUS_REQUIRE_URL=1. A relative path in it (`sqlite:///bus.db`, `cafile=ca.pem`) is
+                relative to the working directory in which the app was made.
             retry: for handlers without a `retry` of their own, and for events that no handler matches; by default
                 `Retry()`.
             prefetch: unsettled deliveries at most, for each queue and worker process. A worker takes about a second's
@@ -178,6 +192,26 @@ class Lightbus:
         self._by_class[event_type.cls] = event_type
         return event_type.cls
 
+    @errors.explains_options(
+        "@app.on(...)",
+        {
+            "queue_name": "It is queue=, for a queue of the handler's own.",
+            "exchange": "source= has the app whose events it handles; by default all are.",
+            **dict.fromkeys(
+                ("routing_key", "pattern", "event", "topic", "events"),
+                "Name the events first, without a keyword: @app.on('user.registered').",
+            ),
+            **dict.fromkeys(
+                ("max_retries", "retries", "backoff", "autoretry_for", "retry_backoff", "countdown"),
+                "Use retry=Retry(delays=(1, 5, 30)).",
+            ),
+            **dict.fromkeys(("time_limit", "soft_time_limit"), "It is timeout=."),
+            **dict.fromkeys(("max_workers", "workers"), "concurrency= has how many run."),
+            **dict.fromkeys(
+                ("durable", "auto_delete", "exclusive"), "Lightbus' queues are durable and shared: leave it out."
+            ),
+        },
+    )
     def on(
         self,
         *targets: str | type[Any],
@@ -207,8 +241,8 @@ class Lightbus:
             errors.InvalidName, errors.InvalidOption: an argument has an invalid value.
         """
         handler.refuse_bare(targets)
-        # Annotations that are strings may name what is local to the caller.
-        local_names = sys._getframe(1).f_locals  # pyright: ignore[reportPrivateUsage]  # documented, despite its name
+        # Annotations that are strings may name what is local to the caller. One frame is the decorator's above.
+        local_names = sys._getframe(2).f_locals  # pyright: ignore[reportPrivateUsage]  # documented, despite its name
 
         def register(function: F) -> F:
             self._register(
@@ -393,17 +427,18 @@ class Lightbus:
         """Where the app connects to.
 
         Raises:
-            errors.InvalidURL, errors.UnsupportedBroker: the URL cannot be read or used.
+            errors.InvalidURL, errors.UnsupportedBroker: the URL cannot be read or used, or there must be one.
             errors.TestBusError: a test runs on a TestBus that does not have this app.
         """
         if self._broker is None:
-            from lightbus.connection import EMBEDDED, Broker
+            from lightbus.connection import Broker
 
             if refuse_outsider is not None:
                 refuse_outsider(self)
-            url = self._url.value
-            given = url if url is not None else os.environ.get(URL_VARIABLE) or EMBEDDED
-            self._broker = Broker.parse(given, folder=self._folder)
+            if self._url.value is None:
+                self._broker = Broker.from_environment(folder=self._folder)
+            else:
+                self._broker = Broker.parse(self._url.value, folder=self._folder)
         return self._broker
 
     @property

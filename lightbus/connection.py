@@ -11,7 +11,9 @@ place (`loop.Attention`): a change of threads costs more than an event.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
+import ipaddress
 import logging
 import os
 import random
@@ -24,7 +26,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import ParseResult, SplitResult, parse_qsl, quote, unquote, unquote_to_bytes, urlsplit
 
 import amqp.exceptions
 import attrs
@@ -35,11 +37,14 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from lightbus import errors
 from lightbus.loop import Attention, Loop
-from lightbus.topology import Exchange, Topology
+from lightbus.topology import BUS, Exchange, Topology
 from lightbus.transport import Channel, Connection
 
 logger = logging.getLogger("lightbus")
 
+URL_VARIABLE = "LIGHTBUS_URL"
+REQUIRE_VARIABLE = "LIGHTBUS_REQUIRE_URL"
+"""Set to 1, it makes an unset or empty LIGHTBUS_URL an error, for deployments."""
 EMBEDDED = "sqlite://"
 CONNECT_TIMEOUT = 5.0
 HEARTBEAT = 10
@@ -50,6 +55,8 @@ AVOID_FOR = 60.0
 get no connections until the others fail."""
 FAILED = 1000
 """Remembered endpoints that failed; forgotten all at once when there are more."""
+SLIPS = 60
+"""Names at most that are tried in place of one that may have a typing error."""
 LOST = (OSError, amqp.exceptions.AMQPError, kombu.exceptions.OperationalError)
 """What a transport raises when a connection or channel is gone."""
 
@@ -64,6 +71,8 @@ _TRANSPORTS = {
     "memory": "lightbus.transport.sqlite:Transport",
 }
 _OPTIONS = ("heartbeat", "connect_timeout", "cafile", "certfile", "keyfile")
+_RANGES = {"heartbeat": (1.0, 3600.0), "connect_timeout": (0.1, 3600.0)}
+"""Seconds. AMQP turns heartbeats off with 0, and a dead broker would go unnoticed."""
 
 FATAL = (
     errors.AccessRefused,
@@ -114,8 +123,17 @@ class Address:
         return self.scheme in ("sqlite", "memory")
 
 
+_ESCAPE = (
+    "In a user name, a password or a virtual host, write % / ? # @ : ; and spaces as %25 %2F %3F %23 %40 %3A %3B %20."
+)
+_SEVERAL = (
+    "Join the URLs of several nodes by ';', each with its scheme, as in 'amqp://host-1;amqp://host-2'; or give a list."
+)
+
+
 def parse_address(url: object, folder: str | None = None) -> Address:
-    """
+    """Read one URL. No error shows a part of it that could be a secret, whatever it is that was given.
+
     Args:
         folder: what relative paths are relative to; by default the working directory. They become absolute here, once:
             later connections, and those of other processes, must not follow an `os.chdir` to another file.
@@ -124,41 +142,190 @@ def parse_address(url: object, folder: str | None = None) -> Address:
         errors.InvalidURL: not a URL, or an option that is not known.
         errors.UnsupportedBroker: a broker without AMQP's model.
     """
-    if not isinstance(url, str) or "://" not in url:
+    text = _text_of(url).strip()
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
+    if text and (text[0] in _QUOTES or text[-1] in _QUOTES):
         raise errors.InvalidURL(
-            f"{_hide(url)} is not a broker URL. Use 'amqp://user:password@host:5672/vhost', 'sqlite:///bus.db' or 'memory://'."
+            "The value given is not a broker URL: it has quotation marks around it. Remove them. (A shell does that by "
+            "itself; an env file of Docker or systemd, or a secret, may not.)"
         )
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-        if parts.fragment or "@" in parts.query:
-            raise ValueError
-    except ValueError:
-        # Without the cause: Python's words quote a part of the URL, which may be one of the password.
+    if not separator or not _SCHEME.fullmatch(scheme):
         raise errors.InvalidURL(
-            f"{_hide(url)} is not a broker URL: its host, port or options cannot be read. "
-            "In a user name or password, write / ? # @ and : as %2F %3F %23 %40 and %3A."
-        ) from None
-    scheme = parts.scheme
+            "The value given is not a broker URL. Use 'amqp://user:password@host:5672/vhost', 'sqlite:///bus.db' or "
+            f"'memory://'.{'' if text else ' It is empty.'}"
+        )
     if scheme not in _TRANSPORTS:
         raise errors.UnsupportedBroker(_why_unsupported(scheme))
-    unknown = [name for name in options if name not in _OPTIONS]
-    if unknown:
-        raise errors.InvalidURL(
-            f"The broker URL has the option {unknown[0]!r}, which is not known. Known are: {', '.join(_OPTIONS)}."
-        )
-    for name in ("heartbeat", "connect_timeout"):
-        if name in options and not options[name].replace(".", "", 1).isdigit():
-            raise errors.InvalidURL(f"The broker URL's option {name}={options[name]!r} is not a number of seconds.")
+    problem = _problem_of(scheme, rest)
+    if problem is not None:
+        raise errors.InvalidURL(f"'{scheme}://...' is not a broker URL: {problem}")
+    base, _, query = rest.partition("?")
+    options, problem = _options_of(query)
+    if problem is not None:
+        raise errors.InvalidURL(f"'{scheme}://...' is not a broker URL: {problem}")
     for name in ("cafile", "certfile", "keyfile"):
         if options.get(name):
             options[name] = _absolute(options[name], folder)
-    if scheme == "sqlite" and not parts.netloc and parts.path not in ("", "/"):
-        query = f"?{parts.query}" if parts.query else ""
-        path = _absolute(os.fsdecode(unquote_to_bytes(parts.path[1:])), folder)
-        url = f"sqlite:///{quote(os.fsencode(path))}{query}"
-    return Address(url, scheme, options)
+    if scheme == "sqlite" and base.startswith("/") and base != "/":
+        base = "/" + quote(os.fsencode(_absolute(os.fsdecode(unquote_to_bytes(os.fsencode(base[1:]))), folder)))
+    return Address(f"{scheme}://{base}{'?' if query else ''}{query}", scheme, options)
+
+
+_QUOTES = "'\"`\u2018\u2019\u201c\u201d"
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]*)?|\.[0-9]+")
+
+
+def _urls_of(given: object) -> Sequence[object]:
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray | SplitResult | ParseResult):
+        return given
+    return _text_of(given).split(";")
+
+
+def _text_of(url: object) -> str:
+    """What was given, as text: a URL object of pydantic, yarl or the standard library will do.
+
+    Raises:
+        errors.InvalidURL: it is something else.
+    """
+    if isinstance(url, str):
+        return url
+    if isinstance(url, SplitResult | ParseResult):
+        return url.geturl()
+    if isinstance(getattr(url, "scheme", None), str):
+        return str(url)
+    raise errors.InvalidURL(
+        f"The value given is not a broker URL: it is of the type {type(url).__name__}. Give a text, or a list of texts."
+    )
+
+
+def _problem_of(scheme: str, rest: str) -> str | None:
+    """What is wrong with what follows `scheme://`, without a word of it; None where it can be used."""
+    embedded = scheme in ("sqlite", "memory")
+    base, _, query = rest.partition("?")
+    if "://" in rest:
+        return f"it holds more than one URL. {_SEVERAL}"
+    if any(character < " " or character == "\x7f" for character in rest):
+        return "it holds a line break or another control character. Remove it."
+    if "#" in rest or "@" in query:
+        return f"it holds a '#', or an '@' after a '?'. {_ESCAPE}"
+    if embedded:
+        return "it has a user name or a password, and a file has none." if "@" in base.partition("/")[0] else None
+    if any(character.isspace() for character in rest):
+        return f"it holds a space. {_ESCAPE}"
+    if not _is_text(rest):
+        return f"it holds what is not UTF-8, or a '%' that begins no escape. {_ESCAPE}"
+    authority, _, path = base.partition("/")
+    if "@" in path:
+        return f"an '@' comes after the host. {_ESCAPE}"
+    userinfo, at, hostport = authority.rpartition("@")
+    if "@" in userinfo:
+        return f"it holds more than one '@'. {_ESCAPE} {_SEVERAL}"
+    problem = (_problem_of_user(userinfo) if at else None) or _problem_of_host(hostport) or _problem_of_vhost(path)
+    if problem is None and not _is_read_by_others(rest):
+        return f"it holds a letter that Unicode takes for one of / ? # @ and :. {_ESCAPE}"
+    return problem
+
+
+def _is_text(rest: str) -> bool:
+    try:
+        unquote(rest, errors="strict").encode()
+    except ValueError:
+        return False
+    return not _BROKEN_ESCAPE.search(rest)
+
+
+def _is_read_by_others(rest: str) -> bool:
+    """Whether Python reads it, and so kombu: what those refuse, they quote."""
+    try:
+        urlsplit(f"amqp://{rest}")
+    except ValueError:
+        return False
+    return True
+
+
+def _problem_of_user(userinfo: str) -> str | None:
+    user, colon, password = userinfo.partition(":")
+    if not user or (colon and not password):
+        return "its user name or its password is empty. (Is a variable not set?)"
+    if any(character < " " for character in unquote(userinfo)):
+        return "its user name or its password holds a control character (such as %0A, a line break)."
+    return None
+
+
+def _problem_of_host(hostport: str) -> str | None:
+    end = hostport.rfind("]") + 1
+    if hostport.startswith("[") and end:
+        host, rest = hostport[:end], hostport[end:]
+        colon, port = rest[:1], rest[1:]
+    else:
+        host, colon, port = hostport.partition(":")
+    if colon not in ("", ":") or (colon and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536)):
+        return f"its port is not a number from 1 to 65535, or what comes before is not a host. {_ESCAPE}"
+    if not host:
+        return "it names no host. Write 'localhost' for a broker on this machine."
+    if "," in host:
+        return f"its host holds a ','. {_SEVERAL}"
+    if not _is_host(host):
+        return (
+            "its host is no host name and no IP address. (An IPv4 address has four numbers; an IPv6 address is in "
+            f"brackets, as in 'amqp://[::1]/'.) {_ESCAPE}"
+        )
+    return None
+
+
+def _is_host(host: str) -> bool:
+    try:
+        if host.startswith("["):
+            ipaddress.IPv6Address(unquote(host[1:-1]))
+            return True
+        if not host.isascii():
+            host = host.encode("idna").decode()
+        labels = host.removesuffix(".").split(".")
+        if _NUMBER.fullmatch(labels[-1]):  # the system would read '0', '127.1' and '0x7f.1' as addresses, too
+            ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in labels)
+
+
+def _problem_of_vhost(path: str) -> str | None:
+    vhost = unquote(path)
+    if len(vhost.encode()) > 255 or any(character < " " for character in vhost):
+        return "its virtual host (what follows the host) is longer than 255 bytes, or holds a control character."
+    return None
+
+
+def _options_of(query: str) -> tuple[dict[str, str], str | None]:
+    """The options, and what is wrong with them."""
+    known = f"Known are: {', '.join(_OPTIONS)}."
+    try:
+        if query and _BROKEN_ESCAPE.search(query):
+            raise ValueError
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict")
+    except ValueError:
+        pairs = None  # told below: Python's words, which an error from here would keep, quote the URL
+    if pairs is None:
+        return {}, f"its options, after the '?', cannot be read. Use '?heartbeat=10&connect_timeout=5'. {_ESCAPE}"
+    options = dict(pairs)
+    for name in options:
+        if name not in _OPTIONS:
+            near = difflib.get_close_matches(name, _OPTIONS, n=1)
+            which = (
+                f"the option {name!r}, which is not known. Did you mean {near[0]!r}?" if near else "an unknown option."
+            )
+            return {}, f"it has {which} {known}"
+        if [one for one, _ in pairs].count(name) > 1:
+            return {}, f"it has the option {name} more than once."
+    for name, (lowest, highest) in _RANGES.items():
+        if name in options and not (_SECONDS.fullmatch(options[name]) and lowest <= float(options[name]) <= highest):
+            return {}, f"its option {name} is not a number of seconds from {lowest:g} to {highest:g}."
+    empty = [name for name, value in options.items() if not value]
+    return options, f"its option {empty[0]} is empty." if empty else None
 
 
 def _absolute(path: str, folder: str | None) -> str:
@@ -174,22 +341,20 @@ def _absolute(path: str, folder: str | None) -> str:
 
 
 def _why_unsupported(scheme: str) -> str:
-    known = scheme in TRANSPORT_ALIASES
-    what = (
-        "kombu can reach it, but it has no AMQP exchanges and bindings to route events with"
-        if known
-        else "no such broker is known"
-    )
-    return (
-        f"{scheme}:// cannot carry an event bus: {what}. "
-        "Use RabbitMQ (amqp:// or amqps://), or the embedded broker (sqlite:// or memory://)."
-    )
+    advice = "Use RabbitMQ (amqp:// or amqps://), or the embedded broker (sqlite:// or memory://)."
+    if scheme in TRANSPORT_ALIASES or scheme in _OTHERS:
+        what = (
+            "kombu can reach it, but it has no AMQP exchanges and bindings to route events with"
+            if scheme in TRANSPORT_ALIASES
+            else "no such broker is known"
+        )
+        return f"{scheme}:// cannot carry an event bus: {what}. {advice}"
+    near = difflib.get_close_matches(scheme, _TRANSPORTS, n=1)
+    meant = f" Did you mean {near[0]}://?" if near else ""
+    return f"The URL's scheme, before '://', cannot carry an event bus: no such broker is known.{meant} {advice}"
 
 
-def _hide(url: object) -> str:
-    """A malformed URL may still hold a password: show its scheme at most."""
-    scheme, separator, _ = str(url).partition("://")
-    return f"'{scheme}://...'" if separator and scheme.isalnum() else "The value given"
+_OTHERS = frozenset(("http", "https", "nats", "mqtt", "mqtts", "kafka", "pulsar", "stomp", "tcp", "postgres", "mysql"))
 
 
 @attrs.frozen
@@ -203,11 +368,17 @@ class Endpoint:
     """The IP address, where the host has several."""
 
 
+warned = False
+"""Whether this process has logged that LIGHTBUS_URL is not set, or leaves that to another one."""
+
+
 @attrs.define
 class Broker:
     """Where to connect to: one address, or several of one cluster."""
 
     addresses: tuple[Address, ...] = attrs.field(on_setattr=attrs.setters.frozen)
+    unset: bool = attrs.field(default=False, eq=False, kw_only=True)
+    """Whether LIGHTBUS_URL is not set, and this is what is used instead."""
     worked: bool = attrs.field(default=False, init=False, eq=False, repr=False)
     """Whether a connection was opened once: then what is refused now was allowed, and may be allowed again."""
     _failed: dict[Endpoint, tuple[float, bool]] = attrs.field(factory=dict, init=False, eq=False, repr=False)
@@ -223,21 +394,54 @@ class Broker:
         Raises:
             errors.InvalidURL, errors.UnsupportedBroker: a URL cannot be read or used.
         """
-        urls = list(url) if isinstance(url, (list, tuple)) else str(url).split(";")
+        urls = _urls_of(url)
         if not urls:
             raise errors.InvalidURL("The list of broker URLs is empty. Give at least one.")
+        if len(urls) > 1 and any(not str(one).strip() for one in urls):
+            raise errors.InvalidURL(
+                "One of the broker URLs is empty: there is a ';' too many, or a variable is not set."
+            )
         return cls(tuple(parse_address(one, folder) for one in urls))
+
+    @classmethod
+    def from_environment(cls, *, folder: str | None = None) -> Broker:
+        """What LIGHTBUS_URL names; where it is not set or empty, the embedded broker in the user's file.
+
+        Raises:
+            errors.InvalidURL, errors.UnsupportedBroker: as `parse`; or LIGHTBUS_REQUIRE_URL forbids that file.
+        """
+        url = os.environ.get(URL_VARIABLE, "")
+        if url.strip():
+            return cls.parse(url, folder=folder)
+        if os.environ.get(REQUIRE_VARIABLE, "").strip().lower() not in ("", "0", "no", "false", "off"):
+            raise errors.InvalidURL(
+                f"{URL_VARIABLE} is {'empty' if url or URL_VARIABLE in os.environ else 'not set'}, and "
+                f"{REQUIRE_VARIABLE} is set, which forbids the embedded broker in its place. Set {URL_VARIABLE}, "
+                "as in amqp://user:password@host:5672/vhost, or give the app a url=."
+            )
+        return attrs.evolve(cls.parse(EMBEDDED), unset=True)
+
+    def warn_if_unset(self) -> None:
+        """Log it, once in a process: in production it is a mistake that nothing else shows."""
+        global warned
+        if self.unset and not warned:
+            warned = True
+            from lightbus.transport.sqlite_store import locate, short_path
+
+            logger.warning(
+                "%s is not set, so events go through a file of this machine (%s). In production set it, and %s=1.",
+                URL_VARIABLE,
+                short_path(locate(EMBEDDED).path),
+                REQUIRE_VARIABLE,
+            )
 
     @property
     def masked(self) -> str:
         return ";".join(address.masked for address in self.addresses)
 
-    def connect(self, name: str, *, timeout: float = CONNECT_TIMEOUT) -> Connection:
+    def connect(self, name: str) -> Connection:
         """A new connection to the first that answers: the addresses in random order, each at all of its host's IP
         addresses. A refusal, too, leads to the next one.
-
-        Args:
-            timeout: seconds for each of them.
 
         Raises:
             errors.BrokerError: none did; the error says what each said. Only where all failed in a way that another
@@ -246,7 +450,7 @@ class Broker:
         failures: list[tuple[Endpoint, BaseException]] = []
         for endpoint in self._endpoints(failures):
             try:
-                connection = _connect(endpoint, name, timeout)
+                connection = _connect(endpoint, name)
             except (errors.BrokerError, *LOST) as error:
                 self._note_failure(endpoint, describe(error, endpoint.address))
                 failures.append((endpoint, error))
@@ -296,7 +500,7 @@ def _resolve(address: Address) -> list[Endpoint]:
     if address.embedded:
         return [Endpoint(address)]
     parts = urlsplit(address.plain)
-    host = unquote(parts.hostname or "localhost")
+    host = unquote(parts.hostname or "")
     port = parts.port or (5671 if address.scheme == "amqps" else 5672)
     found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     targets = [*dict.fromkeys((family, kind, protocol, target) for family, kind, protocol, _, target in found)]
@@ -324,13 +528,13 @@ def _none_of(failures: Sequence[tuple[Endpoint, BaseException]]) -> tuple[errors
     return kind(" ".join(str(one) for one in described)), cause
 
 
-def _connect(endpoint: Endpoint, name: str, timeout: float) -> Connection:
+def _connect(endpoint: Endpoint, name: str) -> Connection:
     address = endpoint.address
     options = address.options
     transport_options: dict[str, Any] = {"client_properties": {"connection_name": name}}
     settings: dict[str, Any] = {
         "heartbeat": round(float(options.get("heartbeat", HEARTBEAT))),
-        "connect_timeout": min(timeout, float(options.get("connect_timeout", timeout))),
+        "connect_timeout": float(options.get("connect_timeout", CONNECT_TIMEOUT)),
         "transport_options": transport_options,
     }
     if endpoint.target is not None:
@@ -401,29 +605,8 @@ def describe(error: BaseException, address: Address, endpoint: str = "") -> erro
                 "and its authority known here? "
                 "Name the authority's file with ?cafile=..., a client certificate with ?certfile=...&keyfile=..."
             )
-        case amqp.exceptions.AccessRefused() if "login" in str(error).lower() or getattr(error, "method", None) is None:
-            return errors.AccessRefused(
-                f"{where} refused the user name or password ({_words(error)}). Check LIGHTBUS_URL; "
-                "RabbitMQ lets 'guest' in from the same machine only."
-            )
-        case amqp.exceptions.NotAllowed():
-            return errors.AccessRefused(
-                f"{where} has no such virtual host, or this user may not use it ({_words(error)}). "
-                "Create it with `rabbitmqctl add_vhost`, allow it with `rabbitmqctl set_permissions`."
-            )
-        case amqp.exceptions.AccessRefused():
-            return errors.AccessRefused(
-                f"{where}: permission missing ({_words(error)}). "
-                "Grant the app's user its own names: `lightbus topology permissions MODULE:ATTR` prints the "
-                "rabbitmqctl set_permissions line."
-            )
-        case amqp.exceptions.PreconditionFailed():
-            words = _words(error)
-            return errors.TopologyConflict(
-                f"The broker has it with other arguments than this app declares: {words}. {way_out(words, address)}"
-            )
-        case amqp.exceptions.NotFound():
-            return errors.TopologyMissing(f"{where}: {_words(error)}.")
+        case amqp.exceptions.AMQPError() if _is_answer(error):
+            return _describe_answer(error, where, address)
         case socket.gaierror():
             return errors.BrokerUnreachable(f"No connection to {where}: the host name is not known ({error.strerror}).")
         case TimeoutError():
@@ -452,6 +635,143 @@ def _describe_limit(error: BaseException, where: str) -> errors.LimitReached | N
 
 # RabbitMQ's: "connection limit (1) is reached", "has reached the maximum allowed limit of (8)", "queue limit in ..."
 _LIMIT = re.compile(r"limit\b.*\breached|reached\b.*\b(limit|channel_max)")
+
+
+def _is_answer(error: amqp.exceptions.AMQPError) -> bool:
+    """Whether a broker has said so, and not our own reading of what came."""
+    known = (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed, amqp.exceptions.NotFound)
+    return isinstance(error, known) or re.match("[A-Z_]+ - ", _words(error)) is not None
+
+
+def _describe_answer(error: amqp.exceptions.AMQPError, where: str, address: Address) -> errors.BrokerError:
+    """A broker's answer, by what it says: one code stands for many causes, 406 for conflicts, limits and bugs alike."""
+    words = _words(error)
+    if "inequivalent arg" in words:
+        return errors.TopologyConflict(
+            f"The broker has it with other arguments than this app declares: {words}. {way_out(words, address)}"
+        )
+    no_words = getattr(error, "method", None) is None  # the connection was closed in the middle of logging in
+    if isinstance(error, amqp.exceptions.AccessRefused) and no_words:
+        words = f"login refused: {words}"
+    said = f"{type(error).code} {words}"
+    kind, cause, step = next(
+        (kind, cause, step) for pattern, kind, cause, step in _ANSWERS if re.search(pattern, said, re.IGNORECASE)
+    )
+    return kind(f"{where}: {cause} ({words}). {step}")
+
+
+_ANSWERS: tuple[tuple[str, type[errors.BrokerError], str, str], ...] = (
+    (
+        r"^403 .*login",
+        errors.AccessRefused,
+        "it refused the user name or password",
+        "Check LIGHTBUS_URL; RabbitMQ lets 'guest' in from the same machine only.",
+    ),
+    (
+        r"^403 .*reserved prefix",
+        errors.AccessRefused,
+        "the name is the broker's own",
+        "Names that begin with 'amq.' are reserved. Choose another one.",
+    ),
+    (
+        r"^403 .*exclusive use",
+        errors.AccessRefused,
+        "another consumer has the queue for itself",
+        "Find it with `rabbitmqctl list_consumers`, and stop it.",
+    ),
+    (
+        r"^403 .*(internal|default) exchange",
+        errors.AccessRefused,
+        "nobody may do that",
+        "Clients may not publish to an internal exchange, nor change the default one.",
+    ),
+    (
+        r"^403 ",
+        errors.AccessRefused,
+        "permission missing",
+        "Grant the app's user its own names: `lightbus topology permissions MODULE:ATTR` prints the "
+        "rabbitmqctl set_permissions line.",
+    ),
+    (
+        r"^404 .*(is down|inaccessible|stopped|not available|no leader)",
+        errors.BrokerUnreachable,
+        "the queue cannot be used now",
+        "The node that it is on is down, or starting: `rabbitmqctl cluster_status`.",
+    ),
+    (
+        r"vhost '[^']*' is down",
+        errors.BrokerUnreachable,
+        "the virtual host is down",
+        "It is starting, or could not be started: look at the broker's log, then `rabbitmqctl restart_vhost`.",
+    ),
+    (
+        r"^530 .*vhost",
+        errors.AccessRefused,
+        "no such virtual host, or this user may not use it",
+        "Create it with `rabbitmqctl add_vhost`, allow it with `rabbitmqctl set_permissions`.",
+    ),
+    (
+        r"^404 ",
+        errors.TopologyMissing,
+        "it is not there",
+        "Start a worker of the app that it belongs to, which declares it. Is it the right virtual host?",
+    ),
+    (
+        r"^405 ",
+        errors.TopologyConflict,
+        "another connection has a queue of this name for itself (exclusive)",
+        "Find it with `rabbitmqctl list_queues name exclusive owner_pid`, and end the program that has it.",
+    ),
+    (
+        r"message size|^311 ",
+        errors.LimitReached,
+        "a message is larger than the broker takes",
+        "Publish less, such as a link to the data; or raise max_message_size in rabbitmq.conf.",
+    ),
+    (
+        r"acknowledgement .* timed out",
+        errors.LimitReached,
+        "an event was not acknowledged within the broker's consumer timeout, and is delivered again",
+        "Keep the timeout= of handlers below consumer_timeout in rabbitmq.conf (30 minutes by default), or raise that.",
+    ),
+    (
+        r"^506 ",
+        errors.LimitReached,
+        "the broker lacks a resource",
+        "Look at `rabbitmq-diagnostics alarms` and at the broker's log.",
+    ),
+    (
+        r"invalid (arg|property)|unknown exchange type|feature.?flag|deprecated|not support|^540 ",
+        errors.UnsupportedBroker,
+        "it does not support what Lightbus asks of it",
+        "Lightbus is tested with RabbitMQ 3.10 to 4.x. After an upgrade run `rabbitmqctl enable_feature_flag all`.",
+    ),
+    (
+        r"^320 ",
+        errors.BrokerUnreachable,
+        "the broker closed the connection",
+        "It is being stopped, or an operator closed the connection.",
+    ),
+    (
+        r"^541 ",
+        errors.BrokerUnreachable,
+        "the broker failed",
+        "Look at its log, and at `rabbitmqctl cluster_status`: a node may be down, or still starting.",
+    ),
+    (
+        r"^406 ",
+        errors.BrokerError,
+        "the broker refused that",
+        "Look at its log, and at what operators have set: `rabbitmqctl list_policies` and `list_operator_policies`.",
+    ),
+    (
+        r"",
+        errors.BrokerError,
+        "the broker did not accept what it was sent",
+        "Is there a proxy in between that changes it? Else this is a fault of Lightbus: please report it.",
+    ),
+)
+"""By the code and words of an answer, the first that fits: the pattern, the error, the cause, the next step."""
 
 
 def too_many_files(error: BaseException) -> str:
@@ -558,8 +878,39 @@ def _declare_shared(connection: Connection, exchange: Exchange) -> None:
                 f"not declare it. Is it the app's right name? It comes when {exchange.name!r} first starts."
             ) from error
         channel.close()
+        if not exchange.internal:
+            near = near_exchange(connection, exchange.name)
+            logger.warning(
+                "No app %r has run on this broker yet: a handler names it with source=, and nothing arrives until it "
+                "publishes. %s",
+                exchange.name,
+                f"Did you mean {near!r}, which has?" if near else "Is it the right name?",
+            )
     else:
         probe.close()
+
+
+def exchange_exists(connection: Connection, name: str) -> bool:
+    channel = connection.channel()
+    try:
+        channel.exchange_declare(name, "topic", passive=True)
+    except amqp.exceptions.NotFound:
+        return False
+    channel.close()
+    return True
+
+
+def near_exchange(connection: Connection, name: str) -> str | None:
+    """An exchange that is there, and may be what was meant by this name: the same but for one slip of the hand.
+
+    AMQP cannot list exchanges, so each of the few is asked for.
+    """
+    slips = [name[:at] + name[at + 1] + name[at] + name[at + 2 :] for at in range(len(name) - 1)]
+    slips += [name[:at] + name[at + 1 :] for at in range(len(name))]
+    slips += [name[:at] + name[at] + name[at:] for at in range(len(name))] + [f"{name}s"]
+    slips += [name.replace("_", "-"), name.replace("-", "_")]
+    likely = [slip for slip in dict.fromkeys(slips) if slip not in ("", name, BUS)]
+    return next((slip for slip in likely[:SLIPS] if exchange_exists(connection, slip)), None)
 
 
 # --- the thread -------------------------------------------------------------------------------
@@ -722,6 +1073,7 @@ class ConnectionThread:
         thread = self._thread
         if thread is not None and thread.is_alive():  # `alive` would be a call more for each event
             return
+        self.broker.warn_if_unset()
         with self._starting:
             if self._in_start:
                 raise StartInterrupted

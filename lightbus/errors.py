@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
+import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class LightbusError(Exception):
@@ -182,7 +189,45 @@ class InvalidHandler(DeclarationError, TypeError):
 
 
 class InvalidOption(DeclarationError, ValueError):
-    """An option (of the app, a handler, a retry policy, a publish) has an invalid value."""
+    """An option (of the app, a handler, a retry policy, a publish) has an invalid value, or no such option exists."""
+
+
+_UNEXPECTED = re.compile(r"got an unexpected keyword argument '(.+?)'")
+
+
+def explains_options(what: str, meant: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make of Python's TypeError over an unknown option an InvalidOption that names the options there are.
+
+    It adds a call: so for what declares, and not for what publishes.
+
+    Args:
+        what: the function, as a user calls it.
+        meant: what to do instead of options that others have.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            try:
+                return function(*args, **options)
+            except TypeError as error:
+                found = None if is_from_deeper(error) else _UNEXPECTED.search(str(error))
+                if found is None:
+                    raise
+                unknown = found[1]
+            raise InvalidOption(_unknown_option(what, unknown, function, meant))
+
+        return call
+
+    return decorate
+
+
+def _unknown_option(what: str, unknown: str, function: Callable[..., Any], meant: Mapping[str, str]) -> str:
+    parameters = inspect.signature(function).parameters.values()
+    options = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY or one.name == "delays"]
+    near = difflib.get_close_matches(unknown, options, n=1)
+    advice = meant.get(unknown) or (f"Did you mean {near[0]}=?" if near else "")
+    return " ".join(filter(None, (f"{what} has no option {unknown!r}.", advice, f"It has: {'=, '.join(options)}=.")))
 
 
 class UnknownEvent(LightbusError, LookupError):
@@ -213,7 +258,7 @@ class InvalidURL(BrokerError, ValueError):
 
 
 class UnsupportedBroker(BrokerError):
-    """A URL of a transport that lacks AMQP's exchanges, queues and bindings."""
+    """A URL of a transport that lacks AMQP's exchanges, queues and bindings, or a broker without what Lightbus declares."""
 
 
 class BrokerUnreachable(BrokerError):
@@ -225,7 +270,8 @@ class AccessRefused(BrokerError):
 
 
 class LimitReached(BrokerError):
-    """The broker allows no more connections, channels or queues, or this process no more open files. Worth a retry."""
+    """The broker allows no more connections, channels or queues, no message of that size, or this process no more open
+    files. Worth a retry."""
 
 
 class TLSRefused(BrokerError):
@@ -233,7 +279,7 @@ class TLSRefused(BrokerError):
 
 
 class TopologyConflict(BrokerError):
-    """A queue or exchange exists with other arguments than the app declares."""
+    """A queue or exchange exists with other arguments than the app declares, or belongs to another connection alone."""
 
 
 class TopologyMissing(BrokerError):

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import inspect
 import re
+import string
 import sys
 import typing
 from collections.abc import Callable, Generator, Sequence
@@ -21,7 +22,7 @@ from lightbus import errors
 MAX_NAME_BYTES = 255
 """AMQP's limit for a routing key (a short string)."""
 
-_WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
+_WORDS = re.compile(r"[A-Z][A-Z0-9]*(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _CLASS_VARIABLE = re.compile(r"(\w+\.)*(ClassVar|InitVar|KW_ONLY)\b")
 _ATTRIBUTE = "__lightbus_event__"
@@ -49,7 +50,7 @@ def define(cls: type[Any], name: object, version: object) -> EventType:
         errors.InvalidName: the name cannot be a routing key.
         errors.InvalidOption: the version is not a positive int.
     """
-    event_name = check_name(name if name is not None else default_name(cls.__name__), f"event class {cls.__name__}")
+    event_name = _check_own_name(cls.__name__, name)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise errors.InvalidOption(
             f"event {event_name!r}: version={version!r} is not a whole number from 1 up. "
@@ -85,6 +86,31 @@ def check_name(name: object, owner: str) -> str:
             f"a routing key takes {MAX_NAME_BYTES} bytes. Choose a shorter one."
         )
     return name
+
+
+def _check_own_name(class_name: str, name: object) -> str:
+    """The name of an event that an app declares. Those of others, in patterns, may have capital letters.
+
+    Raises:
+        errors.InvalidName: it cannot be a routing key, or somebody who subscribes would easily miss it.
+    """
+    owner = f"event class {class_name}"
+    if name is None:
+        name = default_name(class_name)
+        lost = sorted({*class_name} - {*string.ascii_letters, *string.digits, "_"})
+        if lost:
+            raise errors.InvalidName(
+                f"{owner}: {', '.join(map(repr, lost))} cannot be in an event name, which would be {name!r}. "
+                "Name it yourself, in lower-case letters from a to z: @app.event('user.registered')."
+            )
+    checked = check_name(name, owner)
+    if checked != checked.lower():
+        words = (default_name(word) for word in re.split("[._-]", checked))
+        raise errors.InvalidName(
+            f"{owner}: the event name {checked!r} has capital letters, and routing keys are compared letter by letter: "
+            f"who subscribes to {checked.lower()!r} would never get it. Use {'.'.join(filter(None, words))!r}."
+        )
+    return checked
 
 
 def is_value_class(cls: type[Any]) -> bool:

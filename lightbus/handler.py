@@ -169,9 +169,9 @@ def read_signature(
             left_out = left_out or parameter.name
         elif payload is not None:
             raise errors.InvalidHandler(
-                f"{owner}: the parameters {payload!r} and {parameter.name!r} both ask for the payload. "
-                "Take one payload (a class of your own with the fields you need), and the envelope as "
-                "`message: Message`."
+                f"{owner}: the parameter {parameter.name!r} cannot be filled: {payload!r} is the payload already. "
+                "Lightbus fills one payload (a class of your own with the fields you need, or dict), and the envelope "
+                "as `message: Message`. Get anything else in the function, or give the parameter a default."
             )
         else:
             payload = parameter.name
@@ -209,9 +209,10 @@ def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[s
         ) from error
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
             raise errors.InvalidHandler(
-                f"{owner}: '*{parameter.name}' cannot be filled. "
-                "Take one payload parameter and, if needed, `message: Message`."
+                f"{owner}: '{stars}{parameter.name}' cannot be filled. "
+                f"{_wrapper(function) or 'Take one payload parameter and, if needed, `message: Message`.'}"
             )
         if parameter.kind is parameter.KEYWORD_ONLY:
             if parameter.default is parameter.empty:
@@ -222,6 +223,27 @@ def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[s
             continue
         parameters.append(parameter.replace(annotation=hints.get(parameter.name, parameter.annotation)))
     return parameters
+
+
+def _wrapper(function: Callable[..., Any]) -> str | None:
+    """What is wrong, where the function is one that a decorator has put around the handler."""
+    code = getattr(function, "__code__", None)
+    inside = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell)]
+    wrapped = [one for one in inside if inspect.isroutine(one)]
+    if code is None or not wrapped:
+        return None
+    return (
+        f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) is what a decorator has made of "
+        f"{wrapped[0].__name__!r}, and hides its parameters. Put @functools.wraps(...) above it, in the decorator."
+    )
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:  # the variable is set later
+        return False
+    return True
 
 
 def _hints(function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,18 @@ import attrs
 
 from lightbus import errors, topology
 from lightbus.app import Lightbus
-from lightbus.connection import LOST, Address, Broker, address_of, ctl, declare, describe, way_out
+from lightbus.connection import (
+    LOST,
+    Address,
+    Broker,
+    address_of,
+    ctl,
+    declare,
+    describe,
+    exchange_exists,
+    near_exchange,
+    way_out,
+)
 from lightbus.topology import Topology
 from lightbus.transport import Channel, Connection, Delivery, Publication
 
@@ -93,6 +104,7 @@ def _on_broker(connection: Connection, address: Address, app: Lightbus | None, t
         for finding in _topology(connection, address, app, target):
             whole = whole and finding.level in ("ok", "note")
             yield finding
+        yield from _sources(connection, app)
         yield from _queues(connection, address, app, target)
         if whole:
             yield from _trial(connection, app, target)
@@ -217,6 +229,22 @@ def _topology(connection: Connection, address: Address, app: Lightbus, target: s
     )
 
 
+def _sources(connection: Connection, app: Lightbus) -> Iterator[Finding]:
+    """Apps that handlers name with source=: a worker declares their exchanges, also where there is no such app."""
+    for source in sorted({one.source for one in app.handlers.values() if one.source not in (None, app.name)}, key=str):
+        assert source is not None
+        # Which the workers of an app declare, and nobody else. An app that only publishes has none.
+        if exchange_exists(connection, topology.internal_name(source)):
+            continue
+        names = ", ".join(one.name for one in app.handlers.values() if one.source == source)
+        near = near_exchange(connection, source)
+        text = f"{names}: handles events of {source!r} only, and no worker of such an app has run here."
+        if near is not None:
+            yield Finding("warn", "source", text, f"Did you mean {near!r}, which is there? Correct source=.")
+        else:
+            yield Finding("note", "source", text, "Is it the right name? An app that only publishes has no workers.")
+
+
 def _exists(connection: Connection, *, exchange: str = "", queue: str = "") -> bool:
     channel = connection.channel()
     try:
@@ -238,6 +266,8 @@ def _compared(
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
         words = _words(error)
+        if "inequivalent arg" not in words:
+            return [Finding("fail", "topology", str(describe(error, address)), "See above.")]
         text = f"It differs from what the app declares: {words}."
         return [Finding("fail", "topology", text, way_out(words, address))]
     except amqp.exceptions.AccessRefused as error:

@@ -96,6 +96,22 @@ class Retry:
     """The part of each delay, from 0 to below 1, by which it may be shortened at random, so that events that failed
     together do not come back together. A retry queue keeps its order, so in a burst the spread is smaller."""
 
+    @errors.explains_options(
+        "Retry",
+        {
+            **dict.fromkeys(
+                ("max_retries", "retries", "max_attempts", "attempts", "retry", "count"),
+                "delays= has a number of seconds for each retry: Retry(delays=(1, 5, 30)) retries three times.",
+            ),
+            **dict.fromkeys(
+                ("delay", "backoff", "retry_backoff", "min_backoff", "max_backoff", "interval", "countdown", "wait"),
+                "delays= has all pauses, in seconds: Retry(delays=(1, 5, 30)).",
+            ),
+            **dict.fromkeys(("exceptions", "autoretry_for", "retry_on", "throws"), "on= has the errors to retry."),
+            **dict.fromkeys(("dont_autoretry_for", "ignore"), "never= has the errors not to retry."),
+            "retry_jitter": "It is jitter=, a part from 0 to below 1.",
+        },
+    )
     def __init__(
         self,
         delays: Sequence[float] = (1, 5, 30, 120, 600),

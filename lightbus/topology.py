@@ -26,6 +26,10 @@ DELAY_LEVELS = 22
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _PATTERN = re.compile(r"([A-Za-z0-9_-]+|\*|#)(\.([A-Za-z0-9_-]+|\*|#))*")
+_TAKEN = {
+    BUS: "is the name of the bus exchange itself",
+    "amq": "would begin its queues' names with 'amq.', which RabbitMQ keeps for itself",
+}
 _RESERVED = frozenset({MAIN, "dead", "retry", "delay", "internal"})
 
 
@@ -99,9 +103,10 @@ def check_app_name(name: object) -> str:
             f"app name {name!r}: use a lower-case letter, then letters, digits, '_' and '-' (no dots), as in "
             f"{_near_name(name)!r}. It names the app's exchange, and begins its queues' names."
         )
-    if name == BUS or len(name) > 100:
-        why = "is the name of the bus exchange itself" if name == BUS else "is longer than 100 characters"
-        raise errors.InvalidName(f"app name {name[:40]!r} {why}. Choose another one.")
+    if name in _TAKEN or len(name) > 100:
+        raise errors.InvalidName(
+            f"app name {name[:40]!r} {_TAKEN.get(name, 'is longer than 100 characters')}. Choose another one."
+        )
     return name
 
 
@@ -109,7 +114,7 @@ def _near_name(name: object) -> str:
     """The app name that somebody who wrote this one may want: 'Billing Service' -> 'billing-service'."""
     words = re.findall(r"[a-z0-9_]+", name.lower()) if isinstance(name, str) and name.isascii() else []
     near = "-".join(words).lstrip("0123456789_-")
-    return near if near and near != BUS else "billing"
+    return near if near and near not in _TAKEN and len(near) <= 100 else "billing"
 
 
 def check_queue_suffix(suffix: object, owner: str) -> str:

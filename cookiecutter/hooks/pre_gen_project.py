@@ -51,6 +51,8 @@ def check_name(name: str, slug: str) -> None:
             f"{said} does not begin with a letter. It names a Python package and an exchange, so it must: "
             f"as in 'service-{slug}'."
         )
+    if slug == "amq":
+        raise ValueError(f"{said} is RabbitMQ's own. Choose another one, such as '{slug}-service'.")
     module = slug.replace("-", "_")
     if keyword.iskeyword(module):
         raise ValueError(f"{said} is a word of Python's own. Choose another one, such as '{slug}-service'.")

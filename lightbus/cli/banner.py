@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,17 +15,21 @@ if TYPE_CHECKING:
 
 def lines(app: Lightbus, target: str, consumer: Consumer, *, processes: int = 1) -> list[str]:
     """The banner, without colours. The password is masked."""
-    from lightbus import __version__
-
     workers = f", {processes} processes" if processes > 1 else ""
     return [
-        f"Lightbus {__version__}: a worker of app {app.name!r} ({target}){workers}",
+        title(app, target) + workers,
         *_block("broker", [[broker_line(app.broker)]]),
         *_block("exchange", [[f"{app.name} (what it says), bound to lightbus (what everybody says)"]]),
         *_block("queues", _queues(consumer)),
         *_block("bindings", _bindings(app, consumer)),
         *_block("handlers", _handlers(consumer, target)),
     ]
+
+
+def title(app: Lightbus, target: str) -> str:
+    from lightbus import __version__
+
+    return f"Lightbus {__version__}: a worker of app {app.name!r} ({target})"
 
 
 def broker_line(broker: Broker) -> str:
@@ -39,15 +42,9 @@ def _place(address: Address) -> str:
         return address.masked
     if address.scheme == "memory":
         return "embedded, in memory: nobody outside of this process can publish to it or hear it"
-    from lightbus.transport.sqlite_store import locate
+    from lightbus.transport.sqlite_store import locate, short_path
 
-    return f"embedded (SQLite file {_short(locate(address.plain).path)}); set LIGHTBUS_URL to use RabbitMQ"
-
-
-def _short(path: Path) -> Path:
-    """A path as one would type it in a shell."""
-    home = Path.home()
-    return Path("~", path.relative_to(home)) if home in path.parents else path
+    return f"embedded (SQLite file {short_path(locate(address.plain).path)}); set LIGHTBUS_URL to use RabbitMQ"
 
 
 def _queues(consumer: Consumer) -> list[list[str]]:

@@ -45,7 +45,7 @@ def doctor(target: str, strict: bool, as_json: bool) -> None:
     from lightbus.connection import Broker
 
     logs.configure("error")
-    app = None if "://" in target else targets.load_app(target)
+    app = None if "://" in target or "@" in target else targets.load_app(target)
     broker = Broker.parse(target) if app is None else app.broker
     findings: list[Finding] = []
     for finding in inspection.examine(broker, app, target):

@@ -134,20 +134,22 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _read(arguments: Sequence[str]) -> tuple[Broker, str | None, list[str]]:
     """The broker, the app's name if one is given, and the patterns."""
-    from lightbus.app import URL_VARIABLE
+    from lightbus import connection
     from lightbus.cli import target as targets
-    from lightbus.connection import EMBEDDED, Broker
+    from lightbus.connection import Broker
     from lightbus.topology import check_pattern
 
     first, rest = (arguments[0], arguments[1:]) if arguments and ":" in arguments[0] else ("", arguments)
     for other in rest:
-        if ":" in other:
-            raise click.UsageError(f"{other!r} is no pattern: MODULE:ATTR or a URL comes first, and there is only one.")
+        if ":" in other:  # a URL may hold a password
+            what = "A URL" if "@" in other or "//" in other else repr(other)
+            raise click.UsageError(f"{what} is no pattern: MODULE:ATTR or a URL comes first, and there is only one.")
     patterns = [check_pattern(pattern, "tail") for pattern in rest] or ["#"]
-    if first and "://" not in first:
+    if first and "://" not in first and "@" not in first:
         app = targets.load_app(first)
         return app.broker, app.name, patterns
-    return Broker.parse(first or os.environ.get(URL_VARIABLE) or EMBEDDED), None, patterns
+    connection.warned = True  # the first line says it
+    return Broker.parse(first) if first else Broker.from_environment(), None, patterns
 
 
 # --- which ones -------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ def load_app(target: str) -> Lightbus:
 def _check_spelling(target: str, module_name: str) -> None:
     from lightbus import errors
 
+    if "@" in target or "://" in target:  # which may hold a password: nothing of it is shown
+        raise errors.TargetError("A broker's URL stands where MODULE:ATTR belongs. Set LIGHTBUS_URL to it instead.")
     if all(part.isidentifier() for part in module_name.split(".")) and not module_name.endswith(".py"):
         return
     path, _, attribute = target.partition(":")

@@ -124,7 +124,7 @@ def worker(
     Declares the app's exchange, queues and bindings, says what it hears and who handles it, and runs the handlers.
     Start as many workers of one app as you like, on as many machines: they share the work.
     """
-    from lightbus import errors
+    from lightbus import connection, errors
     from lightbus import worker as workers
     from lightbus.cli import banner
     from lightbus.cli import target as targets
@@ -159,6 +159,9 @@ def worker(
     if place.processes and not json_logs:
         about = banner.lines(app, target, one.consumer, processes=place.processes)
         banner.show(about, colour=logs.in_colour(sys.stderr))
+    elif json_logs:
+        logger.info("%s on %s", banner.title(app, target), banner.broker_line(app.broker))
+    connection.warned = connection.warned or not place.processes  # another process says it
     for hint in one.misspelt():
         logger.warning("%s", hint)
     if health is not None:

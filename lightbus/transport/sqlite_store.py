@@ -234,6 +234,12 @@ def locate(url: str) -> Place:
     return Place(Path(os.path.abspath(os.fsdecode(unquote_to_bytes(parts.path[1:])))), in_memory=False)
 
 
+def short_path(path: Path) -> Path:
+    """A path as one would type it in a shell."""
+    home = Path.home()
+    return Path("~", path.relative_to(home)) if home in path.parents else path
+
+
 def _memory_file(name: str) -> Path:
     # A private file without fsync, rather than SQLite's shared memory mode, whose table locks fail
     # instead of waiting: one code path, and the same promises.

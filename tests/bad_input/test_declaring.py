@@ -59,6 +59,19 @@ def test_the_bus_own_name_and_endless_names_are_refused() -> None:
         Lightbus("a" * 101)
 
 
+def test_the_name_whose_queues_would_be_the_brokers_own_is_refused_also_as_a_source(app: Lightbus) -> None:
+    with _refused(errors.InvalidName, "app name 'amq'", "'amq.'", "RabbitMQ keeps for itself", "Choose another"):
+        Lightbus("amq")
+    with _refused(errors.InvalidName, "app name 'amq'"):
+        app.on("a", source="amq")(lambda: None)
+    Lightbus("amqp")
+    Lightbus("amq-1")
+
+
+def test_patterns_may_have_the_capital_letters_of_events_from_elsewhere(app: Lightbus) -> None:
+    app.on("User.Registered", "Order.*")(lambda: None)
+
+
 @pytest.mark.parametrize("queue", ["main", "dead", "retry", "delay", "internal"])
 def test_queue_names_of_lightbus_own_are_refused(app: Lightbus, queue: str) -> None:
     with _refused(errors.InvalidName, "handler 'handle' of app 'billing'", f"queue={queue!r}", "taken by Lightbus"):
@@ -328,8 +341,8 @@ def generates_plainly(order: dict[str, Any]) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (takes_two_payloads, ("'order' and 'invoice' both ask for the payload", "message: Message")),
-        (takes_payload_and_envelope_unannotated, ("'order' and 'message' both", "message: Message")),
+        (takes_two_payloads, ("'invoice' cannot be filled: 'order' is the payload already", "message: Message")),
+        (takes_payload_and_envelope_unannotated, ("'message' cannot be filled: 'order' is", "message: Message")),
         (takes_args, ("'*orders' cannot be filled",)),
         (takes_kwargs, ("more' cannot be filled",)),
         (takes_keyword_only, ("keyword-only parameter 'tenant'", "default")),
@@ -471,11 +484,75 @@ def test_an_option_of_a_handler_outside_of_its_bounds_is_refused(
         app.on("a", name="handle", **options)(lambda: None)
 
 
-def test_an_unknown_option_is_pythons_own_error(app: Lightbus) -> None:
-    with pytest.raises(TypeError, match="retries"):
-        app.on("a", retries=3)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="timeout"):
-        Lightbus("billing", timeout=3)  # type: ignore[call-arg]
+UNKNOWN: dict[str, tuple[Callable[[Lightbus], object], tuple[str, ...]]] = {
+    "Retry(max_retries=)": (lambda _: Retry(max_retries=3), ("Retry has no option 'max_retries'", "delays=(1, 5, 30)")),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    "Retry(backoff=)": (lambda _: Retry(backoff=2), ("'backoff'", "delays=")),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    "Retry(jiter=)": (lambda _: Retry(jiter=0.1), ("'jiter'", "Did you mean jitter=?")),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    "on(retries=)": (lambda app: app.on("a", retries=3), ("'retries'", "retry=Retry(delays=")),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    "on(queue_name=)": (lambda app: app.on("a", queue_name="slow"), ("'queue_name'", "queue=")),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    "on(routing_key=)": (lambda app: app.on(routing_key="a"), ("'routing_key'", "@app.on('user.registered')")),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    "on(sorce=)": (lambda app: app.on("a", sorce="shop"), ("'sorce'", "Did you mean source=?")),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    "on(zzz=)": (lambda app: app.on("a", zzz=1), ("'zzz'", "It has: source=, queue=, retry=")),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    "Lightbus(timeout=)": (lambda _: Lightbus("b", timeout=3), ("'timeout'", "publish_timeout=")),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    "Lightbus(broker=)": (lambda _: Lightbus("b", broker="x"), ("'broker'", "url=")),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_an_unknown_option_is_named_with_what_there_is_in_its_place(app: Lightbus, case: str) -> None:
+    declare, words = UNKNOWN[case]
+    with _refused(errors.InvalidOption, *words):
+        declare(app)
+
+
+def test_a_type_error_that_is_not_over_an_option_stays_pythons_own(app: Lightbus) -> None:
+    with pytest.raises(TypeError, match="name"):
+        Lightbus()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+    def lifespan_like(**_: object) -> None:
+        raise TypeError("f() got an unexpected keyword argument 'retries'")
+
+    class Odd(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            lifespan_like()
+            return True
+
+        __hash__ = str.__hash__
+
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'retries'"):
+        Lightbus(Odd("billing"), queue_type=Odd("quorum"))  # type: ignore[arg-type]
+
+
+def test_a_decorator_without_wraps_is_named_with_its_place(app: Lightbus) -> None:
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    @timed
+    def welcome(user: dict[str, Any]) -> None: ...
+
+    with _refused(
+        errors.InvalidHandler,
+        "'*args' cannot be filled",
+        "wrapper (",
+        "test_declaring.py:",
+        "'welcome'",
+        "functools.wraps",
+    ):
+        app.on("a")(welcome)
+
+
+def test_a_parameter_for_something_else_than_the_payload_is_named(app: Lightbus) -> None:
+    def welcome(user: dict[str, Any], session: Any) -> None: ...
+
+    with _refused(
+        errors.InvalidHandler, "'session' cannot be filled", "'user' is the payload already", "message: Message"
+    ):
+        app.on("a")(welcome)
 
 
 def test_a_message_annotation_under_another_name_is_found(app: Lightbus) -> None:

@@ -14,7 +14,8 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from lightbus import Lightbus, Message, Retry, errors
+from lightbus import Lightbus, Message, Retry, errors, topology
+from lightbus.connection import declare as declare_all
 from lightbus.transport import Publication
 from tests.bus import (
     LIMIT,
@@ -265,3 +266,20 @@ def test_several_processes_may_make_the_embedded_brokers_file_at_once(tmp_path: 
     command = [sys.executable, "-c", MAKE_FILES_AT_ONCE, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * LIMIT)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["a" * 100, "amq-1"])
+def test_every_name_that_an_app_derives_is_one_that_the_broker_takes(broker_url: str, name: str) -> None:
+    """The longest app, the longest queue of a handler's own, the longest steps, and what begins almost as 'amq.'."""
+    app = Lightbus(name, url=broker_url, retry=Retry(delays=(2_591_999.999, 30 * 24 * 3600)))
+    suffix = "b" * 100
+    app.on("#", queue=suffix)(lambda: None)
+    wanted = [app.topology(), topology.delaying(name, topology.DELAY_LEVELS - 1, "classic")]
+    with connected(broker_url) as connection:
+        for one in wanted:
+            declare_all(connection, one)
+        channel = connection.channel()
+        for queue in (queue for one in wanted for queue in one.queues):
+            assert len(queue.name) <= 255
+            channel.queue_declare(queue.name, passive=True)
+    assert f"{name}.{suffix}.retry.2591999999ms" in {queue.name for queue in wanted[0].queues}

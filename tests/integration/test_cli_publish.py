@@ -31,7 +31,7 @@ class Address:
 class InvoicePaid:
     number: str
     amount: Decimal = Decimal(1)
-    lines: list[int] = []
+    lines: tuple[int, ...] = ()
     paid_at: datetime | None = None
     address: Address | None = None
     note: str | None = None

@@ -223,3 +223,26 @@ def test_the_version_is_printed(folder: Path) -> None:
     from lightbus import __version__
 
     assert lightbus("--version", folder=folder, url="memory://").stdout == f"lightbus {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("worker", "amqp://ann:s3cr3t@rabbit/"),
+        ("worker", "ann:s3cr3t@rabbit"),
+        ("dead", "list", "amqp:/ann:s3cr3t@rabbit/"),
+        ("doctor", "amqp:/ann:s3cr3t@rabbit/"),
+        ("doctor", "amqp://ann:s3cr3t@one,ann:s3cr3t@two/"),
+        ("tail", "amqp:ann:s3cr3t@rabbit/"),
+        ("tail", "user.*", "amqp://ann:s3cr3t@rabbit/"),
+    ],
+    ids=" ".join,
+)
+def test_a_url_in_the_wrong_place_or_form_is_explained_without_its_password(
+    folder: Path, arguments: tuple[str, ...]
+) -> None:
+    done = lightbus(*arguments, folder=folder, url="memory://")
+    assert done.returncode in (1, 2)
+    assert "URL" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "s3cr3t" not in done.stdout + done.stderr

@@ -249,3 +249,23 @@ def test_versions_that_will_do(product: str, version: str, level: str) -> None:
 def test_a_clock_that_is_off(death: Any, level: str) -> None:
     letter = Delivery(None, 1, False, "", "", {"headers": {"x-death": [{"time": death}]}}, b"")  # type: ignore[arg-type]
     assert _clock(letter, 1000.2, 1000.4).level == level
+
+
+def test_a_source_that_may_be_a_typing_error_is_reported(tmp_path: Path, url: str) -> None:
+    (tmp_path / "billing.py").write_text(
+        'from lightbus import Lightbus\napp = Lightbus("billing")\n'
+        '@app.on("order.placed", source="shpo")\ndef charge(order: dict): ...\n'
+        '@app.on("order.placed", source="ware")\ndef pack(order: dict): ...\n'
+    )
+    with connected(url) as connection:
+        declare(connection, topology.publishing("shop"))
+    with working("billing:app", folder=tmp_path, url=url) as worker:
+        done = lightbus("doctor", "billing:app", folder=tmp_path, url=url)
+        worker.end(signal.SIGTERM)
+    assert done.returncode == 0
+    assert "warn  source        charge: handles events of 'shpo' only, and no worker of such an app" in done.stdout
+    assert "Did you mean 'shop', which is there?" in done.stdout
+    assert "note  source        pack: handles events of 'ware' only" in done.stdout
+    assert "All is well" not in done.stdout
+    assert "No app 'shpo' has run on this broker yet" in worker.output
+    assert "Did you mean 'shop', which has?" in worker.output

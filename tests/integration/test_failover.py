@@ -178,10 +178,10 @@ def test_where_all_nodes_fail_the_error_says_what_each_said(rabbitmq: Node) -> N
     with pytest.raises(errors.AccessRefused) as fatal:
         Broker.parse([refused, missing]).connect("test")
     assert "refused the user name or password" in str(fatal.value)
-    assert "/no-such-vhost has no such virtual host" in str(fatal.value)
+    assert "/no-such-vhost: no such virtual host" in str(fatal.value)
     with pytest.raises(errors.BrokerUnreachable) as unreachable:  # the node that is down may be the one that would do
         Broker.parse([refused, nobody, missing]).connect("test")
-    for words in ("refused the user name or password", "has no such virtual host", f"{nobody}: Connection refused"):
+    for words in ("refused the user name or password", "no such virtual host", f"{nobody}: Connection refused"):
         assert words in str(unreachable.value)
 
 

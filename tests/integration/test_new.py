@@ -435,6 +435,7 @@ def test_a_folder_with_something_in_it_is_left_alone(folder: list[str]) -> None:
         ("3D printing", "'3D printing' becomes '3d-printing', which does not begin with a letter."),
         ("class", "the name 'class' is a word of Python's own. Choose another one, such as 'class-service'."),
         ("Async", "becomes 'async', which is a word of Python's own."),
+        ("AMQ", "the name 'AMQ' becomes 'amq', which is RabbitMQ's own."),
         ("lightbus", "the name 'lightbus' would hide a module or folder of the same name."),
         ("test", "such as 'test-service'"),
         ("Tests", "such as 'tests-service'"),

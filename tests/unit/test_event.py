@@ -89,6 +89,9 @@ class Tree:
         ("userRegistered", "user.registered"),
         ("EURPriceSet", "eur.price.set"),
         ("S3ObjectCreated", "s3.object.created"),
+        ("HTTP2Failed", "http2.failed"),
+        ("Event2", "event2"),
+        ("Import_", "import"),
     ],
 )
 def test_an_event_is_named_after_the_words_of_its_class(class_name: str, name: str) -> None:
@@ -116,6 +119,26 @@ def test_any_ascii_class_name_with_a_letter_or_digit_gives_a_valid_event_name(cl
     else:
         with pytest.raises(errors.InvalidName):
             check_name(name, "test")
+
+
+@pytest.mark.parametrize("class_name", ["Größe", "Straße", "Δ", "ÉtéFini", "Page[int]"])
+def test_a_class_whose_name_would_lose_letters_is_to_be_named(class_name: str) -> None:
+    cls = type(class_name, (), {"__annotations__": {"x": int}})
+    with pytest.raises(errors.InvalidName, match=r"cannot be in an event name.*@app\.event\('user\.registered'\)"):
+        define(cls, None, 1)
+    assert define(cls, "order.size", 1).name == "order.size"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("User.Registered", "user.registered"), ("UserRegistered", "user.registered"), ("user.ID_set", "user.id.set")],
+)
+def test_capital_letters_in_the_name_of_an_own_event_are_refused_with_the_name_in_lower_case(
+    name: str, near: str
+) -> None:
+    cls = type("UserRegistered", (), {"__annotations__": {"x": int}})
+    with pytest.raises(errors.InvalidName, match=f"capital letters.*Use '{near}'"):
+        define(cls, name, 1)
 
 
 @pytest.mark.parametrize(

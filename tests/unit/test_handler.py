@@ -333,9 +333,9 @@ async def alike(user: NewUser | DataclassUser) -> None: ...
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (two_payloads, "'user' and 'other' both ask for the payload"),
+        (two_payloads, "'other' cannot be filled: 'user' is the payload already"),
         (star, r"'\*args' cannot be filled"),
-        (stars, r"'\*kwargs' cannot be filled"),
+        (stars, r"'\*\*kwargs' cannot be filled"),
         (keyword, "keyword-only parameter 'db'"),
         (scalar, "'user_id: int' asks for one value"),
         (maybe_scalar, r"'user_id: int \| None' asks for one value"),
