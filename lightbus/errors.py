@@ -258,7 +258,7 @@ class InvalidURL(BrokerError, ValueError):
 
 
 class UnsupportedBroker(BrokerError):
-    """A transport without AMQP's exchanges, queues and bindings, or a broker that does not know what Lightbus declares."""
+    """A transport without the AMQP model, or a broker that does not know what Lightbus declares."""
 
 
 class BrokerUnreachable(BrokerError):
