@@ -16,7 +16,9 @@ nitpicky = True
 # What is not ours has no page here.
 nitpick_ignore_regex = [("py:.*", r"(?!lightbus\.|errors\.).*")]
 # Type variables, and a type that only type checkers meet.
-nitpick_ignore = [("py:class", f"lightbus.{name}") for name in ("app.C", "app.F", "app._EventDecorator", "testing.E")]
+nitpick_ignore = [
+    ("py:class", f"lightbus.{name}") for name in ("app.C", "app.F", "app._EventDecorator", "errors.R", "testing.E")
+]
 smartquotes = False
 highlight_language = "none"
 

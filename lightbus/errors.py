@@ -189,7 +189,7 @@ class InvalidHandler(DeclarationError, TypeError):
 
 
 class InvalidOption(DeclarationError, ValueError):
-    """An option (of the app, a handler, a retry policy, a publish) has an invalid value, or no such option exists."""
+    """An option (of the app, a handler, a retry policy, a publish) has an invalid value, or is not known."""
 
 
 _UNEXPECTED = re.compile(r"got an unexpected keyword argument '(.+?)'")
@@ -258,7 +258,8 @@ class InvalidURL(BrokerError, ValueError):
 
 
 class UnsupportedBroker(BrokerError):
-    """A transport without the AMQP model, or a broker that does not know what Lightbus declares."""
+    """A URL of a transport that lacks AMQP's exchanges, queues and bindings, or a broker that cannot do what Lightbus
+    asks of it."""
 
 
 class BrokerUnreachable(BrokerError):
