@@ -73,7 +73,7 @@ def _open_what_is_closed() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
-        if getattr(sys, name) is None:
+        if number and getattr(sys, name) is None:  # that stdin is closed is for those to report that read it
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for the life of the process
 
 

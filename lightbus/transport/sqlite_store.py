@@ -937,6 +937,7 @@ class File:
                 "the middle of a transaction, or without Python's knowledge. Fork before connecting, or start a "
                 "new process."
             )
+        self._let_others_go()
         database = _open_file(self.place)
         found = [_identity(name) for name in self._names]
         if self._identities and self._identities[0] != found[0]:  # replaced while it was let go
@@ -947,6 +948,29 @@ class File:
         if self._synced and not self.place.in_memory:
             database.execute("PRAGMA synchronous = FULL")
         return database
+
+    def _let_others_go(self) -> None:
+        """
+        Raises:
+            amqp.exceptions.RecoverableConnectionError: SQLite's log and index were deleted, and another connection of
+                this process still has them open. A process has one index for each file, so that a new log beside the
+                old index would damage the file. The other connection finds out within a second.
+        """
+        if self.place.in_memory:
+            return
+        now = [_identity(name) for name in self._names]
+        with _files_lock:
+            others = [one for one in _files if one is not self and one.place.path == self.place.path]
+        if any(one.has_open(now[0]) and one._identities != now for one in others):
+            raise amqp_error(
+                amqp_errors.RecoverableConnectionError,
+                f"Another connection of this process still uses the deleted log of the embedded broker's file "
+                f"{self.place.path}. Connecting again once it has noticed.",
+            )
+
+    def has_open(self, identity: _Identity | None) -> bool:
+        """Whether it has a file open, and this one."""
+        return self._database is not None and self._identities[:1] == [identity]
 
     def get(self) -> sqlite3.Connection:
         """The open file; the caller holds `lock`."""
@@ -979,11 +1003,12 @@ class File:
                 raise self._moved()
 
     def _moved(self) -> Exception:
-        opened, (now, *companions) = self._identities[0], [_identity(name) for name in self._names]
+        opened, now = self._identities[0], _identity(self._names[0])
         path = self.place.path
         if now == opened:
-            if not any(companions) and self._database is not None:
-                with contextlib.suppress(sqlite3.Error):  # nobody has begun new ones: what is in them can be saved
+            with contextlib.suppress(OSError, sqlite3.Error), _folder_locked(path.parent):
+                # Where nobody has begun new ones, what is in them can be saved.
+                if self._database is not None and not any(_identity(name) for name in self._names[1:]):
                     self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
             what = f"The files {path.name}-wal and -shm, which belong to the embedded broker's {path}, were deleted"
             step = "Connecting again; what was just published may be lost. Never delete those while the file is in use."

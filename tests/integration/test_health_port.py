@@ -135,7 +135,7 @@ def test_without_descriptors_it_pauses_and_answers_once_there_are_some(server: h
     server._listener = Listener()  # type: ignore[assignment]
     server.start()
     assert ask(server.port, b"GET /livez HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
-    assert all(later - earlier >= health.NO_ROOM_PAUSE for earlier, later in itertools.pairwise(tried))
+    assert all(later - earlier >= health.NO_ROOM_PAUSE for earlier, later in itertools.pairwise(tried[:4]))
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")

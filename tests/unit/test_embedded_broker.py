@@ -450,7 +450,7 @@ _values = st.recursive(
     | st.floats(allow_nan=False)
     | st.text()
     | st.binary()
-    | st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(lambda time: time.replace(microsecond=0)),
+    | st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(lambda time: time.replace(microsecond=0, tzinfo=UTC)),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -461,10 +461,10 @@ def test_headers_come_back_as_they_went(headers: dict[str, Any]) -> None:
     assert store.decode_table(store.encode_properties({"headers": headers})) == {"headers": headers}
 
 
-def test_a_datetime_comes_back_naive_and_in_utc_as_over_the_wire() -> None:
-    table = {"headers": {"time": datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)}}
+def test_a_naive_datetime_is_taken_for_utc_and_comes_back_with_its_time_zone() -> None:
+    table = {"headers": {"time": datetime(2024, 1, 2, 3, 4, 5)}}
     read = store.decode_table(store.encode_properties(table))
-    assert read == {"headers": {"time": datetime(2024, 1, 2, 3, 4, 5)}}
+    assert read == {"headers": {"time": datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)}}
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,8 @@ class ScriptedBroker:
         self.away = threading.Event()
         self.why: errors.BrokerError = errors.BrokerUnreachable("nobody is there")
 
+    def warn_if_unset(self) -> None: ...
+
     def connect(self, name: str, **options: Any) -> ScriptedConnection:
         if self.away.is_set():
             raise self.why
