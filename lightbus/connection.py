@@ -1213,7 +1213,7 @@ class ConnectionThread:
             self._wake.clear()
             self._woken = False
             try:
-                timeout = min(self.work(), TICK)
+                timeout = max(0.0, min(self.work(), next_tick - time.monotonic()))
                 attention = self._present_attention(connection)
                 if attention is None:
                     with contextlib.suppress(TimeoutError):

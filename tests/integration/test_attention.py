@@ -330,7 +330,7 @@ def test_a_handler_that_blocks_the_loop_for_four_heartbeats_keeps_the_connection
         async with running(billing) as bus:
             for number in range(4):
                 await shop.publish(OrderPlaced(number=number))
-            await eventually(lambda: heard == [*range(4)])
+            await eventually(lambda: heard, [*range(4)])
             await eventually(lambda: all_acked(bus))
             assert subscriber(bus).epoch == 1
             await eventually(lambda: subscriber(bus).attended)
