@@ -18,14 +18,14 @@ APPS = 200
 
 
 def _used(broker_url: str) -> Lightbus:
-    app = Lightbus("shop", url=broker_url)
+    app = Lightbus("dropped", url=broker_url)
     app.event(OrderPlaced)
     return app
 
 
 def _left() -> tuple[int, int]:
     gc.collect()
-    publishers = [thread for thread in threading.enumerate() if "publisher" in thread.name]
+    publishers = [thread for thread in threading.enumerate() if thread.name == "lightbus dropped publisher"]
     return len(publishers), len(os.listdir("/dev/fd"))
 
 
