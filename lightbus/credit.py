@@ -105,7 +105,7 @@ class Credit:
 
     def unsteady(self, now: float) -> bool:
         """Whether the next events that arrive may change the prefetch."""
-        return now >= self._changed and (self.window < self.floor or self.given != self.limit(now))
+        return now >= self._changed and (self.window < self.floor or self._worthwhile(self.limit(now), self.given))
 
     def urgent(self, now: float) -> bool:
         """Whether the prefetch must be lowered at once, since the bodies are too large."""
@@ -141,7 +141,16 @@ class Credit:
 
     def _due(self, now: float, held: int) -> bool:
         wanted, present = self.limit(now), max(self.given, held)
-        return wanted < self.given or self._growing(now, held) or wanted - present >= max(1, present // 4)
+        return self._growing(now, held) or self._worthwhile(wanted, present)
+
+    def _worthwhile(self, wanted: int, present: int) -> bool:
+        """Whether another consumer is to hold less, or may hold much more. What is held already does not count for it,
+        so that it may hold less than the present one for a while: worth it only where handlers would be idle.
+        """
+        if wanted < self.given:
+            return True
+        more = present if self.given < self.floor else 5 * self.given
+        return wanted - present >= max(1, more // 4)
 
     def _growing(self, now: float, held: int) -> bool:
         """No handler has ended for a while, and more could run."""
