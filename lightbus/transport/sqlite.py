@@ -47,6 +47,9 @@ from lightbus.transport.sqlite_store import Outcome, Queue, Store, forget_memory
 __all__ = ["Channel", "Connection", "TestControl", "Transport", "advance_clock", "forget_memory"]
 
 TICK = 0.5  # seconds between looks for dead clients
+SHARED_FOR = 0.1
+"""Seconds for which messages are left to the other clients that consume a queue. After that, any client may claim them:
+the others have no room, or do not run."""
 UNLIMITED = 1 << 30
 
 
@@ -192,6 +195,8 @@ class Connection:
         self._outbox: deque[Callable[[], object]] = deque()  # what the next drain_events dispatches
         self._stale = True  # the file may have something for us that we have not looked at
         self._next_due: float | None = None
+        self._shared_until = math.inf
+        """When (monotonic) this client claims what it has left to others; infinity where there is none."""
         self._next_tick = time.monotonic() + TICK
 
     @property
@@ -316,7 +321,9 @@ class Connection:
     def _seconds_to_wait(self, now: float, deadline: float | None) -> float:
         if self._stale:
             return 0.0
-        until = self._next_tick if deadline is None else min(self._next_tick, deadline)
+        until = min(self._next_tick, self._shared_until)
+        if deadline is not None:
+            until = min(until, deadline)
         seconds = until - now
         if self._next_due is not None:
             seconds = min(seconds, self._next_due - self._store.now())
@@ -327,7 +334,7 @@ class Connection:
         self._tick()
         due = self._next_due is not None and self._next_due <= self._store.now()
         acks = any(channel.has_acks for channel in self.channels.values())
-        if not (self._stale or due or acks):
+        if not (self._stale or due or acks) and time.monotonic() < self._shared_until:
             return
         self._stale = False
         self._store.refresh()
@@ -342,6 +349,8 @@ class Connection:
                 channel.deliver(consumer, claimed)
             self._cancel_orphans()
             self._next_due = self._store.next_due()
+        else:
+            self._shared_until = math.inf
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -363,13 +372,23 @@ class Connection:
 
     def _claim(self) -> list[tuple[Channel, Consumer, list[store.Claim]]]:
         claims: list[tuple[Channel, Consumer, list[store.Claim]]] = []
+        now = time.monotonic()
+        for_any = now >= self._shared_until
+        left_to_others = False
         for channel, consumer in self._hungry():
             appetite = channel.appetite(consumer)
+            share = appetite if for_any or consumer.no_ack else self._store.fair_share(consumer.queue, appetite)
             room = channel.bytes_left
-            claimed = self._store.claim(consumer.queue, appetite, settled=consumer.no_ack, room=room)
+            claimed = self._store.claim(consumer.queue, share, settled=consumer.no_ack, room=room) if share else []
             if claimed:
                 claims.append((channel, consumer, claimed))
-                self._stale = self._stale or len(claimed) < appetite
+                self._stale = self._stale or len(claimed) < share
+            if share < appetite:
+                left_to_others = left_to_others or self._store.has_ready(consumer.queue)
+        if not left_to_others:
+            self._shared_until = math.inf
+        elif for_any or self._shared_until == math.inf:
+            self._shared_until = now + SHARED_FOR
         return claims
 
     def _cancel_orphans(self) -> None:

@@ -154,6 +154,8 @@ JOIN queues ON queues.id = entries.queue GROUP BY queues.name ORDER BY queues.na
 MAKE_DUE = "UPDATE entries SET due = min(due, ?) WHERE queue = ? AND owner IS NULL AND due <= ?"
 FIRST_READY = "SELECT 1 FROM entries WHERE queue = ? AND owner IS NULL LIMIT 1"
 COUNT_READY = "SELECT count(*) FROM entries WHERE queue = ? AND owner IS NULL"
+COUNT_SOME_READY = "SELECT count(*) FROM (SELECT 1 FROM entries WHERE queue = ? AND owner IS NULL LIMIT ?)"
+COUNT_OWNED = "SELECT count(*) FROM entries WHERE owner = ? AND queue = ?"
 READY = """
     SELECT e.id, e.returns, c.exchange, c.routing_key, c.properties, c.body
     FROM entries e JOIN contents c ON c.id = e.id
@@ -1606,6 +1608,22 @@ class Store:
 
     def has_ready(self, queue: Queue) -> bool:
         return bool(self._read(FIRST_READY, queue.id))
+
+    def fair_share(self, queue: Queue, limit: int) -> int:
+        """How many of the ready messages to claim, up to `limit`, so that each client that consumes the queue holds
+        about the same number.
+        """
+        clients = len(queue.clients)
+        if clients < 2:
+            return limit
+        held: dict[int, int] = {
+            client: self.sql(COUNT_OWNED, client, queue.id).fetchone()[0] for client in queue.clients
+        }
+        mine, all_held = held.get(self.client, 0), sum(held.values())
+        # With so many ready, the limit itself is not too much.
+        enough = max(0, clients * (mine + limit) - all_held)
+        ready: int = self.sql(COUNT_SOME_READY, queue.id, enough).fetchone()[0]
+        return min(limit, max(0, math.ceil((all_held + ready) / clients) - mine))
 
     def claim(self, queue: Queue, limit: int, *, settled: bool = False, room: float = CLAIM_BYTES) -> list[Claim]:
         """Take the oldest ready messages, as acked ones where `settled`. No more, once they have filled the room."""

@@ -84,6 +84,18 @@ async def test_while_the_prefetch_grows_nothing_is_returned_and_the_order_stays(
     assert handled == [(number, False) for number in range(3000)]
 
 
+async def test_workers_whose_handlers_were_fast_share_the_next_burst(make_app: MakeApp) -> None:
+    jobs = Jobs(make_app)
+    async with running(jobs.shop, *jobs.workers) as bus:
+        jobs.go_on.set()
+        await use_the_whole_prefetch(jobs, bus.consumers["billing"])
+        jobs.go_on, jobs.begun = anyio.Event(), Counter()
+        await jobs.shop.publish_many([OrderPlaced(number=number) for number in range(JOBS)])
+        await eventually(lambda: sum(jobs.begun.values()), JOBS)
+        jobs.go_on.set()
+    assert abs(jobs.begun[0] - JOBS / 2) <= 3, jobs.begun
+
+
 @pytest.mark.rabbitmq
 async def test_workers_that_were_idle_for_long_share_the_next_burst(make_rabbitmq_app: MakeApp) -> None:
     """The watchdog subscribes again at each look, and that is no careful start."""
