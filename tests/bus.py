@@ -24,7 +24,7 @@ from lightbus import Lightbus, Retry
 from lightbus.connection import Broker
 from lightbus.consumer import Consumer
 from lightbus.transport import Channel, Connection, Delivery, Publication
-from tests.patience import LIMIT
+from tests.patience import LIMIT, wait_until
 
 QUICK = Retry(delays=(0.05, 0.1))
 """A ladder of three attempts within a fraction of a second."""
@@ -191,6 +191,28 @@ def publish_plainly(
     channel.publish([Publication(exchange, routing_key, body, properties or {}, mandatory=False)])
     # A synchronous method behind it: the broker takes them in order.
     channel.exchange_declare(exchange, "topic", passive=True, durable=True, auto_delete=False)
+
+
+def publish_confirmed(connection: Connection, *publications: Publication) -> None:
+    """Publish, and return once every queue has them: closing the connection loses none."""
+    channel = connection.channel()
+    confirmed = 0
+
+    def on_ack(tag: int, multiple: bool) -> None:
+        nonlocal confirmed
+        confirmed = tag if multiple else confirmed + 1
+
+    channel.on_ack = on_ack
+    channel.confirm_select()
+    channel.publish(publications)
+
+    def all_confirmed() -> bool:
+        with contextlib.suppress(TimeoutError):
+            connection.drain_events(0.02)
+        return confirmed >= len(publications)
+
+    wait_until(all_confirmed, "confirms")
+    channel.close()
 
 
 def take_all(app: Lightbus, queue: str) -> list[Delivery]:

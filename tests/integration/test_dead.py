@@ -25,7 +25,7 @@ from lightbus.connection import declare
 from lightbus.dead import FIRST_WINDOW, Filter, Outcome, opened, read_letter, retry, retry_publication
 from lightbus.transport import Delivery, Publication
 from tests import rabbitmq as nodes
-from tests.bus import connected, publish_plainly, take_all
+from tests.bus import connected, publish_confirmed, publish_plainly, take_all
 from tests.odd import ODD_PROPERTIES, odd_properties, publish_raw
 from tests.patience import LIMIT, wait_until
 from tests.processes import LIGHTBUS, Program, environment, lightbus, working
@@ -104,7 +104,7 @@ def put_letters(
 ) -> list[str]:
     """Dead letters as the app writes them."""
     app = app_of(url)
-    ids = []
+    letters = []
     with connected(url) as connection:
         declare(connection, app.topology())
         channel = connection.channel()
@@ -115,11 +115,10 @@ def put_letters(
             properties["headers"] |= codec.error_headers(LookupError(f"no invoice {number}"))
             stamp = time.gmtime(time.time() - 60 * minutes_ago)
             properties["headers"][codec.ERROR_TIME] = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", stamp)
-            channel.publish([Publication("billing.internal", "dead", first.body, properties)])
-            ids.append(properties["message_id"])
-        channel.exchange_declare("billing.internal", "direct", passive=True)
+            letters.append(Publication("billing.internal", "dead", first.body, properties))
+        publish_confirmed(connection, *letters)
     wait_until(lambda: ready(url, "billing.dead") >= count, "letters")
-    return ids
+    return [letter.properties["message_id"] for letter in letters]
 
 
 @pytest.mark.rabbitmq
@@ -175,7 +174,8 @@ def test_a_failed_event_is_found_understood_and_retried_for_the_handler_that_fai
     done = dead("retry", "--id", letter["id"])
     assert (done.stdout, done.returncode) == ("1 retried.\n", 0)
     assert listed(dead) == []
-    with working("billing:app", folder=folder, url=url) as second:
+    # It may be handled before the worker logs that it is ready.
+    with Program("worker", "billing:app", folder=folder, url=url) as second:
         second.wait_for("charge 2 attempt 1")  # as for the first time
         wait_until(lambda: ready(url, "billing.main") == 0, "an empty queue")
         assert second.end(signal.SIGTERM) == 0
@@ -454,9 +454,8 @@ def test_an_empty_list_says_how_many_wait_for_their_next_attempt(folder: Path, u
     app.on("invoice.*", name="close", queue="closed")(lambda body: None)
     with connected(url) as connection:
         declare(connection, app.topology())
-        channel = connection.channel()
-        for key in ("retry.600s", "closed.retry.600s"):
-            channel.publish([Publication("billing.internal", key, b"{}", {})])
+        keys = ("retry.600s", "closed.retry.600s")
+        publish_confirmed(connection, *(Publication("billing.internal", key, b"{}", {}) for key in keys))
         for queue in ("billing.retry.600s", "billing.closed.retry.600s"):
             wait_until(lambda queue=queue: ready(url, queue) == 1, "an event that waits")
     waiting = "2 events wait for their next attempt, and may come here after the last one."

@@ -16,7 +16,16 @@ from lightbus.connection import declare
 from lightbus.topology import Topology, bus_exchange, publishing
 from lightbus.transport import Channel, Publication
 from tests import rabbitmq as nodes
-from tests.bus import OrderPlaced, connected, dead_letters, eventually, publish_plainly, reason, running
+from tests.bus import (
+    OrderPlaced,
+    connected,
+    dead_letters,
+    eventually,
+    publish_confirmed,
+    publish_plainly,
+    reason,
+    running,
+)
 from tests.processes import lightbus
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.anyio]
@@ -118,8 +127,7 @@ async def test_the_tools_work_with_just_these_permissions(users: Users, folder: 
         declare(connection, billing.topology())
         headers = {"lightbus-error-type": "KeyError", "lightbus-queue": "billing.main"}
         properties = {"headers": headers, "message_id": "m-1"}
-        connection.channel().publish([Publication("billing.internal", "dead", b"{}", properties)])
-        connection.channel().exchange_declare("billing.internal", "direct", passive=True)
+        publish_confirmed(connection, Publication("billing.internal", "dead", b"{}", properties))
     done = lightbus("doctor", "bus:billing", folder=folder, url=url)
     assert "Declaring, binding, publishing, confirms and reading work." in done.stdout, done.stdout
     assert " 0 failed" in f" {done.stdout.splitlines()[-1]}", done.stdout
