@@ -104,8 +104,8 @@ class Credit:
         return max(1, self.budget // 2 // largest)
 
     def unsteady(self, now: float) -> bool:
-        """Whether the next events that arrive may change the prefetch."""
-        return now >= self._changed and (self.window < self.floor or self._worthwhile(self.limit(now), self.given))
+        """Whether the next events that arrive may change the prefetch, now or after a pause."""
+        return self.window < self.floor or self._worthwhile(self.limit(now), self.given)
 
     def urgent(self, now: float) -> bool:
         """Whether the prefetch must be lowered at once, since the bodies are too large."""
@@ -123,7 +123,7 @@ class Credit:
         if not self.due(now, held):
             return None
         if self._growing(now, held):
-            self.window = min(self.floor, held + max(STEP, held // 8))
+            self.window = max(self.window, min(self.floor, held + max(STEP, held // 8)))
         wanted = self.limit(now)
         # What is held already does not count for a new consumer.
         self.given = max(1, min(wanted, self.most - held) if wanted < self.given else wanted - held)
@@ -153,5 +153,6 @@ class Credit:
         return wanted - present >= max(1, more // 4)
 
     def _growing(self, now: float, held: int) -> bool:
-        """No handler has ended for a while, and more could run."""
-        return self.window <= held < min(self.floor, self._fitting(now))
+        """No handler has ended for a while, and more could run: then any increase is worth it."""
+        present = max(self.given, held)
+        return present < min(self.floor, self._fitting(now)) and self.window < present + max(STEP, present // 4)

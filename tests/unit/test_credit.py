@@ -159,6 +159,21 @@ def test_a_new_subscription_begins_with_one_again_or_as_before() -> None:
     assert (credit.window, credit.given) == (1, 1)
 
 
+@pytest.mark.parametrize("concurrency", [1, 2, 5, 8, 32, 100])
+def test_whatever_was_measured_no_handler_stays_idle_while_long_ones_run(concurrency: int) -> None:
+    """From every state in which a consumer can be full: it ends with as many as may run at once."""
+    for window, given in itertools.product(range(1, 60), range(1, concurrency)):
+        for held in range(given, concurrency):
+            credit = Credit(200, concurrency)
+            credit.window, credit.given = window, given
+            now, full = 0.0, held
+            while full < concurrency:
+                now += 60.0
+                prefetch = credit.next_prefetch(now, full)
+                assert prefetch is not None, (window, given, held, full)
+                full += prefetch
+
+
 # --- large bodies
 
 MEGABYTE = 1024 * 1024
