@@ -111,6 +111,8 @@ class Lane:
         """The last delivery tag before the present consumer: earlier deliveries do not count for its prefetch."""
         self.acks_wait_until = 0.0
         """Until then (monotonic) no acks are sent, unless the consumer is replaced before; 0 where none wait."""
+        self.look_planned = False
+        """The thread will look at the prefetch again, though nothing happens. Where it will not, it has to be woken."""
         self.ack_batch = 0
         """More settled deliveries than this are acked at once, whatever else there is to do."""
         self.watch = Watch(name)
@@ -140,7 +142,7 @@ class Lane:
         self.arrived, self.large, self.returning = [], {}, []
         self.settlements = Settlements(hold=0)
         self.taken = self.taken_before = self.before_consumer = 0
-        self.acks_wait_until = 0.0
+        self.acks_wait_until, self.look_planned = 0.0, False
         self.careful, self.suspecting = careful, False
         self.credit.begin(1 if careful else self.credit.window)
         self.set_prefetch(self.credit.given)
@@ -390,7 +392,9 @@ class Subscriber(ConnectionThread):
                         self._be_careless(lane)
             if not self.draining and lane.channel is not None and lane.fault is None:
                 try:
-                    pause = min(pause, self._adapt(lane))
+                    look_after = self._adapt(lane)
+                    lane.look_planned = look_after < math.inf
+                    pause = min(pause, look_after)
                     if lane.watch.renewal_due and not lane.in_hand:
                         self._renew(lane)
                 except CHANNEL_LOST as error:
@@ -464,7 +468,7 @@ class Subscriber(ConnectionThread):
                 self.wake()
             if lane.arrived and not lane.careful and not self.draining:
                 self.hand_over_here(lane, self._take(lane))
-                if lane.credit.unsteady(time.monotonic()):
+                if not lane.look_planned and lane.credit.unsteady(time.monotonic()):
                     self.wake()
             elif lane.arrived:
                 self.wake()
@@ -600,7 +604,7 @@ class Subscriber(ConnectionThread):
             channel.basic_ack(tag, multiple=multiple)
         now, in_hand = time.monotonic(), lane.in_hand
         lane.credit.measure(now, settlements.sent, in_hand)
-        if not lane.careful and lane.credit.next_look(now, in_hand) < HOLD:
+        if not lane.careful and not lane.look_planned and lane.credit.next_look(now, in_hand) < math.inf:
             self.wake()
         return bool(settlements.waiting)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import amqp.exceptions
@@ -88,3 +89,36 @@ def test_what_is_settled_is_acked_before_a_connection_is_replaced_that_is_well(
     monkeypatch.setattr(Broker, "connect", lambda *_, **__: notes)
     FailsAtOnce(Broker.parse("memory://"), "consumer", cast(Any, None), [lane], cast(Any, None))._run()  # pyright: ignore[reportPrivateUsage]
     assert notes.done == expected
+
+
+class Loop:
+    """The event loop's side of a connection, on which one more delivery arrives each time it is read."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.connection = self
+
+    def drain_nowait(self) -> None:
+        assert self.lane.channel is not None
+        self.lane.arrived.append(Delivery(self.lane.channel, 1, False, "", "", {}, b""))
+
+
+def test_an_arrival_wakes_the_thread_unless_it_will_look_at_the_prefetch_by_itself() -> None:
+    """Also in a pause between two looks: with nothing in hand, the thread has planned none."""
+    lane = Lane("billing", "main", [], prefetch=200, concurrency=32)
+    woken: list[bool] = []
+
+    class Woken(Subscriber):
+        def wake(self) -> None:
+            woken.append(lane.look_planned)
+
+    subscriber = Woken(Broker.parse("memory://"), "consumer", cast(Any, None), [lane], cast(Any, None))
+    subscriber.hand_over_here = lambda *_: None
+    lane.begin(cast(Channel, Notes()), careful=False)
+    subscriber._attention = cast(Any, Loop(lane))  # pyright: ignore[reportPrivateUsage]
+    lane.credit.postpone(time.monotonic())
+    subscriber.read_in_loop()
+    assert woken == [False]
+    lane.look_planned = True
+    subscriber.read_in_loop()
+    assert woken == [False]
