@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import amqp.exceptions
+
 from lightbus import codec, errors
 from lightbus.connection import CHANNEL_LOST, FATAL, LOST, Broker, ConnectionThread, declare
 from lightbus.credit import BUDGET, Credit
@@ -29,6 +31,8 @@ SAY_AGAIN = 10.0
 """Seconds between two logs of the same reason why there is no connection."""
 REPAIR_PAUSE = 1.0
 """Seconds between two repairs of subscriptions: what fails at once again must not keep the broker busy."""
+REPAIRS = 5
+"""Repairs in a row that may fail over something that is deleted meanwhile; then the connection is replaced."""
 RETIRED = 3
 """Channels of a queue, at most, on which nothing more arrives, and that stay open until their events are settled."""
 FILLED_WITHIN = 0.05
@@ -205,6 +209,7 @@ class Subscriber(ConnectionThread):
         """Take no more; what is in hand may still be settled."""
         self._missing: str | None = None
         self._repaired_at = -math.inf
+        self._failed_repairs = 0
         self._said, self._say_again_at = "", 0.0
         self._settling_soon = False
         self._held_until_later = False
@@ -217,7 +222,7 @@ class Subscriber(ConnectionThread):
         self.wake()
 
     def opened(self, connection: Connection) -> None:
-        self._missing, self._said = None, ""
+        self._missing, self._failed_repairs, self._said = None, 0, ""
         declare(connection, self.wanted_topology)
         for lane in self.lanes:
             self._subscribe(lane, connection)
@@ -322,10 +327,15 @@ class Subscriber(ConnectionThread):
         if (early := self._repaired_at + REPAIR_PAUSE - now) > 0:
             return early
         self._repaired_at = now
-        if self._missing is not None:
-            logger.warning("%s: %s. Declaring it again.", self.name, self._missing)
-            self._missing = None
-        declare(connection, self.wanted_topology)
+        missing, self._missing = self._missing, None
+        if missing is not None:
+            logger.warning("%s: %s. Declaring it again.", self.name, missing)
+        try:
+            declare(connection, self.wanted_topology)
+        except amqp.exceptions.NotFound as error:  # on a channel of its own: what others have in hand stays in hand
+            self._missing = self._missing or missing
+            self._repair_failed(error)
+            return REPAIR_PAUSE
         for lane in faulty:
             logger.warning(
                 "%s: subscription to %r lost (%s); subscribing again. %s",
@@ -337,8 +347,21 @@ class Subscriber(ConnectionThread):
                 else "What is in hand stays in hand.",
             )
             self._retire(lane)
-            self._subscribe(lane, connection)
+            try:
+                self._subscribe(lane, connection)
+            except amqp.exceptions.NotFound as error:
+                self._channel_lost(lane, error)
+                self._repair_failed(error)
+                return REPAIR_PAUSE
+        self._failed_repairs = 0
         return math.inf
+
+    def _repair_failed(self, error: amqp.exceptions.NotFound) -> None:
+        """A deletion takes RabbitMQ a moment: a queue that was just declared may be gone when it is bound."""
+        self._failed_repairs += 1
+        if self._failed_repairs >= REPAIRS:
+            raise error
+        logger.warning("%s: something is being deleted (%s). Declaring it again in a moment.", self.name, error)
 
     def _retire(self, lane: Lane) -> None:
         """Let nothing more arrive on the channel, which stays open until all that did is settled."""

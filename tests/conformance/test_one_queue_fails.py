@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import amqp.exceptions
 import anyio
 import anyio.to_thread
 import pytest
 
-from lightbus import Lightbus, Message, Retry
+from lightbus import Lightbus, Message, Retry, subscriber
 from tests.bus import QUICK, Bus, OrderCancelled, OrderPlaced, connected, eventually, left_in, running
 from tests.conformance.conftest import declare_orders
 
@@ -103,6 +104,36 @@ async def test_a_queue_that_is_deleted_is_consumed_again_and_other_queues_go_on(
         await busy.shop.publish(OrderCancelled(number=7))
         await eventually(lambda: busy.cancelled, [7])
         await busy.end_all(bus)
+
+
+@pytest.mark.parametrize("step", ["declare", "subscribe"])
+async def test_a_queue_that_is_still_being_deleted_is_declared_again_after_a_moment(
+    busy: Busy, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RabbitMQ 4.0.5 answers 404 to the binding of a queue that it has just declared, where its deletion had begun."""
+    async with busy.with_hands_full() as bus:
+        (consumer,) = bus.consumers["billing"]
+        channel = consumer.lanes[1].channel
+        target, name = (subscriber, "declare") if step == "declare" else (consumer._subscriber, "_subscribe")  # pyright: ignore[reportPrivateUsage]
+        as_ever, failed = getattr(target, name), anyio.Event()
+
+        def fail_once(*arguments: Any, **options: Any) -> None:
+            if not failed.is_set():
+                failed.set()
+                if step == "subscribe":
+                    as_ever(*arguments, **options)
+                raise amqp.exceptions.NotFound("NOT_FOUND - no queue 'billing.other' in vhost '/'")
+            as_ever(*arguments, **options)
+
+        monkeypatch.setattr(target, name, fail_once)
+        await anyio.to_thread.run_sync(
+            on_the_broker, busy.billing, lambda channel: channel.queue_delete("billing.other")
+        )
+        await eventually(lambda: failed.is_set() and consumer.connected and consumer.lanes[1].channel is not channel)
+        await busy.shop.publish(OrderCancelled(number=7))
+        await eventually(lambda: busy.cancelled, [7])
+        await busy.end_all(bus)
+    assert any("something is being deleted" in one for one in caplog.messages)
 
 
 async def test_what_is_in_hand_of_a_deleted_queue_is_handled_once(busy: Busy, caplog: pytest.LogCaptureFixture) -> None:
