@@ -1007,6 +1007,9 @@ class ConnectionThread:
         self._thread: threading.Thread | None = None
         self._starting = threading.RLock()
         self._in_start = False
+        self._running = threading.Lock()
+        """Held by the thread that does the work. There is a second one where a start was interrupted so early that the
+        first did not count as alive yet: it waits, and ends after it."""
         self._wake = WakeUp()
         self._woken = False
         self._using = threading.Lock()
@@ -1081,7 +1084,7 @@ class ConnectionThread:
                 self.stopping = False
                 self._in_start = True
                 try:
-                    # Kept before it is started: whatever interrupts that, there is never a second one.
+                    # Kept before it is started, whatever interrupts that.
                     self._thread = threading.Thread(target=self._own, name=self.name, daemon=True)
                     self._thread.start()
                 finally:
@@ -1146,7 +1149,8 @@ class ConnectionThread:
 
     def _own(self) -> None:
         _here.connection = self.name
-        self._run()
+        with self._running:
+            self._run()
 
     def _run(self) -> None:
         backoff = Backoff()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import pytest
 from lightbus import connection, errors
 from lightbus.connection import Broker, ConnectionThread, describe, parse_address
 from lightbus.transport import Connection
+from tests.patience import LIMIT, wait_until
 
 ADDRESS = parse_address("amqp://ann:secret@rabbit/shop")
 
@@ -271,3 +273,57 @@ def test_what_failed_comes_last_for_a_minute(clock: Clock, monkeypatch: pytest.M
     broker.connect("test")
     broker.connect("test")
     assert tried[5:] == ["one", "one"]
+
+
+# --- one thread at a time -----------------------------------------------------------------------
+
+
+class Living(ConnectionThread):
+    """Notes how many threads are in it at once."""
+
+    def __init__(self) -> None:
+        self.inside = self.most = 0
+        self.ends = threading.Event()
+        super().__init__(Broker.parse("memory://never"), "test")
+
+    def _live(self) -> None:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.ends.wait(LIMIT)
+        self.inside -= 1
+
+
+class JobTooSlow(TimeoutError):
+    """What a signal's handler raises."""
+
+
+def test_a_start_that_was_interrupted_leaves_one_thread_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So early that the first one does not count as alive yet: the next publish starts another."""
+    started: list[threading.Thread] = []
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            started.append(self)
+            if len(started) == 1:
+                raise JobTooSlow
+
+        def is_alive(self) -> bool:
+            return super().is_alive() and self is not started[0]
+
+    living = Living()
+    with monkeypatch.context() as patched:
+        patched.setattr(connection.threading, "Thread", Interrupted)
+        with pytest.raises(JobTooSlow):
+            living.ensure_started()
+        living.ensure_started()
+    first, second = started
+    wait_until(lambda: living.inside, "a thread at work")
+    second.join(0.3)  # in which it could begin to work, if it were to
+    assert living.most == 1
+    living.let_go()
+    living.ends.set()
+    for thread in (first, second):
+        threading.Thread.join(thread, LIMIT)
+        assert not threading.Thread.is_alive(thread)
+    assert living.most == 1
