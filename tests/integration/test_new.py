@@ -13,13 +13,12 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import click.testing
-import packaging.requirements
 import packaging.utils
 import pytest
 import yaml
@@ -29,6 +28,7 @@ from lightbus.cli import main, new
 from lightbus.cli.dead import NONE
 from tests import rabbitmq as nodes
 from tests.processes import LIGHTBUS, LIMIT, ROOT, Program, environment, lightbus, wait_until
+from tests.wheelhouse import requirements_of
 
 TEMPLATE = ROOT / "cookiecutter"
 PAGE = (ROOT / "docs" / "howto" / "new-service.md").read_text()
@@ -305,7 +305,7 @@ def test_the_wheel_brings_the_template_and_a_service_can_be_installed(tmp_path: 
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
     offline = ["--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run([*pip, "wheel", *offline, "--wheel-dir", wheels, ROOT], check=True, timeout=4 * LIMIT)
-    (wheel,) = wheels.glob("lightbus-*.whl")
+    (wheel,) = wheels.glob("lightbus_amqp-*.whl")
     packed = {name.removeprefix("lightbus/_template/") for name in zipfile.ZipFile(wheel).namelist()}
     assert packed >= files(TEMPLATE)
 
@@ -316,7 +316,7 @@ def test_the_wheel_brings_the_template_and_a_service_can_be_installed(tmp_path: 
     make(PLAIN)
     assert files(tmp_path / "billing") == files(Path("billing"))
 
-    # "lightbus" is found among what is installed, since it would not be found on PyPI.
+    # pip finds "lightbus-amqp" among what is installed.
     subprocess.run([*pip, "install", *offline, "--target", site, tmp_path / "billing"], check=True, timeout=4 * LIMIT)
     with Program("worker", "billing.bus:app", folder=elsewhere, url=url, extra={"PYTHONPATH": str(site)}) as worker:
         worker.wait_for("Ready")
@@ -487,26 +487,10 @@ def test_what_it_says_and_hears_must_differ(here: Path) -> None:
     assert not list(here.iterdir())
 
 
-def needed(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> Iterator[str]:
-    """A distribution and all that it needs, of what is installed here."""
-    if (name, extras) in seen:
-        return
-    seen.add((name, extras))
-    try:
-        requires = importlib.metadata.requires(name) or []
-    except importlib.metadata.PackageNotFoundError:
-        return
-    yield name
-    for one in map(packaging.requirements.Requirement, requires):
-        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in extras or {""}):
-            yield from needed(packaging.utils.canonicalize_name(one.name), frozenset(one.extras), seen)
-
-
 def test_no_service_hides_what_it_or_its_tools_need() -> None:
-    seen: set[tuple[str, frozenset[str]]] = set()
     distributions = {
-        *needed("lightbus", frozenset({"template", "reload", "trio", "uvloop"}), seen),
-        *(one for tool in ("pytest", "ruff", "hatchling") for one in needed(tool, frozenset(), seen)),
+        *requirements_of("lightbus-amqp", {"template", "reload", "trio", "uvloop"}),
+        *(one for tool in ("pytest", "ruff", "mypy", "hatchling") for one in requirements_of(tool)),
     }
     modules = {
         module
