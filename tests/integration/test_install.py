@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from tests import wheelhouse
 from tests.processes import ROOT
 
 VERSION = lightbus.__version__
+PAGE = (ROOT / "docs" / "howto" / "install.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +78,27 @@ def test_it_installs_into_an_empty_environment_and_the_demo_runs(
     assert "in the file" in output
     # The broker's administrators see this version. It comes from the metadata of the distribution.
     assert f"Lightbus embedded broker {VERSION}" in run(command, "doctor", f"sqlite:///{tmp_path}/bus.db")
+
+
+def test_the_page_names_the_files_the_version_and_the_extras(built: tuple[Path, Path]) -> None:
+    assert f"$ pip install wheels/{built[0].name}\n" in PAGE
+    assert f"$ lightbus --version\nlightbus {VERSION}\n" in PAGE
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", PAGE, re.MULTILINE))
+    assert rows == {extra: re.split(r"[^\w]", needs)[0] for extra, (needs,) in project["optional-dependencies"].items()}
+
+
+def test_a_project_that_requires_it_is_installed_with_the_wheel_as_the_page_says(wheels: Path, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").touch()
+    (dependencies,) = re.findall(r"^dependencies = .*$", PAGE, re.MULTILINE)
+    (tmp_path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        f'[project]\nname = "shop"\nversion = "1"\n{dependencies}\n'
+        '[tool.hatch.build]\ninclude = ["shop.py"]\n'
+    )
+    python = wheelhouse.empty_environment(tmp_path / ".venv")
+    for command in ("pip wheel --no-deps --wheel-dir wheels ~/lightbus", "pip install wheels/*.whl --editable ."):
+        assert f"$ {command}\n" in PAGE
+        here = command.replace("~/lightbus", shlex.quote(str(ROOT)))
+        wheelhouse.run(["sh", "-c", f"{shlex.quote(str(python))} -m {here}"], tmp_path, wheels)
+    assert wheelhouse.run([python.parent / "lightbus", "--version"], tmp_path, wheels) == f"lightbus {VERSION}\n"
