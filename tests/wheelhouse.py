@@ -67,8 +67,11 @@ def _pack(distribution: importlib.metadata.Distribution, folder: Path) -> None:
             place = f"{stem}.data/scripts/{file.name}" if top == ".." else file.as_posix()
             if top.endswith(".dist-info"):
                 place = "/".join([f"{stem}.dist-info", *file.parts[1:]])
-            content = Path(str(file.locate())).read_bytes()
-            wheel.writestr(zipfile.ZipInfo(place), content)
+            path = Path(str(file.locate()))
+            content = path.read_bytes()
+            entry = zipfile.ZipInfo(place)
+            entry.external_attr = path.stat().st_mode << 16
+            wheel.writestr(entry, content)
             digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
             rows.writerow([place, f"sha256={digest}", len(content)])
         rows.writerow([f"{stem}.dist-info/RECORD", "", ""])
