@@ -19,6 +19,7 @@ from typing import Any
 
 import attrs
 import click.testing
+import packaging.requirements
 import packaging.utils
 import pytest
 import yaml
@@ -261,8 +262,16 @@ def test_the_image_gets_its_dependencies_before_the_source_and_asks_livez() -> N
     assert runtime.items() <= development.items()
     assert runtime["lightbus-amqp"] == __version__
     assert {"mypy", "pytest", "ruff"} <= development.keys() - runtime.keys()
-    needed = {one for name in runtime for one in requirements_of(name)}
-    assert needed <= {packaging.utils.canonicalize_name(name) for name in runtime}
+    # `pip install --no-deps` installs no others, so all that the image's Python needs must be there.
+    (python,) = set(re.findall(r"^FROM python:(3\.\d+)-slim", dockerfile, re.MULTILINE))
+    image = {"extra": "", "python_version": python, "python_full_version": f"{python}.0"}
+    requirements = [
+        packaging.requirements.Requirement(one) for name in runtime for one in importlib.metadata.requires(name) or []
+    ]
+    needed = {one.name for one in requirements if one.marker is None or one.marker.evaluate(image)}
+    canonical = packaging.utils.canonicalize_name
+    assert {*map(canonical, needed)} <= {*map(canonical, runtime)}
+    assert "wheels" not in (service.folder / ".dockerignore").read_text()
 
 
 @pytest.mark.rabbitmq
