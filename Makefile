@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/ready-in
+TEMPLATE := 'cookiecutter/{{cookiecutter.__slug}}'
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet --quiet
 POLICY := /usr/sbin/policy-rc.d
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
@@ -119,15 +120,20 @@ rabbitmq:
 	rm -f $$log
 
 # The groups in pyproject.toml say what is needed; the lock file says which versions. The oldest supported Python
-# writes it, so that it holds what only that one needs.
-lock:  ## update requirements-dev.txt to the newest versions that pyproject.toml allows
+# writes it, so that it holds what only that one needs. The lock files of the template get the same versions.
+lock:  ## update requirements-dev.txt, and the template's, to the newest versions that pyproject.toml allows
 	@rm -rf .make/lock && python3.11 -m venv .make/lock
 	@.make/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	@.make/lock/bin/python -m pip install --quiet --editable ".[reload,trio,uvloop]" --group build --group test --group docs --group lint
 	@{ echo "# Written by \`make lock\` from pyproject.toml: the versions that tests and checks run with."; \
 	  .make/lock/bin/python -m pip freeze --exclude-editable; } > requirements-dev.txt
+	@.make/lock/bin/python -m pip install --quiet --editable ".[template]"
+	@.make/lock/bin/lightbus new .make/lock/service --name locked --no-input >/dev/null
+	@.make/lock/bin/python -m pip wheel --quiet --no-deps --wheel-dir .make/lock/service/wheels .
+	@PIP_CONSTRAINT=$(CURDIR)/requirements-dev.txt $(MAKE) -C .make/lock/service --silent lock PYTHON=python3.11
+	@cp .make/lock/service/requirements.txt .make/lock/service/requirements-dev.txt $(TEMPLATE)
 	@rm -rf .make/lock
-	@git diff --stat -- requirements-dev.txt
+	@git diff --stat -- requirements-dev.txt cookiecutter
 
 clean:  ## remove the environment and what tools left behind
 	@rm -rf $(VENV) .venv-bench .make docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -17,7 +17,20 @@ EVENT = re.compile(r"[a-z][a-z0-9]*([._-][a-z0-9]+)*")
 
 # Folders of the service, and what its environment has installed: a package of the same name would hide it.
 TAKEN = {
-    *("build", "conftest", "deploy", "dist", "docs", "elsewhere", "lightbus", "src", "test", "tests", "wheels"),
+    *(
+        "build",
+        "conftest",
+        "deploy",
+        "dist",
+        "docs",
+        "elsewhere",
+        "lightbus",
+        "lightbus-amqp",
+        "src",
+        "test",
+        "tests",
+        "wheels",
+    ),
     *("amqp", "anyio", "attr", "attrs", "click", "idna", "kombu", "msgspec", "packaging", "platformdirs"),
     *("outcome", "sniffio", "sortedcontainers", "trio", "typing-extensions", "tzdata", "uvloop", "vine", "watchfiles"),
     *("cfgv", "distlib", "filelock", "hatchling", "identify", "iniconfig", "nodeenv", "pip", "pluggy", "pre-commit"),
@@ -26,6 +39,7 @@ TAKEN = {
     *("arrow", "binaryornot", "certifi", "charset-normalizer", "cookiecutter", "dateutil", "jinja2", "markdown-it"),
     *("markdown-it-py", "markupsafe", "mdurl", "python-dateutil", "python-slugify", "requests", "rich", "six"),
     *("slugify", "text-unidecode", "urllib3"),
+    *("ast-serialize", "librt", "mypy", "mypy-extensions", "mypyc"),
     *("annotationlib", "compression"),  # modules of Python 3.14
 }
 CLASSES = {*dir(builtins), "AsyncIterator", "Lightbus", "Settings"}

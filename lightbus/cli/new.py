@@ -43,11 +43,12 @@ Exit codes:
 @click.option("--hears", metavar="NAME", help="What it hears of: an event of another service, as in user.registered.")
 @click.option("--no-input", is_flag=True, help="Ask nothing: what is not given is as in the examples.")
 def new(folder: Path | None, name: str | None, event: str | None, hears: str | None, no_input: bool) -> None:
-    """Make a new service: handlers, settings, tests, a container, RabbitMQ for a laptop, systemd, CI.
+    """Make a new service: handlers, settings, tests, a type checker, a container, RabbitMQ for a laptop, systemd, CI.
 
     FOLDER is where it goes, and what the service is called unless --name says so; it must be empty, or not there yet.
 
-    Needs cookiecutter: pip install cookiecutter. (`cookiecutter` with the template's folder does the same.)
+    Needs cookiecutter, the extra `template` of lightbus-amqp: pip install cookiecutter. (`cookiecutter` with the
+    template's folder does the same.)
     """
     _need_cookiecutter()
     if folder is not None:
@@ -59,8 +60,11 @@ def new(folder: Path | None, name: str | None, event: str | None, hears: str | N
     _make(service, target)
     there = "" if target.resolve() == Path.cwd() else f"  cd {shlex.quote(str(target))}\n"
     output.report(
-        f"Made {target}: the app {service.slug!r} says {service.event} and hears {service.hears}.\n\nNext:\n{there}"
-        "  pip install --editable '.[dev]'\n  pytest\n\nREADME.md goes on from there."
+        f"Created {target}: the app {service.slug!r} publishes {service.event} and handles {service.hears}.\n\n"
+        # This environment has lightbus-amqp in the version that the file names, so pip needs no index for it.
+        f"Next, in the environment of this command:\n{there}"
+        "  pip install --requirement requirements-dev.txt\n  make check\n\n"
+        "README.md shows how to set up an environment for the service alone, and how to run and deploy it."
     )
 
 

@@ -707,7 +707,7 @@ class Transport(kombu.transport.pyamqp.Transport):
 def _product() -> dict[str, str]:
     """What the broker's administrators see of us."""
     try:
-        version = importlib.metadata.version("lightbus")
+        version = importlib.metadata.version("lightbus-amqp")
     except importlib.metadata.PackageNotFoundError:
         version = "(not installed)"
     driver = f"Python {platform.python_version()}, py-amqp {amqp.__version__}"

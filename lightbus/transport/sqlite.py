@@ -157,7 +157,7 @@ class Transport(base.Transport):
         return connection.connected
 
     def driver_version(self) -> Any:
-        return metadata.version("lightbus")
+        return metadata.version("lightbus-amqp")
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         return uri
@@ -202,7 +202,7 @@ class Connection:
     @property
     def server_properties(self) -> Mapping[str, Any]:
         try:
-            version = metadata.version("lightbus")
+            version = metadata.version("lightbus-amqp")
         except metadata.PackageNotFoundError:  # run from its source folder
             version = "(not installed)"
         return {"product": "Lightbus embedded broker", "version": version}

@@ -30,6 +30,7 @@ RUN_ELSEWHERE = {
     "other-languages.md": "tests/integrations/test_other_languages.py",
     "testing.md": "tests/integrations/test_testing.py",
     "new-service.md": "tests/integration/test_new.py",
+    "install.md": "tests/integration/test_install.py",
 }
 """Pages whose programs a test starts, as their readers do."""
 APPS = {"billing.bus:app", "auth:app", "welcome:app", "kitchen:app"}

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ import packaging.utils
 import pytest
 import yaml
 
-from lightbus import topology
+from lightbus import __version__, topology
 from lightbus.cli import main, new
 from lightbus.cli.dead import NONE
 from tests import rabbitmq as nodes
 from tests.processes import LIGHTBUS, LIMIT, ROOT, Program, environment, lightbus, wait_until
+from tests.wheelhouse import requirements_of
 
 TEMPLATE = ROOT / "cookiecutter"
 PAGE = (ROOT / "docs" / "howto" / "new-service.md").read_text()
@@ -89,12 +90,16 @@ class Service:
         assert f"$ {command}\n" in self.readme
         return shlex.split(command.partition(" | ")[0])
 
-    def do(self, command: str, url: str = NOBODY) -> str:
+    def do(self, command: str, url: str = NOBODY, extra: Mapping[str, str] | None = None) -> str:
         """A command of the README, to its end."""
+        program, *arguments = self.words(command)
+        more = {"LIGHTBUS_URL": url, "PYTEST_ADDOPTS": "-p no:asyncio -p no:cacheprovider", **(extra or {})}
         done = subprocess.run(
-            [sys.executable, "-m", *self.words(command)],
+            [program, *arguments, f"PYTHON={sys.executable}"]
+            if program == "make"
+            else [sys.executable, "-m", program, *arguments],
             cwd=self.folder,
-            env=environment({"LIGHTBUS_URL": url, "PYTEST_ADDOPTS": "-p no:asyncio -p no:cacheprovider"}),
+            env=environment(more),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -123,19 +128,27 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/bus.db"
 
 
+@pytest.fixture(scope="module")
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What mypy has found out about Lightbus, for all services: otherwise each check takes several seconds more."""
+    return {"MYPY_CACHE_DIR": str(tmp_path_factory.mktemp("mypy"))}
+
+
 # --- what it makes ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answers", [PLAIN, *OTHERS], ids=lambda one: one.slug)
-def test_a_service_does_what_its_readme_says(answers: Answers, url: str) -> None:
+def test_a_service_does_what_its_readme_says(answers: Answers, url: str, mypy_cache: dict[str, str]) -> None:
     service = make(answers)
     made = files(service.folder)
-    assert service.do("ruff check .") == "All checks passed!\n"
-    assert "files left unchanged" in service.do("ruff format .")
-    assert "4 passed in" in service.do("pytest")
+    checked = service.do("make check", extra=mypy_cache)
+    assert "All checks passed!\n" in checked
+    assert "9 files already formatted\n" in checked
+    assert "Success: no issues found in 8 source files\n" in checked
+    assert "5 passed, 1 skipped in" in checked
     with service.worker(url) as worker:
         service.do(f"lightbus publish tests.elsewhere:app {answers.hears} id=1", url)
-        worker.wait_for(r"heard .*\(id='1'\)")
+        worker.wait_for(f"INFO .* {answers.module}.bus: handled {re.escape(answers.hears)} 1$")
         assert worker.end(signal.SIGTERM) == 0
     assert answers.handler in worker.output
     assert service.do(f"lightbus dead list {answers.module}.bus:app", url) == f"{NONE}\n"
@@ -163,7 +176,7 @@ def test_two_services_talk_as_the_page_says(either: str) -> None:
         assert f"$ {command}\n" in PAGE
         shop.do(command, either)
         for worker in (selling, charging):
-            line = worker.wait_for("INFO .* heard .*")[0]
+            line = worker.wait_for("INFO .* handled .*")[0]
             assert f"{line}\n" in PAGE
             assert worker.end(signal.SIGTERM) == 0
 
@@ -202,15 +215,85 @@ def parsed(path: str) -> Any:
 def test_what_continuous_integration_and_pre_commit_run_is_what_the_readme_says() -> None:
     service = make(PLAIN)
     workflow = parsed(".github/workflows/ci.yml")
+    assert workflow["permissions"] == {"contents": "read"}
     (job,) = workflow["jobs"].values()
-    commands = [step["run"] for step in job["steps"] if "run" in step]
-    for command in commands[:-1]:
-        assert f"$ {command.replace('format --check', 'format')}\n" in service.readme
-    assert commands[-1] == "docker build ."
+    get, *commands, last = [step["run"] for step in job["steps"] if "run" in step]
+    for command in commands:
+        assert f"$ {command}\n" in service.readme
+    assert commands[-1] == "make check"
+    assert last == "docker build ."
+    # The wheel comes from elsewhere, since it is not in git. An unset variable says what to do.
+    (variables,) = [step["env"] for step in job["steps"] if step.get("run") == get]
+    assert variables == {"LIGHTBUS": "${{ vars.LIGHTBUS }}"}
+    assert "Set the repository variable `LIGHTBUS`" in service.readme
+    done = subprocess.run(
+        ["bash", "-ec", get],
+        env=environment({"LIGHTBUS": ""}),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Set the repository variable LIGHTBUS, as README.md says." in done.stderr
     (repository,) = parsed(".pre-commit-config.yaml")["repos"]
-    assert [hook["entry"].split()[:2] for hook in repository["hooks"]] == [["ruff", "check"], ["ruff", "format"]]
-    (pin,) = re.findall(r"ruff==([\d.]+)", (service.folder / "pyproject.toml").read_text())
-    assert pin == importlib.metadata.version("ruff"), "the version that these tests format with"
+    hooks = [hook["entry"].split()[:2] for hook in repository["hooks"]]
+    assert hooks == [["ruff", "check"], ["ruff", "format"], ["mypy"]]
+    for name, version in locked(service, "requirements-dev.txt").items():
+        assert importlib.metadata.version(name) == version, "the version that these tests check with"
+
+
+def locked(service: Service, name: str) -> dict[str, str]:
+    """The distributions of a lock file, and their versions."""
+    lines = (service.folder / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_the_image_gets_its_dependencies_before_the_source_and_asks_livez() -> None:
+    service = make(PLAIN)
+    dockerfile = (service.folder / "Dockerfile").read_text()
+    steps = [dockerfile.index(step) for step in ("COPY requirements.txt", "pip install", "COPY billing billing")]
+    assert steps == sorted(steps)
+    assert "COPY . ." not in dockerfile
+    assert re.search(r"^ENV .*\bLIGHTBUS_REQUIRE_URL=1$", dockerfile, re.MULTILINE)
+    (health,) = re.findall(r"^HEALTHCHECK .*\\\n +CMD (.*)$", dockerfile, re.MULTILINE)
+    assert "http://127.0.0.1:8080/livez" in health
+    runtime, development = (locked(service, name) for name in ("requirements.txt", "requirements-dev.txt"))
+    assert runtime.items() <= development.items()
+    assert runtime["lightbus-amqp"] == __version__
+    assert {"mypy", "pytest", "ruff"} <= development.keys() - runtime.keys()
+    # `pip install --no-deps` installs no others, so all that the image's Python needs must be there.
+    (python,) = set(re.findall(r"^FROM python:(3\.\d+)-slim", dockerfile, re.MULTILINE))
+    image = {"extra": "", "python_version": python, "python_full_version": f"{python}.0"}
+    requirements = [
+        packaging.requirements.Requirement(one) for name in runtime for one in importlib.metadata.requires(name) or []
+    ]
+    needed = {one.name for one in requirements if one.marker is None or one.marker.evaluate(image)}
+    canonical = packaging.utils.canonicalize_name
+    assert {*map(canonical, needed)} <= {*map(canonical, runtime)}
+    assert "wheels" not in (service.folder / ".dockerignore").read_text()
+
+
+@pytest.mark.rabbitmq
+def test_in_continuous_integration_its_tests_use_rabbitmq(rabbitmq_url: str) -> None:
+    service = make(PLAIN)
+    (job,) = parsed(".github/workflows/ci.yml")["jobs"].values()
+    broker = job["services"]["rabbitmq"]
+    assert broker["image"] == "rabbitmq:4"
+    assert "--health-cmd" in broker["options"]
+    (variables,) = [step["env"] for step in job["steps"] if step.get("run") == "make check"]
+    assert variables == {"TEST_RABBITMQ_URL": "amqp://guest:guest@localhost:5672/"}
+    assert broker["ports"] == ["5672:5672"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "tests/test_rabbitmq.py"],
+        cwd=service.folder,
+        env=environment({"TEST_RABBITMQ_URL": rabbitmq_url}),
+        capture_output=True,
+        text=True,
+        timeout=4 * LIMIT,
+        check=False,
+    )
+    assert "1 passed in" in done.stdout, done.stdout + done.stderr
 
 
 def test_compose_gives_the_worker_a_broker_that_answers_and_time_to_stop() -> None:
@@ -258,7 +341,7 @@ def test_a_service_works_on_rabbitmq_with_these_definitions(rabbitmq_node: Calla
     with service.worker(url) as worker:
         assert service.do("lightbus doctor billing.bus:app", url).endswith("All is well.\n")
         service.do("lightbus publish tests.elsewhere:app user.registered id=1", elsewhere)
-        worker.wait_for(r"heard UserRegistered\(id='1'\)")
+        worker.wait_for("handled user.registered 1")
         assert worker.end(signal.SIGTERM) == 0
     refused = lightbus("publish", "tests.elsewhere:app", "user.registered", "id=1", folder=service.folder, url=url)
     assert refused.returncode == 1
@@ -305,7 +388,7 @@ def test_the_wheel_brings_the_template_and_a_service_can_be_installed(tmp_path: 
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
     offline = ["--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run([*pip, "wheel", *offline, "--wheel-dir", wheels, ROOT], check=True, timeout=4 * LIMIT)
-    (wheel,) = wheels.glob("lightbus-*.whl")
+    (wheel,) = wheels.glob("lightbus_amqp-*.whl")
     packed = {name.removeprefix("lightbus/_template/") for name in zipfile.ZipFile(wheel).namelist()}
     assert packed >= files(TEMPLATE)
 
@@ -316,7 +399,7 @@ def test_the_wheel_brings_the_template_and_a_service_can_be_installed(tmp_path: 
     make(PLAIN)
     assert files(tmp_path / "billing") == files(Path("billing"))
 
-    # "lightbus" is found among what is installed, since it would not be found on PyPI.
+    # pip finds "lightbus-amqp" among what is installed.
     subprocess.run([*pip, "install", *offline, "--target", site, tmp_path / "billing"], check=True, timeout=4 * LIMIT)
     with Program("worker", "billing.bus:app", folder=elsewhere, url=url, extra={"PYTHONPATH": str(site)}) as worker:
         worker.wait_for("Ready")
@@ -487,26 +570,10 @@ def test_what_it_says_and_hears_must_differ(here: Path) -> None:
     assert not list(here.iterdir())
 
 
-def needed(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> Iterator[str]:
-    """A distribution and all that it needs, of what is installed here."""
-    if (name, extras) in seen:
-        return
-    seen.add((name, extras))
-    try:
-        requires = importlib.metadata.requires(name) or []
-    except importlib.metadata.PackageNotFoundError:
-        return
-    yield name
-    for one in map(packaging.requirements.Requirement, requires):
-        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in extras or {""}):
-            yield from needed(packaging.utils.canonicalize_name(one.name), frozenset(one.extras), seen)
-
-
 def test_no_service_hides_what_it_or_its_tools_need() -> None:
-    seen: set[tuple[str, frozenset[str]]] = set()
     distributions = {
-        *needed("lightbus", frozenset({"template", "reload", "trio", "uvloop"}), seen),
-        *(one for tool in ("pytest", "ruff", "hatchling") for one in needed(tool, frozenset(), seen)),
+        *requirements_of("lightbus-amqp", {"template", "reload", "trio", "uvloop"}),
+        *(one for tool in ("pytest", "ruff", "mypy", "hatchling") for one in requirements_of(tool)),
     }
     modules = {
         module

@@ -1,4 +1,4 @@
-"""Stands in for the service that says {{ cookiecutter.hears }}, in tests and by hand:
+"""Replaces the service that publishes {{ cookiecutter.hears }}, in tests and by hand:
 
 lightbus publish tests.elsewhere:app {{ cookiecutter.hears }} id=1
 """

@@ -1,4 +1,4 @@
-"""What comes of what it hears. Each test has a broker of its own, so nothing needs to be started."""
+"""What the service does with an event. Each test has an embedded broker of its own, so no server has to run."""
 
 from lightbus.testing import TestBus
 
@@ -7,14 +7,14 @@ from {{ cookiecutter.__module }} import bus
 from . import elsewhere
 
 
-def test_what_it_hears_leads_to_what_it_says(lightbus_bus: TestBus) -> None:
+def test_an_event_leads_to_an_event(lightbus_bus: TestBus) -> None:
     elsewhere.app.publish_sync(elsewhere.{{ cookiecutter.__hears_class }}(id="1"))
     lightbus_bus.drain_sync()
-    [said] = lightbus_bus.published(bus.{{ cookiecutter.__event_class }})
-    assert said == bus.{{ cookiecutter.__event_class }}(id="1")
+    [published] = lightbus_bus.published(bus.{{ cookiecutter.__event_class }})
+    assert published == bus.{{ cookiecutter.__event_class }}(id="1")
 
 
-def test_what_it_cannot_read_is_kept_as_a_dead_letter(lightbus_bus: TestBus) -> None:
+def test_an_event_with_a_wrong_field_becomes_a_dead_letter(lightbus_bus: TestBus) -> None:
     lightbus_bus.publish_sync("{{ cookiecutter.hears }}", {"id": None})
     lightbus_bus.drain_sync()
     assert [letter.handler for letter in lightbus_bus.dead()] == ["{{ cookiecutter.__handler }}"]

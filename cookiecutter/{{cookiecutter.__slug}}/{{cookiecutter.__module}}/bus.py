@@ -1,4 +1,4 @@
-"""What this service says and hears. Start it: lightbus worker {{ cookiecutter.__module }}.bus:app"""
+"""What this service publishes and handles. Run it: lightbus worker {{ cookiecutter.__module }}.bus:app"""
 
 import contextlib
 import logging
@@ -15,8 +15,7 @@ settings = Settings.read()
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Lightbus) -> AsyncIterator[None]:
-    """A worker's life: open here what handlers share (a pool, a client), and close it after the yield."""
-    log.info("%s", settings)
+    """Runs around each worker. Open here what handlers share (a pool, a client), and close it after the yield."""
     yield
 
 
@@ -26,20 +25,21 @@ app = Lightbus("{{ cookiecutter.__slug }}", concurrency=settings.concurrency, li
 @app.event("{{ cookiecutter.event }}")
 @attrs.frozen(kw_only=True)
 class {{ cookiecutter.__event_class }}:
-    """Tell whoever hears it when it is said, and what its fields mean."""
+    """TODO: document when this event is published and what its fields mean."""
 
     id: str
 
 
 @attrs.frozen
 class {{ cookiecutter.__hears_class }}:
-    """What is read of {{ cookiecutter.hears }}; its other fields are ignored."""
+    """The fields of {{ cookiecutter.hears }} that this service reads. It ignores all others."""
 
     id: str
 
 
 @app.on("{{ cookiecutter.hears }}")
-async def {{ cookiecutter.__handler }}(heard: {{ cookiecutter.__hears_class }}) -> None:
-    # An event may come twice. Where that would hurt, take `message: Message` too: message.id is the same then.
-    log.info("heard %s", heard)
-    await app.publish({{ cookiecutter.__event_class }}(id=heard.id))
+async def {{ cookiecutter.__handler }}(event: {{ cookiecutter.__hears_class }}) -> None:
+    # An event may arrive twice. If that matters, also take `message: Message`: message.id is the same both times.
+    await app.publish({{ cookiecutter.__event_class }}(id=event.id))
+    # Log the id, not the event: other fields may hold personal data or secrets.
+    log.info("handled {{ cookiecutter.hears }} %s", event.id)

@@ -1,6 +1,6 @@
-"""What differs between a laptop, a test and production: read from the environment, once.
+"""Settings from the environment, read once: they differ between a laptop, a test and production.
 
-The broker, LIGHTBUS_URL, is read by Lightbus itself.
+Lightbus itself reads LIGHTBUS_URL, the broker.
 """
 
 import os
@@ -12,6 +12,8 @@ import attrs
 
 @attrs.frozen
 class Settings:
+    """Declare a secret as `attrs.field(repr=False)`, so that no log shows it. A test checks that."""
+
     concurrency: int
     """{{ cookiecutter.__prefix }}_CONCURRENCY: handlers that run at once, in each worker process."""
 
@@ -19,7 +21,7 @@ class Settings:
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """
         Raises:
-            ValueError: a variable cannot be read; names it.
+            ValueError: a variable has a wrong value. The message names the variable.
         """
         return cls(
             concurrency=_number(environment, "{{ cookiecutter.__prefix }}_CONCURRENCY", default=32),
