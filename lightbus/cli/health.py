@@ -48,7 +48,7 @@ def health(target: str, as_json: bool) -> None:
         output.write(json.dumps(answer, indent=1))
     else:
         for queue in queues:
-            state = f"{queue['ready']:,} ready, {queue['consumers']} consuming" if queue["exists"] else "not there"
+            state = f"{queue['ready']:,} ready, {queue['consumers']} consuming" if queue["exists"] else "missing"
             output.write(f"{queue['name']}: {state}")
         for problem in problems:
             click.echo(f"Unhealthy: {problem}", err=True)

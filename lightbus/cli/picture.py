@@ -334,7 +334,7 @@ def _handler_texts(handler: Handler) -> list[str]:
 def _wrong(state: ObjectState | None) -> str:
     if state is None:
         return ""
-    return "not there" if not state.exists else "differs" if state.difference else ""
+    return "missing" if not state.exists else "differs" if state.difference else ""
 
 
 def _escaped(text: str) -> str:

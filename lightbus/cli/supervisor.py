@@ -140,7 +140,7 @@ class Supervisor:
             self._first_signal = now
             self._stop(f"{number.name}")
         elif now - self._first_signal > ECHO:
-            logger.warning("Stopped at once (%s). What was in flight is delivered again.", number.name)
+            logger.warning("Stopped at once (%s). Unfinished events will be redelivered.", number.name)
             for child in self.children:
                 if child.process is not None:
                     child.process.kill()

@@ -244,7 +244,7 @@ def _verdict(states: States, target: str) -> Iterator[str]:
     for name, state in differ:
         yield f"{name}: {tables.printable(state.difference)}"
     if missing:
-        yield f"Not there: {', '.join(missing)}. A worker declares them: lightbus worker {target}"
+        yield f"Missing: {', '.join(missing)}. A worker declares them: lightbus worker {target}"
     if not differ and not missing:
         yield "All exchanges and queues are there, as they are declared."
     yield f"Bindings cannot be asked for. What to do next, if something is wrong: lightbus doctor {target}"

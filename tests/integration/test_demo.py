@@ -155,7 +155,7 @@ def test_a_service_that_dies_is_an_error_and_not_a_wait(temporary: Path) -> None
     ("url", "said"),
     [
         ("amqp://127.0.0.1:1", "Is the broker running there?"),
-        ("redis://localhost", "cannot carry an event bus"),
+        ("redis://localhost", "is not supported"),
         ("nonsense", "is not a broker URL"),
         ("memory://", "within one process"),
     ],

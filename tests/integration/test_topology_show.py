@@ -149,15 +149,15 @@ def test_beside_it_stands_what_the_broker_has(folder: Path, url: str) -> None:
     assert by_name["billing.retry.1s"] == {"exists": False, "difference": None}
     assert "inequivalent arg" in by_name["billing.retry.5s"]["difference"]
     done = lightbus("topology", "bus:app", "--live", folder=folder, url=url)
-    assert "Not there: billing.retry.1s (queue). A worker declares them: lightbus worker bus:app" in done.stdout
+    assert "Missing: billing.retry.1s (queue). A worker declares them: lightbus worker bus:app" in done.stdout
     assert re.search(r"^billing\.retry\.5s \(queue\): .*inequivalent arg", done.stdout, re.MULTILINE)
     with connected(url) as connection:
         channel = connection.channel()
         assert channel.queue_declare("billing.dead", passive=True).message_count == 2  # looking changed nothing
         seen = states(connection, app)
-    assert '[("billing.retry.1s: not there<br/>billing.retry.5s: 0 ready, differs")]' in mermaid.flowchart(app, seen)
+    assert '[("billing.retry.1s: missing<br/>billing.retry.5s: 0 ready, differs")]' in mermaid.flowchart(app, seen)
     drawn = picture.draw(app, seen)
-    assert ">1 s: not there<" in drawn
+    assert ">1 s: missing<" in drawn
     assert ">5 s: 0 wait, differs<" in drawn
     assert ">2 ready, 0 consuming<" in drawn
 

@@ -31,8 +31,8 @@ if __name__ == "__main__":
             app.publish_sync(InvoicePaid(id=number))
     print("published")
 """
-UNSET = "LIGHTBUS_URL is not set, so events go through a file of this machine"
-REFUSED = "LIGHTBUS_REQUIRE_URL is set, which forbids the embedded broker"
+UNSET = "LIGHTBUS_URL is not set: using the embedded broker, a file on this machine"
+REFUSED = "LIGHTBUS_REQUIRE_URL is set, so the embedded broker is not allowed"
 
 FILES = {"billing.py": APP}
 

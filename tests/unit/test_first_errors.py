@@ -116,7 +116,7 @@ def _(app: Lightbus) -> None:
         _tenant: str
 
 
-@case("An event that JSON cannot carry")
+@case("An event that JSON cannot represent")
 def _(app: Lightbus) -> None:
     @app.event
     class UserGone:
