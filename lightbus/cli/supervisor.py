@@ -292,7 +292,7 @@ class Supervisor:
                 with contextlib.suppress(OSError):
                     self._wake_write.send(b"\0")
         except Exception as error:  # noqa: BLE001 - watchfiles raises what its Rust side says, as OSError or RuntimeError
-            logger.error("%s is not watched any more, so that changes are not seen: %s", folder, error)
+            logger.error("%s is no longer watched, so changes are not noticed: %s", folder, error)
 
 
 def _need_watchfiles() -> None:

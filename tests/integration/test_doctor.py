@@ -61,7 +61,7 @@ def test_all_is_well_while_a_worker_runs(folder: Path, url: str, doctor: Doctor)
     with working("billing:app", folder=folder, url=url) as worker:
         done = doctor("--strict")
         assert (done.returncode, done.stderr) == (0, "")
-        assert "All is well." in done.stdout
+        assert "No problems found." in done.stdout
         assert "billing.main: 0 events ready, 1 consumer." in done.stdout
         assert "Declaring, binding, publishing, confirms and reading work." in done.stdout
         assert "The clocks of the broker and of this machine agree." in done.stdout
@@ -109,7 +109,7 @@ def test_an_app_without_handlers_needs_no_queues_and_no_worker_and_its_publishin
     assert "'shop' has no handlers, so it needs no queues and no worker." in done.stdout
     assert "Declaring, binding, publishing and confirms work." in done.stdout
     assert "The clocks of the broker and of this machine agree." in done.stdout
-    assert "All is well." in done.stdout
+    assert "No problems found." in done.stdout
 
 
 @pytest.mark.rabbitmq
@@ -266,6 +266,6 @@ def test_a_source_that_may_be_a_typing_error_is_reported(tmp_path: Path, url: st
     assert "warn  source        charge: handles events of 'shpo' only, and no worker of such an app" in done.stdout
     assert "Did you mean 'shop', which exists?" in done.stdout
     assert "note  source        pack: handles events of 'ware' only" in done.stdout
-    assert "All is well" not in done.stdout
+    assert "No problems found" not in done.stdout
     assert "No app 'shpo' has run on this broker yet" in worker.output
     assert "Did you mean 'shop', which exists?" in worker.output

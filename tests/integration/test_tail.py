@@ -270,7 +270,7 @@ def test_what_cannot_be_done_is_one_message(folder: Path, sqlite_url: str) -> No
     for arguments, status, words in (
         (["a..b"], 2, "'a..b' is not a topic pattern"),
         (["nowhere:app"], 2, "no module 'nowhere'"),
-        (["a.b", "bus:app"], 2, "'bus:app' is no pattern: MODULE:ATTR or a URL comes first"),
+        (["a.b", "bus:app"], 2, "'bus:app' is not a pattern. Give MODULE:ATTR or a URL first"),
         (["--source", "Shop"], 2, "app name 'Shop'"),
         (["amqp://ann:s3cr3t@127.0.0.1:1/"], 1, "Connection refused. Is the broker running there?"),
         (["redis://localhost"], 1, "redis:// is not supported"),

@@ -114,7 +114,7 @@ def test_a_workers_first_line_names_its_broker_also_in_json(folder: Path, proces
             break
     worker.send_signal(signal.SIGTERM)
     worker.communicate(timeout=60)
-    assert "a worker of app 'billing' (billing:app) on embedded (SQLite file " in lines[0]["message"]
+    assert "worker of app 'billing' (billing:app) on embedded (SQLite file " in lines[0]["message"]
     assert [one["level"] for one in lines if UNSET in one["message"]] == ["warning"]
 
 

@@ -17,4 +17,4 @@ if __name__ == "__main__":
     with app:
         for number, dish in enumerate(sys.argv[1:], start=1):
             receipt = app.publish_sync(OrderPlaced(number=number, dish=dish))
-            print(f"order {number}, {dish}: confirmed, {'routed' if receipt.routed else 'but nobody listens'}")
+            print(f"order {number}, {dish}: confirmed, {'routed' if receipt.routed else 'not routed'}")
