@@ -2,12 +2,15 @@
 
 import sys
 
+import attrs
+
 from lightbus import Lightbus
 
 app = Lightbus("shop")
 
 
-@app.event  # -> "order.placed"
+@app.event  # published as "order.placed"
+@attrs.frozen
 class OrderPlaced:
     number: int
     dish: str
