@@ -66,15 +66,17 @@ class Lightbus:
     @errors.explains_options(
         "Lightbus(...)",
         {
-            **dict.fromkeys(("broker", "broker_url", "dsn", "host", "uri"), "url= has the broker."),
+            **dict.fromkeys(("broker", "broker_url", "dsn", "host", "uri"), "Use url=."),
             **dict.fromkeys(
                 ("max_retries", "retries", "backoff", "retry_policy"), "Use retry=Retry(delays=(1, 5, 30))."
             ),
-            **dict.fromkeys(("workers", "max_workers", "max_concurrency", "threads"), "concurrency= has how many run."),
-            **dict.fromkeys(("prefetch_count", "qos"), "It is prefetch=."),
-            "timeout": "It is publish_timeout= here; @app.on(timeout=) is for handlers.",
-            **dict.fromkeys(("exchange", "queue", "queue_name"), "Both are named after the app."),
-            **dict.fromkeys(("durable", "auto_delete"), "Lightbus' queues and exchanges are durable: leave it out."),
+            **dict.fromkeys(("workers", "max_workers", "max_concurrency", "threads"), "Use concurrency=."),
+            **dict.fromkeys(("prefetch_count", "qos"), "Use prefetch=."),
+            "timeout": "Use publish_timeout=; @app.on(timeout=) is for handlers.",
+            **dict.fromkeys(("exchange", "queue", "queue_name"), "Their names are derived from the app's name."),
+            **dict.fromkeys(
+                ("durable", "auto_delete"), "Lightbus's queues and exchanges are always durable: remove it."
+            ),
         },
     )
     def __init__(
@@ -195,20 +197,20 @@ class Lightbus:
     @errors.explains_options(
         "@app.on(...)",
         {
-            "queue_name": "It is queue=, for a queue of the handler's own.",
-            "exchange": "source= has the app whose events it handles; by default all are.",
+            "queue_name": "Use queue=, which gives the handler a separate queue.",
+            "exchange": "Use source= to handle the events of one app only.",
             **dict.fromkeys(
                 ("routing_key", "pattern", "event", "topic", "events"),
-                "Name the events first, without a keyword: @app.on('user.registered').",
+                "Pass the events as positional arguments: @app.on('user.registered').",
             ),
             **dict.fromkeys(
                 ("max_retries", "retries", "backoff", "autoretry_for", "retry_backoff", "countdown"),
                 "Use retry=Retry(delays=(1, 5, 30)).",
             ),
-            **dict.fromkeys(("time_limit", "soft_time_limit"), "It is timeout=."),
-            **dict.fromkeys(("max_workers", "workers"), "concurrency= has how many run."),
+            **dict.fromkeys(("time_limit", "soft_time_limit"), "Use timeout=."),
+            **dict.fromkeys(("max_workers", "workers"), "Use concurrency=."),
             **dict.fromkeys(
-                ("durable", "auto_delete", "exclusive"), "Lightbus' queues are durable and shared: leave it out."
+                ("durable", "auto_delete", "exclusive"), "Lightbus's queues are always durable and shared: remove it."
             ),
         },
     )
@@ -276,7 +278,7 @@ class Lightbus:
         own_name = handler.check_name(name, function)
         owner = f"handler {own_name!r} of app {self.name!r}"
         if own_name in self.handlers:
-            raise errors.InvalidHandler(f"{owner}: there is one of that name already. Give one of them a name=.")
+            raise errors.InvalidHandler(f"{owner}: a handler with this name already exists. Pass a different name=.")
         suffix = MAIN if queue is None else topology.check_queue_suffix(queue, owner)
         self.handlers[own_name] = Handler(
             name=own_name,
@@ -399,12 +401,12 @@ class Lightbus:
         cls = type(event)
         if events.event_type_of(cls) is not None:
             raise errors.UnknownEvent(
-                f"{cls.__name__} is an event of another app, and {self.name!r} says what it has declared itself. "
-                f"Publish it with that app, or give {self.name!r} an event of its own: @app.event."
+                f"{cls.__name__} is an event of another app, and {self.name!r} can publish only its own events. "
+                f"Publish it with that app, or give {self.name!r} its own event: @app.event."
             )
         if cls.__module__ == "builtins" and self.events:
             known = ", ".join(f"{one.cls.__name__}(...)" for one in list(self.events.values())[:10])
-            raise errors.UnknownEvent(f"A {cls.__name__} is no event. Publish an instance of one, of: {known}.")
+            raise errors.UnknownEvent(f"A {cls.__name__} is not an event. Publish an instance of one of: {known}.")
         given = events.default_name(cls.__name__)
         raise errors.UnknownEvent(f"{cls.__name__} is not declared on app {self.name!r}. {self.suggestion(given)}")
 

@@ -114,11 +114,11 @@ def encode(event_type: EventType, event: object) -> bytes:
         body = _encoder.encode(event)
         _decoder(cls).decode(body)
         if _takes_null(cls) and b"null" in body and _holds_no_number(msgspec.to_builtins(event)):
-            raise ValueError("it has a NaN or an infinity, which JSON cannot carry (it would arrive as null)")
+            raise ValueError("it has a NaN or an infinity, which JSON cannot represent (it would arrive as null)")
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.InvalidPayload(
-            f"event {event_type.name!r} was not sent: {error}. "
-            f"Give the fields of {event_type.cls.__name__} values of the types that it declares."
+            f"event {event_type.name!r} was not sent: {error}. Set the fields of {event_type.cls.__name__} to values "
+            "of their declared types."
         ) from error
     return check_size(event_type.name, body)
 
@@ -153,8 +153,8 @@ def _holds_no_number(value: Any) -> bool:
 def check_size(name: str, body: bytes) -> bytes:
     if len(body) > MAX_BODY_BYTES:
         raise errors.BodyTooLarge(
-            f"event {name!r} was not sent: its body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}. "
-            "Put the data where both sides can read it, and its address into the event."
+            f"event {name!r} was not sent: its body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}. Store "
+            "the data elsewhere and publish a link to it."
         )
     return body
 
@@ -238,12 +238,12 @@ def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]
             )
         if key in ROUTING_HEADERS:
             raise errors.InvalidPayload(
-                f"event {name!r} was not sent: the broker would send it to the routing keys in the header {key!r} too. "
+                f"event {name!r} was not sent: the broker would also route it to the keys in the header {key!r}. "
                 "Choose another name, such as 'cc-address'."
             )
         if not _is_text(key) or (isinstance(value, str) and not _is_text(value)):
             raise errors.InvalidPayload(
-                f"event {name!r} was not sent: the header {key!r} has characters that UTF-8 cannot carry (surrogates)."
+                f"event {name!r} was not sent: the header {key!r} has characters that UTF-8 cannot encode (surrogates)."
             )
         if not isinstance(value, (str, int, float, bool, datetime, type(None))):
             raise errors.InvalidPayload(
@@ -254,13 +254,13 @@ def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]
             raise errors.InvalidPayload(f"event {name!r} was not sent: the header {key!r} does not fit 64 bits.")
         if isinstance(value, float) and not math.isfinite(value):
             raise errors.InvalidPayload(
-                f"event {name!r} was not sent: the header {key!r} is {value}, which RabbitMQ does not take. "
-                "Send a finite number, or a str."
+                f"event {name!r} was not sent: the header {key!r} is {value}, which RabbitMQ does not accept. Send a "
+                "finite number, or a str."
             )
         if isinstance(value, datetime) and value.year < 1970:
             raise errors.InvalidPayload(
-                f"event {name!r} was not sent: the header {key!r} is before 1970, which AMQP cannot say. "
-                "Send it as a str."
+                f"event {name!r} was not sent: the header {key!r} is before 1970, which AMQP cannot represent. Send "
+                "it as a str."
             )
     size = sum(len(key.encode()) + len(str(value).encode()) for key, value in headers.items())
     if size > MAX_HEADERS_BYTES:  # all headers travel in one frame; the error headers of a dead letter join them
@@ -457,14 +457,14 @@ def moved_by_hand(app: str, delivery: Delivery, queue: str) -> errors.Unverified
     headers = _headers(read_properties(delivery))
     if delivery.exchange == topology.BUS:
         return errors.UnverifiedOrigin(
-            f"it came to {queue!r} from the bus exchange itself, to which nobody can publish: {_last_queue(headers)} "
-            "has dead-lettered it there. So nothing proves which app it is from. To retry it, if you trust who may "
+            f"it reached {queue!r} through the bus exchange, to which no client can publish: {_last_queue(headers)} "
+            "dead-lettered it there. So its source is not verified. To retry it, if you trust everyone who can "
             "publish there, use `lightbus dead retry` with --trust-origin."
         )
     before = ": ".join(filter(None, (_text(headers.get(ERROR_TYPE)), _text(headers.get(ERROR_MESSAGE)))))
     return errors.UnverifiedOrigin(
-        f"it was moved to {queue!r} past the exchanges, so nothing proves where it is from. To retry dead letters, use "
-        f"`lightbus dead retry`; for this one, if you trust who may publish there, with --trust-origin."
+        f"it was moved to {queue!r} without an exchange, so its source is not verified. To retry dead letters, use "
+        "`lightbus dead retry`; for this one, if you trust everyone who can publish there, with --trust-origin."
         + (f" It was a dead letter before, for {before}" if before else "")
     )
 

@@ -121,13 +121,13 @@ def _refuse_collisions(body: bytes, composite: bool) -> None:
                 different.add(str(value))
                 if len(different) > MOST_COLLIDING:
                     raise ValueError(
-                        f"more than {MOST_COLLIDING} of its numbers have the same hash, which no honest data has: "
-                        "as a set or as keys, they would take too long to decode"
+                        f"more than {MOST_COLLIDING} of its numbers have the same hash, which ordinary data does not "
+                        "have: decoding them into a set or into keys would take too long"
                     )
     if composite and containers > MOST_COMPOSITE:
         raise ValueError(
-            f"it has {containers:,} arrays and objects in {len(body):,} bytes; a type with a set of such takes "
-            f"{MOST_COMPOSITE:,} at most in a large body, since they may be made to take too long. Use a list."
+            f"it has {containers:,} arrays and objects in {len(body):,} bytes; a type with a set of these accepts at "
+            f"most {MOST_COMPOSITE:,} in a large body, because decoding could take too long. Use a list."
         )
 
 

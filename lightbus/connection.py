@@ -127,7 +127,7 @@ _ESCAPE = (
     "In a user name, a password or a virtual host, write % / ? # @ : ; and spaces as %25 %2F %3F %23 %40 %3A %3B %20."
 )
 _SEVERAL = (
-    "Join the URLs of several nodes by ';', each with its scheme, as in 'amqp://host-1;amqp://host-2'; or give a list."
+    "Join the URLs of several nodes by ';', each with its scheme, as in 'amqp://host-1;amqp://host-2'; or pass a list."
 )
 
 
@@ -147,8 +147,8 @@ def parse_address(url: object, folder: str | None = None) -> Address:
     scheme = scheme.lower()
     if text and (text[0] in _QUOTES or text[-1] in _QUOTES):
         raise errors.InvalidURL(
-            "The value given is not a broker URL: it has quotation marks around it. Remove them. (A shell does that by "
-            "itself; an env file of Docker or systemd, or a secret, may not.)"
+            "The value given is not a broker URL: it is enclosed in quotation marks. Remove them. (A shell removes "
+            "them; an env file of Docker or systemd, or a secret, may keep them.)"
         )
     if not separator or not _SCHEME.fullmatch(scheme):
         raise errors.InvalidURL(
@@ -199,7 +199,7 @@ def _text_of(url: object) -> str:
     if isinstance(getattr(url, "scheme", None), str):
         return str(url)
     raise errors.InvalidURL(
-        f"The value given is not a broker URL: it is of the type {type(url).__name__}. Give a text, or a list of texts."
+        f"The value given is not a broker URL: its type is {type(url).__name__}. Pass a str, or a list of str."
     )
 
 
@@ -208,26 +208,28 @@ def _problem_of(scheme: str, rest: str) -> str | None:
     embedded = scheme in ("sqlite", "memory")
     base, _, query = rest.partition("?")
     if "://" in rest:
-        return f"it holds more than one URL. {_SEVERAL}"
+        return f"it contains more than one URL. {_SEVERAL}"
     if any(character < " " or character == "\x7f" for character in rest):
-        return "it holds a line break or another control character. Remove it."
+        return "it contains a line break or another control character. Remove it."
     if "#" in rest or "@" in query:
-        return f"it holds a '#', or an '@' after a '?'. {_ESCAPE}"
+        return f"it contains a '#', or an '@' after a '?'. {_ESCAPE}"
     if embedded:
-        return "it has a user name or a password, and a file has none." if "@" in base.partition("/")[0] else None
+        return (
+            "it has a user name or a password, which a file URL cannot have." if "@" in base.partition("/")[0] else None
+        )
     if any(character.isspace() for character in rest):
-        return f"it holds a space. {_ESCAPE}"
+        return f"it contains a space. {_ESCAPE}"
     if not _is_text(rest):
-        return f"it holds what is not UTF-8, or a '%' that begins no escape. {_ESCAPE}"
+        return f"it contains bytes that are not UTF-8, or a '%' that does not start an escape. {_ESCAPE}"
     authority, _, path = base.partition("/")
     if "@" in path:
         return f"an '@' comes after the host. {_ESCAPE}"
     userinfo, at, hostport = authority.rpartition("@")
     if "@" in userinfo:
-        return f"it holds more than one '@'. {_ESCAPE} {_SEVERAL}"
+        return f"it contains more than one '@'. {_ESCAPE} {_SEVERAL}"
     problem = (_problem_of_user(userinfo) if at else None) or _problem_of_host(hostport) or _problem_of_vhost(path)
     if problem is None and not _is_read_by_others(rest):
-        return f"it holds a letter that Unicode takes for one of / ? # @ and :. {_ESCAPE}"
+        return f"it contains a character that Unicode normalizes to one of / ? # @ and :. {_ESCAPE}"
     return problem
 
 
@@ -253,7 +255,7 @@ def _problem_of_user(userinfo: str) -> str | None:
     if not user or (colon and not password):
         return "its user name or its password is empty. (Is a variable not set?)"
     if any(character < " " for character in unquote(userinfo)):
-        return "its user name or its password holds a control character (such as %0A, a line break)."
+        return "its user name or its password contains a control character (such as %0A, a line break)."
     return None
 
 
@@ -267,12 +269,12 @@ def _problem_of_host(hostport: str) -> str | None:
     if colon not in ("", ":") or (colon and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536)):
         return f"its port is not a number from 1 to 65535, or what comes before is not a host. {_ESCAPE}"
     if not host:
-        return "it names no host. Write 'localhost' for a broker on this machine."
+        return "it has no host. Use 'localhost' for a broker on this machine."
     if "," in host:
         return f"its host holds a ','. {_SEVERAL}"
     if not _is_host(host):
         return (
-            "its host is no host name and no IP address. (An IPv4 address has four numbers; an IPv6 address is in "
+            "its host is not a host name or an IP address. (An IPv4 address has four numbers; an IPv6 address is in "
             f"brackets, as in 'amqp://[::1]/'.) {_ESCAPE}"
         )
     return None
@@ -296,7 +298,7 @@ def _is_host(host: str) -> bool:
 def _problem_of_vhost(path: str) -> str | None:
     vhost = unquote(path)
     if len(vhost.encode()) > 255 or any(character < " " for character in vhost):
-        return "its virtual host (what follows the host) is longer than 255 bytes, or holds a control character."
+        return "its virtual host (what follows the host) is longer than 255 bytes, or contains a control character."
     return None
 
 
@@ -335,8 +337,8 @@ def _absolute(path: str, folder: str | None) -> str:
         return os.path.normpath(os.path.join(folder or os.getcwd(), path))
     except FileNotFoundError:
         raise errors.InvalidURL(
-            f"The broker URL names the file {path!r}, relative to the working directory, and that no longer exists. "
-            "Give the whole path."
+            f"The broker URL refers to the file {path!r}, relative to the working directory, which no longer exists. "
+            "Use an absolute path."
         ) from None
 
 
@@ -344,14 +346,14 @@ def _why_unsupported(scheme: str) -> str:
     advice = "Use RabbitMQ (amqp:// or amqps://), or the embedded broker (sqlite:// or memory://)."
     if scheme in TRANSPORT_ALIASES or scheme in _OTHERS:
         what = (
-            "kombu can reach it, but it has no AMQP exchanges and bindings to route events with"
+            "it has no AMQP exchanges and bindings to route events"
             if scheme in TRANSPORT_ALIASES
-            else "no such broker is known"
+            else "unknown broker type"
         )
-        return f"{scheme}:// cannot carry an event bus: {what}. {advice}"
+        return f"{scheme}:// is not supported: {what}. {advice}"
     near = difflib.get_close_matches(scheme, _TRANSPORTS, n=1)
     meant = f" Did you mean {near[0]}://?" if near else ""
-    return f"The URL's scheme, before '://', cannot carry an event bus: no such broker is known.{meant} {advice}"
+    return f"The URL's scheme, before '://', is not supported: unknown broker type.{meant} {advice}"
 
 
 _OTHERS = frozenset(("http", "https", "nats", "mqtt", "mqtts", "kafka", "pulsar", "stomp", "tcp", "postgres", "mysql"))
@@ -396,10 +398,10 @@ class Broker:
         """
         urls = _urls_of(url)
         if not urls:
-            raise errors.InvalidURL("The list of broker URLs is empty. Give at least one.")
+            raise errors.InvalidURL("The list of broker URLs is empty. Pass at least one.")
         if len(urls) > 1 and any(not str(one).strip() for one in urls):
             raise errors.InvalidURL(
-                "One of the broker URLs is empty: there is a ';' too many, or a variable is not set."
+                "One of the broker URLs is empty: remove the extra ';', or set the missing variable."
             )
         return cls(tuple(parse_address(one, folder) for one in urls))
 
@@ -416,8 +418,8 @@ class Broker:
         if os.environ.get(REQUIRE_VARIABLE, "").strip().lower() not in ("", "0", "no", "false", "off"):
             raise errors.InvalidURL(
                 f"{URL_VARIABLE} is {'empty' if url or URL_VARIABLE in os.environ else 'not set'}, and "
-                f"{REQUIRE_VARIABLE} is set, which forbids the embedded broker in its place. Set {URL_VARIABLE}, "
-                "as in amqp://user:password@host:5672/vhost, or give the app a url=."
+                f"{REQUIRE_VARIABLE} is set, so the embedded broker is not allowed. Set {URL_VARIABLE}, as in "
+                "amqp://user:password@host:5672/vhost, or give the app a url=."
             )
         return attrs.evolve(cls.parse(EMBEDDED), unset=True)
 
@@ -429,7 +431,8 @@ class Broker:
             from lightbus.transport.sqlite_store import locate, short_path
 
             logger.warning(
-                "%s is not set, so events go through a file of this machine (%s). In production set it, and %s=1.",
+                "%s is not set: using the embedded broker, a file on this machine (%s). In production, set "
+                "it, and %s=1.",
                 URL_VARIABLE,
                 short_path(locate(EMBEDDED).path),
                 REQUIRE_VARIABLE,
@@ -576,8 +579,8 @@ def _check_readable(option: str, path: str) -> None:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise
         raise errors.TLSRefused(
-            f"The broker URL's {option}={path} cannot be read: {error.strerror}. "
-            "Name a PEM file that this user may read."
+            f"The broker URL's {option}={path} cannot be read: {error.strerror}. Use a PEM file that this user can "
+            "read."
         ) from error
 
 
@@ -596,19 +599,21 @@ def describe(error: BaseException, address: Address, endpoint: str = "") -> erro
             return error
         case ssl.SSLError() if getattr(error, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
             return errors.TLSRefused(
-                f"{where}: what answers there does not speak TLS ({error.reason}). Is it the port for amqp://? "
-                "RabbitMQ's own are 5671 for amqps:// and 5672 for amqp://."
+                f"{where}: the server does not speak TLS ({error.reason}). Is this the port for amqp://? RabbitMQ's "
+                "defaults are 5671 for amqps:// and 5672 for amqp://."
             )
         case ssl.SSLError():
             return errors.TLSRefused(
-                f"{where}: TLS failed: {error}. Is the host name the one in the certificate, "
-                "and its authority known here? "
-                "Name the authority's file with ?cafile=..., a client certificate with ?certfile=...&keyfile=..."
+                f"{where}: TLS failed: {error}. Check that the host name matches the certificate, and that this "
+                "machine trusts its CA. Set a CA file with ?cafile=..., a client certificate with "
+                "?certfile=...&keyfile=..."
             )
         case amqp.exceptions.AMQPError() if _is_answer(error):
             return _describe_answer(error, where, address)
         case socket.gaierror():
-            return errors.BrokerUnreachable(f"No connection to {where}: the host name is not known ({error.strerror}).")
+            return errors.BrokerUnreachable(
+                f"No connection to {where}: the host name cannot be resolved ({error.strerror})."
+            )
         case TimeoutError():
             return errors.BrokerUnreachable(
                 f"No connection to {where}: no answer in time. Is a broker listening there?"
@@ -626,9 +631,9 @@ def _describe_limit(error: BaseException, where: str) -> errors.LimitReached | N
     if not isinstance(error, amqp.exceptions.AMQPError) or not _LIMIT.search(words := _words(error)):
         return None
     if re.search(r"(queue|exchange) limit", words):
-        step, how = "Delete queues and exchanges that nobody uses, or raise it", "set_vhost_limits"
+        step, how = "Delete unused queues and exchanges, or raise it", "set_vhost_limits"
     else:
-        step = "Close connections that nobody needs (`rabbitmqctl list_connections user peer_host client_properties`)"
+        step = "Close unused connections (`rabbitmqctl list_connections user peer_host client_properties`)"
         step, how = f"{step}, or raise it", "set_user_limits or set_vhost_limits"
     return errors.LimitReached(f"{where}: a limit is reached ({words}). {step} (rabbitmqctl {how}, or rabbitmq.conf).")
 
@@ -648,7 +653,7 @@ def _describe_answer(error: amqp.exceptions.AMQPError, where: str, address: Addr
     words = _words(error)
     if "inequivalent arg" in words:
         return errors.TopologyConflict(
-            f"The broker has it with other arguments than this app declares: {words}. {way_out(words, address)}"
+            f"It exists on the broker with other arguments than this app declares: {words}. {way_out(words, address)}"
         )
     no_words = getattr(error, "method", None) is None  # the connection was closed in the middle of logging in
     if isinstance(error, amqp.exceptions.AccessRefused) and no_words:
@@ -665,68 +670,68 @@ _ANSWERS: tuple[tuple[str, type[errors.BrokerError], str, str], ...] = (
         r"^403 .*login",
         errors.AccessRefused,
         "it refused the user name or password",
-        "Check LIGHTBUS_URL; RabbitMQ lets 'guest' in from the same machine only.",
+        "Check LIGHTBUS_URL; RabbitMQ accepts 'guest' only from the same machine.",
     ),
     (
         r"^403 .*reserved prefix",
         errors.AccessRefused,
-        "the name is the broker's own",
+        "the name is reserved by the broker",
         "Names that begin with 'amq.' are reserved. Choose another one.",
     ),
     (
         r"^403 .*exclusive use",
         errors.AccessRefused,
-        "another consumer has the queue for itself",
+        "another consumer has exclusive access to the queue",
         "Find it with `rabbitmqctl list_consumers`, and stop it.",
     ),
     (
         r"^403 .*(internal|default) exchange",
         errors.AccessRefused,
-        "nobody may do that",
+        "no client may do that",
         "Clients may not publish to an internal exchange, nor change the default one.",
     ),
     (
         r"^403 ",
         errors.AccessRefused,
         "permission missing",
-        "Grant the app's user its own names: `lightbus topology permissions MODULE:ATTR` prints the "
+        "Grant the app's user access to its own names: `lightbus topology permissions MODULE:ATTR` prints the "
         "rabbitmqctl set_permissions line.",
     ),
     (
         r"^404 .*(is down|inaccessible|stopped|not available|no leader)",
         errors.BrokerUnreachable,
-        "the queue cannot be used now",
-        "The node that it is on is down, or starting: `rabbitmqctl cluster_status`.",
+        "the queue is not available",
+        "Its node is down or starting: `rabbitmqctl cluster_status`.",
     ),
     (
         r"vhost '[^']*' is down",
         errors.BrokerUnreachable,
         "the virtual host is down",
-        "It is starting, or could not be started: look at the broker's log, then `rabbitmqctl restart_vhost`.",
+        "It is starting, or failed to start: check the broker's log, then `rabbitmqctl restart_vhost`.",
     ),
     (
         r"^530 .*vhost",
         errors.AccessRefused,
-        "no such virtual host, or this user may not use it",
-        "Create it with `rabbitmqctl add_vhost`, allow it with `rabbitmqctl set_permissions`.",
+        "no such virtual host, or this user has no access to it",
+        "Create it with `rabbitmqctl add_vhost`, grant access with `rabbitmqctl set_permissions`.",
     ),
     (
         r"^404 ",
         errors.TopologyMissing,
-        "it is not there",
-        "Start a worker of the app that it belongs to, which declares it. Is it the right virtual host?",
+        "it does not exist",
+        "Start a worker of the app that owns it: the worker declares it. Check the virtual host, too.",
     ),
     (
         r"^405 ",
         errors.TopologyConflict,
-        "another connection has a queue of this name for itself (exclusive)",
-        "Find it with `rabbitmqctl list_queues name exclusive owner_pid`, and end the program that has it.",
+        "another connection has an exclusive queue of this name",
+        "Find it with `rabbitmqctl list_queues name exclusive owner_pid`, and stop the program that owns it.",
     ),
     (
         r"message size|^311 ",
         errors.LimitReached,
-        "a message is larger than the broker takes",
-        "Publish less, such as a link to the data; or raise max_message_size in rabbitmq.conf.",
+        "a message is larger than the broker accepts",
+        "Publish a link to the data instead, or raise max_message_size in rabbitmq.conf.",
     ),
     (
         r"acknowledgement .* timed out",
@@ -738,37 +743,37 @@ _ANSWERS: tuple[tuple[str, type[errors.BrokerError], str, str], ...] = (
         r"^506 ",
         errors.LimitReached,
         "the broker lacks a resource",
-        "Look at `rabbitmq-diagnostics alarms` and at the broker's log.",
+        "Check `rabbitmq-diagnostics alarms` and the broker's log.",
     ),
     (
         r"invalid (arg|property)|unknown exchange type|feature.?flag|deprecated|not support|^540 ",
         errors.UnsupportedBroker,
-        "it does not support what Lightbus asks of it",
+        "it does not support a feature that Lightbus needs",
         "Lightbus is tested with RabbitMQ 3.10 to 4.x. After an upgrade run `rabbitmqctl enable_feature_flag all`.",
     ),
     (
         r"^320 ",
         errors.BrokerUnreachable,
         "the broker closed the connection",
-        "It is being stopped, or an operator closed the connection.",
+        "It is shutting down, or an operator closed the connection.",
     ),
     (
         r"^541 ",
         errors.BrokerUnreachable,
-        "the broker failed",
-        "Look at its log, and at `rabbitmqctl cluster_status`: a node may be down, or still starting.",
+        "the broker reported an internal error",
+        "Check its log and `rabbitmqctl cluster_status`: a node may be down, or still starting.",
     ),
     (
         r"^406 ",
         errors.BrokerError,
-        "the broker refused that",
-        "Look at its log, and at what operators have set: `rabbitmqctl list_policies` and `list_operator_policies`.",
+        "the broker refused the request",
+        "Check its log and its policies: `rabbitmqctl list_policies` and `list_operator_policies`.",
     ),
     (
         r"",
         errors.BrokerError,
-        "the broker did not accept what it was sent",
-        "Is there a proxy in between that changes it? Else this is a fault of Lightbus: please report it.",
+        "the broker rejected the data as malformed",
+        "Check for a proxy in between that changes the data. Otherwise, this is a bug in Lightbus: please report it.",
     ),
 )
 """By the code and words of an answer, the first that fits: the pattern, the error, the cause, the next step."""
@@ -778,8 +783,8 @@ def too_many_files(error: BaseException) -> str:
     """EMFILE or ENFILE in words."""
     whose = "this process" if getattr(error, "errno", None) == errno.EMFILE else "this machine"
     return (
-        f"{whose} has too many open files (sockets count too). Find out what leaks them (lsof -p {os.getpid()}), "
-        "or raise the limit (ulimit -n)."
+        f"{whose} has too many open files (sockets count too). Find the leak (lsof -p {os.getpid()}), or raise the "
+        "limit (ulimit -n)."
     )
 
 
@@ -802,23 +807,23 @@ def way_out(words: str, address: Address) -> str:
     """
     queue = re.search(r" for queue '(.+?)' in vhost ", words)
     if address.scheme == "memory":
-        way = "start this program again: the broker in its memory goes with it"
+        way = "restart this program: its in-memory broker is discarded"
     elif address.embedded:
         from lightbus.transport.sqlite_store import locate
 
         path = locate(address.plain).path
-        way = f"stop all programs that use {path}, and delete that file: what waits in it is lost. Or use another file"
+        way = f"stop all programs that use {path}, and delete that file (its messages are lost). Or use another file"
     elif queue:
         way = (
-            f"once it is empty and nobody consumes it: {ctl('delete_queue', address.vhost, queue[1])}, "
-            "and start the app again, which declares it anew"
+            f"once it is empty and has no consumers: {ctl('delete_queue', address.vhost, queue[1])}, and restart the "
+            "app, which declares it again"
         )
     else:
         way = (
-            "while nobody publishes: delete the exchange, and start the workers of all apps that hear it, "
-            "which bind to it anew"
+            "while nothing publishes, delete the exchange, and restart the workers of all apps that subscribe to it: "
+            "they bind to it again"
         )
-    return f"Declare it as it is there. Or {way}."
+    return f"Declare it as it exists. Or {way}."
 
 
 def ctl(command: str, vhost: str, *arguments: str) -> str:
@@ -874,8 +879,9 @@ def _declare_shared(connection: Connection, exchange: Exchange) -> None:
             if exchange.internal:
                 raise
             raise errors.TopologyMissing(
-                f"The exchange {exchange.name!r}, which a handler names with source=, is not there, and this user may "
-                f"not declare it. Is it the app's right name? It comes when {exchange.name!r} first starts."
+                f"The exchange {exchange.name!r}, which a handler names with source=, does not exist, and this user "
+                f"may not declare it. Check the app's name. The exchange is created when {exchange.name!r} first "
+                "starts."
             ) from error
         channel.close()
         if not exchange.internal:
@@ -884,7 +890,7 @@ def _declare_shared(connection: Connection, exchange: Exchange) -> None:
                 "No app %r has run on this broker yet: a handler names it with source=, and nothing arrives until it "
                 "publishes. %s",
                 exchange.name,
-                f"Did you mean {near!r}, which has?" if near else "Is it the right name?",
+                f"Did you mean {near!r}, which exists?" if near else "Is it the right name?",
             )
     else:
         probe.close()
@@ -1133,9 +1139,7 @@ class ConnectionThread:
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(timeout)
             if thread.is_alive():
-                logger.warning(
-                    "%s did not end within %g s; its connection is left to the broker to close.", self.name, timeout
-                )
+                logger.warning("%s did not stop within %g s; the broker will close its connection.", self.name, timeout)
                 return
         self._thread = None
 
@@ -1168,7 +1172,7 @@ class ConnectionThread:
                 self._end(error)
             except Exception as error:
                 # A mistake of our own must not end the thread silently: whoever waits for it would wait on.
-                logger.exception("%s: unexpected error; the connection is replaced.", self.name)
+                logger.exception("%s: unexpected error; reconnecting.", self.name)
                 self._end(error)
             if self._open_since is not None and time.monotonic() - self._open_since > backoff.highest:
                 backoff.reset()

@@ -150,8 +150,8 @@ class Consumer:
             raise self._failure
         if not self._ended.is_set():
             raise errors.WorkerError(
-                f"The worker of {self.app!r} was cancelled from inside: by a handler, most likely, that cancelled the "
-                "tasks around its own. What was in hand is delivered again."
+                f"The worker of {self.app!r} was cancelled from inside, most likely by a handler that cancelled other "
+                "tasks. Unacknowledged events will be redelivered."
             )
 
     def _let_go(self) -> None:
@@ -394,8 +394,8 @@ class Consumer:
         elif cancelled and not first:
             slot.again = True
             logger.warning(
-                "The %s was interrupted, as something cancelled its task: most likely a handler that ran in it before, "
-                "with a timer that still runs. It is run again.",
+                "The %s was interrupted: its task was cancelled, most likely by a timer of an earlier handler in the "
+                "same task. The handler runs again.",
                 described(slot.lane, slot.job),
             )
         elif slot.error is not None and errors.is_a(slot.error, anyio.get_cancelled_exc_class()):
@@ -430,7 +430,9 @@ class Consumer:
                 except RuntimeError as error:
                     if seat.thread:
                         raise
-                    logger.error("No thread for the plain handlers of %r: %s. Trying again.", pool.lane.name, error)
+                    logger.error(
+                        "Cannot start a thread for the sync handlers of %r: %s. Trying again.", pool.lane.name, error
+                    )
                     await anyio.sleep(NO_THREAD_PAUSE)
                     continue
                 finally:
@@ -617,15 +619,15 @@ class Consumer:
         late.said_at = now
         if not slot.left_behind:
             became = (
-                "Its event stays unsettled, and it holds its place in the worker's concurrency, since "
-                f"{self._pools[slot.lane].limit} handlers of this queue run on like this already"
+                "Its event stays unacknowledged and it still counts towards the worker's concurrency, because "
+                f"{self._pools[slot.lane].limit} handlers of this queue already run past their timeout"
             )
         elif isinstance(slot, Seat):
-            became = "Its event has failed; a thread cannot be stopped"
+            became = "Its event has failed; the thread cannot be stopped"
         else:
             became = "Its event has failed; the handler did not end when it was cancelled"
         logger.error(
-            "The %s is over its timeout of %g s, and still running %.0f s later. %s. It is at:\n%s",
+            "The %s exceeded its timeout of %g s and is still running %.0f s later. %s. It is at:\n%s",
             late.what,
             late.timeout,
             now - late.since,
@@ -655,14 +657,14 @@ class Consumer:
             return codec.moved_by_hand(self.app, delivery, lane.name)
         if envelope.handler is not None:
             return errors.NoHandler(
-                f"the handler {envelope.handler!r}, whose retry this is, is not there any more. "
-                "Deploy the code that has it, or retry the dead letter once it is back."
+                f"the handler {envelope.handler!r}, whose retry this is, no longer exists. Deploy code that has this "
+                "handler, then retry the dead letter."
             )
         own_queue = "" if lane.suffix == topology.MAIN else f" --queue {lane.suffix}"
         return errors.NoHandler(
-            f"no handler of {self.app!r} on queue {lane.name!r} hears {envelope.event!r} from {envelope.source!r}. "
-            "If the handler was removed, so must its binding be: "
-            f"lightbus unbind MODULE:ATTR PATTERN{own_queue} (one that matches {envelope.event!r})"
+            f"no handler of {self.app!r} on queue {lane.name!r} handles {envelope.event!r} from {envelope.source!r}. "
+            f"If the handler was removed, remove its binding too: lightbus unbind MODULE:ATTR PATTERN{own_queue} (one "
+            f"that matches {envelope.event!r})"
         )
 
     async def _conclude(self, lane: Lane, job: Job, error: BaseException) -> None:
@@ -755,7 +757,7 @@ class Consumer:
                         logger.error("%s: the copy for %s was refused. %s", lane.name, copy.routing_key, error)
                         return False
                     if isinstance(error.__cause__, errors.TopologyMissing):
-                        self._subscriber.declare_again(f"the exchange {self._internal} is gone")
+                        self._subscriber.declare_again(f"the exchange {self._internal} no longer exists")
                     self._unkept[id(original)] = str(error)
                     logger.error(
                         "%s; its copy for %s.%s is not confirmed yet, trying again. %s",
@@ -767,7 +769,7 @@ class Consumer:
                 else:
                     if receipt.routed:
                         return True
-                    self._subscriber.declare_again(f"the queue {self.app}.{copy.routing_key} is gone")
+                    self._subscriber.declare_again(f"the queue {self.app}.{copy.routing_key} no longer exists")
                 await anyio.sleep(next(pauses, COPY_PAUSES[-1]))
             return None
         finally:
@@ -785,7 +787,7 @@ class Consumer:
         message_id, _ = codec.read_cause(delivery)
         # What `lightbus dead show` finds it by. A stranger may have written it: it stays one line.
         shown = message_id if message_id.isprintable() else ascii(message_id)
-        whose = "nobody handled" if handler is None else f"{handler.name} failed on"
+        whose = "no handler for" if handler is None else f"{handler.name} failed on"
         said = errors.summary(error).rstrip(".")
         return f"{whose} {self._name(delivery)!r} ({shown}) in {lane.name!r}, attempt {attempt}: {said}"
 
@@ -806,9 +808,9 @@ class Consumer:
         trace = None
         match decision, kept:
             case _, None:
-                level, became = logging.WARNING, "it is delivered again, as no copy of it was confirmed"
+                level, became = logging.WARNING, "it will be redelivered, because no copy of it was confirmed"
             case RetryIn(delay, _), True:
-                level, became = logging.WARNING, f"again in {delay:g} s"
+                level, became = logging.WARNING, f"retry in {delay:g} s"
                 if logger.isEnabledFor(logging.DEBUG):  # else the last attempt's will do: one trace an event
                     trace = error if errors.tells_where(error) else None
             case _, True:

@@ -163,9 +163,11 @@ def retry_publication(letter: Letter) -> Publication:
 def _why_broker(reason: str) -> str:
     match reason:
         case "delivery_limit":
-            return "its worker died (or lost its connection) each time, until the broker's delivery limit was reached"
+            return (
+                "its worker crashed (or lost its connection) each time, until the broker's delivery limit was reached"
+            )
         case "rejected":
-            return "the worker could not keep a copy of it, and let the broker dead-letter it"
+            return "the worker could not publish a copy of it, and let the broker dead-letter it"
         case "":
             return ""
         case _:
@@ -504,7 +506,7 @@ def opened(app: Lightbus) -> Generator[DeadQueue]:
         connection.collect()
         raise errors.TopologyMissing(
             f"There is no queue {app.name}.{topology.DEAD_KEY} on {app.broker.masked}: no worker of {app.name!r} has "
-            "run there. Is it the right broker? Check LIGHTBUS_URL; `lightbus doctor` shows what is there."
+            "run there. Is it the right broker? Check LIGHTBUS_URL; `lightbus doctor` shows what exists there."
         ) from error
     except LOST as error:
         connection.collect()

@@ -53,8 +53,8 @@ def define(cls: type[Any], name: object, version: object) -> EventType:
     event_name = _check_own_name(cls.__name__, name)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise errors.InvalidOption(
-            f"event {event_name!r}: version={version!r} is not a whole number from 1 up. "
-            "Count versions up from 1, one for each change that a listener must know of."
+            f"event {event_name!r}: version={version!r} is not an integer of 1 or more. Increment the version for "
+            "each change that subscribers must know about."
         )
     event_type = EventType(event_name, version, _as_value_class(cls))
     with _known_by_its_name(event_type.cls):
@@ -77,8 +77,8 @@ def check_name(name: object, owner: str) -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise errors.InvalidName(
-            f"{owner}: {name!r} cannot be an event name. "
-            "Use words of letters, digits, '_' and '-', joined by dots, as in 'user.registered'."
+            f"{owner}: {name!r} is not a valid event name. Use words of letters, digits, '_' and '-', joined by dots, "
+            "as in 'user.registered'."
         )
     if len(name.encode()) > MAX_NAME_BYTES:
         raise errors.InvalidName(
@@ -100,15 +100,15 @@ def _check_own_name(class_name: str, name: object) -> str:
         lost = sorted({*class_name} - {*string.ascii_letters, *string.digits, "_"})
         if lost:
             raise errors.InvalidName(
-                f"{owner}: {', '.join(map(repr, lost))} cannot be in an event name, which would be {name!r}. "
-                "Name it yourself, in lower-case letters from a to z: @app.event('user.registered')."
+                f"{owner}: {', '.join(map(repr, lost))} is not allowed in an event name, which would be {name!r}. Set "
+                "a name with lower-case letters from a to z: @app.event('user.registered')."
             )
     checked = check_name(name, owner)
     if checked != checked.lower():
         words = (default_name(word) for word in re.split("[._-]", checked))
         raise errors.InvalidName(
-            f"{owner}: the event name {checked!r} has capital letters, and routing keys are compared letter by letter: "
-            f"who subscribes to {checked.lower()!r} would never get it. Use {'.'.join(filter(None, words))!r}."
+            f"{owner}: the event name {checked!r} has capital letters. Routing keys are case-sensitive: a subscriber "
+            f"to {checked.lower()!r} would never receive it. Use {'.'.join(filter(None, words))!r}."
         )
     return checked
 
@@ -150,15 +150,15 @@ def _refuse_unsaid_fields(cls: type[Any]) -> None:
     """
     if "__init__" in cls.__dict__:
         raise errors.InvalidEvent(
-            f"{cls.__name__} has an __init__ of its own; an event's fields are said by annotations, as in "
-            "`user_id: int`, and Lightbus writes the __init__. To keep yours, make it a dataclass or an attrs class."
+            f"{cls.__name__} defines __init__; an event's fields are declared by annotations, as in `user_id: int`, "
+            "and Lightbus generates __init__. To keep yours, make it a dataclass or an attrs class."
         )
     if not inspect.get_annotations(cls):
         for name, value in cls.__dict__.items():
             if not name.startswith("_") and not callable(value) and not hasattr(value, "__get__"):
                 raise errors.InvalidEvent(
-                    f"{cls.__name__}.{name} has no type, so it is no field and would not be sent. "
-                    f"Annotate it, as in `{name}: {type(value).__name__}`."
+                    f"{cls.__name__}.{name} has no type, so it is not a field and would not be sent. Annotate it, as "
+                    f"in `{name}: {type(value).__name__}`."
                 )
 
 
@@ -188,8 +188,8 @@ def _check_fields(event_type: EventType) -> None:
         ) from error
     except NameError as error:
         raise errors.InvalidEvent(
-            f"event {event_type.name!r}: {cls.__name__} has a field whose type is not known here ({error}). "
-            "Import or define that type at the top of the module (not in a function, nor under TYPE_CHECKING)."
+            f"event {event_type.name!r}: {cls.__name__} has a field whose type cannot be resolved ({error}). Import "
+            "or define that type at the top of the module (not in a function, nor under TYPE_CHECKING)."
         ) from error
     except TypeError as error:
         raise errors.InvalidEvent(
@@ -199,14 +199,14 @@ def _check_fields(event_type: EventType) -> None:
     if unreadable is not None:
         where, part = unreadable
         raise errors.InvalidEvent(
-            f"event {event_type.name!r}: field {cls.__name__}.{where} has the type {part}, "
-            "which JSON cannot carry. Use str, int, float, bool, bytes, Decimal, datetime, UUID, Enum, "
-            "lists and dicts of these, or another attrs class, dataclass or Struct."
+            f"event {event_type.name!r}: field {cls.__name__}.{where} has the type {part}, which JSON cannot "
+            "represent. Use str, int, float, bool, bytes, Decimal, datetime, UUID, Enum, lists and dicts of these, "
+            "or another attrs class, dataclass or Struct."
         )
     if getattr(info, "array_like", False):
         raise errors.InvalidEvent(
-            f"event {event_type.name!r}: {cls.__name__} is array_like, and an event is a JSON object. "
-            "Leave array_like out."
+            f"event {event_type.name!r}: {cls.__name__} is array_like, but an event is a JSON object. Remove "
+            "array_like."
         )
     problem = lossy_part(info) or private_part(info)
     if problem is not None:
@@ -297,8 +297,8 @@ def _mixed_kinds(cls: type[Any], info: Any) -> str | None:
     if len(kinds) < 2:
         return None
     return (
-        f"{cls.__name__} is an {' and a '.join(kinds)} at once, through its base classes, so that fields would be "
-        "lost. Make it and its bases of one kind (@app.event makes an attrs class of a plain one)."
+        f"{cls.__name__} is an {' and a '.join(kinds)} at once, through its base classes, so fields would be lost. "
+        "Use one kind for the class and its bases (@app.event makes an attrs class of a plain one)."
     )
 
 
@@ -313,8 +313,8 @@ def _lost_annotation(cls: type[Any], info: Any) -> str | None:
                 article = "an" if kind[0] == "a" else "a"
                 decorate = f"Make {base.__name__} {article} {kind} too"
                 return (
-                    f"{base.__name__}.{name} is annotated, but no field of {cls.__name__}, so it would be lost. "
-                    f"{decorate}; or, if it is no field, annotate it as `{name}: ClassVar[...]`."
+                    f"{base.__name__}.{name} is annotated, but is not a field of {cls.__name__}, so it would be lost. "
+                    f"{decorate}; or, if it is not a field, annotate it as `{name}: ClassVar[...]`."
                 )
     return None
 
@@ -338,8 +338,8 @@ def _unset_default(cls: type[Any], info: Any) -> str | None:
     for field in dataclasses.fields(cls):
         if not field.init and field.default is not dataclasses.MISSING and "__slots__" not in cls.__dict__:
             return (
-                f"{cls.__name__}.{field.name} has init=False and a default, which would not be sent. "
-                f"Use default_factory=lambda: ..., leave init=False out, or make it a ClassVar."
+                f"{cls.__name__}.{field.name} has init=False and a default, which would not be sent. Use "
+                "default_factory=lambda: ..., remove init=False, or make it a ClassVar."
             )
     return None
 
@@ -353,8 +353,8 @@ def _shared_default(cls: type[Any], info: Any) -> str | None:
             )
             how = f"attrs.field(factory={make})" if attrs.has(cls) else f"a default_factory ({make})"
             return (
-                f"the default of {cls.__name__}.{field.name} is a {kind}, which all events would share: what is added "
-                f"to one would be in the next. Use {how}, or an immutable default such as a tuple."
+                f"the default of {cls.__name__}.{field.name} is a {kind}, which all events would share: a change to "
+                f"one would appear in the others. Use {how}, or an immutable default such as a tuple."
             )
     return None
 
@@ -374,8 +374,8 @@ def _private_field(cls: type[Any], info: Any) -> str | None:
         if field.name.startswith("_"):
             public = field.name.strip("_") or "value"
             return (
-                f"{cls.__name__}.{field.name} begins with '_', so it would not be sent. Call it {public!r}, or make "
-                f"{cls.__name__} a dataclass or a msgspec.Struct, which send such fields."
+                f"{cls.__name__}.{field.name} begins with '_', so it would not be sent. Rename it to {public!r}, or "
+                f"make {cls.__name__} a dataclass or a msgspec.Struct, which send such fields."
             )
     return None
 

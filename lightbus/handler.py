@@ -93,7 +93,9 @@ def check_name(name: object, function: Callable[..., Any]) -> str:
     if name is None:
         name = getattr(function, "__name__", None) or type(function).__name__
     if not isinstance(name, str) or not 0 < len(name) <= 255 or not name.isprintable():
-        raise errors.InvalidName(f"@app.on: name={name!r} cannot name a handler. Use up to 255 printable characters.")
+        raise errors.InvalidName(
+            f"@app.on: name={name!r} is not a valid handler name. Use up to 255 printable characters."
+        )
     return name
 
 
@@ -140,7 +142,9 @@ def check_function(function: Callable[..., Any], owner: str) -> Callable[..., An
     if isinstance(function, type) or not callable(function):
         raise errors.InvalidHandler(f"{owner} is not a function. Decorate a function, async or plain.")
     if inspect.isgeneratorfunction(_routine(function)) or inspect.isasyncgenfunction(_routine(function)):
-        raise errors.InvalidHandler(f"{owner} is a generator, which nobody would iterate. Return instead of yielding.")
+        raise errors.InvalidHandler(
+            f"{owner} is a generator, which Lightbus does not iterate. Return instead of yielding."
+        )
     return function
 
 
@@ -161,17 +165,17 @@ def read_signature(
         if parameter.annotation is Message:
             if left_out is not None:
                 raise errors.InvalidHandler(
-                    f"{owner}: the parameter {parameter.name!r} comes after {left_out!r}, which is left "
-                    "to its default. Put the envelope before it."
+                    f"{owner}: the parameter {parameter.name!r} comes after {left_out!r}, which keeps its default. "
+                    "Put the envelope before it."
                 )
             readers.append(functools.partial(codec.read_message, app))
         elif parameter.default is not inspect.Parameter.empty:
             left_out = left_out or parameter.name
         elif payload is not None:
             raise errors.InvalidHandler(
-                f"{owner}: the parameter {parameter.name!r} cannot be filled: {payload!r} is the payload already. "
-                "Lightbus fills one payload (a class of your own with the fields you need, or dict), and the envelope "
-                "as `message: Message`. Get anything else in the function, or give the parameter a default."
+                f"{owner}: the parameter {parameter.name!r} cannot be filled: {payload!r} is already the payload. "
+                "Lightbus fills one payload (your own class with the fields you need, or dict), and the envelope as "
+                "`message: Message`. Get everything else inside the function, or give the parameter a default."
             )
         else:
             payload = parameter.name
@@ -186,8 +190,8 @@ def _refuse_unbound(parameters: Sequence[inspect.Parameter], owner: str) -> None
     """
     if parameters and parameters[0].name == "self" and parameters[0].annotation is inspect.Parameter.empty:
         raise errors.InvalidHandler(
-            f"{owner} is a method, and there is no object yet to call it on. Decorate a function; or, once the object "
-            "is there, register its method: app.on('user.registered')(service.handle)."
+            f"{owner} is a method, but there is no instance to call it on. Decorate a function, or register the "
+            "method of an instance: app.on('user.registered')(service.handle)."
         )
 
 
@@ -205,7 +209,7 @@ def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[s
         signature = inspect.signature(function)
     except ValueError as error:
         raise errors.InvalidHandler(
-            f"{owner}: its parameters are not known ({error}). Wrap it in a function."
+            f"{owner}: its parameters cannot be inspected ({error}). Wrap it in a function."
         ) from error
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -233,7 +237,7 @@ def _wrapper(function: Callable[..., Any]) -> str | None:
     if code is None or not wrapped:
         return None
     return (
-        f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) is what a decorator has made of "
+        f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) is a wrapper that a decorator made of "
         f"{wrapped[0].__name__!r}, and hides its parameters. Put @functools.wraps(...) above it, in the decorator."
     )
 
@@ -252,7 +256,7 @@ def _hints(function: Callable[..., Any], owner: str, local_names: Mapping[str, A
         return typing.get_type_hints(wrapped, localns=dict(local_names), include_extras=True)
     except NameError as error:
         raise errors.InvalidHandler(
-            f"{owner}: an annotation is not known here ({error}). Import or define the type at the top of the module "
+            f"{owner}: an annotation cannot be resolved ({error}). Import or define the type at the top of the module "
             "(not under TYPE_CHECKING)."
         ) from error
 
@@ -263,8 +267,8 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
         wanted = dict[str, Any]
     if Message in typing.get_args(wanted):
         raise errors.InvalidHandler(
-            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' is not the payload, nor quite the envelope. "
-            f"The envelope is always there: ask for it as '{parameter.name}: Message'."
+            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' is neither the payload nor exactly the "
+            f"envelope. The envelope is never None: declare it as '{parameter.name}: Message'."
         )
     try:
         info = msgspec.inspect.type_info(wanted)
@@ -294,9 +298,8 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
         )
     if _is_scalar(info):
         raise errors.InvalidHandler(
-            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' asks for one value, "
-            "but an event's payload is an object "
-            "with fields. Annotate it with a class (or dict) that has the fields you need."
+            f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' is a single value, but an event's payload "
+            "is an object with fields. Annotate it with a class (or dict) that has the fields you need."
         )
     return codec.payload_reader(wanted)
 

@@ -73,7 +73,7 @@ def report(worker: Worker, now: float | None = None) -> Report:
     if connection != "connected":
         problems.append(f"not connected: {error or 'no answer so far'}")
     elif not consumer.connected:
-        problems.append("not subscribed to every queue (yet, or because it is stopping)")
+        problems.append("not subscribed to every queue: still starting, or stopping")
     if worker.started and not consumer.reading:
         problems.append("the thread that reads from the broker has ended")
         live = False
@@ -85,7 +85,7 @@ def report(worker: Worker, now: float | None = None) -> Report:
             problems.append(problem)
             live = live and seconds < STUCK_LOOP
     problems += [
-        f"connected but perhaps deaf: {lane.watch.suspicion}"
+        f"connected but possibly stalled: {lane.watch.suspicion}"
         for lane in consumer.lanes
         if lane.watch.suspicion is not None
     ]
@@ -131,11 +131,11 @@ def _publisher(worker: Worker) -> tuple[str, str | None]:
     connection, error = publisher.connection, publisher.error
     unkept, why = worker.consumer.unkept
     if connection is not None and connection.blocked:
-        return "blocked", "the broker takes no messages (a memory or disk alarm)"
+        return "blocked", "the broker accepts no messages (a memory or disk alarm)"
     if error is not None and (unkept or publisher.wanted()):
         return "unreachable", str(error)
     if unkept:
-        return "refused", f"{unkept} failed event{'s' if unkept > 1 else ''} cannot be kept for a retry: {why}"
+        return "refused", f"{unkept} failed event{'s' if unkept > 1 else ''} cannot be stored for a retry: {why}"
     return ("idle" if connection is None else "connected"), None
 
 
@@ -157,12 +157,12 @@ def _stuck(consumer: Consumer, lane: Lane, now: float) -> tuple[str, float] | No
         what = f"nothing of {lane.name!r} is handled"
     elif consumer.threads_are_short(lane):
         late = left_behind
-        what = f"plain handlers of {lane.name!r} get no thread"
+        what = f"sync handlers of {lane.name!r} get no thread"
     else:
         return None
     names = Counter(one.handler for one in late)
     shown = ", ".join(f"{name} ({count})" for name, count in sorted(names.items()))
-    return f"{what}: handlers over their timeout do not end: {shown}", min(now - one.since for one in late)
+    return f"{what}: handlers that exceeded their timeout do not stop: {shown}", min(now - one.since for one in late)
 
 
 def _over_timeout(consumer: Consumer, now: float) -> dict[str, Any]:
@@ -198,8 +198,8 @@ class HealthServer:
         except (OSError, OverflowError) as error:
             number = getattr(error, "errno", None) or 0  # of an address that cannot be resolved, it is below 0
             raise errors.WorkerError(
-                f"--health-port: {host}:{port} cannot be had: {os.strerror(number) if number > 0 else error}. "
-                "Does another worker use it? Choose another port."
+                f"--health-port: {host}:{port} is not available: {os.strerror(number) if number > 0 else error}. Does "
+                "another worker use it? Choose another port."
             ) from error
         self._connections: dict[_Connection, None] = {}
         """From the oldest to the newest."""
@@ -303,7 +303,7 @@ class HealthServer:
             return _response(405, {"error": "Use GET or HEAD."})
         path = target.partition(b"?")[0]
         if path not in (b"/livez", b"/readyz"):
-            return _response(404, {"error": "There are /livez and /readyz."}, head=method == b"HEAD")
+            return _response(404, {"error": "Use /livez or /readyz."}, head=method == b"HEAD")
         try:
             found = report(self._worker)
         except Exception as error:

@@ -98,7 +98,7 @@ def _on_broker(connection: Connection, address: Address, app: Lightbus | None, t
     try:
         if app is None:
             yield from _bus(connection, address, target)
-            yield Finding("note", "app", "No app was given.", "To look at one too: lightbus doctor MODULE:ATTR")
+            yield Finding("note", "app", "No app was given.", "To check an app, too: lightbus doctor MODULE:ATTR")
             return
         whole = True
         for finding in _topology(connection, address, app, target):
@@ -110,23 +110,23 @@ def _on_broker(connection: Connection, address: Address, app: Lightbus | None, t
             yield from _trial(connection, app, target)
         else:
             yield Finding(
-                "note", "trial", "Not tried (publishing, permissions, clock): first things first.", "See above."
+                "note", "trial", "Skipped (publishing, permissions, clock): fix the failures above first.", "See above."
             )
     except LOST as error:
         said = describe(error, address)
-        yield Finding("fail", "broker", f"The connection was lost meanwhile: {said}", "Look at the broker's log.")
+        yield Finding("fail", "broker", f"The connection was lost: {said}", "Check the broker's log.")
 
 
 def _unreachable_step(error: errors.BrokerError) -> str:
     match error:
         case errors.LimitReached():
-            return "See above: a limit that others have used up, or that is too low."
+            return "See above: a limit is reached, or too low."
         case errors.AccessRefused():
             return "Check the user, its password and its virtual host in LIGHTBUS_URL."
         case errors.TLSRefused():
             return "Check the port, and the certificate's names and dates; ?cafile= names the authority that signed it."
         case errors.BrokerFileError():
-            return "See above; the file itself was left as it is."
+            return "See above; the file is unchanged."
         case _:
             return "Check the host and port in LIGHTBUS_URL, that the broker runs, and the network in between."
 
@@ -143,7 +143,7 @@ def _version(server: Mapping[str, Any]) -> Finding:
         return Finding("fail", "version", f"{what} is older than 3.10.", "Upgrade RabbitMQ: events could be lost.")
     if len(numbers) < 2 or numbers[0] > NEWEST_MAJOR:
         return Finding("warn", "version", f"{what} is not known here.", "Lightbus is tested with 3.10 to 4.x.")
-    return Finding("ok", "version", f"{what} (3.10 to 4.x will do).")
+    return Finding("ok", "version", f"{what} (Lightbus needs 3.10 to 4.x).")
 
 
 def _encryption(address: Address) -> Iterator[Finding]:
@@ -158,7 +158,7 @@ def _encryption(address: Address) -> Iterator[Finding]:
         yield Finding(
             "warn",
             "TLS",
-            f"{host}: passwords and events cross the network in the clear.",
+            f"{host}: passwords and events cross the network unencrypted.",
             "Use amqps:// in LIGHTBUS_URL.",
         )
 
@@ -179,8 +179,8 @@ def _bus(connection: Connection, address: Address, target: str) -> Iterator[Find
         yield Finding(
             "warn",
             "topology",
-            f"The bus exchange {bus.name!r} is not there: no app has run here yet.",
-            "Start a worker once, as a user who may configure it.",
+            f"The bus exchange {bus.name!r} does not exist: no app has run here yet.",
+            "Start a worker once, as a user with permission to configure it.",
         )
     else:
         yield from _compared(connection, address, Topology(exchanges=(bus,)), target, restricted=True)
@@ -199,7 +199,7 @@ def _topology(connection: Connection, address: Address, app: Lightbus, target: s
         yield Finding(
             "fail",
             "topology",
-            f"Not there: {', '.join(missing)}.",
+            f"Missing: {', '.join(missing)}.",
             f"Start a worker, which declares them: lightbus worker {target}"
             if app.handlers
             else "Publish an event, which declares it.",
@@ -214,17 +214,17 @@ def _topology(connection: Connection, address: Address, app: Lightbus, target: s
     yield from found
     if not missing and not found:
         if app.handlers:
-            count = f"{len(wanted.exchanges)} exchanges and {len(wanted.queues)} queues are"
+            count = f"{len(wanted.exchanges)} exchanges and {len(wanted.queues)} queues exist"
         else:
-            count = f"{app.name!r} has no handlers, so it needs no queues and no worker. Its exchange is"
-        yield Finding("ok", "topology", f"{count} there, as {app.name!r} declares them.")
+            count = f"{app.name!r} has no handlers, so it needs no queues and no worker. Its exchange exists"
+        yield Finding("ok", "topology", f"{count}, as {app.name!r} declares them.")
     if not app.handlers:
         return
     look = ctl("list_bindings", address.vhost, "source_name", "routing_key", "destination_name") + "; "
     yield Finding(
         "note",
         "bindings",
-        f"{len(wanted.bindings)} are declared by each worker that starts; AMQP has no way to ask for them.",
+        f"{len(wanted.bindings)} are declared by each worker that starts; AMQP cannot list them.",
         f"{'' if address.embedded else look}lightbus unbind removes one.",
     )
 
@@ -240,9 +240,9 @@ def _sources(connection: Connection, app: Lightbus) -> Iterator[Finding]:
         near = near_exchange(connection, source)
         text = f"{names}: handles events of {source!r} only, and no worker of such an app has run here."
         if near is not None:
-            yield Finding("warn", "source", text, f"Did you mean {near!r}, which is there? Correct source=.")
+            yield Finding("warn", "source", text, f"Did you mean {near!r}, which exists? Correct source=.")
         else:
-            yield Finding("note", "source", text, "Is it the right name? An app that only publishes has no workers.")
+            yield Finding("note", "source", text, "Check the name. An app that only publishes has no workers.")
 
 
 def _exists(connection: Connection, *, exchange: str = "", queue: str = "") -> bool:
@@ -390,9 +390,11 @@ def _consumed_queue(state: QueueState, target: str) -> Finding:
     what = f"{state.name}: {events} ready, {consumers}."
     if not state.consumers:
         level: Level = "fail" if state.ready else "warn"
-        return Finding(level, "queue", f"{what} No worker runs, or each dies.", f"lightbus worker {target}")
+        return Finding(
+            level, "queue", f"{what} No worker is running, or workers keep crashing.", f"lightbus worker {target}"
+        )
     if state.ready >= MANY_READY:
-        return Finding("warn", "queue", what, "They lag behind: start more workers, or look for slow handlers.")
+        return Finding("warn", "queue", what, "Workers lag behind: start more, or look for slow handlers.")
     return Finding("ok", "queue", what)
 
 
@@ -417,11 +419,11 @@ def _trial(connection: Connection, app: Lightbus, target: str) -> Iterator[Findi
         return
     except TimeoutError:
         if connection.blocked:
-            text, step = "The broker takes no messages: a memory or disk alarm.", "rabbitmq-diagnostics alarms"
+            text, step = "The broker accepts no messages: a memory or disk alarm.", "rabbitmq-diagnostics alarms"
         else:
             text, step = (
                 f"A trial message did not arrive within {TRIAL_LIMIT:g} s.",
-                "Look at the broker's load and log.",
+                "Check the broker's load and log.",
             )
         yield Finding("fail", "publishing", text, step)
         return
@@ -471,7 +473,7 @@ def _clock(letter: Delivery, sent: float, received: float) -> Finding:
     if isinstance(death, datetime):
         death = death.replace(tzinfo=UTC).timestamp() if death.tzinfo is None else death.timestamp()
     if not isinstance(death, (int, float)):
-        return Finding("note", "clock", "The broker does not say what time it has, so there is nothing to compare.")
+        return Finding("note", "clock", "The broker does not report its time, so the clocks cannot be compared.")
     off = max(sent - death - 1.0, death - received, 0.0)
     if off > CLOCK_OFF:
         ahead = "ahead of" if death > received else "behind"
@@ -479,6 +481,6 @@ def _clock(letter: Delivery, sent: float, received: float) -> Finding:
             "warn",
             "clock",
             f"The broker's clock is {off:.0f} s {ahead} this machine's.",
-            "Keep both in time (chrony, systemd-timesyncd): ages and Message.time are off by as much.",
+            "Synchronize both clocks (chrony, systemd-timesyncd): ages and Message.time are wrong by this difference.",
         )
-    return Finding("ok", "clock", "The broker's and this machine's agree.")
+    return Finding("ok", "clock", "The clocks of the broker and of this machine agree.")

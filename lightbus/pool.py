@@ -274,7 +274,7 @@ class Pool:
         if late.said_at > -math.inf or error is not None:
             how = "" if error is None else f", with {type(error).__name__}: {errors.words(error)}"
             after = time.monotonic() - late.since
-            logger.warning("The %s has ended, %.0f s after its timeout%s.", late.what, after, how)
+            logger.warning("The %s finished %.0f s after its timeout%s.", late.what, after, how)
         self.call()
 
     def all_left_behind(self) -> list[Late]:

@@ -262,9 +262,9 @@ class Publisher(ConnectionThread):
         connection = own_thread()
         if connection is not None:
             raise errors.PublishWouldDeadlock(
-                f"{_what(outgoing)} was not sent: this is the thread of a connection ({connection}), which would wait "
-                "for itself. A logging handler that publishes belongs behind a logging.handlers.QueueHandler and "
-                "-Listener."
+                f"{_what(outgoing)} was not sent: it was published in the thread of a connection ({connection}), "
+                "which would wait for itself. Put a logging handler that publishes behind a "
+                "logging.handlers.QueueHandler and QueueListener."
             )
         self._submit(outgoing)
         self.keep_reading()
@@ -370,26 +370,26 @@ class Publisher(ConnectionThread):
     def _timed_out(self, outgoing: Outgoing, limit: float) -> errors.PublishError:
         what = _what(outgoing)
         if outgoing.sent:
-            why = "Look at the broker's health." if self.error is None else str(self.error)
+            why = "Check the broker's health." if self.error is None else str(self.error)
             unknown = errors.PublishTimeout(
-                f"{what}: no confirm from {self.broker.masked} within {limit:g} s. The outcome is unknown: "
-                f"it may have arrived, or may yet. Publish it again if a listener can bear a duplicate. {why}"
+                f"{what}: no confirm from {self.broker.masked} within {limit:g} s. The outcome is unknown: it may "
+                f"have arrived, or may still arrive. Publish it again if subscribers can handle a duplicate. {why}"
             )
             return _chained(unknown, self.error)
         connection = self.connection
         if connection is not None and connection.blocked:
             return errors.PublishBlocked(
-                f"{what} was not sent: {self.broker.masked} takes no messages (a memory or disk alarm), "
-                f"for {limit:g} s now. "
-                "Free memory or disk on the broker (rabbitmq-diagnostics alarms); publishing resumes by itself."
+                f"{what} was not sent: {self.broker.masked} has not accepted messages (a memory or disk alarm) for "
+                f"{limit:g} s. Free memory or disk on the broker (rabbitmq-diagnostics alarms); publishing resumes "
+                "automatically."
             )
         if self.error is not None or self._channel is None:
             slow = f"No connection to {self.broker.masked} yet: no answer so far. Is a broker listening there?"
             error = errors.PublishUnreachable(f"{what} was not sent within {limit:g} s. {self.error or slow}")
             return _chained(error, self.error)
         return errors.PublishTimeout(
-            f"{what} was not sent within {limit:g} s: too many others wait before it. "
-            "Publish fewer at once, or allow more time."
+            f"{what} was not sent within {limit:g} s: too many events wait before it. Publish fewer at once, or allow "
+            "more time."
         )
 
     def open(self, timeout: float) -> None:
@@ -591,10 +591,10 @@ class Publisher(ConnectionThread):
             self._renew_at = max(time.monotonic() + RENEW_AFTER, self._renewed_at + RENEW_EVERY)
         for outgoing in self._confirmed(tag, multiple):
             outgoing.error = errors.PublishNacked(
-                f"event {outgoing.publication.routing_key!r} ({outgoing.publication.properties['message_id']}): "
-                "the broker refused it: "
-                "a queue that is bound to hear it is full, or has no majority of its nodes. Other queues may have it. "
-                "Publish it again later (the same event, a new id); see `rabbitmqctl list_queues name messages policy`."
+                f"event {outgoing.publication.routing_key!r} ({outgoing.publication.properties['message_id']}): the "
+                "broker refused it: a bound queue is full, or has no quorum of its nodes. Other queues may have "
+                "received it. Publish it again later (the same event, a new id); see `rabbitmqctl list_queues name "
+                "messages policy`."
             )
             self._finish(outgoing)
 
@@ -636,7 +636,7 @@ class Publisher(ConnectionThread):
             try:
                 loop.soon_from_thread(_call_all, wake_ups)
             except RuntimeError:
-                logger.debug("an event loop ended before it heard of %d confirms", len(wake_ups))
+                logger.debug("an event loop closed before it received %d confirms", len(wake_ups))
         del self._finished[: len(finished)]  # last: interrupted by a signal's handler, it is done again
 
     def channel_closed(self, error: amqp.exceptions.ChannelError) -> bool:
@@ -652,7 +652,7 @@ class Publisher(ConnectionThread):
             self._begin_on(channel)
             self._channel = channel
         logger.info(
-            "%s: the broker closed the channel (%s); going on with another one, %d messages will be published again.",
+            "%s: the broker closed the channel (%s); opening another one, %d messages will be published again.",
             self.name,
             error,
             again,
@@ -746,9 +746,9 @@ def _what(outgoing: Outgoing) -> str:
 
 def _would_deadlock() -> errors.PublishWouldDeadlock:
     return errors.PublishWouldDeadlock(
-        "The event was not sent: a signal handler (or a finalizer) publishes, and what it interrupted is a publish in "
-        "the same thread, which cannot go on meanwhile. Let the handler set a flag, and publish where that is read; or "
-        "publish in a thread of its own."
+        "The event was not sent: a signal handler (or a finalizer) called publish while it interrupted another "
+        "publish of the same thread. Set a flag in the handler and publish where the flag is read, or publish in a "
+        "separate thread."
     )
 
 
@@ -760,7 +760,7 @@ def _no_thread(error: RuntimeError, outgoing: Outgoing) -> Exception:
         )
     if "new thread" in words:
         return errors.PublishUnreachable(
-            f"{_what(outgoing)} was not sent: no thread could be started, which is to connect ({words}). A limit of "
+            f"{_what(outgoing)} was not sent: the thread that connects could not be started ({words}). A limit of "
             "processes and threads is reached (ulimit -u, or a container's pids limit): raise it, or run fewer."
         )
     return error  # somebody else's: a signal's handler raised it

@@ -41,8 +41,8 @@ def lightbus_bus(request: pytest.FixtureRequest) -> Generator[TestBus]:
     named = marker.args if marker is not None and marker.args else request.config.getini(MARKER)
     if not named:
         pytest.fail(
-            f"lightbus_bus: which apps? Say it above the test, as in @pytest.mark.{MARKER}('billing.bus:app'), "
-            f"or for all tests in pytest's settings: {MARKER} = billing.bus:app",
+            f"lightbus_bus: no apps given. Set them on the test, as in @pytest.mark.{MARKER}('billing.bus:app'), or "
+            f"for all tests in pytest's configuration: {MARKER} = billing.bus:app",
             pytrace=False,
         )
     bus = TestBus(*[_app(one) for one in named], **({} if marker is None else marker.kwargs))

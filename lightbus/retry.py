@@ -59,8 +59,8 @@ def _check_delays(_instance: object, _attribute: object, delays: Sequence[object
             raise errors.InvalidOption(f"Retry: the delay {delay!r} is not a number of seconds.")
         if not 0.001 <= delay <= MAX_DELAY:
             raise errors.InvalidOption(
-                f"Retry: the delay {delay!r} is outside of 0.001 to {MAX_DELAY} seconds (30 days). "
-                "For no retry at all use Retry.none()."
+                f"Retry: the delay {delay!r} is not in the range 0.001 to {MAX_DELAY} seconds (30 days). For no "
+                "retries, use Retry.none()."
             )
 
 
@@ -72,7 +72,7 @@ def _check_errors(_instance: object, attribute: attrs.Attribute[Any], types: tup
 
 def _check_jitter(_instance: object, _attribute: object, jitter: Any) -> None:
     if isinstance(jitter, bool) or not isinstance(jitter, (int, float)) or not 0 <= jitter < 1:
-        raise errors.InvalidOption(f"Retry: jitter={jitter!r} is not a part from 0 up to (not including) 1.")
+        raise errors.InvalidOption(f"Retry: jitter={jitter!r} is not a number from 0 up to (not including) 1.")
 
 
 FINAL = (errors.Reject, errors.DecodeError, errors.UnverifiedOrigin)
@@ -101,15 +101,15 @@ class Retry:
         {
             **dict.fromkeys(
                 ("max_retries", "retries", "max_attempts", "attempts", "retry", "count"),
-                "delays= has a number of seconds for each retry: Retry(delays=(1, 5, 30)) retries three times.",
+                "Use delays=, the seconds before each retry: Retry(delays=(1, 5, 30)) retries three times.",
             ),
             **dict.fromkeys(
                 ("delay", "backoff", "retry_backoff", "min_backoff", "max_backoff", "interval", "countdown", "wait"),
-                "delays= has all pauses, in seconds: Retry(delays=(1, 5, 30)).",
+                "Use delays=, the seconds before each retry: Retry(delays=(1, 5, 30)).",
             ),
-            **dict.fromkeys(("exceptions", "autoretry_for", "retry_on", "throws"), "on= has the errors to retry."),
-            **dict.fromkeys(("dont_autoretry_for", "ignore"), "never= has the errors not to retry."),
-            "retry_jitter": "It is jitter=, a part from 0 to below 1.",
+            **dict.fromkeys(("exceptions", "autoretry_for", "retry_on", "throws"), "Use on= for the errors to retry."),
+            **dict.fromkeys(("dont_autoretry_for", "ignore"), "Use never= for the errors not to retry."),
+            "retry_jitter": "Use jitter=, at least 0 and less than 1.",
         },
     )
     def __init__(

@@ -84,9 +84,9 @@ class LoopWatch:
                 continue  # it ran meanwhile; or it waits for a processor, and no handler is to blame
             said_for, say_again = due, now + SAY_AGAIN
             logger.warning(
-                "The %s has blocked the event loop for %.0f s or more: nothing else runs meanwhile, and its timeout "
-                "cannot end it. Use a plain function (def, not async def), which runs in a thread, or await what "
-                "blocks. It is at:\n%s",
+                "The %s has blocked the event loop for %.0f s or more: no other task runs meanwhile, and its timeout "
+                "cannot stop it. Use a sync function (def, not async def), which runs in a thread, or await the "
+                "blocking call. It is at:\n%s",
                 handler,
                 now - due,
                 stack or "  (unknown)",

@@ -217,7 +217,7 @@ class Subscriber(ConnectionThread):
         super().__init__(broker, name)
 
     def declare_again(self, what_is_missing: str) -> None:
-        """From any thread: declare all that this app needs again. What is in hand stays in hand."""
+        """From any thread: declare all that this app needs again. Events in progress are not affected."""
         self._missing = what_is_missing
         self.wake()
 
@@ -250,8 +250,8 @@ class Subscriber(ConnectionThread):
         if returns >= SUSPECT and not lane.suspecting:
             lane.suspecting = True
             logger.warning(
-                "%s: the event %s in %r came back %d times: its workers died, perhaps over it, or lost their "
-                "connections. Taking one event at a time, so that no other suffers, until one arrives that did not.",
+                "%s: the event %s in %r was redelivered %d times: its workers crashed, possibly because of it, or "
+                "lost their connections. Handling one event at a time until one arrives that was not redelivered.",
                 self.name,
                 codec.read_cause(delivery)[0],
                 lane.name,
@@ -342,9 +342,9 @@ class Subscriber(ConnectionThread):
                 self.name,
                 lane.name,
                 lane.fault,
-                "Its events in hand come again where their handler had not ended."
+                "Its unacknowledged events will be redelivered."
                 if lane.channel is None
-                else "What is in hand stays in hand.",
+                else "Events in progress are not affected.",
             )
             self._retire(lane)
             try:
@@ -435,7 +435,7 @@ class Subscriber(ConnectionThread):
     def _be_careless(self, lane: Lane) -> None:
         """Be careful no longer: from here on the prefetch follows the handlers."""
         if lane.suspecting:
-            logger.info("%s: taking up to %d events from %r again.", self.name, lane.prefetch, lane.name)
+            logger.info("%s: prefetching up to %d events from %r again.", self.name, lane.prefetch, lane.name)
         lane.careful = lane.suspecting = False
 
     def _adapt(self, lane: Lane) -> float:
@@ -574,7 +574,7 @@ class Subscriber(ConnectionThread):
                 return
             lane.watch.rebuilds += 1
             logger.error(
-                "%s: connected but deaf: %s. Subscribing anew on %s (%d of %d before giving up).",
+                "%s: connected but stalled: %s. Subscribing again on %s (attempt %d of %d).",
                 self.name,
                 deaf,
                 "a new channel" if lane.watch.rebuilds == 1 else "a new connection",
@@ -669,7 +669,7 @@ class Subscriber(ConnectionThread):
         if isinstance(error, errors.BrokerError):
             return  # `failed` says it
         logger.warning(
-            "%s: connection lost (%s); connecting again. Events in hand come again where their handler had not ended.",
+            "%s: connection lost (%s); reconnecting. Unacknowledged events will be redelivered.",
             self.name,
             error,
         )
@@ -700,7 +700,7 @@ def _nobody_listens(lane: Lane, batch: list[Delivery]) -> None:
 
 def _still_deaf(why: str) -> errors.WorkerError:
     return errors.WorkerError(
-        f"Connected but deaf: {why}, also after connecting and subscribing anew {REBUILDS} times. Giving up, so that "
-        "whoever supervises this worker knows. Look at the queue on the broker (lightbus doctor MODULE:ATTR; "
-        "rabbitmq-queues quorum_status NAME), then start the worker again."
+        f"Connected but stalled: {why}, even after reconnecting and subscribing again {REBUILDS} times. Exiting, so "
+        "that the supervisor of this worker notices. Check the queue on the broker (lightbus doctor MODULE:ATTR; "
+        "rabbitmq-queues quorum_status NAME), then restart the worker."
     )

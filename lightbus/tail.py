@@ -173,7 +173,7 @@ class Tail(ConnectionThread):
     def lost(self, error: BaseException) -> None:
         self._channel = None
         if not isinstance(error, errors.BrokerError):  # `failed` says it
-            logger.warning("The connection was lost (%s); connecting again. What passes meanwhile is not seen.", error)
+            logger.warning("The connection was lost (%s); reconnecting. Events in the meantime are not shown.", error)
 
     def failed(self, error: errors.BrokerError) -> None:
         if self.epoch and not isinstance(error, FATAL):

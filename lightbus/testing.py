@@ -89,8 +89,8 @@ def _refuse_outsider(app: Lightbus) -> None:
     """
     running = ", ".join(sorted({repr(bus) for bus in _in_use.values()}))
     raise errors.TestBusError(
-        f"app {app.name!r} is not in the test ({running}), and would use its own broker. "
-        f"Give it to the TestBus as well; or, where it is meant to, connect it before: `async with app:`."
+        f"app {app.name!r} is not in the test ({running}), and would use its own broker. Pass it to the TestBus as "
+        "well; or, if that is intended, connect it first: `async with app:`."
     )
 
 
@@ -315,7 +315,7 @@ class TestBus:
         """Declare everything on a new broker, and lead the apps there."""
         if self._stack is not None:
             raise errors.TestBusError(
-                f"This TestBus of {self._names()} runs already. Make another one, or leave this one first."
+                f"This TestBus of {self._names()} is already running. Create another one, or exit this one first."
             )
         self._published, self._attempts, self._dead, self._seen = [], [], [], set()
         self._drained_at = (0, 0)
@@ -348,8 +348,8 @@ class TestBus:
             for app in self.apps:
                 if app in _in_use:
                     raise errors.TestBusError(
-                        f"app {app.name!r} is in a TestBus already ({_in_use[app]!r}), and can be in one at a time. "
-                        "Leave that one first, or give all apps of the test to one: TestBus(app, other_app)."
+                        f"app {app.name!r} is already in a TestBus ({_in_use[app]!r}), and can be in only one at a "
+                        "time. Exit that one first, or pass all apps of the test to one: TestBus(app, other_app)."
                     )
             stack.callback(_release, self.apps)
             _in_use.update(dict.fromkeys(self.apps, self))
@@ -374,8 +374,8 @@ class TestBus:
         unseen = [letter for letter in self._dead if _key(letter) not in self._seen]
         if unseen and error is None and not self.allow_dead:
             raise errors.UnexpectedDeadLetters(
-                f"{_count(len(unseen), 'dead letter')} that the test did not ask about. Where they belong to it, ask: "
-                f"`assert bus.dead({_as_argument(unseen[0])})`, or say TestBus(..., allow_dead=True).\n"
+                f"{_count(len(unseen), 'dead letter')} that the test did not check. If they are expected, check them: "
+                f"`assert bus.dead({_as_argument(unseen[0])})`, or pass TestBus(..., allow_dead=True).\n"
                 + _some([str(letter).replace("\n", "\n  ") for letter in unseen])
             )
 
@@ -492,12 +492,12 @@ class TestBus:
             only = sorted({one.source for _, one in self._handlers() if one.source and one.hears(one.source, event)})
             near = difflib.get_close_matches(event, patterns, n=1)
             if only:
-                hint = f"It is heard from {' and '.join(map(repr, only))} only: source={only[0]!r}."
+                hint = f"It is handled from {' and '.join(map(repr, only))} only: source={only[0]!r}."
             elif near:
                 hint = f"Did you mean {near[0]!r}?"
             else:
-                hint = f"They hear: {', '.join(patterns) or 'nothing'}."
-            raise errors.UnknownEvent(f"No handler of {self._names()} hears {event!r} from {source!r}. {hint}")
+                hint = f"They handle: {', '.join(patterns) or 'nothing'}."
+            raise errors.UnknownEvent(f"No handler of {self._names()} handles {event!r} from {source!r}. {hint}")
         return EventType(event, 1, dict) if app is None else app.events[event]
 
     # --- waiting
@@ -614,11 +614,11 @@ class TestBus:
         ended = Counter(f"{one.handler} of {one.app}" for one in self._attempts[deadline.attempts_before :])
         if ended:
             most = ", ".join(f"{who} ({number})" for who, number in ended.most_common(SHOWN))
-            lines.append(f"Ended meanwhile: {most}.")
+            lines.append(f"Finished meanwhile: {most}.")
         if any(number > 100 for number in ended.values()):
-            lines.append("Does a handler publish what it hears itself?")
+            lines.append("Does a handler publish an event that it also handles?")
         elif running:
-            lines.append("Give the handler what it waits for before you drain, or drain(timeout=...) more seconds.")
+            lines.append("Provide what the handler waits for before draining, or set a longer drain(timeout=...).")
         return "\n".join(lines)
 
     # --- what came of it
@@ -703,7 +703,7 @@ class TestBus:
         names = {(app.name, handler.name) for app, handler in self._handlers() if handler.function == target}
         if not names:
             raise errors.TestBusError(
-                f"bus.{method}({_shown(target)}): that is no handler of {self._names()}. "
+                f"bus.{method}({_shown(target)}): that is not a handler of {self._names()}. "
                 f"{_near(getattr(target, '__name__', ''), sorted({one.name for _, one in self._handlers()}))}"
             )
         return [one for one in records if (getattr(one, "app", None), one.handler) in names]
@@ -820,11 +820,11 @@ class TestBus:
                 return event_type
         twins = [app.events[event_type.name].cls for app in self.apps if event_type and event_type.name in app.events]
         if event_type is None:
-            why = "it is no event class: @app.event makes one"
+            why = "it is not an event class: decorate it with @app.event"
         elif twins:
             why = f"that declares {twins[0].__module__}.{twins[0].__qualname__}, another class. Import it from there"
         else:
-            why = "it was declared on another app. Give that one to the TestBus as well"
+            why = "it was declared on another app. Pass that app to the TestBus as well"
         raise errors.UnknownEvent(f"{cls.__module__}.{cls.__qualname__} is not declared on {self._names()}: {why}.")
 
     # --- is it used as it can be?
@@ -851,8 +851,8 @@ class TestBus:
             late = set(app.handlers) - self._host.handlers[app.name]
             if late:
                 raise errors.TestBusError(
-                    f"handler {sorted(late)[0]!r} of app {app.name!r} was declared after the TestBus had started, "
-                    "which therefore does not run it. Declare it before."
+                    f"handler {sorted(late)[0]!r} of app {app.name!r} was declared after the TestBus had started, so "
+                    "it does not run. Declare it earlier."
                 )
 
 
@@ -986,7 +986,7 @@ class _Host:
                 if time.monotonic() > deadline:
                     raise errors.TestBusError(
                         f"The workers did not end within {limit:g} s. Does a lifespan hang at its end? Or was the "
-                        "TestBus started in an event loop that does not run any more? Leave it where it was entered."
+                        "TestBus started in an event loop that no longer runs? Exit it where it was entered."
                     )
                 await anyio.sleep(0.001)
         self.check()
@@ -1151,10 +1151,11 @@ def _checked_apps(apps: Sequence[object]) -> tuple[Lightbus, ...]:
             )
         if checked.setdefault(app.name, app) is not app:
             raise errors.TestBusError(
-                f"TestBus was given two apps called {app.name!r}, which on a broker are one. Name them differently."
+                f"TestBus was given two apps called {app.name!r}, which would be the same app on a broker. "
+                "Give them different names."
             )
     if not checked:
-        raise errors.TestBusError("TestBus needs an app at least: TestBus(app).")
+        raise errors.TestBusError("TestBus needs at least one app: TestBus(app).")
     return tuple(checked.values())
 
 

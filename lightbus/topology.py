@@ -28,7 +28,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _PATTERN = re.compile(r"([A-Za-z0-9_-]+|\*|#)(\.([A-Za-z0-9_-]+|\*|#))*")
 _TAKEN = {
     BUS: "is the name of the bus exchange itself",
-    "amq": "would begin its queues' names with 'amq.', which RabbitMQ keeps for itself",
+    "amq": "would start its queues' names with 'amq.', which RabbitMQ reserves",
 }
 _RESERVED = frozenset({MAIN, "dead", "retry", "delay", "internal"})
 
@@ -101,7 +101,7 @@ def check_app_name(name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise errors.InvalidName(
             f"app name {name!r}: use a lower-case letter, then letters, digits, '_' and '-' (no dots), as in "
-            f"{_near_name(name)!r}. It names the app's exchange, and begins its queues' names."
+            f"{_near_name(name)!r}. It is the name of the app's exchange, and the prefix of its queues' names."
         )
     if name in _TAKEN or len(name) > 100:
         raise errors.InvalidName(
@@ -128,8 +128,7 @@ def check_queue_suffix(suffix: object, owner: str) -> str:
         )
     if suffix in _RESERVED:
         raise errors.InvalidName(
-            f"{owner}: queue={suffix!r} is taken by Lightbus itself ({', '.join(sorted(_RESERVED))}). "
-            "Choose another name."
+            f"{owner}: queue={suffix!r} is reserved by Lightbus ({', '.join(sorted(_RESERVED))}). Choose another name."
         )
     return suffix
 
@@ -141,8 +140,8 @@ def check_pattern(pattern: object, owner: str) -> str:
     """
     if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern) or len(pattern.encode()) > MAX_NAME_BYTES:
         raise errors.InvalidName(
-            f"{owner}: {pattern!r} is not a topic pattern. Use words joined by dots, where '*' stands for one word "
-            "and '#' for any number of them, as in 'user.registered', 'user.*' or '#'."
+            f"{owner}: {pattern!r} is not a topic pattern. Use words joined by dots, where '*' matches one word and "
+            "'#' any number of words, as in 'user.registered', 'user.*' or '#'."
         )
     return pattern
 
@@ -257,8 +256,8 @@ def delay_seconds(delay: object) -> int:
     """
     if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 < delay <= MAX_DELAY_SECONDS:
         raise errors.InvalidOption(
-            f"delay={delay!r}: use seconds, more than 0 and up to {MAX_DELAY_SECONDS:,} (30 days). "
-            "For later than that, keep the date in a database and publish when it comes."
+            f"delay={delay!r}: use seconds, more than 0 and up to {MAX_DELAY_SECONDS:,} (30 days). For longer delays, "
+            "store the date in a database and publish when it is reached."
         )
     return math.ceil(delay)
 

@@ -55,9 +55,9 @@ class Watch:
             room: fewer deliveries are in hand than the prefetch allows.
         """
         if consumers == 0:
-            why = f"the broker knows of no consumer on the queue {self.queue!r}"
+            why = f"the broker lists no consumer on the queue {self.queue!r}"
         elif ready > 0 and room and not heard:
-            why = f"{ready} events wait in the queue {self.queue!r}, and none of them arrives here"
+            why = f"{ready} events wait in the queue {self.queue!r}, but none is delivered"
         else:
             self.suspicion = None
             self.next_look = now + self.interval

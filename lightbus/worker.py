@@ -41,7 +41,7 @@ FLUSH_LIMIT = 2.0
 ECHO = 0.3
 """Seconds within which a second signal is an echo of the first: `timeout` and `make` send two at once."""
 
-LAST_WORDS = "Stopped at once. What was in flight is delivered again.\n"
+LAST_WORDS = "Stopped at once. Unfinished events will be redelivered.\n"
 
 STOP, READY, FATAL = b"S", b"R", b"F"
 """What a supervisor and its worker say to each other; the end of the stream says that the other one has gone."""
@@ -154,9 +154,8 @@ class Worker:
         """What this app's handlers hear that is almost, but not quite, what the app says: typing errors, mostly."""
         app = self.app
         return [
-            f"{one.name} hears {pattern!r}. This app says {near[0]!r}: is that what is meant? "
-            "Name the event's class instead of a text, and no letter can be wrong; "
-            "where another app does say it, name that one with source=."
+            f"{one.name} subscribes to {pattern!r}. This app publishes {near[0]!r}: did you mean that? Pass the "
+            "event's class instead of its name to avoid typos; if another app publishes it, set source=."
             for one in app.handlers.values()
             for pattern in one.patterns
             if one.source in (None, app.name)
@@ -299,13 +298,13 @@ class _End:
             word = self.supervisor.recv(1)
         except OSError:
             word = b""
-        self._asked.put("asked by the supervisor" if word == STOP else "the supervisor has gone")
+        self._asked.put("asked by the supervisor" if word == STOP else "the supervisor has exited")
 
     def _watch(self) -> None:
         """Ask the loop to stop; where it does not answer in time, end the process."""
         who = self._asked.get()
         running = self.worker.in_flight()
-        waiting = f"{_count(running)} in flight, up to {self.worker.grace:g} s" if running else "nothing is in flight"
+        waiting = f"{_count(running)} in flight, up to {self.worker.grace:g} s" if running else "no events in flight"
         again = "" if self.supervisor is not None else " Press Ctrl-C again to stop at once."
         logger.info("Stopping (%s): %s.%s", who, waiting, again if running else "")
         with self._lock:
@@ -326,10 +325,11 @@ class _End:
         if not self.worker.unfinished:
             late = self.worker.left_behind()
             if late:
-                logger.error("Handlers that ran over their timeout do not end: %s.", _named(late))
+                logger.error("Handlers that exceeded their timeout do not stop: %s.", _named(late))
             else:
                 logger.error(
-                    "The handlers have ended, but the lifespan or the connection did not, within %g s.", LAST_STEPS
+                    "The handlers have finished, but the lifespan or the connection did not close within %g s.",
+                    LAST_STEPS,
                 )
         self.leave(self.worker.unfinished or [])
 
@@ -346,10 +346,10 @@ class _End:
         """End the process without waiting for threads that run handlers: nothing can stop those."""
         if unfinished:
             logger.error(
-                "Not finished within %g s: %s. %s delivered again.",
+                "Not finished within %g s: %s. %s redelivered.",
                 self.worker.grace,
                 _named(unfinished),
-                "Its event is" if len(unfinished) == 1 else "Their events are",
+                "Its event will be" if len(unfinished) == 1 else "Their events will be",
             )
         _flush()
         os._exit(1)
@@ -362,7 +362,7 @@ def leave_process(code: int) -> NoReturn:
     def cut_short() -> None:
         time.sleep(LAST_STEPS / 2)
         names = ", ".join(thread.name for thread in threading.enumerate() if _holds_up_exit(thread))
-        logger.warning("Not waiting for threads that do not end: %s.", names or "unknown")
+        logger.warning("Not waiting for threads that do not stop: %s.", names or "unknown")
         _flush()
         os._exit(code)
 

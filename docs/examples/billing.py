@@ -1,7 +1,8 @@
-"""What may become of an event, and the options that decide on it. Try it: lightbus worker billing:app"""
+"""Retries, rejects, delays and a separate queue. Try it: lightbus worker billing:app"""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import attrs
 
@@ -10,13 +11,15 @@ from lightbus import Lightbus, Message, Reject, Retry
 app = Lightbus("billing", retry=Retry(delays=(1, 5, 30, 120, 600)))
 
 
-@app.event  # -> "invoice.paid"
+@app.event  # published as "invoice.paid"
+@attrs.frozen
 class InvoicePaid:
     invoice_id: str
     amount: Decimal
 
 
 @app.event("invoice.due", version=2)
+@attrs.frozen
 class ReminderDue:
     invoice_id: str
 
@@ -27,19 +30,19 @@ class Order:
     amount: Decimal
 
 
-@app.on("order.placed", source="shop")  # from the app `shop` only
+@app.on("order.placed", source="shop")  # only events of the app `shop`
 async def charge(order: Order) -> None:
     if order.amount <= 0:
-        raise Reject("nothing to pay")  # a dead letter at once, with this reason
-    # Any other error is tried again after 1, 5, 30, 120 and 600 seconds, and is a dead letter then.
-    # An event published here carries on the correlation id of the one that is being handled.
+        raise Reject("nothing to pay")  # becomes a dead letter at once, with this reason
+    # Any other exception is retried after 1, 5, 30, 120 and 600 seconds, then the event becomes a dead letter.
+    # Events that are published here carry the correlation id of the event that is being handled.
     await app.publish(InvoicePaid(invoice_id=order.order_id, amount=order.amount))
-    # The broker keeps this one until then, whatever restarts in the meantime.
+    # The broker holds this event for 14 days, even if everything restarts in the meantime.
     await app.publish(ReminderDue(invoice_id=order.order_id), delay=timedelta(days=14).total_seconds())
 
 
-# A queue of its own (billing.reports), so that slow work delays nothing else; a ladder and a limit of its own.
+# A separate queue (billing.reports), so that slow work delays nothing else, with its own retries and limits.
 @app.on("invoice.*", queue="reports", retry=Retry(delays=(60,), never=ValueError), timeout=300, concurrency=2)
-def report(invoice: dict, message: Message) -> None:  # a plain function runs in a thread
+def report(invoice: dict[str, Any], message: Message) -> None:  # a sync function runs in a thread
     age = datetime.now(UTC) - message.time
     print(f"{message.event} {invoice} (attempt {message.attempt}, {age.total_seconds():.0f} s old)", flush=True)

@@ -1,4 +1,4 @@
-"""Ladders, errors that are not worth a retry, and time limits. Try it: lightbus worker retries:app"""
+"""Retry schedules, errors without retries, and time limits. Try it: lightbus worker retries:app"""
 
 import attrs
 
@@ -14,7 +14,7 @@ class Order:
 
 
 class CardDeclined(Exception):
-    """The bank has said no. Asking again will not change that."""
+    """A permanent error: a retry does not help."""
 
 
 # A bank that is down for an hour: seven attempts in two hours, each up to a fifth earlier, so that they spread.

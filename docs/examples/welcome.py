@@ -1,4 +1,4 @@
-"""Welcomes whoever registers anywhere. Try it: lightbus worker welcome:app"""
+"""Welcomes each new user. Try it: lightbus worker welcome:app"""
 
 import attrs
 
@@ -8,7 +8,7 @@ app = Lightbus("welcome")
 
 
 @attrs.frozen
-class NewUser:  # this app's own view of somebody else's event: the fields that it needs, no others
+class NewUser:  # this app's view of the event: only the fields that it needs
     email: str
 
 

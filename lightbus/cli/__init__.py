@@ -100,21 +100,21 @@ def asking(otherwise: str) -> Generator[None]:
         if not isinstance(error.__context__, EOFError) or sys.stdin.isatty():  # then it was Ctrl-C or Ctrl-D
             raise
         click.echo(err=True)  # below the question
-        raise click.ClickException(f"stdin ended without an answer. To be asked nothing: {otherwise}") from error
+        raise click.ClickException(f"stdin ended without an answer. To skip the question: {otherwise}") from error
 
 
 @click.command(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 it is done; 1 it failed; 2 the command line, or what MODULE:ATTR names, is wrong; "
-    "130 interrupted.",
+    epilog="Exit codes: 0 success; 1 failure; 2 the command line or MODULE:ATTR is invalid; 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="lightbus", message="%(prog)s %(version)s")
 def main() -> None:
     """Lightbus: an event bus for Python over AMQP.
 
     MODULE:ATTR names your app, as `billing.bus:app` does for `app = Lightbus("billing")` in billing/bus.py.
-    It is looked for from the current folder.
+    It is imported from the current directory.
 
-    The broker is the app's url=, else LIGHTBUS_URL (amqp://user:password@host:5672/vhost), else the embedded one.
+    The broker is the app's url=, or else LIGHTBUS_URL (amqp://user:password@host:5672/vhost), or else the embedded
+    broker.
     """

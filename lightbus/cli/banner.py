@@ -19,7 +19,7 @@ def lines(app: Lightbus, target: str, consumer: Consumer, *, processes: int = 1)
     return [
         title(app, target) + workers,
         *_block("broker", [[broker_line(app.broker)]]),
-        *_block("exchange", [[f"{app.name} (what it says), bound to lightbus (what everybody says)"]]),
+        *_block("exchange", [[f"{app.name} (events of this app), bound to lightbus (events of all apps)"]]),
         *_block("queues", _queues(consumer)),
         *_block("bindings", _bindings(app, consumer)),
         *_block("handlers", _handlers(consumer, target)),
@@ -29,7 +29,7 @@ def lines(app: Lightbus, target: str, consumer: Consumer, *, processes: int = 1)
 def title(app: Lightbus, target: str) -> str:
     from lightbus import __version__
 
-    return f"Lightbus {__version__}: a worker of app {app.name!r} ({target})"
+    return f"Lightbus {__version__}: worker of app {app.name!r} ({target})"
 
 
 def broker_line(broker: Broker) -> str:
@@ -41,7 +41,7 @@ def _place(address: Address) -> str:
     if not address.embedded:
         return address.masked
     if address.scheme == "memory":
-        return "embedded, in memory: nobody outside of this process can publish to it or hear it"
+        return "embedded, in memory: only this process can use it"
     from lightbus.transport.sqlite_store import locate, short_path
 
     return f"embedded (SQLite file {short_path(locate(address.plain).path)}); set LIGHTBUS_URL to use RabbitMQ"

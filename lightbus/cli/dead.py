@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightbus.dead import DeadQueue, Filter, Letter, Outcome
 
 EPILOG = """\b
-What failed, and why? Then look at one of them, mend the cause, and try again:
+Find out what failed and why, look at one dead letter, fix the cause, and retry:
   lightbus dead list billing.bus:app --stats
   lightbus dead list billing.bus:app --error TimeoutError --newer 2h
   lightbus dead show billing.bus:app 0198c5d2-7a3b
@@ -29,7 +29,7 @@ What failed, and why? Then look at one of them, mend the cause, and try again:
   lightbus dead retry billing.bus:app --error TimeoutError
 
 \b
-All of them may be interrupted at any moment: nothing is lost.
+You can interrupt each of these commands at any time: nothing is lost.
 `lightbus dead COMMAND --help` shows the options of each.
 """
 
@@ -45,9 +45,9 @@ Next: lightbus dead show MODULE:ATTR ID
 
 \b
 Exit codes:
-  0  it is done, also where there are none
-  1  the broker cannot be used, or has no such queue
-  2  the command line, or what MODULE:ATTR names, is wrong
+  0  success, even if there are no dead letters
+  1  the broker is not usable, or the queue does not exist
+  2  the command line or MODULE:ATTR is invalid
 """
 
 SHOW_EPILOG = """\b
@@ -60,9 +60,9 @@ Next: lightbus dead retry MODULE:ATTR --id ID
 
 \b
 Exit codes:
-  0  it is shown
-  1  there is no letter of that ID; the broker cannot be used, or has no such queue
-  2  the command line, or what MODULE:ATTR names, is wrong
+  0  success
+  1  no dead letter has this ID; the broker is not usable, or the queue does not exist
+  2  the command line or MODULE:ATTR is invalid
 """
 
 RETRY_EPILOG = """\b
@@ -70,14 +70,14 @@ Examples:
   lightbus dead retry billing.bus:app --id 0198c5d2-7a3b
   lightbus dead retry billing.bus:app --handler charge --error TimeoutError --dry-run
   lightbus dead retry billing.bus:app --event 'invoice.*' --older 1h --rate 20
-  lightbus dead retry billing.bus:app --limit 1     (see whether that one works, first)
+  lightbus dead retry billing.bus:app --limit 1     (try one first)
 
 \b
 Exit codes:
-  0    every letter that was meant is retried
-  1    some are left; it says which, and why
-  2    the command line, or what MODULE:ATTR names, is wrong
-  130  interrupted: what was confirmed is retried, the rest is as it was
+  0    every matching dead letter was retried
+  1    some were not retried; the output says which, and why
+  2    the command line or MODULE:ATTR is invalid
+  130  interrupted: confirmed ones are retried, the others are unchanged
 """
 
 PURGE_EPILOG = """\b
@@ -92,14 +92,14 @@ To keep a copy first:
 
 \b
 Exit codes:
-  0    it is done
-  1    you said no; the broker cannot be used, or has no such queue
-  2    the command line, or what MODULE:ATTR names, is wrong
-  130  interrupted: what was purged is gone, the rest is as it was
+  0    success
+  1    you answered no; the broker is not usable, or the queue does not exist
+  2    the command line or MODULE:ATTR is invalid
+  130  interrupted: purged ones are deleted, the others are unchanged
 """
 
 
-NONE = "No dead letters here now (another `lightbus dead` may hold some)."
+NONE = "No dead letters (another `lightbus dead` command may hold some)."
 LEAST_ERROR = 40
 """Characters of an error that `list` shows also where the terminal has no room for them: it wraps then."""
 
@@ -113,7 +113,7 @@ def _age(_ctx: click.Context, _param: click.Parameter, value: str | None) -> flo
 
 def _ids(_ctx: click.Context, _param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     if "" in value:  # from a shell's variable that is not set: each id begins with it
-        raise click.BadParameter("it is empty, and so would mean every letter. Give an ID, or its beginning.")
+        raise click.BadParameter("it is empty and would match every dead letter. Give an ID, or a prefix of one.")
     return value
 
 
@@ -121,21 +121,21 @@ def _filters(command: Any) -> Any:
     for option in reversed(
         [
             click.option("--event", metavar="PATTERN", help="Events whose name matches, as in 'invoice.*'."),
-            click.option("--handler", metavar="NAME", help="Those that this handler failed on."),
+            click.option("--handler", metavar="NAME", help="Only those that this handler failed on."),
             click.option(
                 "--error",
                 metavar="TYPE",
-                help="The error's type, as in TimeoutError; 'delivery_limit' where workers died over it.",
+                help="The error's type, as in TimeoutError; 'delivery_limit' for events that crashed their workers.",
             ),
-            click.option("--older", callback=_age, metavar="AGE", help="Dead for at least so long: 90s, 5m, 2h, 7d."),
-            click.option("--newer", callback=_age, metavar="AGE", help="Dead for at most so long."),
+            click.option("--older", callback=_age, metavar="AGE", help="Dead for at least this long: 90s, 5m, 2h, 7d."),
+            click.option("--newer", callback=_age, metavar="AGE", help="Dead for at most this long."),
             click.option(
                 "--id",
                 "ids",
                 multiple=True,
                 callback=_ids,
                 metavar="ID",
-                help="The id, or its beginning. Repeatable.",
+                help="The ID, or a prefix of it. Repeatable.",
             ),
         ]
     ):
@@ -143,29 +143,29 @@ def _filters(command: Any) -> Any:
     return command
 
 
-@click.group(cls=Group, short_help="List, show, retry or purge what failed for good.", epilog=EPILOG)
+@click.group(cls=Group, short_help="List, show, retry or purge dead letters.", epilog=EPILOG)
 def dead() -> None:
-    """What failed for good: an app's dead letters, in its queue APP.dead.
+    """Inspect and retry an app's dead letters, in its queue APP.dead.
 
-    An event becomes a dead letter when a handler failed on it as often as its retries allow, raised Reject, or could
-    not read it; or when its worker died over it again and again. It is kept there, whole, until retried or purged.
+    An event becomes a dead letter when its handler fails and no retries are left, raises Reject, or cannot decode it,
+    or when it crashes its worker repeatedly. It stays there, complete, until it is retried or purged.
     """
 
 
 # --- list -------------------------------------------------------------------------------------
 
 
-@dead.command("list", short_help="One line for each letter, or --stats.", epilog=LIST_EPILOG)
+@dead.command("list", short_help="List dead letters, or count them with --stats.", epilog=LIST_EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
 @_filters
 @click.option("--stats", is_flag=True, help="Count them by handler and error, over the whole queue.")
-@click.option("--limit", type=click.IntRange(0), metavar="N", help="Show so many at most; 0 for all.  [default: 50]")
+@click.option("--limit", type=click.IntRange(0), metavar="N", help="Show at most N; 0 shows all.  [default: 50]")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 def list_(target: str, stats: bool, limit: int | None, as_json: bool, **given: Any) -> None:
     """List the dead letters of an app, in the order of their queue.
 
-    Looking changes no letter: they are taken and given back, in their order. While it looks, another command sees
-    fewer of them.
+    This changes nothing: the dead letters are read and returned to the queue in order. While the command runs, other
+    `lightbus dead` commands see fewer of them.
     """
     app, wanted = _start(target, given)
     most = (None if stats else 50) if limit is None else limit or None
@@ -209,20 +209,20 @@ def _print_list(rows: list[list[str]], target: str, queue: DeadQueue, wanted: Fi
         _write(line)
     unseen = queue.count - queue.seen
     if most is not None and len(rows) == most and unseen > 0:
-        _write(f"\n{unseen:,} more letters were not looked at: --limit 0 shows all, --stats counts them.")
-    _write(f"\nOne of them, whole: lightbus dead show {target} ID")
+        _write(f"\n{unseen:,} more were not read: --limit 0 shows all, --stats counts them.")
+    _write(f"\nShow one: lightbus dead show {target} ID")
 
 
 def _say_none(target: str, queue: DeadQueue, wanted: Filter) -> None:
     if wanted.given and queue.count:
-        _write(f"None of the {queue.count:,} dead letters fits. What there is: lightbus dead list {target} --stats")
+        _write(f"None of the {queue.count:,} dead letters match. To see all: lightbus dead list {target} --stats")
         return
     from lightbus import inspection
 
     _write(NONE)
     if waiting := inspection.retrying(queue.connection, queue.app):
         wait = "event waits for its" if waiting == 1 else "events wait for their"
-        _write(f"{waiting:,} {wait} next attempt, and may come here after the last one.")
+        _write(f"{waiting:,} {wait} next attempt and may become dead letters after the last one.")
 
 
 def _summary(letter: Letter) -> dict[str, Any]:
@@ -319,24 +319,27 @@ def _print_stats(groups: _Groups, target: str, *, as_json: bool) -> None:
     ):
         _write(line)
     total = sum(group.count for group in groups.values())
-    what = "1 dead letter. It, whole:" if total == 1 else f"{total:,} dead letters. One of them, whole:"
+    what = "1 dead letter. Show it:" if total == 1 else f"{total:,} dead letters. Show one:"
     _write(f"\n{what} lightbus dead show {target} ID")
 
 
 # --- show -------------------------------------------------------------------------------------
 
 
-@dead.command(short_help="One letter, whole: payload, headers, traceback.", epilog=SHOW_EPILOG)
+@dead.command(short_help="Show one dead letter: payload, headers, traceback.", epilog=SHOW_EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
 @click.argument("letter_id", metavar="ID", required=False)
-@click.option("--all", "all_", is_flag=True, help="All of them, instead of one.")
+@click.option("--all", "all_", is_flag=True, help="Show all dead letters instead of one.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="A JSON array (an event that two handlers failed on is two letters)."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="A JSON array (an event that two handlers failed on gives two dead letters).",
 )
 def show(target: str, letter_id: str | None, all_: bool, as_json: bool) -> None:
     """Show a dead letter: its payload, headers, attempts, times, where it came from, and the traceback.
 
-    The beginning of an ID will do. An event that several handlers failed on is one letter for each of them.
+    A prefix of the ID is enough. An event that several handlers failed on has one dead letter for each of them.
     """
     if (not letter_id) != all_:
         raise click.UsageError("Give an ID (lightbus dead list shows them), or --all.")
@@ -387,14 +390,14 @@ def _own_headers(letter: Letter) -> dict[str, Any]:
 
 
 def _print_letter(letter: Letter, app: Lightbus) -> None:
-    claim = "" if letter.proven else "  (a claim: see `lightbus dead retry --help` on --trust-origin)"
-    handler = letter.handler or "none in particular: every one that matches"
+    claim = "" if letter.proven else "  (not verified: see `lightbus dead retry --help` on --trust-origin)"
+    handler = letter.handler or "every handler that matches"
     failed_as = "failed"
     if letter.by_broker:
-        failed_as = "could not be copied" if letter.error == "rejected" else "died with its worker"
+        failed_as = "could not be copied" if letter.error == "rejected" else "crashed its worker"
     _field("id", letter.id)
     _field("event", f"{letter.event}  from {letter.source or '?'}{claim}")
-    _field("handler", handler + ("  (this code has none of that name)" if _is_gone(letter, app) else ""))
+    _field("handler", handler + ("  (no longer exists in this code)" if _is_gone(letter, app) else ""))
     _field("queue", letter.queue)
     _field("attempt", f"{letter.attempt}, the last one {failed_as}")
     _field("published", _moment(letter.published))
@@ -424,9 +427,11 @@ def _print_next(letter: Letter, app: Lightbus, target: str) -> None:
     if not _IN_SHELL.fullmatch(letter.id):  # a stranger's message may have any id
         return
     if _is_gone(letter, app):
-        _write(f"\nNext: bring the handler back, or: lightbus dead purge {which}")
+        _write(f"\nNext: restore the handler, or run: lightbus dead purge {which}")
     else:
-        _write(f"\nNext, once it is mended: lightbus dead retry {which}{'' if letter.proven else ' --trust-origin'}")
+        _write(
+            f"\nAfter fixing the cause, run: lightbus dead retry {which}{'' if letter.proven else ' --trust-origin'}"
+        )
 
 
 _IN_SHELL = re.compile(r"[\w.:~-]+")
@@ -452,15 +457,17 @@ def _indented(text: str) -> str:
 # --- retry ------------------------------------------------------------------------------------
 
 
-@dead.command(short_help="Let handlers try again what they failed on.", epilog=RETRY_EPILOG)
+@dead.command(short_help="Retry dead letters, each for the handler that failed.", epilog=RETRY_EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
 @_filters
-@click.option("--all", "all_", is_flag=True, help="All letters: needed where no filter and no --limit is given.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be retried.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Retry so many at most.")
-@click.option("--rate", type=click.FloatRange(0, 100_000, min_open=True), metavar="N", help="So many a second at most.")
-@click.option("--trust-origin", is_flag=True, help="Also letters whose source is not verified; see above.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@click.option(
+    "--all", "all_", is_flag=True, help="All dead letters. Required if neither a filter nor --limit is given."
+)
+@click.option("--dry-run", is_flag=True, help="Only show what would be retried.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Retry at most N.")
+@click.option("--rate", type=click.FloatRange(0, 100_000, min_open=True), metavar="N", help="At most N per second.")
+@click.option("--trust-origin", is_flag=True, help="Include dead letters whose source is not verified; see above.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def retry(
     target: str,
     all_: bool,
@@ -471,22 +478,22 @@ def retry(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Put dead letters back into the queue that they came from, for the handler that failed on them and no other.
+    """Put dead letters back into their queue, only for the handler that failed on them.
 
-    They count as tried for the first time, with the whole ladder of retries ahead. Each is published with a confirm,
-    and leaves the dead letters after that: interrupted at any moment, nothing is lost, and up to 100 are tried twice.
-    Only what is there at the start is retried: what fails again meanwhile stays for another look.
+    They start again at attempt 1, with the full retry schedule. Each is removed from the dead letters only after the
+    broker has confirmed its copy: if you interrupt the command, nothing is lost, and up to 100 may be retried twice.
+    Only dead letters that exist at the start are retried: those that fail again in the meantime stay.
 
-    A letter whose worker died over it was put there by the broker, without the app's word on where it came from.
-    RabbitMQ before 4.0 lets a publisher forge that, so these letters are left alone. So are letters that were moved
-    between queues by hand (in the management UI, say), and those that a queue has dead-lettered to the bus. Where you
-    trust everybody who may publish on this broker, add --trust-origin.
+    When an event crashes its worker repeatedly, the broker dead-letters it, and the app cannot record its source. A
+    publisher can forge the source on RabbitMQ before 4.0, so the command skips these dead letters. It also skips those
+    that were moved between queues by hand (for example in the management UI), and those that a queue has dead-lettered
+    to the bus. If you trust everyone who can publish on this broker, add --trust-origin.
     """
     from lightbus import dead as letters
 
     app, wanted = _start(target, given)
     if not (wanted.given or limit or all_):
-        raise click.UsageError("Say which: a filter (--help lists them), --limit N, or --all.")
+        raise click.UsageError("Select dead letters: use a filter (see --help), --limit N, or --all.")
     if dry_run:
         with _opened(app) as queue, _Progress(queue):
             _dry_run(queue, wanted, limit, "retried", as_json=as_json, unless_unproven=not trust_origin)
@@ -544,13 +551,13 @@ def _dry_run(
             if handler != "-" and handler not in queue.app.handlers:
                 _write(_without_handler(handler, group.count, "would be"))
     if left:
-        _write(f"{left:,} more would be left: their source is not verified (--trust-origin).")
+        _write(f"{left:,} more would be skipped: their source is not verified (--trust-origin).")
 
 
 def _without_handler(handler: str, count: int, are: str) -> str:
     return (
-        f"{count:,} of them {are} for the handler {tables.printable(handler)}, which this code does not have: "
-        "where no worker has it, they become dead letters again."
+        f"{count:,} of them {are} for the handler {tables.printable(handler)}, which does not exist in this code: if "
+        "no worker has it, they become dead letters again."
     )
 
 
@@ -592,27 +599,27 @@ def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, inte
     if interrupted:
         click.echo(f"\nInterrupted: {outcome.done:,} {done}. All others are in {app.name}.dead as before.", err=True)
     elif not (outcome.matched or outcome.vanished):
-        output.report("No dead letter fits: nothing was done.")
+        output.report("No matching dead letters.")
     else:
         output.report(f"{outcome.done:,} {done}.")
     for queue, count in outcome.stranded.items():
         click.echo(
-            f"{count:,} left: their queue {tables.printable(queue)} is not there. Start a worker whose handlers "
-            "have it (it declares the queue), then retry again.",
+            f"{count:,} skipped: their queue {tables.printable(queue)} does not exist. Start a worker whose handlers "
+            "use it (the worker declares the queue), then retry again.",
             err=True,
         )
     for handler, count in outcome.gone.items():
         click.echo(_without_handler(handler, count, "are"), err=True)
     if outcome.unproven:
         click.echo(
-            f"{outcome.unproven:,} left: the broker dead-lettered them (their workers died over them, or a copy was "
-            "refused), a person moved them, or a queue dead-lettered them to the bus, so their source is not verified. "
-            "Where you trust everybody who may publish on this broker: --trust-origin.",
+            f"{outcome.unproven:,} skipped: the broker dead-lettered them (they crashed their workers, or a copy was "
+            "refused), somebody moved them by hand, or a queue dead-lettered them to the bus, so their source is not "
+            "verified. If you trust everyone who can publish on this broker, add --trust-origin.",
             err=True,
         )
     if outcome.vanished:
         are = "1 of those shown is" if outcome.vanished == 1 else f"{outcome.vanished:,} of those shown are"
-        click.echo(f"{are} not there any more: retried or purged by somebody else, or being looked at.", err=True)
+        click.echo(f"{are} no longer there: retried, purged or being read by another command.", err=True)
     if outcome.problem:
         click.echo(f"Stopped: {outcome.problem} What was not confirmed is in {app.name}.dead as before.", err=True)
 
@@ -620,26 +627,29 @@ def _say_done(app: Lightbus, outcome: Outcome, done: str, *, as_json: bool, inte
 # --- purge ------------------------------------------------------------------------------------
 
 
-@dead.command(short_help="Throw letters away, for good.", epilog=PURGE_EPILOG)
+@dead.command(short_help="Delete dead letters permanently.", epilog=PURGE_EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
 @_filters
-@click.option("--all", "all_", is_flag=True, help="All letters: needed where no filter and no --limit is given.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be purged.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Purge so many at most.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON. Needs --yes or --dry-run.")
+@click.option(
+    "--all", "all_", is_flag=True, help="All dead letters. Required if neither a filter nor --limit is given."
+)
+@click.option("--dry-run", is_flag=True, help="Only show what would be purged.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Purge at most N.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON. Needs --yes or --dry-run.")
 def purge(target: str, all_: bool, dry_run: bool, limit: int | None, yes: bool, as_json: bool, **given: Any) -> None:
-    """Throw dead letters away, for good. It says which and asks first, unless --yes is given.
+    """Delete dead letters permanently.
 
-    After a yes, those that it has shown go, and no other that has arrived meanwhile.
+    The command shows them and asks first, unless --yes is given. It deletes only those that it has shown, none that
+    arrive in the meantime.
     """
     from lightbus import dead as letters
 
     app, wanted = _start(target, given)
     if not (wanted.given or limit or all_):
-        raise click.UsageError("Say which: a filter (--help lists them), --limit N, or --all.")
+        raise click.UsageError("Select dead letters: use a filter (see --help), --limit N, or --all.")
     if as_json and not (yes or dry_run):
-        raise click.UsageError("--json cannot ask: add --yes or --dry-run.")
+        raise click.UsageError("--json does not ask: add --yes or --dry-run.")
     shown: set[bytes] | None = None
     total = 0
     if dry_run or not yes:
@@ -651,11 +661,11 @@ def purge(target: str, all_: bool, dry_run: bool, limit: int | None, yes: bool, 
             groups = _grouped(_noted(itertools.islice(_matching(queue, wanted), limit), shown))
         total = sum(group.count for group in groups.values())
         if not total:
-            _write("No dead letter fits: nothing was done.")
+            _write("No matching dead letters.")
             return
         _print_stats(groups, target, as_json=False)
         with asking("--yes"):
-            agreed = click.confirm(f"Purge {total:,} of them for good?", err=True)
+            agreed = click.confirm(f"Purge {total:,} of them permanently?", err=True)
         if not agreed:
             click.echo("Nothing was purged.", err=True)
             sys.exit(1)
@@ -721,7 +731,7 @@ class _Progress:
         if time.monotonic() < self.next:
             return
         self.next = time.monotonic() + 0.2
-        line = f"{self.queue.seen:,} of {self.queue.count:,} looked at"
+        line = f"{self.queue.seen:,} of {self.queue.count:,} read"
         if self.outcome is not None:
             line += f", {self.outcome.done:,} {self.done}"
         click.echo("\r" + line.ljust(self.shown), nl=False, err=True)

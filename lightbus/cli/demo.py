@@ -54,36 +54,37 @@ Examples:
 
 \b
 Exit codes:
-  0    every service handled what it should have
-  1    they did not, or the broker cannot be used
-  2    the command line is wrong
+  0    every service handled the expected events
+  1    they did not, or the broker is not usable
+  2    the command line is invalid
   130  interrupted
 """
 
 
-@click.command(short_help="Watch three services hear of 2,000 real commits.", epilog=EPILOG)
+@click.command(short_help="Run three services on 2,000 real commits.", epilog=EPILOG)
 @click.option(
     "--url",
     metavar="URL",
-    help="A broker, as in amqp://localhost. Without it: the embedded one, in a temporary folder.",
+    help="A broker, for example amqp://localhost. Default: the embedded broker, in a temporary folder.",
 )
 @click.option(
     "--events", type=click.IntRange(min=1), metavar="N", help="Publish the first N commits only. The file has 2,000."
 )
-@click.option("--no-color", is_flag=True, help="Plain text. So is output that goes to a file or a pipe.")
+@click.option("--no-color", is_flag=True, help="No colors. Output to a file or a pipe never has colors.")
 def demo(url: str | None, events: int | None, no_color: bool) -> None:
-    """Watch three services hear of 2,000 real commits.
+    """Run three services on 2,000 real commits.
 
-    forge publishes commit.pushed; stats counts; reviews answers large commits with review.requested, which inbox
-    hears. Each is a `lightbus worker` process of its own. inbox fails on purpose for some: see it retry, and give up.
+    forge publishes commit.pushed; stats counts commits; reviews publishes review.requested for large commits, and inbox
+    handles it. Each runs in its own `lightbus worker` process. inbox fails on purpose for some events, to show retries
+    and dead letters.
 
-    Ends by itself, with a table of what was handled and what should have been.
+    The demo ends with a table that compares the handled events with the expected ones.
 
-    With --url, all queues and exchanges of the demo have names of this run, and are deleted at the end. (The bus
-    exchange, `lightbus`, stays. Apps that hear `#` from every app on that virtual host hear the demo too.)
+    With --url, the demo's queues and exchanges have names unique to this run, and are deleted at the end. (The bus
+    exchange, `lightbus`, stays. Apps on that virtual host that subscribe to `#` receive the demo's events, too.)
     """
     if url is not None and url.startswith("memory:"):
-        raise click.UsageError("memory:// is within one process; the demo has four. Leave --url out, or name RabbitMQ.")
+        raise click.UsageError("memory:// works within one process; the demo has four. Omit --url, or use RabbitMQ.")
     lines = (_services() / "commits.jsonl").read_bytes().splitlines(keepends=True)
     screen = Screen(terminal=sys.stdout.isatty(), color=False if no_color or "NO_COLOR" in os.environ else None)
     with Stopping() as stopping, _temporary_folder() as folder:
@@ -221,7 +222,7 @@ class Row:
 
 
 def _table(rows: Iterable[Row], screen: Screen) -> None:
-    screen.say(f"{'':9}{'':42}{'handled':>10}{'in the file':>14}", bold=True)
+    screen.say(f"{'':9}{'':42}{'handled':>10}{'expected':>14}", bold=True)
     before = ""
     for row in rows:
         equal = row.handled == row.expected
@@ -250,9 +251,9 @@ def _should_be(lines: Sequence[bytes]) -> list[tuple[str, str, int]]:
         expected += [("stats", f"{repository}: commits", len(own)), ("stats", f"{repository}: lines", sum(own))]
     return [
         *expected,
-        ("reviews", "commits looked at", len(commits)),
+        ("reviews", "commits checked", len(commits)),
         ("reviews", f"of more than {LARGE} lines: review.requested", len(large)),
-        ("inbox", "review.requested heard", len(large)),
+        ("inbox", "review.requested received", len(large)),
         ("inbox", "second attempts", busy_once + too_long),
         ("inbox", "third attempts", too_long),
         ("inbox", "delivered", len(large) - too_long),
@@ -271,9 +272,9 @@ def _was(entries: Entries, dead: int) -> dict[tuple[str, str], int]:
     return {
         **{("stats", f"{repository}: commits"): count for repository, count in commits.items()},
         **{("stats", f"{repository}: lines"): count for repository, count in lines.items()},
-        ("reviews", "commits looked at"): looked_at.total(),
+        ("reviews", "commits checked"): looked_at.total(),
         ("reviews", f"of more than {LARGE} lines: review.requested"): looked_at["large"],
-        ("inbox", "review.requested heard"): mails["attempt 1"],
+        ("inbox", "review.requested received"): mails["attempt 1"],
         ("inbox", "second attempts"): mails["attempt 2"],
         ("inbox", "third attempts"): mails["attempt 3"],
         ("inbox", "delivered"): mails["delivered"],
@@ -449,7 +450,7 @@ class Run:
         return [
             f"forge   published {published:>6,} of {len(self.lines):,}",
             f"stats   counted   {len(entries['stats']):>6,}",
-            f"reviews looked at {len(entries['reviews']):>6,}, requested {large}",
+            f"reviews checked   {len(entries['reviews']):>6,}, requested {large}",
             f"inbox   delivered {mails['delivered']:>6,}, retried {retries}, gave up on {self.dead}",
         ]
 
@@ -479,9 +480,9 @@ class Run:
         _table(rows, self.screen)
         self.screen.say()
         if equal:
-            self.screen.say(f"Every event was handled as the file says, in {took:.1f} s.", fg="green")
+            self.screen.say(f"All events were handled as expected, in {took:.1f} s.", fg="green")
         else:
-            self.screen.say("The columns differ. The services' last words:", fg="red")
+            self.screen.say("The columns differ. The last log lines of the services:", fg="red")
             self.screen.say(self._last_words())
         return equal
 

@@ -21,23 +21,23 @@ Examples:
 
 \b
 Exit codes:
-  0  nothing has failed (with --strict: nor is there a warning)
-  1  something has; each finding names its next step
-  2  the command line, or what MODULE:ATTR names, is wrong
+  0  no failures (with --strict: no warnings either)
+  1  at least one failure; each finding names the next step
+  2  the command line or MODULE:ATTR is invalid
 """
 
 _COLOURS = {"ok": "green", "note": "bright_black", "warn": "yellow", "fail": "red"}
 
 
-@click.command(short_help="What is wrong here, and what to do about it.", epilog=EPILOG)
+@click.command(short_help="Diagnose a broker and an app.", epilog=EPILOG)
 @click.argument("target", metavar="MODULE:ATTR|URL")
 @click.option("--strict", is_flag=True, help="Warnings count as failures.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, with all findings.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object with all findings.")
 def doctor(target: str, strict: bool, as_json: bool) -> None:
-    """Examine a broker, and an app on it: is it reachable, its version, encryption, are the exchanges and queues as
-    the app declares them, does anybody consume, what waits or is dead, may this user do all it must, are clocks right?
+    """Check a broker and an app: connection, version, encryption, exchanges and queues, consumers, waiting events and
+    dead letters, permissions, clocks.
 
-    It changes nothing, and no handler hears what it tries (a message of its own, through queues of its own).
+    The command changes nothing. It publishes one test message through temporary queues, which no handler receives.
     """
     from lightbus import inspection
     from lightbus.cli import logs
@@ -77,6 +77,6 @@ def _show(finding: Finding) -> None:
 def _sum_up(findings: list[Finding]) -> None:
     fails, warnings = (sum(one.level == level for one in findings) for level in ("fail", "warn"))
     if not fails and not warnings:
-        output.write("\nAll is well.")
+        output.write("\nNo problems found.")
     else:
-        output.write(f"\n{fails} failed, {warnings} to be warned of. The arrows say what to do next.")
+        output.write(f"\n{fails} failed, {warnings} warnings. The arrows show the next step.")

@@ -27,24 +27,25 @@ Examples:
 
 \b
 Next:
-  lightbus schema billing.bus:app        (the same for machines: JSON Schema)
+  lightbus schema billing.bus:app        (the events as JSON Schema)
   lightbus topology billing.bus:app      (the exchanges and queues between them)
 
 \b
 Exit codes:
-  0  it is done; no broker is asked
-  2  the command line, or what MODULE:ATTR names, is wrong
+  0  success; no broker is used
+  2  the command line or MODULE:ATTR is invalid
 """
 
 _PREFIXES = re.compile(r"""('[^']*'|"[^"]*")|(?:[A-Za-z_<][\w<>]*\.)+(?=\w)""")
 
 
-@click.command(short_help="What an app says, and what it hears.", epilog=EPILOG)
+@click.command(short_help="List what an app publishes and subscribes to.", epilog=EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object: app, says, hears.")
 def events(target: str, as_json: bool) -> None:
-    """List the events that an app declares (name, version, class, fields, what its docstring says), and what it
-    hears: the patterns, from whom, which handler, on which queue, and when a failure is tried again.
+    """List what an app publishes and subscribes to.
+
+    Events: name, version, class, fields, docstring. Subscriptions: pattern, source, handler, queue, retry schedule.
     """
     from lightbus.cli import logs
     from lightbus.cli import target as targets
@@ -120,9 +121,9 @@ def _type_name(hint: Any) -> str:
 
 def _says(app: Lightbus) -> Iterator[str]:
     if not app.events:
-        yield f"{app.name} says nothing yet: decorate a class with @app.event."
+        yield f"{app.name} publishes nothing yet: decorate a class with @app.event."
         return
-    yield f"{app.name} says, on the exchange {app.name}:"
+    yield f"{app.name} publishes to the exchange {app.name}:"
     for event_type in _in_order(app):
         version = f"  version {event_type.version}" if event_type.version > 1 else ""
         yield ""
@@ -174,9 +175,9 @@ def _hears(app: Lightbus) -> Iterator[str]:
     from lightbus.topology import queue_name
 
     if not app.handlers:
-        yield f"{app.name} hears nothing yet: decorate a function with @app.on('user.registered')."
+        yield f"{app.name} subscribes to nothing yet: decorate a function with @app.on('user.registered')."
         return
-    yield f"{app.name} hears:"
+    yield f"{app.name} subscribes to:"
     yield ""
     rows = [
         [

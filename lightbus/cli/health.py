@@ -21,22 +21,22 @@ Examples:
 
 \b
 Exit codes:
-  0  the broker answers, and where the app has handlers, each queue is there and has a consumer
-  1  not so: it says what is wrong, and what to do
-  2  the command line, or what MODULE:ATTR names, is wrong
+  0  the broker answers, and if the app has handlers, each queue exists and has a consumer
+  1  unhealthy: the output says what is wrong, and what to do
+  2  the command line or MODULE:ATTR is invalid
 
 \b
-This asks the broker. A worker tells of itself with --health-port:
+This command asks the broker. A worker reports its own health with --health-port:
   lightbus worker billing.bus:app --health-port 8080
   curl localhost:8080/readyz
 """
 
 
-@click.command(short_help="Does anybody handle this app's events?", epilog=EPILOG)
+@click.command(short_help="Check that an app's events are handled.", epilog=EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def health(target: str, as_json: bool) -> None:
-    """Ask the broker whether an app's events are handled: does it answer, is each queue there, has each a consumer?"""
+    """Ask the broker whether an app's events are handled: it answers, and each queue exists and has a consumer."""
     from lightbus.cli import logs
     from lightbus.cli import target as targets
 
@@ -48,7 +48,7 @@ def health(target: str, as_json: bool) -> None:
         output.write(json.dumps(answer, indent=1))
     else:
         for queue in queues:
-            state = f"{queue['ready']:,} ready, {queue['consumers']} consuming" if queue["exists"] else "not there"
+            state = f"{queue['ready']:,} ready, {queue['consumers']} consuming" if queue["exists"] else "missing"
             output.write(f"{queue['name']}: {state}")
         for problem in problems:
             click.echo(f"Unhealthy: {problem}", err=True)
@@ -76,10 +76,10 @@ def _ask(app: Lightbus, target: str) -> tuple[list[str], list[dict[str, Any]]]:
     problems = []
     for state in states:
         if not state.exists:
-            problems.append(f"the queue {state.name} is not there. Start a worker: lightbus worker {target}")
+            problems.append(f"the queue {state.name} does not exist. Start a worker: lightbus worker {target}")
         elif not state.consumers:
             problems.append(
-                f"nobody consumes {state.name} ({state.ready:,} ready). Start a worker: lightbus worker {target}"
+                f"no consumer on {state.name} ({state.ready:,} ready). Start a worker: lightbus worker {target}"
             )
     queues = [
         {"name": state.name, "exists": state.exists, "ready": state.ready, "consumers": state.consumers}

@@ -70,7 +70,7 @@ class Handler(logging.StreamHandler[TextIO]):
 
 
 def _about_lost(lost: int) -> logging.LogRecord:
-    message = "%d lines for stderr were lost: what reads it had stopped, or is too slow."
+    message = "%d log lines to stderr were lost: the reader stopped or is too slow."
     return logging.LogRecord(_OWN, logging.WARNING, __file__, 0, message, (lost,), None)
 
 

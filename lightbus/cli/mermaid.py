@@ -74,7 +74,7 @@ def _said(state: ObjectState | None, *, queue: bool = False) -> str:
     if state is None:
         return ""
     if not state.exists:
-        return "not there"
+        return "missing"
     return ", ".join([*([f"{state.ready:,} ready"] if queue else []), *(["differs"] if state.difference else [])])
 
 

@@ -22,30 +22,32 @@ from lightbus.cli import asking, output
 
 EPILOG = """\b
 Examples:
-  lightbus new                         (asks for everything)
+  lightbus new                         (asks for all answers)
   lightbus new billing
   lightbus new billing --event invoice.paid --hears user.registered --no-input
   lightbus new ~/src/intake --name 'Order Intake'
 
 \b
 Exit codes:
-  0    it is made
-  1    it is not: cookiecutter is missing, or the template could not be rendered
-  2    the command line or an answer is wrong, or the folder is not empty
-  130  interrupted: nothing is made
+  0    created
+  1    not created: cookiecutter is missing, or the template could not be rendered
+  2    the command line or an answer is invalid, or the folder is not empty
+  130  interrupted: nothing is created
 """
 
 
-@click.command(short_help="Make a new service from a template.", epilog=EPILOG)
+@click.command(short_help="Create a new service from a template.", epilog=EPILOG)
 @click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--name", help="What the service is called.  [default: as FOLDER]")
-@click.option("--event", metavar="NAME", help="What it says has happened, as in invoice.paid.")
-@click.option("--hears", metavar="NAME", help="What it hears of: an event of another service, as in user.registered.")
-@click.option("--no-input", is_flag=True, help="Ask nothing: what is not given is as in the examples.")
+@click.option("--name", help="The name of the service.  [default: as FOLDER]")
+@click.option("--event", metavar="NAME", help="The event that it publishes, for example invoice.paid.")
+@click.option(
+    "--hears", metavar="NAME", help="The event of another service that it consumes, for example user.registered."
+)
+@click.option("--no-input", is_flag=True, help="Do not ask: use the examples for what is not given.")
 def new(folder: Path | None, name: str | None, event: str | None, hears: str | None, no_input: bool) -> None:
-    """Make a new service: handlers, settings, tests, a type checker, a container, RabbitMQ for a laptop, systemd, CI.
+    """Create a new service: handlers, settings, tests, a type checker, a container, RabbitMQ for a laptop, systemd, CI.
 
-    FOLDER is where it goes, and what the service is called unless --name says so; it must be empty, or not there yet.
+    FOLDER is the target folder, and the name of the service unless --name is given. It must be empty or not exist yet.
 
     Needs cookiecutter, the extra `template` of lightbus-amqp: pip install cookiecutter. (`cookiecutter` with the
     template's folder does the same.)
@@ -104,7 +106,7 @@ def _refuse_full(folder: Path) -> None:
         click.UsageError: there is something in the folder already.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise click.UsageError(f"{folder} is not empty. Name a folder that is not there yet.")
+        raise click.UsageError(f"{folder} is not empty. Use a folder that does not exist yet.")
 
 
 # --- the answers ------------------------------------------------------------------------------

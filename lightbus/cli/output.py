@@ -34,7 +34,7 @@ def write(text: str, *, nl: bool = True) -> bool:
     try:
         return _written(text, nl=nl)
     except OSError as error:
-        raise click.ClickException(f"the output cannot be written: {error.strerror}. It is not whole.") from error
+        raise click.ClickException(f"the output cannot be written: {error.strerror}. It is incomplete.") from error
 
 
 def report(text: str) -> None:

@@ -237,9 +237,9 @@ class _Picture:
         edge, low = self.queue + self.queue_width, band.bottom
         if self.app.queue_type == "quorum":
             self._line([(edge, low - 8), (self.rail, low - 8)])
-            self._text(edge + 12, low - 14, "redelivered 20 times in vain", "faint")
+            self._text(edge + 12, low - 14, "redelivered 20 times", "faint")
         self._line([(self.rail, low - 8 - ROW), (edge, low - 8 - ROW)], "again")
-        self._text(edge + 12, low - 14 - ROW, f"{band.queue.suffix}: to be tried again", "faint")
+        self._text(edge + 12, low - 14 - ROW, f"{band.queue.suffix}: to be retried", "faint")
         if not band.queue.delays:
             return
         edge = self.rail + 34
@@ -334,7 +334,7 @@ def _handler_texts(handler: Handler) -> list[str]:
 def _wrong(state: ObjectState | None) -> str:
     if state is None:
         return ""
-    return "not there" if not state.exists else "differs" if state.difference else ""
+    return "missing" if not state.exists else "differs" if state.difference else ""
 
 
 def _escaped(text: str) -> str:

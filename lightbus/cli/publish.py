@@ -31,9 +31,9 @@ Examples:
 
 \b
 Exit codes:
-  0  published and confirmed (also when nobody listens)
-  1  not valid, or not confirmed; of a file: at least one line was not published
-  2  the command line, what MODULE:ATTR names, or the event's name is wrong
+  0  published and confirmed (even if no queue is bound)
+  1  invalid, or not confirmed; for a file: at least one line was not published
+  2  the command line, MODULE:ATTR or the event's name is invalid
 """
 
 CHUNK = 1000
@@ -48,10 +48,13 @@ AHEAD_BYTES = 8 * 1024 * 1024
 @click.argument("payload", metavar="[JSON | FIELD=VALUE...]", nargs=-1)
 @click.option("--jsonl", "path", metavar="FILE", help="Publish one event for each line (a JSON object); '-' is stdin.")
 @click.option(
-    "--delay", type=float, metavar="SECONDS", help="Deliver it so much later: up to 30 days, held by the broker."
+    "--delay",
+    type=float,
+    metavar="SECONDS",
+    help="Delay the delivery by this many seconds, up to 30 days. The broker holds the event.",
 )
-@click.option("--header", "headers", multiple=True, metavar="KEY=VALUE", help="An AMQP header of your own. Repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print the receipt (of a file: the summary) as JSON.")
+@click.option("--header", "headers", multiple=True, metavar="KEY=VALUE", help="A custom AMQP header. Repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print the receipt (for a file: the summary) as JSON.")
 def publish(
     target: str,
     event: str,
@@ -61,12 +64,12 @@ def publish(
     headers: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Publish events of an app, as its code would: validated, and confirmed by the broker.
+    """Publish events of an app, as its code does: validated, and confirmed by the broker.
 
-    EVENT is the name of an event that the app declares. Its fields come as one JSON object, or one by one:
-    a value is read as what the field's type wants, lists and objects as JSON. `address.city=Oslo` reaches inside.
+    EVENT is the name of an event that the app declares. Give its fields as one JSON object, or one by one: each value
+    is converted to the field's type, lists and objects are JSON. `address.city=Oslo` sets a nested field.
 
-    Of a file, the lines that are not valid are named on stderr; all others are published.
+    With a file, invalid lines are reported on stderr; all others are published.
     """
     from lightbus.cli import logs
     from lightbus.cli import target as targets
@@ -74,9 +77,9 @@ def publish(
     logs.configure("warning")
     table = _headers(headers)
     if path is not None and payload:
-        raise click.UsageError("Give the fields, or --jsonl, not both.")
+        raise click.UsageError("Give either the fields or --jsonl, not both.")
     if path is not None and delay is not None:
-        raise click.UsageError("--delay is for single events, not for --jsonl.")
+        raise click.UsageError("--delay works for single events, not with --jsonl.")
     app = targets.load_app(target)
     event_type = _event_type(app, event)
     if path is not None:
@@ -92,7 +95,7 @@ def publish(
 def _fate(receipt: Receipt, delay: float | None) -> str:
     if delay:
         return f"confirmed, the broker holds it for {delay:g} s"
-    return "confirmed, routed" if receipt.routed else "confirmed, but nobody listens (no queue is bound to hear it)"
+    return "confirmed, routed" if receipt.routed else "confirmed, not routed (no queue is bound for it)"
 
 
 def _headers(given: tuple[str, ...]) -> dict[str, str]:
@@ -301,7 +304,7 @@ class Tally:
         if self.unheard:
             all_of_them = "it" if self.published == 1 else "them"
             unheard = all_of_them if self.unheard == self.published else f"{self.unheard:,} of them"
-            text += f"; nobody listens to {unheard}"
+            text += f"; no queue is bound for {unheard}"
         return text + "."
 
 
@@ -376,13 +379,13 @@ def _publish_file(
                     break
             else:
                 if lines.fault is not None:
-                    tally.stopped = f"What follows cannot be read: {lines.fault.strerror}."
+                    tally.stopped = f"The rest cannot be read: {lines.fault.strerror}."
         except KeyboardInterrupt:
             interrupted = True
-            tally.stopped = "Interrupted. Lines after those counted here may have been published too."
+            tally.stopped = "Interrupted. Later lines may have been published, too."
     if tally.ignored:
         names = ", ".join(map(repr, tally.ignored))
-        click.echo(f"Left out, since {event_type.name!r} has no such field: {names}.", err=True)
+        click.echo(f"Ignored, because {event_type.name!r} has no such field: {names}.", err=True)
     if tally.stopped is not None:
         click.echo(f"Stopped after line {tally.last:,}. {tally.stopped}", err=True)
     output.report(json.dumps(tally.as_dict()) if as_json else str(tally))

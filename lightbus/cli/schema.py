@@ -21,13 +21,13 @@ Examples:
   lightbus schema billing.bus:app | jq keys
 
 \b
-Keep the file under version control, and let CI say when an event has changed:
+Keep the file under version control, and let CI detect changed events:
   lightbus schema billing.bus:app > events.schema.json && git diff --exit-code events.schema.json
 
 \b
 Exit codes:
-  0  it is done; no broker is asked
-  2  the command line, what MODULE:ATTR names, or the event's name is wrong
+  0  success; no broker is used
+  2  the command line, MODULE:ATTR or the event's name is invalid
 """
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -37,10 +37,10 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 @click.argument("target", metavar="MODULE:ATTR")
 @click.argument("event", required=False)
 def schema(target: str, event: str | None) -> None:
-    """Print the JSON Schema (2020-12) of an event's body; without EVENT a JSON object of all, by their names.
+    """Print the JSON Schema (2020-12) of an event's body; without EVENT, a JSON object with all of them, by name.
 
-    The order is always the same, so two versions of it differ where the events do. A reader should ignore fields that
-    it does not know, as Lightbus does: the schemas allow them.
+    The order is stable, so a diff of two versions shows the changed events. Consumers should ignore unknown fields, as
+    Lightbus does: the schemas allow them.
     """
     from lightbus import errors
     from lightbus.cli import logs
@@ -67,7 +67,10 @@ def schema_of(app: str, event_type: EventType) -> dict[str, Any]:
     return {
         "$schema": DIALECT,
         "title": event_type.name,
-        "$comment": f"Version {event_type.version} of what {app!r} says with the routing key {event_type.name!r}.",
+        "$comment": (
+            f"Version {event_type.version} of the event that {app!r} publishes with the routing key "
+            f"{event_type.name!r}."
+        ),
         **root,
         "$defs": {name: _cleaned(parts[name]) for name in sorted(parts)},
     }

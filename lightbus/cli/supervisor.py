@@ -140,7 +140,7 @@ class Supervisor:
             self._first_signal = now
             self._stop(f"{number.name}")
         elif now - self._first_signal > ECHO:
-            logger.warning("Stopped at once (%s). What was in flight is delivered again.", number.name)
+            logger.warning("Stopped at once (%s). Unfinished events will be redelivered.", number.name)
             for child in self.children:
                 if child.process is not None:
                     child.process.kill()
@@ -292,7 +292,7 @@ class Supervisor:
                 with contextlib.suppress(OSError):
                     self._wake_write.send(b"\0")
         except Exception as error:  # noqa: BLE001 - watchfiles raises what its Rust side says, as OSError or RuntimeError
-            logger.error("%s is not watched any more, so that changes are not seen: %s", folder, error)
+            logger.error("%s is no longer watched, so changes are not noticed: %s", folder, error)
 
 
 def _need_watchfiles() -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lightbus.transport import Delivery
 
 EPILOG = """\b
-Examples (in quotes, since * and # mean something to a shell):
+Examples (with quotes, because * and # are special in a shell):
   lightbus tail
   lightbus tail 'user.#' 'invoice.*'
   lightbus tail billing.bus:app 'invoice.*'
@@ -42,9 +42,9 @@ Examples (in quotes, since * and # mean something to a shell):
 
 \b
 Exit codes:
-  0  stopped as asked (Ctrl-C, SIGTERM, --timeout, --limit, or whoever reads its output has gone)
-  1  the broker cannot be used; or less than --limit came
-  2  the command line, or what MODULE:ATTR names, is wrong
+  0  stopped by Ctrl-C, SIGTERM, --timeout or --limit, or because the reader of its output has exited
+  1  the broker is not usable; or fewer than --limit events arrived
+  2  the command line or MODULE:ATTR is invalid
 """
 
 LONGEST_TEXT = 2000
@@ -59,21 +59,21 @@ _TOKENS = re.compile(
 )
 
 
-@click.command(short_help="Watch events as they pass.", epilog=EPILOG)
+@click.command(short_help="Show live events.", epilog=EPILOG)
 @click.argument("arguments", metavar="[MODULE:ATTR|URL] [PATTERN]...", nargs=-1)
-@click.option("--source", "sources", multiple=True, metavar="APP", help="Only what this app says. Repeatable.")
+@click.option("--source", "sources", multiple=True, metavar="APP", help="Only events of this app. Repeatable.")
 @click.option(
     "--where",
     "conditions",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Only payloads with this value; FIELD!=VALUE for all others. `user.name=A*` reaches inside; * stands for "
-    "anything. Several must all be true.",
+    help="Only payloads with this value; FIELD!=VALUE for all others. `user.name=A*` matches a nested field; * matches "
+    "anything. Several are combined with AND.",
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="End after so many.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End after so long.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N events.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Stop after this time.")
 @click.option("--full", is_flag=True, help=f"Whole payloads, not just {LONGEST_TEXT:,} characters of each.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, whole.")
+@click.option("--json", "as_json", is_flag=True, help="One complete JSON object per line.")
 def tail(
     arguments: tuple[str, ...],
     sources: tuple[str, ...],
@@ -83,16 +83,15 @@ def tail(
     full: bool,
     as_json: bool,
 ) -> None:
-    """Watch events as they pass, on the broker of an app, of a URL, or of LIGHTBUS_URL.
+    """Show live events, on the broker of an app, of a URL, or of LIGHTBUS_URL.
 
-    PATTERN is a topic pattern, as in @app.on: * is one word, # any number of them. Without one, everything is shown.
-    Retries and dead letters do not pass here: an event is seen once, when it is published (a delayed one when it is
-    due).
+    PATTERN is a topic pattern, as in @app.on: * matches one word, # any number of words. Default: all events. Retries
+    and dead letters are not shown: each event appears once, when it is published (a delayed one when it is due).
 
-    It listens with a queue of its own, which is gone with it, and takes no event from anybody. No publisher waits for
-    it: where it is too slow, the oldest events are dropped, and it says how many. While it listens, a publisher is told
-    `routed` for what it hears, also where nobody else does. With MODULE:ATTR the queue bears the app's name, so that
-    the app's own broker user may declare it.
+    The command uses an exclusive, auto-delete queue and takes no events from other consumers. It never slows publishers
+    down: if it is too slow, the oldest events are dropped, and it shows how many. While it runs, publishers get
+    `routed` for these events, even if no other queue is bound. With MODULE:ATTR, the queue's name begins with the app's
+    name, so that the app's own broker user may declare it.
     """
     from lightbus import errors
     from lightbus.tail import Tail
@@ -117,7 +116,7 @@ def tail(
     except errors.AccessRefused as error:
         if owner or "permission missing" not in str(error):
             raise
-        hint = "An app's own user may, in its name: lightbus tail MODULE:ATTR."
+        hint = "An app's own user can use: lightbus tail MODULE:ATTR."
         raise errors.AccessRefused(f"{error} {hint}") from error
     else:
         if not view.unread and not one.queue:
@@ -143,7 +142,7 @@ def _read(arguments: Sequence[str]) -> tuple[Broker, str | None, list[str]]:
     for other in rest:
         if ":" in other:  # a URL may hold a password
             what = "A URL" if "@" in other or "//" in other else repr(other)
-            raise click.UsageError(f"{what} is no pattern: MODULE:ATTR or a URL comes first, and there is only one.")
+            raise click.UsageError(f"{what} is not a pattern. Give MODULE:ATTR or a URL first, and only one.")
     patterns = [check_pattern(pattern, "tail") for pattern in rest] or ["#"]
     if first and "://" not in first and "@" not in first:
         app = targets.load_app(first)
@@ -244,11 +243,11 @@ class _View:
         self.dropped += taken.dropped
         if taken.dropped:
             click.echo(
-                f"... {taken.dropped:,} events were dropped: they came faster than they could be shown.", err=True
+                f"... {taken.dropped:,} events were dropped: they arrived faster than they could be shown.", err=True
             )
         if taken.overrun:
             click.echo(
-                "... some events may be missing: the queue was full, since this program did not run or was too slow.",
+                "... some events may be missing: the queue was full, because this program was stopped or too slow.",
                 err=True,
             )
         try:

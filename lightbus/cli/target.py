@@ -51,14 +51,14 @@ def _check_spelling(target: str, module_name: str) -> None:
     from lightbus import errors
 
     if "@" in target or "://" in target:  # which may hold a password: nothing of it is shown
-        raise errors.TargetError("A broker's URL stands where MODULE:ATTR belongs. Set LIGHTBUS_URL to it instead.")
+        raise errors.TargetError("This is a broker URL, not MODULE:ATTR. Set LIGHTBUS_URL to it instead.")
     if all(part.isidentifier() for part in module_name.split(".")) and not module_name.endswith(".py"):
         return
     path, _, attribute = target.partition(":")
     if path.endswith(".py") or os.sep in path:
         dotted = path.removesuffix(".py").removesuffix("/").removeprefix("./").replace("/", ".").strip(".")
         raise errors.TargetError(
-            f"{target!r} is a file's path. Name the module, from the current folder: {dotted}:{attribute or 'app'}"
+            f"{target!r} is a file path. Use the module name, from the current directory: {dotted}:{attribute or 'app'}"
         )
     raise errors.TargetError(f"{target!r} is not MODULE:ATTR, as in billing.bus:app")
 
@@ -70,7 +70,8 @@ def _check_name(name: str, folder: str) -> None:
     for namesake in (f"{name}.py", name):
         if name in sys.stdlib_module_names and os.path.exists(os.path.join(folder, namesake)):
             raise errors.TargetError(
-                f"{name!r} is a module of Python's standard library, which comes first. Rename {namesake} in {folder}."
+                f"{name!r} is a module of Python's standard library, which takes precedence. Rename "
+                f"{namesake} in {folder}."
             )
 
 
@@ -84,8 +85,8 @@ def _import(name: str, folder: str) -> ModuleType:
             raise errors.TargetError(_not_found(name, error.name, folder)) from None
         _show(error)
         raise errors.TargetError(
-            f"module {name!r} cannot be imported by {sys.executable}. Install what it needs there, "
-            "or activate the environment that has it."
+            f"module {name!r} cannot be imported by {sys.executable}. Install its dependencies there, or activate the "
+            "environment that has them."
         ) from None
     except errors.LightbusError as error:  # it says by itself what to do; what is missing is where
         raise errors.TargetError(f"{_place(error, folder)}{type(error).__name__}: {error}") from None
@@ -145,7 +146,7 @@ def _not_found(name: str, missing: str, folder: str) -> str:
         where = f"in the package {parent!r} ({', '.join(places)})"
     else:
         places = [folder]
-        where = f"in {folder} or among what is installed for {sys.executable}"
+        where = f"in {folder} or among the packages installed for {sys.executable}"
     names = [module.name for module in pkgutil.iter_modules(places)]
     if not parent:  # packages without an __init__.py are found too
         names += [one.name for one in os.scandir(folder) if one.is_dir() and one.name.isidentifier()]
@@ -153,7 +154,7 @@ def _not_found(name: str, missing: str, folder: str) -> str:
     if near:
         meant = f"{parent}.{near[0]}" if parent else near[0]
         return f"no module {missing!r} {where}. Did you mean {meant + name[len(missing) :]!r}?"
-    return f"no module {missing!r} {where}. Run this from the folder that your imports start from, or set PYTHONPATH."
+    return f"no module {missing!r} {where}. Run the command from the root of your code, or set PYTHONPATH."
 
 
 def _apps(module: ModuleType) -> dict[str, Lightbus]:
@@ -166,7 +167,7 @@ def _apps_in(module: ModuleType) -> str:
     apps = _apps(module)
     if not apps:
         where = module.__file__ or module.__name__
-        return f"There is no Lightbus in {where}: app = Lightbus('{_guess(module)}') makes one."
+        return f"There is no Lightbus app in {where}: app = Lightbus('{_guess(module)}') creates one."
     return f"Did you mean {' or '.join(f'{module.__name__}:{name}' for name in apps)}?"
 
 

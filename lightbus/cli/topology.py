@@ -38,9 +38,9 @@ Examples (`show` may be left out):
 
 \b
 Exit codes:
-  0  it is done, whatever was found (`lightbus doctor` judges)
-  1  with --live: the broker cannot be used
-  2  the command line, or what MODULE:ATTR names, is wrong
+  0  success, whatever was found (use `lightbus doctor` for a diagnosis)
+  1  with --live: the broker is not usable
+  2  the command line or MODULE:ATTR is invalid
 """
 
 PERMISSIONS_EPILOG = """\b
@@ -50,15 +50,15 @@ Examples:
   lightbus topology permissions billing.bus:app | ssh broker sh
 
 \b
-The whole way, once for each app, on the broker's machine:
+All steps, once for each app, on the broker's machine:
   rabbitmqctl add_user billing                           (it asks for the password)
   lightbus topology permissions billing.bus:app | sh
 Then, where the app runs: LIGHTBUS_URL=amqps://billing:PASSWORD@host/VHOST
 
 \b
 Exit codes:
-  0  it is printed; no broker is asked
-  2  the command line, or what MODULE:ATTR names, is wrong
+  0  success; no broker is used
+  2  the command line or MODULE:ATTR is invalid
 """
 
 
@@ -79,7 +79,7 @@ class ShowsByDefault(click.Group):
 
 @click.group(cls=ShowsByDefault, short_help="Exchanges, queues, bindings: as a table or a picture.", epilog=EPILOG)
 def topology() -> None:
-    """The exchanges, queues and bindings of an app, as a table, JSON or a picture; and what its broker user may do."""
+    """Show the exchanges, queues and bindings of an app, as a table, JSON or a picture, and its permissions."""
 
 
 # --- show -------------------------------------------------------------------------------------
@@ -87,21 +87,21 @@ def topology() -> None:
 
 @topology.command(short_help="Exchanges, queues, bindings: as a table or a picture.", epilog=SHOW_EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
-@click.option("--live", is_flag=True, help="Ask the broker too: what is there, what waits, what differs.")
+@click.option("--live", is_flag=True, help="Ask the broker, too: what exists, what waits, what differs.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["table", "json", "mermaid", "svg"]),
     default="table",
     show_default=True,
-    help="A table; JSON; a Mermaid flowchart; an SVG picture (light or dark, as its reader likes).",
+    help="A table; JSON; a Mermaid flowchart; an SVG picture (light or dark, as the reader prefers).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
 def show(target: str, live: bool, form: str, as_json: bool) -> None:
-    """Show the exchanges, queues and bindings that each worker of an app declares, with its ladder of retries.
+    """Show the exchanges, queues and bindings that each worker of an app declares, including its retry queues.
 
-    No broker is asked, unless --live is given; then nothing is changed there. Bindings cannot be compared, since AMQP
-    has no way to ask for them. The queues of delayed events are not shown: they are declared when they are needed.
+    The command uses no broker, unless --live is given, and never changes one. Bindings cannot be compared, because AMQP
+    cannot list them. The queues of delayed events are not shown: they are declared when they are needed.
     """
     from lightbus.cli import logs, mermaid, picture
     from lightbus.cli import target as targets
@@ -214,18 +214,18 @@ def _purpose(app: Lightbus, exchange: Exchange) -> str:
 
     match exchange.name:
         case name if name == BUS:
-            return "what everybody says"
+            return "events of all apps"
         case name if name == internal_name(app.name):
             return "retries and dead letters"
         case name:
-            return f"what {name} says"
+            return f"events of {name}"
 
 
 def _use(app: Lightbus, queue: Queue) -> str:
     handlers = _handlers_by_queue(app)
     if queue.name in handlers:
         names = handlers[queue.name]
-        return f"heard by {', '.join(names)}" if names else "no handler hears it"
+        return f"handled by {', '.join(names)}" if names else "no handler"
     milliseconds = queue.arguments.get("x-message-ttl")
     if milliseconds is None:
         return "dead letters"
@@ -244,28 +244,28 @@ def _verdict(states: States, target: str) -> Iterator[str]:
     for name, state in differ:
         yield f"{name}: {tables.printable(state.difference)}"
     if missing:
-        yield f"Not there: {', '.join(missing)}. A worker declares them: lightbus worker {target}"
+        yield f"Missing: {', '.join(missing)}. A worker declares them: lightbus worker {target}"
     if not differ and not missing:
-        yield "All exchanges and queues are there, as they are declared."
-    yield f"Bindings cannot be asked for. What to do next, if something is wrong: lightbus doctor {target}"
+        yield "All exchanges and queues exist as declared."
+    yield f"AMQP cannot list bindings. To diagnose problems: lightbus doctor {target}"
 
 
 # --- permissions ------------------------------------------------------------------------------
 
 
-@topology.command(short_help="The least that an app's own broker user needs.", epilog=PERMISSIONS_EPILOG)
+@topology.command(short_help="Print the minimal permissions of an app's broker user.", epilog=PERMISSIONS_EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
 @click.option("--user", help="The broker's user.  [default: the app's name]")
 @click.option("--vhost", help="The virtual host.  [default: the one in the app's URL]")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object: user, vhost, configure, write, read.")
 def permissions(target: str, user: str | None, vhost: str | None, as_json: bool) -> None:
-    """Print the rabbitmqctl line that lets an app do what it must, as a user of its own, and nothing else.
+    """Print the rabbitmqctl command that gives an app's own broker user the minimal permissions.
 
-    Such a user may configure, write and read what bears the app's name, hear the bus, and hear the apps that its
-    handlers name with source=. It cannot speak in another app's name, nor to the bus directly, nor read another app's
-    queues: so the source of an event is vouched for by the broker.
+    The user may configure, write and read the app's own exchanges and queues, and read the bus and the exchanges of
+    apps that its handlers name with source=. It cannot publish as another app or to the bus directly, and it cannot
+    read another app's queues. So the broker verifies the source of each event.
 
-    The bus exchange itself, lightbus, must be there: start any app once as a user who may configure it.
+    The bus exchange, lightbus, must exist: start any app once as a user with permission to configure it.
     """
     from lightbus.cli import logs
     from lightbus.cli import target as targets
@@ -281,8 +281,8 @@ def permissions(target: str, user: str | None, vhost: str | None, as_json: bool)
         output.write(shlex.join(["rabbitmqctl", "set_permissions", "--vhost", vhost, user, configure, write, read]))
     if others := sources(app):
         click.echo(
-            f"Note: who may read the exchange of {', '.join(others)} (for source=) may also remove its binding to the "
-            "bus. Where apps do not trust each other so far, leave source= out and look at Message.source.",
+            f"Note: a user who may read the exchange of {', '.join(others)} (for source=) may also remove its binding "
+            "to the bus. If the apps do not trust each other, omit source= and check Message.source.",
             err=True,
         )
 

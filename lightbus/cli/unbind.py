@@ -19,33 +19,35 @@ Examples:
   lightbus unbind billing.bus:app user.registered --source auth
 
 \b
-Which bindings there are, on RabbitMQ:
+To list the bindings on RabbitMQ:
   rabbitmqctl list_bindings source_name routing_key destination_name
 
 \b
 Exit codes:
-  0  the binding is not there (any more)
-  1  a handler needs it; the queue or exchange is not there; the broker refused
-  2  the command line, or what MODULE:ATTR names, is wrong
+  0  the binding does not exist (any more)
+  1  a handler needs it; the queue or exchange does not exist; the broker refused
+  2  the command line or MODULE:ATTR is invalid
 """
 
 
-@click.command(short_help="Stop hearing what no handler needs any more.", epilog=EPILOG)
+@click.command(short_help="Remove a binding that no handler needs.", epilog=EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
 @click.argument("pattern")
 @click.option(
     "--queue", "suffix", default="main", metavar="NAME", help="'slow' for billing.slow; the app's own queue by default."
 )
-@click.option("--source", metavar="APP", help="The binding to this app's exchange, rather than to the bus.")
-@click.option("--force", is_flag=True, help="Also where a handler needs it. A worker that starts binds it again.")
+@click.option("--source", metavar="APP", help="The binding from this app's exchange instead of the bus.")
+@click.option(
+    "--force", is_flag=True, help="Remove it even if a handler needs it. The next worker that starts adds it again."
+)
 def unbind(target: str, pattern: str, suffix: str, source: str | None, force: bool) -> None:
     """Remove the binding with PATTERN from an app's queue.
 
-    Workers add the bindings that their handlers need, and never remove one: an older worker that still runs may need
-    it. So when a handler goes (or hears something else), its binding stays, and so do its events: they arrive, no
-    handler matches, and they end as dead letters. Once all workers run the new code, remove the binding with this.
+    Workers add the bindings that their handlers need, but never remove one, because an older worker that still runs may
+    need it. So when you remove a handler (or change its pattern), its binding stays: events still arrive, no handler
+    matches, and they become dead letters. When all workers run the new code, remove the binding with this command.
 
-    PATTERN is the one that the handler had, letter for letter. What is in the queue already stays there.
+    PATTERN must be exactly the pattern of the removed handler. Events that are already in the queue stay there.
     """
     from lightbus import topology
     from lightbus.cli import logs
@@ -60,16 +62,20 @@ def unbind(target: str, pattern: str, suffix: str, source: str | None, force: bo
     if needed and not force:
         names = ", ".join(handler.name for handler in needed)
         raise click.ClickException(
-            f"{names} of app {app.name!r} hears {pattern!r} by this binding: {exchange} -- {pattern} --> {queue}. "
-            "Remove the handler first, or use --force (a worker that starts binds it again)."
+            f"{names} of app {app.name!r} needs this binding for {pattern!r}: {exchange} -- {pattern} --> {queue}. "
+            "Remove the handler first, or use --force (the next worker that starts adds it again)."
         )
     _unbind(app, queue, exchange, pattern)
-    output.report(f"No binding {exchange} -- {pattern} --> {queue} any more (a broker does not say if there was one).")
+    output.report(
+        f"Removed the binding {exchange} -- {pattern} --> {queue}, if there was one (the broker does not report it)."
+    )
     others = _others_that_match(app, suffix, pattern)
     if others:
-        output.report(f"{queue} still hears it by its other bindings: {', '.join(others)}.")
+        output.report(f"{queue} still receives it through other bindings: {', '.join(others)}.")
     if needed:
-        output.report(f"{', '.join(handler.name for handler in needed)} hears nothing by it until a worker starts.")
+        output.report(
+            f"{', '.join(handler.name for handler in needed)} receives nothing through it until a worker starts."
+        )
 
 
 def _handlers_that_need(app: Lightbus, suffix: str, exchange: str, pattern: str) -> list[Handler]:
@@ -111,6 +117,6 @@ def _unbind(app: Lightbus, queue: str, exchange: str, pattern: str) -> None:
         connection.collect()
         said = describe(error, address_of(connection, app.broker))
         if isinstance(said, errors.TopologyMissing):
-            raise errors.TopologyMissing(f"There is no such binding to remove. {said}") from error
+            raise errors.TopologyMissing(f"There is no such binding. {said}") from error
         raise said from error
     connection.close()

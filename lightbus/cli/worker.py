@@ -28,14 +28,14 @@ Examples:
 
 \b
 Signals:
-  SIGTERM, Ctrl-C      take no more events, finish those in flight within --grace seconds, exit 0
-  a second one         stop at once; what was in flight is delivered again (exit 143 or 130)
+  SIGTERM, Ctrl-C      stop consuming, finish running handlers within --grace seconds, exit 0
+  a second one         stop at once; unfinished events are redelivered (exit 143 or 130)
 
 \b
 Exit codes:
-  0  stopped as asked, everything in flight finished
-  1  the broker cannot be used as it is, or handlers did not finish within --grace
-  2  the command line, or what MODULE:ATTR names, is wrong
+  0  stopped, and all running handlers finished
+  1  the broker is not usable, or handlers did not finish within --grace
+  2  the command line or MODULE:ATTR is invalid
 """
 
 
@@ -46,20 +46,20 @@ Exit codes:
     "queues",
     multiple=True,
     metavar="NAME",
-    help="Consume this queue only: 'main' is the app's own, 'slow' is that of @app.on(..., queue='slow'). "
-    "May be given several times. All of them by default.",
+    help="Consume only this queue: 'main' is the app's default queue, 'slow' is that of @app.on(..., queue='slow'). "
+    "Repeatable. Default: all queues.",
 )
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 10_000),
     metavar="N",
-    help="Handlers that run at once, for each queue and process.",
+    help="Maximum number of concurrent handlers, for each queue and process.",
 )
 @click.option(
     "--prefetch",
     type=click.IntRange(1, 65_535),
     metavar="N",
-    help="Events taken ahead at most, for each queue and process.",
+    help="Maximum number of unacknowledged events, for each queue and process.",
 )
 @click.option(
     "--processes",
@@ -67,12 +67,12 @@ Exit codes:
     metavar="N",
     default=1,
     show_default=True,
-    help="Worker processes. One that dies is replaced.",
+    help="Number of worker processes. One that crashes is replaced.",
 )
 @click.option(
     "--reload",
     is_flag=True,
-    help="Start again when a .py file in this folder changes. Needs watchfiles (pip install watchfiles).",
+    help="Restart when a .py file in this folder changes. Needs watchfiles (pip install watchfiles).",
 )
 @click.option(
     "--grace",
@@ -80,10 +80,10 @@ Exit codes:
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long handlers in flight may take to finish when the worker is stopped.",
+    help="How long running handlers may take to finish when the worker is stopped.",
 )
 @click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info", show_default=True)
-@click.option("--json-logs", is_flag=True, help="One JSON object a line: time, level, logger, message, exception.")
+@click.option("--json-logs", is_flag=True, help="One JSON object per line: time, level, logger, message, exception.")
 @click.option(
     "--backend",
     type=click.Choice(["asyncio", "trio"]),
@@ -121,8 +121,8 @@ def worker(
 ) -> None:
     """Handle the events of one app, until stopped.
 
-    Declares the app's exchange, queues and bindings, says what it hears and who handles it, and runs the handlers.
-    Start as many workers of one app as you like, on as many machines: they share the work.
+    Declares the app's exchange, queues and bindings, and runs its handlers. You can start any number of workers of an
+    app, on any number of machines: they share the work.
     """
     from lightbus import connection, errors
     from lightbus import worker as workers

@@ -498,7 +498,7 @@ class Connection(kombu.transport.pyamqp.Connection):
                 break
         if pieces[1:] == [b""]:
             self._transport.connected = False
-            raise ConnectionResetError("the broker closed the connection without a word")
+            raise ConnectionResetError("the broker closed the connection without giving a reason")
         self.bytes_recv += 1  # for heartbeat_tick, which only looks whether it changed
         self._buffer, self._position = b"".join(pieces), 0
 
@@ -638,7 +638,7 @@ class Connection(kombu.transport.pyamqp.Connection):
                 ready = self._write_poll.poll(max(0.0, deadline - monotonic()) * 1000)
                 if not ready or monotonic() > deadline:
                     self._transport.connected = False
-                    raise TimeoutError(f"the broker at {self.host} does not read what is sent") from None
+                    raise TimeoutError(f"the broker at {self.host} does not read from the connection") from None
                 if ready[0][1] != select.POLLOUT:
                     # Read meanwhile, and dispatch later: a broker that cannot send its confirms may stop to read.
                     self._read()

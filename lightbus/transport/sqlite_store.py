@@ -810,8 +810,8 @@ def _use_wal(database: sqlite3.Connection, path: Path) -> None:
         else:
             if mode != "wal":
                 raise errors.BrokerFileError(
-                    f"The embedded broker cannot keep its file {path} there: the file system does not support "
-                    "SQLite's write-ahead log (a network drive?). Use a file on a local disk."
+                    f"The embedded broker cannot use its file {path} there: the file system does not support SQLite's "
+                    "write-ahead log (a network drive?). Use a file on a local disk."
                 )
 
 
@@ -849,7 +849,7 @@ def _cannot_open(path: Path, error: Exception) -> Exception:
         return _too_many_files(path)
     if not path.parent.is_dir():
         return errors.BrokerFileError(
-            f"The embedded broker cannot open its file {path}: the folder {path.parent} is not there. Create it."
+            f"The embedded broker cannot open its file {path}: the folder {path.parent} does not exist. Create it."
         )
     return errors.BrokerFileError(
         f"The embedded broker cannot open its file {path}: {error}. Check the path and its permissions."
@@ -877,16 +877,16 @@ def _descriptors_are_used_up(error: Exception) -> bool:
 def _too_many_files(path: Path) -> errors.LimitReached:
     return errors.LimitReached(
         f"The embedded broker cannot open its file {path}: this process (or the machine) has too many open files. "
-        f"Find out what leaks them (lsof -p {os.getpid()}), or raise the limit (ulimit -n)."
+        f"Find the leak (lsof -p {os.getpid()}), or raise the limit (ulimit -n)."
     )
 
 
 _NEXT_STEPS = {
-    sqlite3.SQLITE_FULL: "Make room on the disk; nothing of this operation was stored.",
+    sqlite3.SQLITE_FULL: "Free disk space; nothing of this operation was stored.",
     sqlite3.SQLITE_READONLY: "Check the permissions of the file and its folder.",
     sqlite3.SQLITE_CANTOPEN: "Check the permissions of the file and its folder.",
     sqlite3.SQLITE_PERM: "Check the permissions of the file and its folder.",
-    sqlite3.SQLITE_CORRUPT: "It is damaged: restore it from a backup, or move it away to start anew.",
+    sqlite3.SQLITE_CORRUPT: "It is damaged: restore it from a backup, or move it away to start with an empty one.",
     sqlite3.SQLITE_NOTADB: "It is not an SQLite file: point the broker URL at another path, or move it away.",
     sqlite3.SQLITE_IOERR: "Check the disk.",
 }
@@ -898,8 +898,8 @@ def explain(path: Path, error: sqlite3.Error) -> Exception:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return amqp_error(
             amqp_errors.RecoverableConnectionError,
-            f"The embedded broker's file {path} was locked by another process for more than {LOCK_TIMEOUT:g} s. "
-            "Find out which one (lsof), and end it.",
+            f"The embedded broker's file {path} was locked by another process for more than {LOCK_TIMEOUT:g} s. Find "
+            "it with lsof, and stop it.",
         )
     if _descriptors_are_used_up(error):
         return _too_many_files(path)
@@ -1013,11 +1013,14 @@ class File:
                 if self._database is not None and not any(_identity(name) for name in self._names[1:]):
                     self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
             what = f"The files {path.name}-wal and -shm, which belong to the embedded broker's {path}, were deleted"
-            step = "Connecting again; what was just published may be lost. Never delete those while the file is in use."
+            step = (
+                "Reconnecting; recently published events may be lost. Never delete these files while the broker "
+                "is in use."
+            )
         else:
             self._remove_companions()
             what = f"The embedded broker's file {path} was {'replaced by another' if now else 'deleted'}"
-            step = "Connecting again, to the one that is there; what waited in the old one is gone with it."
+            step = "Reconnecting to the new file; events that waited in the old one are lost."
             if now:
                 step += " Before you replace it, stop all programs that use it."
         return amqp_error(amqp_errors.RecoverableConnectionError, f"{what} while it was in use. {step}")

@@ -52,7 +52,7 @@ BAD_URLS: dict[str, tuple[Any, type[errors.BrokerError], tuple[str, ...]]] = {
     ),
     "sqs": (f"sqs://key:{PASSWORD}@", errors.UnsupportedBroker, ("sqs://", "no AMQP exchanges")),
     "kafka": ("confluentkafka://localhost", errors.UnsupportedBroker, ("confluentkafka://", "no AMQP exchanges")),
-    "unknown": (f"foo://u:{PASSWORD}@localhost", errors.UnsupportedBroker, ("no such broker is known", "amqp://")),
+    "unknown": (f"foo://u:{PASSWORD}@localhost", errors.UnsupportedBroker, ("unknown broker type", "amqp://")),
     "http": ("http://localhost:15672", errors.UnsupportedBroker, ("http://", "amqp://")),
     "sqlite-host": ("sqlite://bus.db", errors.InvalidURL, ("'bus.db'", "sqlite:///bus.db")),
     "slash-in-password": (f"amqp://u:{PASSWORD}/x@localhost/", errors.InvalidURL, ("%2F", "password")),
@@ -115,7 +115,7 @@ def test_the_host_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     app = _app(f"amqp://guest:{PASSWORD}@no-such-host.invalid/")
     with pytest.raises(
-        errors.PublishUnreachable, match=r"no-such-host\.invalid.*the host name is not known"
+        errors.PublishUnreachable, match=r"no-such-host\.invalid.*the host name cannot be resolved"
     ) as unknown:
         app.publish_sync(OrderPlaced(number=1), timeout=2)
     assert PASSWORD not in _words(unknown.value)
@@ -215,7 +215,7 @@ def test_the_file_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_not_there(tmp_path: Path) -> None:
-    _file_refused(tmp_path / "missing" / "bus.db", "the folder", "is not there", "Create it")
+    _file_refused(tmp_path / "missing" / "bus.db", "the folder", "does not exist", "Create it")
 
 
 def test_the_file_is_something_else(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_bus_own_name_and_endless_names_are_refused() -> None:
 
 
 def test_the_name_whose_queues_would_be_the_brokers_own_is_refused_also_as_a_source(app: Lightbus) -> None:
-    with _refused(errors.InvalidName, "app name 'amq'", "'amq.'", "RabbitMQ keeps for itself", "Choose another"):
+    with _refused(errors.InvalidName, "app name 'amq'", "'amq.'", "RabbitMQ reserves", "Choose another"):
         Lightbus("amq")
     with _refused(errors.InvalidName, "app name 'amq'"):
         app.on("a", source="amq")(lambda: None)
@@ -74,7 +74,7 @@ def test_patterns_may_have_the_capital_letters_of_events_from_elsewhere(app: Lig
 
 @pytest.mark.parametrize("queue", ["main", "dead", "retry", "delay", "internal"])
 def test_queue_names_of_lightbus_own_are_refused(app: Lightbus, queue: str) -> None:
-    with _refused(errors.InvalidName, "handler 'handle' of app 'billing'", f"queue={queue!r}", "taken by Lightbus"):
+    with _refused(errors.InvalidName, "handler 'handle' of app 'billing'", f"queue={queue!r}", "reserved by Lightbus"):
         app.on("a", queue=queue, name="handle")(lambda: None)
 
 
@@ -90,7 +90,7 @@ def test_a_queue_name_that_is_no_word_is_refused(app: Lightbus, queue: Any) -> N
     ids=repr,
 )
 def test_what_is_no_topic_pattern_is_refused_with_how_to_write_one(app: Lightbus, pattern: str) -> None:
-    with _refused(errors.InvalidName, "is not a topic pattern", "'*' stands for one word", "'user.*'"):
+    with _refused(errors.InvalidName, "is not a topic pattern", "'*' matches one word", "'user.*'"):
         app.on(pattern)(lambda: None)
 
 
@@ -102,7 +102,7 @@ def test_a_source_that_can_be_no_app_is_refused(app: Lightbus, source: str) -> N
 
 @pytest.mark.parametrize("name", ["", "user.", "user..x", "user registered", "user.*", "#", "ü"], ids=repr)
 def test_a_name_that_can_be_no_routing_key_is_refused(app: Lightbus, name: Any) -> None:
-    with _refused(errors.InvalidName, "event class", f"{name!r}", "cannot be an event name", "'user.registered'"):
+    with _refused(errors.InvalidName, "event class", f"{name!r}", "is not a valid event name", "'user.registered'"):
 
         @app.event(name)
         class Anything:
@@ -119,7 +119,7 @@ def test_an_event_name_of_more_than_255_bytes_is_refused(app: Lightbus) -> None:
 
 @pytest.mark.parametrize("version", [0, -1, 1.5, "2", True, None], ids=repr)
 def test_a_version_that_does_not_count_is_refused(app: Lightbus, version: Any) -> None:
-    with _refused(errors.InvalidOption, "event 'anything'", f"version={version!r}", "from 1 up"):
+    with _refused(errors.InvalidOption, "event 'anything'", f"version={version!r}", "of 1 or more"):
 
         @app.event(version=version)
         class Anything:
@@ -151,7 +151,7 @@ class Colour(enum.Enum):
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [
-        (Opaque, ("x", "Opaque", "JSON cannot carry")),
+        (Opaque, ("x", "Opaque", "JSON cannot represent")),
         (list[Opaque], ("x", "Opaque")),
         (dict[str, dict[str, Opaque]], ("x", "Opaque")),
         (Opaque | None, ("x", "Opaque")),
@@ -223,7 +223,7 @@ def test_fields_that_would_not_be_sent_are_refused(app: Lightbus) -> None:
         class UserGone:
             user_id = 1
 
-    with _refused(errors.InvalidEvent, "UserBack has an __init__ of its own", "`user_id: int`", "dataclass"):
+    with _refused(errors.InvalidEvent, "UserBack defines __init__", "`user_id: int`", "dataclass"):
 
         @app.event
         class UserBack:
@@ -341,16 +341,16 @@ def generates_plainly(order: dict[str, Any]) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (takes_two_payloads, ("'invoice' cannot be filled: 'order' is the payload already", "message: Message")),
+        (takes_two_payloads, ("'invoice' cannot be filled: 'order' is already the payload", "message: Message")),
         (takes_payload_and_envelope_unannotated, ("'message' cannot be filled: 'order' is", "message: Message")),
         (takes_args, ("'*orders' cannot be filled",)),
         (takes_kwargs, ("more' cannot be filled",)),
         (takes_keyword_only, ("keyword-only parameter 'tenant'", "default")),
         (takes_unknown, ("Missing", "TYPE_CHECKING")),
         (takes_opaque, ("'order: Opaque' cannot be filled from JSON", "attrs class")),
-        (takes_int, ("'order: int' asks for one value", "an object with fields")),
-        (takes_text, ("order:", "asks for one value")),
-        (takes_none, ("order:", "asks for one value")),
+        (takes_int, ("'order: int' is a single value", "an object with fields")),
+        (takes_text, ("order:", "is a single value")),
+        (takes_none, ("order:", "is a single value")),
         (takes_app, ("'order: Lightbus' cannot be filled from JSON", "envelope with Message")),
         (generates, ("is a generator", "Return instead of yielding")),
         (generates_plainly, ("is a generator", "Return instead of yielding")),
@@ -550,7 +550,7 @@ def test_a_parameter_for_something_else_than_the_payload_is_named(app: Lightbus)
     def welcome(user: dict[str, Any], session: Any) -> None: ...
 
     with _refused(
-        errors.InvalidHandler, "'session' cannot be filled", "'user' is the payload already", "message: Message"
+        errors.InvalidHandler, "'session' cannot be filled", "'user' is already the payload", "message: Message"
     ):
         app.on("a")(welcome)
 

@@ -81,7 +81,7 @@ async def test_a_value_that_does_not_fit_is_refused_with_event_field_and_next_st
     app.event(Measured)
     with pytest.raises(errors.InvalidPayload, match=rf"(?s)event 'measured' was not sent: .*{words}") as refused:
         await app.publish(Measured(**values))
-    assert "Give the fields of Measured values of the types that it declares" in str(refused.value)
+    assert "Set the fields of Measured to values of their declared types" in str(refused.value)
     assert not any(thread.name == "lightbus lab publisher" for thread in threading.enumerate())
 
 
@@ -106,7 +106,7 @@ async def test_a_body_over_the_limit_is_refused_with_both_sizes_and_a_way_out(
     ) as large:
         await shop.publish(event)
     assert "the limit is 16,777,216" in str(large.value)
-    assert "Put the data where both sides can read it" in str(large.value)
+    assert "Store the data elsewhere" in str(large.value)
     assert await left_in(billing) == []
     # As large as can be, to the byte, is taken.
     overhead = len(b'{"note":"","number":1}')
@@ -130,8 +130,8 @@ async def test_a_body_over_the_limit_is_refused_with_both_sizes_and_a_way_out(
         ({"n": -(2**63) - 1}, r"the header 'n' does not fit 64 bits"),
         ({"text": "\ud800"}, r"the header 'text'"),
         ({"\ud800": "text"}, r"the header"),
-        ({"score": float("nan")}, r"the header 'score' is nan, which RabbitMQ does not take"),
-        ({"score": -math.inf}, r"the header 'score' is -inf, which RabbitMQ does not take"),
+        ({"score": float("nan")}, r"the header 'score' is nan, which RabbitMQ does not accept"),
+        ({"score": -math.inf}, r"the header 'score' is -inf, which RabbitMQ does not accept"),
     ],
 )
 async def test_a_header_that_amqp_cannot_carry_is_refused_by_name(
@@ -162,7 +162,9 @@ async def test_headers_of_the_limit_are_taken_and_survive_a_dead_letter(shop: Li
 
 @pytest.mark.parametrize("thing", ["order.placed", {"number": 1}, None, 7, Opaque(), object, OrderPlaced])
 async def test_what_is_no_event_is_refused_with_what_is(unconnected: Lightbus, thing: object) -> None:
-    words = r"not declared on app 'unconnected'|is (no event|a class|only the event's name)\. Publish an instance of"
+    words = (
+        r"not declared on app 'unconnected'|is (not an event|a class|only the event's name)\. Publish an instance of"
+    )
     with pytest.raises(errors.UnknownEvent, match=words):
         await unconnected.publish(thing)
 

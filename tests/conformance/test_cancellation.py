@@ -272,7 +272,7 @@ async def test_a_cancellation_that_comes_too_late_costs_the_next_event_a_second_
         await eventually(lambda: consumer.handled, 4)
     assert runs == [(1, 1), (1, 1), (2, 1)]
     assert "The handler 'handle' on 'order.placed'" in caplog.text
-    assert "was interrupted, as something cancelled its task" in caplog.text
+    assert "was interrupted: its task was cancelled" in caplog.text
     assert "failed on" not in caplog.text
     assert await left_in(billing) == []
     assert await left_in(billing, "billing.dead") == []

@@ -297,7 +297,7 @@ async def test_what_a_queue_dead_letters_to_the_bus_is_not_handled_and_can_be_re
         (letter,) = await anyio.to_thread.run_sync(_read, billing)
         assert (letter.id, letter.event, letter.source, letter.handler) == ("m-1", "order.placed", "", None)
         assert (letter.error, letter.proven) == ("UnverifiedOrigin", False)
-        assert "the queue 'shop.trick' has dead-lettered it there" in letter.error_message
+        assert "the queue 'shop.trick' dead-lettered it there" in letter.error_message
         outcome = letters.Outcome()
         await anyio.to_thread.run_sync(_retry, billing, outcome, False)
         assert (outcome.done, outcome.unproven) == (0, 1)

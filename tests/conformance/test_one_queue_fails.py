@@ -151,7 +151,7 @@ async def test_what_is_in_hand_of_a_deleted_queue_is_handled_once(busy: Busy, ca
     lost = [one for one in caplog.messages if "lost" in one]
     assert len(lost) == 1
     assert "subscription to 'billing.main' lost (the broker cancelled the consumer" in lost[0]
-    assert "What is in hand stays in hand." in lost[0]
+    assert "Events in progress are not affected." in lost[0]
 
 
 @pytest.mark.rabbitmq
@@ -220,7 +220,7 @@ async def test_what_is_handled_is_settled_before_a_healthy_connection_is_replace
         await eventually(lambda: len(handled), 60)
         await anyio.to_thread.run_sync(on_the_broker, billing, make_declaring_impossible)
         await shop.publish(OrderCancelled(number=1))
-        await eventually(lambda: "Declare it as it is there" in caplog.text)
+        await eventually(lambda: "Declare it as it exists" in caplog.text)
         await anyio.to_thread.run_sync(
             on_the_broker, billing, lambda channel: channel.queue_delete("billing.other.retry.50ms")
         )

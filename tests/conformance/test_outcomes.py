@@ -489,7 +489,7 @@ async def test_a_failing_handler_does_not_stop_those_after_it(shop: Lightbus, bi
 
 @pytest.mark.parametrize(
     ("delays", "key", "became"),
-    [((), "dead", "dead-lettered to billing.dead"), ((0.05,), "retry.50ms", "again in 0.05 s")],
+    [((), "dead", "dead-lettered to billing.dead"), ((0.05,), "retry.50ms", "retry in 0.05 s")],
 )
 async def test_what_has_become_of_a_failure_is_said_once_the_copy_is_confirmed(
     shop: Lightbus,

@@ -89,7 +89,9 @@ async def test_handlers_that_do_not_end_are_few_and_the_worker_is_not_ready_for_
             await eventually(lambda: worker.started)
             await shop.publish_many([OrderPlaced(number=number) for number in range(3)])
             await shop.publish(OrderCancelled(number=4))
-            problem = "nothing of 'billing.main' is handled: handlers over their timeout do not end: stick (3)"
+            problem = (
+                "nothing of 'billing.main' is handled: handlers that exceeded their timeout do not stop: stick (3)"
+            )
             await eventually(lambda: health.report(worker).problems, [problem])
             now = time.monotonic()
             found = health.report(worker, now)
@@ -97,7 +99,7 @@ async def test_handlers_that_do_not_end_are_few_and_the_worker_is_not_ready_for_
             over_timeout = found.body["handlers"]["over_timeout"]
             assert (over_timeout["count"], over_timeout["oldest"]["handler"]) == (3, "stick")
             assert not health.report(worker, now + health.STUCK_LOOP).live
-            await eventually(lambda: "Its event stays unsettled" in caplog.text)
+            await eventually(lambda: "Its event stays unacknowledged" in caplog.text)
             assert heard == []
             go_on.set()
             await eventually(lambda: heard, [4])
@@ -128,10 +130,10 @@ async def test_threads_of_handlers_that_do_not_end_are_few_and_reported(
             await eventually(
                 lambda: (
                     bool(health.report(worker).problems)
-                    and health.report(worker).problems[0].startswith("plain handlers of 'billing.main' get no thread")
+                    and health.report(worker).problems[0].startswith("sync handlers of 'billing.main' get no thread")
                 )
             )
-            await eventually(lambda: "a thread cannot be stopped" in caplog.text)
+            await eventually(lambda: "the thread cannot be stopped" in caplog.text)
             assert 2 <= len(began) <= 3  # left behind: 2, and what ran beside the last of them
             go_on.set()
             await eventually(lambda: sorted(began), list(range(20)))
@@ -188,5 +190,5 @@ async def test_where_no_thread_can_be_started_plain_handlers_run_later(
         await shop.publish_many([OrderPlaced(number=number) for number in range(5)])
         await eventually(lambda: sorted(heard), list(range(5)))
     if refused.is_set():  # anyio may have had a thread left
-        assert "No thread for the plain handlers of 'billing.main': can't start new thread" in caplog.text
+        assert "Cannot start a thread for the sync handlers of 'billing.main': can't start new thread" in caplog.text
     assert await left_in(billing) == []

@@ -267,7 +267,7 @@ def _first_new(scene: Scene, since: float) -> float:
 
 
 def memory_alarm(stage: Stage, *, backlog: int) -> Row:
-    """Publishers get their error within the timeout, consumers go on acking, and all resumes by itself."""
+    """Publishers get their error within the timeout, consumers go on acking, and all resumes automatically."""
     timeout = 2.0
     with Scene(stage.vhost()) as scene:
         scene.declare()

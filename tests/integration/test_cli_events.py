@@ -88,7 +88,7 @@ def write_log(event: dict): ...
 '''
 
 TABLE = """\
-billing says, on the exchange billing:
+billing publishes to the exchange billing:
 
   day.closed  (bus.DayClosed)
     (no fields)
@@ -115,7 +115,7 @@ billing says, on the exchange billing:
     mode     Literal['a.b', 'c'] | None  = null
     parts    list[InvoicePaid]           = list()
 
-billing hears:
+billing subscribes to:
 
   EVENT                       FROM     HANDLER       QUEUE         RETRY AFTER  TIMEOUT
   user.registered, user.gone  auth     keep_account  billing.main  1, 5 s       60 s
@@ -157,8 +157,8 @@ def test_what_an_app_says_and_hears_is_a_table(folder: Path) -> None:
 
 def test_an_app_without_any_is_told_how_to_begin(folder: Path) -> None:
     done = lightbus("events", "bus:silent", folder=folder, url="memory://")
-    assert "silent says nothing yet: decorate a class with @app.event." in done.stdout
-    assert "silent hears nothing yet: decorate a function with @app.on('user.registered')." in done.stdout
+    assert "silent publishes nothing yet: decorate a class with @app.event." in done.stdout
+    assert "silent subscribes to nothing yet: decorate a function with @app.on('user.registered')." in done.stdout
 
 
 def test_the_same_as_json(folder: Path) -> None:
@@ -203,7 +203,7 @@ def test_each_events_schema_is_one_of_the_dialect_that_it_names(folder: Path) ->
         assert one["$schema"] == "https://json-schema.org/draft/2020-12/schema"
         assert one["title"] == name
         jsonschema.Draft202012Validator.check_schema(one)
-    assert "Version 2 of what 'billing' says" in found["invoice.due"]["$comment"]
+    assert "Version 2 of the event that 'billing' publishes" in found["invoice.due"]["$comment"]
     assert found["invoice.paid"]["$defs"]["Line"]["description"] == "One line of an invoice."
     assert read(folder, "schema", "bus:app", "invoice.paid") == found["invoice.paid"]
 

@@ -44,12 +44,12 @@ def folder(tmp_path: Path) -> Path:
         ("biling.bus:app", "no module 'biling' in {folder} or among .* Did you mean 'billing.bus'?"),
         ("billing.buss:app", "no module 'billing.buss' in the package 'billing' .* Did you mean 'billing.bus'?"),
         ("billing.bus.app", "'billing.bus' is a module, not a package. Did you mean billing.bus:app?"),
-        ("nothing_like_it:app", "Run this from the folder that your imports start from, or set PYTHONPATH."),
+        ("nothing_like_it:app", "Run the command from the root of your code, or set PYTHONPATH."),
         ("billing.bus:ap", "module 'billing.bus' has no 'ap'. Did you mean billing.bus:app?"),
         ("billing.bus:number", "billing.bus:number is of type int, not a Lightbus. Did you mean billing.bus:app?"),
-        ("billing/bus.py:app", "is a file's path. Name the module, from the current folder: billing.bus:app"),
+        ("billing/bus.py:app", "is a file path. Use the module name, from the current directory: billing.bus:app"),
         ("two", "module 'two' has several apps. Name one: two:one or two:other"),
-        ("none", "There is no Lightbus in {folder}/none.py: app = Lightbus('none') makes one."),
+        ("none", "There is no Lightbus app in {folder}/none.py: app = Lightbus('none') creates one."),
         (":app", "':app' is not MODULE:ATTR, as in billing.bus:app"),
     ],
 )
@@ -92,7 +92,9 @@ def test_a_module_that_needs_what_is_not_installed_says_for_which_python(folder:
     assert done.returncode == 2
     *trace, last = done.stderr.splitlines()
     assert trace[-1] == "ModuleNotFoundError: No module named 'no_such_package'"
-    assert last.startswith(f"Error: module 'needs' cannot be imported by {sys.executable}. Install what it needs there")
+    assert last.startswith(
+        f"Error: module 'needs' cannot be imported by {sys.executable}. Install its dependencies there"
+    )
 
 
 @pytest.mark.parametrize(("target", "place"), [("handler:app", "handler.py:3"), ("deep", "handler.py:3")])
@@ -169,8 +171,8 @@ def test_an_app_in_a_module_that_is_called_like_a_standard_one_is_refused(folder
     done = lightbus("publish", f"{name}:app", "a.b", folder=folder, url="memory://")
     assert done.returncode == 2
     assert done.stderr == (
-        f"Error: {name!r} is a module of Python's standard library, which comes first. "
-        f"Rename {file.partition('/')[0]} in {folder}.\n"
+        f"Error: {name!r} is a module of Python's standard library, which takes precedence. Rename "
+        f"{file.partition('/')[0]} in {folder}.\n"
     )
 
 
@@ -182,7 +184,7 @@ def test_a_module_with_one_app_needs_no_attribute(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("redis://localhost", "redis:// cannot carry an event bus"),
+        ("redis://localhost", "redis:// is not supported"),
         ("amqp://me:geheim@host:port/", "is not a broker URL"),
         ("nonsense", "is not a broker URL"),
     ],

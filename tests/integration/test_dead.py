@@ -140,7 +140,7 @@ def test_letters_with_odd_properties_are_listed_shown_and_retried(folder: Path, 
         assert all(name in done.stdout for name in ODD_PROPERTIES), command
     assert run("show", "latin-1-name").stdout.count("gr\\xf6sse: x") == 1
     assert "0 retried" in run("retry", "--all").stdout
-    assert f"{len(ODD_PROPERTIES)} left" in run("retry", "--all").stderr
+    assert f"{len(ODD_PROPERTIES)} skipped" in run("retry", "--all").stderr
     assert f"{len(ODD_PROPERTIES)} purged" in run("purge", "--all", "--yes").stdout
 
 
@@ -204,7 +204,7 @@ def test_looking_changes_nothing(url: str, dead: Dead) -> None:
         assert sorted(letter["id"] for letter in listed(dead)) == sorted(ids)
     assert dead("show", ids[3]).returncode == 0
     assert dead("list", "--limit", "2").stdout.count("LookupError") == 2
-    assert "3 more letters were not looked at" in dead("list", "--limit", "2").stdout
+    assert "3 more were not read" in dead("list", "--limit", "2").stdout
     assert "5 of 5 would be retried" in dead("retry", "--all", "--dry-run").stdout
     assert "5 of 5 would be purged" in dead("purge", "--all", "--dry-run").stdout
     wait_until(lambda: ready(url, "billing.dead") == 5, "all letters given back")
@@ -354,7 +354,7 @@ def test_what_is_retried_must_be_said(url: str, dead: Dead) -> None:
     for command in ("retry", "purge"):
         done = dead(command)
         assert done.returncode == 2
-        assert "Say which: a filter (--help lists them), --limit N, or --all." in done.stderr
+        assert "Select dead letters: use a filter (see --help), --limit N, or --all." in done.stderr
 
 
 def test_a_letter_whose_queue_is_gone_stays_and_is_named_while_others_are_retried(url: str, dead: Dead) -> None:
@@ -363,7 +363,7 @@ def test_a_letter_whose_queue_is_gone_stays_and_is_named_while_others_are_retrie
     done = dead("retry", "--all")
     assert done.returncode == 1
     assert done.stdout == "1 retried.\n"
-    assert "1 left: their queue billing.gone is not there. Start a worker" in done.stderr
+    assert "1 skipped: their queue billing.gone does not exist. Start a worker" in done.stderr
     (left,) = listed(dead)
     assert left["queue"] == "billing.gone"
 
@@ -398,7 +398,7 @@ def test_purge_shows_what_and_asks(url: str, dead: Dead) -> None:
     put_letters(url, 2)
     put_letters(url, 1, handler="close", queue="billing.closed")
     refused = dead("purge", "--handler", "charge", given="n\n")
-    assert "Purge 2 of them for good?" in refused.stderr
+    assert "Purge 2 of them permanently?" in refused.stderr
     assert refused.returncode == 1
     assert len(listed(dead)) == 3
     assert dead("purge", "--handler", "charge", given="y\n").returncode == 0
@@ -412,7 +412,7 @@ def test_a_purge_that_nobody_answers_names_the_option_that_does_not_ask(url: str
     put_letters(url, 1)
     done = dead("purge", "--all", given="")
     assert done.returncode == 1
-    assert done.stderr.endswith("\nError: stdin ended without an answer. To be asked nothing: --yes\n")
+    assert done.stderr.endswith("\nError: stdin ended without an answer. To skip the question: --yes\n")
     assert ready(url, "billing.dead") == 1
 
 
@@ -421,14 +421,14 @@ def test_what_was_shown_is_purged_after_the_question_and_nothing_else(folder: Pa
     answer, write = os.pipe()
     command = ("dead", "purge", "billing:app", "--newer", "1h")
     with os.fdopen(answer, "rb") as stdin, Program(*command, folder=folder, url=url, stdin=stdin) as program:
-        program.wait_for("3 dead letters. One of them, whole")
+        program.wait_for("3 dead letters. Show one")
         assert dead("purge", "--id", shown[1], "--yes").returncode == 0
         new = put_letters(url, 2)
         os.write(write, b"y\n")
         assert program.end() == 0
     os.close(write)
-    assert re.search(r"^(Purge 3 of them for good\? .*: )?2 purged\.$", program.output, re.MULTILINE)
-    assert "1 of those shown is not there any more: retried or purged by somebody else" in program.output
+    assert re.search(r"^(Purge 3 of them permanently\? .*: )?2 purged\.$", program.output, re.MULTILINE)
+    assert "1 of those shown is no longer there: retried, purged or being read by another command" in program.output
     assert [letter["id"] for letter in listed(dead)] == new
 
 
@@ -458,7 +458,7 @@ def test_an_empty_list_says_how_many_wait_for_their_next_attempt(folder: Path, u
         publish_confirmed(connection, *(Publication("billing.internal", key, b"{}", {}) for key in keys))
         for queue in ("billing.retry.600s", "billing.closed.retry.600s"):
             wait_until(lambda queue=queue: ready(url, queue) == 1, "an event that waits")
-    waiting = "2 events wait for their next attempt, and may come here after the last one."
+    waiting = "2 events wait for their next attempt and may become dead letters after the last one."
     assert dead("list").stdout == f"{NONE}\n{waiting}\n"
     assert dead("list", "--json").stdout == "[]\n"
 
@@ -495,14 +495,14 @@ def next_step(done: CompletedProcess[str]) -> str:
 def test_a_letter_that_is_shown_says_how_to_retry_it_and_no_other(url: str, dead: Dead) -> None:
     (id_,) = put_letters(url, 1)
     step = f"lightbus dead retry billing:app --id {id_} --handler charge"
-    assert next_step(dead("show", id_)) == f"Next, once it is mended: {step}"
+    assert next_step(dead("show", id_)) == f"After fixing the cause, run: {step}"
 
 
 def test_a_letter_whose_handler_is_gone_says_so_and_so_does_its_retry(url: str, dead: Dead) -> None:
     (id_,) = put_letters(url, 1, handler="bill")
     step = f"lightbus dead purge billing:app --id {id_} --handler bill"
-    assert next_step(dead("show", id_)) == f"Next: bring the handler back, or: {step}"
-    warning = "for the handler bill, which this code does not have"
+    assert next_step(dead("show", id_)) == f"Next: restore the handler, or run: {step}"
+    warning = "for the handler bill, which does not exist in this code"
     assert f"1 of them would be {warning}" in dead("retry", "--all", "--dry-run").stdout
     done = dead("retry", "--all")
     assert (done.returncode, done.stdout) == (0, "1 retried.\n")
@@ -513,7 +513,7 @@ def test_a_letter_whose_handler_is_gone_says_so_and_so_does_its_retry(url: str, 
 def test_where_nothing_fits_it_says_how_to_see_what_there_is(url: str, dead: Dead, options: list[str]) -> None:
     put_letters(url, 2)
     done = dead("list", "--handler", "chrge", *options)
-    assert done.stdout == "None of the 2 dead letters fits. What there is: lightbus dead list billing:app --stats\n"
+    assert done.stdout == "None of the 2 dead letters match. To see all: lightbus dead list billing:app --stats\n"
 
 
 # --- pipes and terminals ----------------------------------------------------------------------
@@ -557,7 +557,7 @@ def test_a_full_disk_is_no_lost_connection(folder: Path, url: str, command: list
             check=False,
         )
     assert done.returncode == 1
-    assert done.stderr == "Error: the output cannot be written: No space left on device. It is not whole.\n"
+    assert done.stderr == "Error: the output cannot be written: No space left on device. It is incomplete.\n"
     assert ready(url, "billing.dead") == 2
 
 
@@ -643,7 +643,7 @@ def test_a_source_that_only_its_publisher_claims_is_not_retried_unasked(folder: 
         assert (letter["source"], letter["source_proven"]) == ("bank", False)  # believed, and said not to be proven
         done = lightbus("dead", "retry", "billing:app", "--all", folder=folder, url=rabbitmq_url)
         assert done.returncode == 1
-        assert "1 left: the broker dead-lettered them" in done.stderr
+        assert "1 skipped: the broker dead-lettered them" in done.stderr
         assert ready(rabbitmq_url, "billing.main") == 0
         done = lightbus("dead", "show", "billing:app", "m-1", folder=folder, url=rabbitmq_url)
         assert "from bank  (a claim" in done.stdout

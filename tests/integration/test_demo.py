@@ -49,8 +49,8 @@ def processes_of(temporary: Path) -> list[int]:
 
 
 def columns(output: str) -> dict[str, tuple[int, int]]:
-    """The closing table: what -> (handled, in the file)."""
-    table = output[output.index("in the file") :].splitlines()[1:]
+    """The closing table: what -> (handled, expected)."""
+    table = output[output.index("expected") :].splitlines()[1:]
     rows = [row.rsplit(maxsplit=2) for row in table[: table.index("")]]
     return {
         what.strip(): (int(handled.replace(",", "")), int(expected.replace(",", "")))
@@ -63,7 +63,7 @@ def test_everything_is_handled_as_the_file_says(temporary: Path) -> None:
     output, _ = done.communicate(timeout=3 * LIMIT)
     assert done.returncode == 0, output
     found = columns(output)
-    assert found["reviews  commits looked at"] == (2000, 2000)
+    assert found["reviews  commits checked"] == (2000, 2000)
     assert found["of more than 500 lines: review.requested"] == (116, 116)
     assert found["dead letters, kept in inbox.dead"] == (8, 8)
     assert all(handled == expected for handled, expected in found.values())
@@ -82,7 +82,7 @@ def test_on_rabbitmq_it_handles_the_same_and_deletes_what_it_declared(temporary:
     output, _ = done.communicate(timeout=3 * LIMIT)
     assert done.returncode == 0, output
     assert all(handled == expected for handled, expected in columns(output).values())
-    assert columns(output)["reviews  commits looked at"] == (600, 600)
+    assert columns(output)["reviews  commits checked"] == (600, 600)
     prefix = next(word for word in output.split() if word.startswith("'demo-")).strip("'").removesuffix("inbox")
     assert leftovers(rabbitmq_url, prefix) == []
 
@@ -155,7 +155,7 @@ def test_a_service_that_dies_is_an_error_and_not_a_wait(temporary: Path) -> None
     ("url", "said"),
     [
         ("amqp://127.0.0.1:1", "Is the broker running there?"),
-        ("redis://localhost", "cannot carry an event bus"),
+        ("redis://localhost", "is not supported"),
         ("nonsense", "is not a broker URL"),
         ("memory://", "within one process"),
     ],

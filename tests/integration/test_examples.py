@@ -88,10 +88,18 @@ def terminal(url: str) -> Iterator[Callable[..., Terminal]]:
         one.process.wait()
 
 
+def test_the_first_example_of_the_readme_handles_what_it_publishes(terminal: Callable[..., Terminal]) -> None:
+    worker = terminal("-m", "lightbus", "worker", "hello:app")
+    worker.shows("Ready:")
+    assert terminal("-m", "lightbus", "publish", "hello:app", "order.placed", "order_id=7").end() == 0
+    worker.shows("Receipt for order 7")
+    assert worker.stop() == 0
+
+
 def test_two_apps_talk_as_the_readme_says(terminal: Callable[..., Terminal]) -> None:
     early = terminal("auth.py")
     assert early.end() == 0
-    assert early.printed == "Confirmed, but nobody has ever listened: start a listener first.\n"
+    assert early.printed == "Confirmed, but not routed: start the worker first.\n"
 
     listener = terminal("-m", "lightbus", "worker", "welcome:app")
     listener.shows("Ready: 'welcome' waits for events.")

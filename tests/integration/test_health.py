@@ -91,7 +91,7 @@ def test_a_port_that_is_taken_is_said(folder: Path, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path}/bus.db"
         done = lightbus("worker", "billing:app", "--health-port", str(port), folder=folder, url=url)
     assert done.returncode == 1
-    assert f"--health-port: 127.0.0.1:{port} cannot be had: Address already in use." in done.stderr
+    assert f"--health-port: 127.0.0.1:{port} is not available: Address already in use." in done.stderr
 
 
 def test_each_of_several_processes_has_a_port(folder: Path, tmp_path: Path) -> None:
@@ -169,10 +169,10 @@ async def test_the_watchdogs_proof_and_its_suspicion_are_told(app: Lightbus) -> 
         await eventually(lambda: report(worker).body["queues"][0]["consumption_proven_seconds_ago"] is not None)
         lane.watch.interval = 3600.0
         lane.watch.subscribed(time.monotonic())  # no look any more
-        lane.watch.suspicion = "7 events wait in the queue 'billing.main', and none of them arrives here"
+        lane.watch.suspicion = "7 events wait in the queue 'billing.main', but none is delivered"
         found = report(worker)
         assert (found.live, found.ready) == (True, False)
-        assert found.problems[0].startswith("connected but perhaps deaf: 7 events wait")
+        assert found.problems[0].startswith("connected but possibly stalled: 7 events wait")
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_health_asks_the_broker_whether_anybody_consumes(folder: Path, url: str)
 
     done = health()
     assert done.returncode == 1
-    assert "the queue billing.main is not there. Start a worker: lightbus worker billing:app" in done.stderr
+    assert "the queue billing.main does not exist. Start a worker: lightbus worker billing:app" in done.stderr
     app = Lightbus("billing", url=url)
     app.on("invoice.*", queue="slow")(lambda body: None)
     with connected(url) as connection:
@@ -209,7 +209,7 @@ def test_health_of_an_app_without_handlers_needs_no_worker_unless_something_wait
         wait_until(lambda: channel.queue_declare("shop.main", passive=True).message_count == 1, "an event")
     done = lightbus("health", "shop:app", folder=tmp_path, url=url)
     assert done.returncode == 1
-    assert "nobody consumes shop.main (1 ready)" in done.stderr
+    assert "no consumer on shop.main (1 ready)" in done.stderr
 
 
 def test_health_without_a_broker_says_so_without_the_password(folder: Path) -> None:

@@ -339,7 +339,7 @@ def test_a_service_works_on_rabbitmq_with_these_definitions(rabbitmq_node: Calla
     node.ctl(*shlex.split(line)[1:])
     url, elsewhere = node.vhost_url("", "billing", "billing"), node.vhost_url("", "elsewhere", "elsewhere")
     with service.worker(url) as worker:
-        assert service.do("lightbus doctor billing.bus:app", url).endswith("All is well.\n")
+        assert service.do("lightbus doctor billing.bus:app", url).endswith("No problems found.\n")
         service.do("lightbus publish tests.elsewhere:app user.registered id=1", elsewhere)
         worker.wait_for("handled user.registered 1")
         assert worker.end(signal.SIGTERM) == 0
@@ -427,7 +427,7 @@ def test_the_page_shows_what_it_asks_and_says() -> None:
 def test_where_nobody_answers_it_names_the_option_that_does_not_ask() -> None:
     done = run("--name", "shop", given="")
     assert done.exit_code == 1
-    assert done.stderr.endswith("\nError: stdin ended without an answer. To be asked nothing: --no-input\n")
+    assert done.stderr.endswith("\nError: stdin ended without an answer. To skip the question: --no-input\n")
     assert not Path("shop").exists()
 
 
@@ -503,7 +503,7 @@ def test_a_folder_with_something_in_it_is_left_alone(folder: list[str]) -> None:
     Path("billing", "mine.txt").write_text("mine")
     done = run(*folder, "--no-input")
     assert done.exit_code == 2
-    assert "billing is not empty. Name a folder that is not there yet." in done.output
+    assert "billing is not empty. Use a folder that does not exist yet." in done.output
     assert files(Path.cwd()) == {"billing/mine.txt"}
 
 

@@ -114,7 +114,7 @@ def test_what_a_command_did_or_found_is_its_exit_code_though_nobody_reads_it(
 def test_an_answer_that_cannot_be_written_is_an_error(folder: Path, url: str, command: str) -> None:
     done = on_a_full_disk(folder, url, *command.split())
     assert done.returncode == 1
-    assert done.stderr == "Error: the output cannot be written: No space left on device. It is not whole.\n"
+    assert done.stderr == "Error: the output cannot be written: No space left on device. It is incomplete.\n"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_an_answer_that_cannot_be_written_is_an_error(folder: Path, url: str, co
     [
         ("number=1", r"Published invoice.paid [0-9a-f-]{36}: confirmed, .*\."),
         ("number=1 --json", r'\{"id": "[0-9a-f-]{36}", "event": "invoice.paid", "routed": false\}'),
-        ("--jsonl events.jsonl", r"Published 1 of 1 line in .*; nobody listens to it\."),
+        ("--jsonl events.jsonl", r"Published 1 of 1 line in .*; no queue is bound for it\."),
     ],
 )
 def test_a_published_event_whose_line_cannot_be_written_is_published(

@@ -142,7 +142,7 @@ def test_a_folder_whose_name_is_not_utf8_is_found_again(here: Path) -> None:
 def test_a_working_directory_that_was_deleted_matters_to_relative_paths_only(here: Path) -> None:
     here.rmdir()
     app = Lightbus("shop", url="sqlite:///bus.db")
-    with pytest.raises(errors.InvalidURL, match=r"'bus\.db', relative to the working directory.*Give the whole path"):
+    with pytest.raises(errors.InvalidURL, match=r"'bus\.db', relative to the working directory.*Use an absolute path"):
         _ = app.broker
     Broker.parse(f"sqlite:///{here.parent}/bus.db").connect("test").close()
 

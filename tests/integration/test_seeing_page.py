@@ -201,6 +201,6 @@ def test_the_environment_decides_on_colours(
     """Of answers, and of a worker's banner and log."""
     url = "amqp://127.0.0.1:1/" if command[0] == "doctor" else f"sqlite:///{folder}/bus.db"
     with Program(*command, folder=folder, url=url, extra=extra) as one:
-        one.wait_for("To look at one too|broker|Ready")
+        one.wait_for("To check an app, too|broker|Ready")
         one.end(signal.SIGTERM)
         assert ("\x1b[" in one.output) is coloured, one.output

@@ -234,7 +234,7 @@ def test_what_stderr_cannot_take_is_counted_and_said_once_it_is_read_again(
     handler.emit(record("last"))
     stderr.flush()
     lines = pipe.getvalue().splitlines()
-    assert f"{lost} lines for stderr were lost" in lines[-2]
+    assert f"{lost} log lines to stderr were lost" in lines[-2]
     assert "last" in lines[-1]
     assert len(lines) == 1 + (30 - lost) + 2
 

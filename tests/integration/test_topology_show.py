@@ -35,17 +35,17 @@ def report(invoice: dict): ...
 
 TABLE = """\
 EXCHANGE          TYPE             WHAT FOR
-lightbus          topic, internal  what everybody says
-shop              topic            what shop says
-billing           topic            what billing says
+lightbus          topic, internal  events of all apps
+shop              topic            events of shop
+billing           topic            events of billing
 billing.internal  direct           retries and dead letters
 
 QUEUE                      WHAT FOR
 billing.dead               dead letters
-billing.main               heard by keep_account, charge
+billing.main               handled by keep_account, charge
 billing.retry.1s           waits 1 s, then back (main)
 billing.retry.5s           waits 5 s, then back (main)
-billing.reports            heard by report
+billing.reports            handled by report
 billing.reports.retry.1s   waits 1 s, then back (reports)
 billing.reports.retry.5s   waits 5 s, then back (reports)
 billing.reports.retry.60s  waits 60 s, then back (reports)
@@ -139,7 +139,7 @@ def test_beside_it_stands_what_the_broker_has(folder: Path, url: str) -> None:
         channel.publish([Publication("billing.internal", "dead", b"{}", {})] * 2)
         wait_until(lambda: channel.queue_declare("billing.dead", passive=True).message_count == 2, "letters")
         whole = lightbus("topology", "bus:app", "--live", folder=folder, url=url)
-        assert "All exchanges and queues are there, as they are declared." in whole.stdout
+        assert "All exchanges and queues exist as declared." in whole.stdout
         assert re.search(r"^billing\.dead +yes +2 +0 +dead letters$", whole.stdout, re.MULTILINE), whole.stdout
         channel.queue_delete("billing.retry.1s")
         channel.queue_delete("billing.retry.5s")
@@ -149,15 +149,15 @@ def test_beside_it_stands_what_the_broker_has(folder: Path, url: str) -> None:
     assert by_name["billing.retry.1s"] == {"exists": False, "difference": None}
     assert "inequivalent arg" in by_name["billing.retry.5s"]["difference"]
     done = lightbus("topology", "bus:app", "--live", folder=folder, url=url)
-    assert "Not there: billing.retry.1s (queue). A worker declares them: lightbus worker bus:app" in done.stdout
+    assert "Missing: billing.retry.1s (queue). A worker declares them: lightbus worker bus:app" in done.stdout
     assert re.search(r"^billing\.retry\.5s \(queue\): .*inequivalent arg", done.stdout, re.MULTILINE)
     with connected(url) as connection:
         channel = connection.channel()
         assert channel.queue_declare("billing.dead", passive=True).message_count == 2  # looking changed nothing
         seen = states(connection, app)
-    assert '[("billing.retry.1s: not there<br/>billing.retry.5s: 0 ready, differs")]' in mermaid.flowchart(app, seen)
+    assert '[("billing.retry.1s: missing<br/>billing.retry.5s: 0 ready, differs")]' in mermaid.flowchart(app, seen)
     drawn = picture.draw(app, seen)
-    assert ">1 s: not there<" in drawn
+    assert ">1 s: missing<" in drawn
     assert ">5 s: 0 wait, differs<" in drawn
     assert ">2 ready, 0 consuming<" in drawn
 

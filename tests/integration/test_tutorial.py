@@ -33,7 +33,7 @@ WHAT_DIFFERS = {
     r'File ".*/': 'File ".../',
     r"(?m)^  broker .*$": "  broker",
     r"(?m)^# .*\n": "",
-    r"(?m)^.*LIGHTBUS_URL is not set, so .*\n?": "",
+    r"(?m)^.*LIGHTBUS_URL is not set: .*\n?": "",
 }
 
 

@@ -31,8 +31,8 @@ if __name__ == "__main__":
             app.publish_sync(InvoicePaid(id=number))
     print("published")
 """
-UNSET = "LIGHTBUS_URL is not set, so events go through a file of this machine"
-REFUSED = "LIGHTBUS_REQUIRE_URL is set, which forbids the embedded broker"
+UNSET = "LIGHTBUS_URL is not set: using the embedded broker, a file on this machine"
+REFUSED = "LIGHTBUS_REQUIRE_URL is set, so the embedded broker is not allowed"
 
 FILES = {"billing.py": APP}
 
@@ -114,7 +114,7 @@ def test_a_workers_first_line_names_its_broker_also_in_json(folder: Path, proces
             break
     worker.send_signal(signal.SIGTERM)
     worker.communicate(timeout=60)
-    assert "a worker of app 'billing' (billing:app) on embedded (SQLite file " in lines[0]["message"]
+    assert "worker of app 'billing' (billing:app) on embedded (SQLite file " in lines[0]["message"]
     assert [one["level"] for one in lines if UNSET in one["message"]] == ["warning"]
 
 

@@ -81,10 +81,10 @@ async def test_deafness_is_said_with_its_reason_and_what_is_done_about_it(
         (consumer,) = bus.consumers["billing"]
         cancel_behind_its_back(consumer)
         look_often(consumer)
-        await eventually(lambda: errors_logged(caplog, "deaf"))
-        assert errors_logged(caplog, "deaf") == [
-            "lightbus billing consumer: connected but deaf: the broker knows of no consumer on the queue "
-            f"'billing.main'. Subscribing anew on a new channel (1 of {REBUILDS} before giving up)."
+        await eventually(lambda: errors_logged(caplog, "stalled"))
+        assert errors_logged(caplog, "stalled") == [
+            "lightbus billing consumer: connected but stalled: the broker lists no consumer on the queue "
+            f"'billing.main'. Subscribing again on a new channel (attempt 1 of {REBUILDS})."
         ]
         await eventually(lambda: consumer.lanes[0].watch.proven)
 
@@ -141,7 +141,7 @@ async def test_full_prefetches_and_slow_handlers_are_not_deafness(
         await eventually(lambda: len(looks) >= 4)
         go_on.set()
         await eventually(lambda: sorted(handled), list(range(6)))
-    assert not errors_logged(caplog, "deaf")
+    assert not errors_logged(caplog, "stalled")
 
 
 @pytest.mark.rabbitmq
@@ -172,7 +172,7 @@ async def test_a_worker_that_takes_one_event_at_a_time_is_not_deaf_to_the_others
         assert [look["room"] for look in looks[:4]] == [False] * 4
         go_on.set()
         await eventually(lambda: sorted(handled), list(range(6)))
-    assert not errors_logged(caplog, "deaf")
+    assert not errors_logged(caplog, "stalled")
 
 
 def waiting_in(app: Lightbus) -> int:
@@ -211,7 +211,7 @@ async def test_a_consumer_that_stays_deaf_gives_up_and_says_why(billing: Lightbu
             await tasks.start(consumer.run)
     (error,) = raised.value.exceptions
     assert isinstance(error, errors.WorkerError)
-    assert "the broker knows of no consumer on the queue 'billing.main', also after connecting" in str(error)
+    assert "the broker lists no consumer on the queue 'billing.main', even after reconnecting" in str(error)
     assert subscriber.epoch == REBUILDS  # the first rebuild is of the channel alone
 
 
@@ -224,7 +224,7 @@ async def test_the_embedded_broker_is_watched_as_well(caplog: pytest.LogCaptureF
         await eventually(lambda: len(looks) >= 3)
         assert consumer.lanes[0].watch.proven
         cancel_behind_its_back(consumer)
-        await eventually(lambda: errors_logged(caplog, "deaf"))
+        await eventually(lambda: errors_logged(caplog, "stalled"))
         await eventually(lambda: consumer.connected)
 
 
@@ -249,5 +249,5 @@ def test_a_worker_that_stays_deaf_ends_with_exit_code_1_and_says_why(tmp_path: P
     (tmp_path / "billing.py").write_text(DEAF)
     with Program("worker", "billing:app", folder=tmp_path, url=f"sqlite:///{tmp_path}/bus.db") as worker:
         assert worker.end() == 1
-    assert "Connected but deaf: the broker knows of no consumer on the queue 'billing.main'" in worker.output
-    assert "Giving up, so that whoever supervises this worker knows." in worker.output
+    assert "Connected but stalled: the broker lists no consumer on the queue 'billing.main'" in worker.output
+    assert "Exiting, so that the supervisor of this worker notices." in worker.output

@@ -187,8 +187,8 @@ def test_workers_do_not_outlive_a_supervisor_that_is_killed(folder: Path, sqlite
         publish(folder, sqlite_url, "invoice.paid", "number=1")
         pid = int(running.wait_for(r"began 1 in (\d+)")[1])
         running.signal(signal.SIGKILL)
-        running.wait_for("the supervisor has gone")
-        running.wait_for("the supervisor has gone")
+        running.wait_for("the supervisor has exited")
+        running.wait_for("the supervisor has exited")
         wait_until(lambda: not alive(pid), "the worker has ended")
 
 

@@ -110,7 +110,7 @@ def test_the_worker_may_be_started_with_options_or_by_lightbus_itself(
     shop: Example, tmp_path: Path, program: Sequence[str], options: list[str]
 ) -> None:
     with shop.start(*options, program=program, url=f"sqlite:///{tmp_path}/bus.db") as worker:
-        worker.wait_for(r"a worker of app 'shop' \(shop.worker:bus\)" + (", 2 processes" if "2" in options else ""))
+        worker.wait_for(r"worker of app 'shop' \(shop.worker:bus\)" + (", 2 processes" if "2" in options else ""))
         worker.wait_for(r"order.placed +-> confirm +in a thread")
         worker.wait_for("Ready")
         assert worker.end(signal.SIGTERM) == 0

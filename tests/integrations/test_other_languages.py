@@ -52,7 +52,7 @@ def test_what_node_publishes_is_confirmed_and_handled(node: Example, rabbitmq_ur
     """On a broker where nothing is declared yet, and then as one of several."""
     early = node.run("node", "publish.js", rabbitmq_url, "3", "early@example.com", url=rabbitmq_url)
     assert (early.returncode, early.stderr) == (0, "")
-    assert early.stdout == "Nobody listens: no queue is bound to hear it.\nConfirmed.\n"
+    assert early.stdout == "Not routed: no queue is bound for it.\nConfirmed.\n"
     with node.audit(rabbitmq_url) as audit:
         done = node.run("node", "publish.js", rabbitmq_url, "3", "a@example.com", url=rabbitmq_url)
         assert (done.returncode, done.stdout, done.stderr) == (0, "Confirmed.\n", "")

@@ -89,8 +89,8 @@ async def test_what_a_queue_dead_letters_to_the_bus_is_handled_by_nobody(apps: d
             (dead,) = await dead_letters(billing)
         await bus.quiet(billing)
     assert reason(dead).startswith(
-        "lightbus.errors.UnverifiedOrigin: it came to 'billing.main' from the bus exchange itself, to which nobody can "
-        "publish: the queue 'mallory.trick' has dead-lettered it there."
+        "lightbus.errors.UnverifiedOrigin: it reached 'billing.main' through the bus exchange, to which no client "
+        "can publish: the queue 'mallory.trick' dead-lettered it there."
     )
     assert dead.properties["headers"]["lightbus-source"] == ""
     assert "lightbus-handler" not in dead.properties["headers"]

@@ -216,9 +216,9 @@ class Both(unittest.IsolatedAsyncioTestCase):
 def test_where_no_app_is_named_the_error_says_how(run: Run) -> None:
     said = run(SYNC, "1 error")
     assert (
-        "lightbus_bus: which apps? Say it above the test, as in @pytest.mark.lightbus_apps('billing.bus:app')" in said
+        "lightbus_bus: no apps given. Set them on the test, as in @pytest.mark.lightbus_apps('billing.bus:app')" in said
     )
-    assert "or for all tests in pytest's settings: lightbus_apps = billing.bus:app" in said
+    assert "or for all tests in pytest's configuration: lightbus_apps = billing.bus:app" in said
     assert "pytest_plugin.py" not in said
 
 
@@ -233,7 +233,7 @@ def test_a_dead_letter_that_the_test_did_not_ask_about_is_shown(run: Run, test: 
         "[1]", "[]"
     )
     said = run(code, expected, ini="lightbus_apps = billing:app")
-    assert "UnexpectedDeadLetters: 1 dead letter that the test did not ask about" in said
+    assert "UnexpectedDeadLetters: 1 dead letter that the test did not check" in said
     assert "billing.py" in said
     assert 'raise ValueError("less than nothing")' in said
 

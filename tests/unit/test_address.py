@@ -105,10 +105,10 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a name before it": (f"LIGHTBUS_URL={U}one/", ("not a broker URL",)),
     "blank": ("  \n", ("not a broker URL", "empty")),
     "no slashes": (f"amqp:ann:{SECRET}@one/", ("not a broker URL",)),
-    "no host": ("amqp:///shop", ("names no host", "localhost")),
-    "nothing": ("amqp://", ("names no host",)),
-    "no host after the password": (f"{U}/shop", ("names no host",)),
-    "no host before the port": (f"{U}:5672/", ("names no host",)),
+    "no host": ("amqp:///shop", ("has no host", "localhost")),
+    "nothing": ("amqp://", ("has no host",)),
+    "no host after the password": (f"{U}/shop", ("has no host",)),
+    "no host before the port": (f"{U}:5672/", ("has no host",)),
     "a line break in the password": (f"amqp://ann:{SECRET}\n@one/", ("line break",)),
     "an escaped line break in it": (f"amqp://ann:{SECRET}%0A@one/", ("control character", "%0A")),
     "a space in the password": (f"amqp://ann:{SECRET} x@one/", ("space", "%20")),
@@ -161,15 +161,15 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         f"connect_timeout={value}": (f"{U}one/?connect_timeout={value}", ("connect_timeout", "0.1 to 3600"))
         for value in ("0", "-1", "nan", "inf", "1e3", "²", "٣", "1_0", "9999999999")
     },
-    "a user for a file": (f"sqlite://ann:{SECRET}@/bus.db", ("a file has none",)),
-    "a user for memory": (f"memory://ann:{SECRET}@here", ("a file has none",)),
+    "a user for a file": (f"sqlite://ann:{SECRET}@/bus.db", ("which a file URL cannot have",)),
+    "a user for memory": (f"memory://ann:{SECRET}@here", ("which a file URL cannot have",)),
     "a line break in a path": ("sqlite:///bus\n.db", ("line break",)),
-    "bytes": (f"{U}one/".encode(), ("of the type bytes",)),
-    "a path": (pathlib.Path("bus.db"), ("of the type PosixPath",)),
-    "a mapping": ({"url": f"{U}one"}, ("of the type dict",)),
-    "a set": ({f"{U}one"}, ("of the type set",)),
-    "None in a list": ([None], ("of the type NoneType",)),
-    "bytes in a list": ([f"{U}one/".encode()], ("of the type bytes",)),
+    "bytes": (f"{U}one/".encode(), ("its type is bytes",)),
+    "a path": (pathlib.Path("bus.db"), ("its type is PosixPath",)),
+    "a mapping": ({"url": f"{U}one"}, ("its type is dict",)),
+    "a set": ({f"{U}one"}, ("its type is set",)),
+    "None in a list": ([None], ("its type is NoneType",)),
+    "bytes in a list": ([f"{U}one/".encode()], ("its type is bytes",)),
 }
 
 

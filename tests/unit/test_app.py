@@ -129,7 +129,9 @@ async def hear(payload: dict[str, Any]) -> None: ...
 
 def test_two_handlers_of_one_name_are_refused(app: Lightbus) -> None:
     app.on("a.b")(hear)
-    with pytest.raises(errors.InvalidHandler, match=r"handler 'hear' of app 'billing': there is one.*name="):
+    with pytest.raises(
+        errors.InvalidHandler, match=r"handler 'hear' of app 'billing': a handler with this name already exists.*name="
+    ):
         app.on("a.c")(hear)
     app.on("a.c", name="hear_again")(hear)
     assert sorted(app.handlers) == ["hear", "hear_again"]
@@ -320,13 +322,13 @@ class OfShop:
             InvoicePayed(),
             r"InvoicePayed is not declared on app 'billing'. Did you mean 'invoice.paid' \(InvoicePaid\)\?",
         ),
-        ({"id": 1}, r"A dict is no event. Publish an instance of one, of: InvoicePaid\(...\)\."),
+        ({"id": 1}, r"A dict is not an event. Publish an instance of one of: InvoicePaid\(...\)\."),
         ("invoice.pai", r"'invoice.pai' is not declared on app 'billing'. Did you mean 'invoice.paid'"),
         ("invoice.paid", r"'invoice.paid' is only the event's name. Publish an instance of it: InvoicePaid\(...\)"),
         (Unrelated(), r"Unrelated is not declared.*publish one of: invoice.paid"),
         (Unrelated, r"Unrelated is a class. Publish an instance of it: Unrelated\(...\)"),
-        (OfShop(), r"OfShop is an event of another app, and 'billing' says what it has declared itself"),
-        (None, "A NoneType is no event"),
+        (OfShop(), r"OfShop is an event of another app, and 'billing' can publish only its own events"),
+        (None, "A NoneType is not an event"),
     ],
 )
 @pytest.mark.anyio

@@ -98,7 +98,7 @@ LIMITS = {
     "NOT_ALLOWED - connection refused: node connection limit (100) is reached": "rabbitmq.conf",
     "NOT_ALLOWED - number of channels opened for user 'ann' has reached the maximum allowed user limit of (4)": "raise",
     "NOT_ALLOWED - number of channels opened (8) has reached the negotiated channel_max (8)": "rabbitmq.conf",
-    "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost 'shop' (3) is reached": "Delete queues",
+    "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost 'shop' (3) is reached": "Delete unused",
 }
 
 
@@ -199,7 +199,7 @@ ANSWERS: dict[str, tuple[Any, type[errors.BrokerError], str]] = {
     "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'": (
         amqp.exceptions.ConnectionForced,
         errors.BrokerUnreachable,
-        "is being stopped",
+        "is shutting down",
     ),
 }
 

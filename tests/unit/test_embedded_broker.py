@@ -1191,7 +1191,7 @@ def test_a_file_that_cannot_be_used_is_named_and_left_as_it_was(
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(errors.BrokerFileError, match=f"the folder {tmp_path}/none is not there. Create it"):
+    with pytest.raises(errors.BrokerFileError, match=f"the folder {tmp_path}/none does not exist. Create it"):
         Client(f"sqlite:///{tmp_path}/none/bus.db")
 
 
@@ -1210,7 +1210,7 @@ def test_a_full_disk_is_an_error_and_nothing_confirmed_is_lost(here: Client) -> 
     database = here.connection._store._file.get()  # no public way to fill a disk
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     database.execute(f"PRAGMA max_page_count = {pages + 1}")
-    with pytest.raises(errors.BrokerFileError, match=r"full.*Make room on the disk"):
+    with pytest.raises(errors.BrokerFileError, match=r"full.*Free disk space"):
         here.publish("app", "a", b"x" * 100_000)
     database.execute("PRAGMA max_page_count = 1000000")
     here.publish("app", "a", b"after")

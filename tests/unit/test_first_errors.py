@@ -116,7 +116,7 @@ def _(app: Lightbus) -> None:
         _tenant: str
 
 
-@case("An event that JSON cannot carry")
+@case("An event that JSON cannot represent")
 def _(app: Lightbus) -> None:
     @app.event
     class UserGone:
@@ -214,7 +214,7 @@ def test_the_page_quotes_what_is_said(heading: str) -> None:
 
 
 def test_each_message_of_the_page_is_provoked() -> None:
-    others = {"No broker", "Nothing is heard", IN_A_LOGGING_HANDLER}
+    others = {"No broker", "The handler never runs", IN_A_LOGGING_HANDLER}
     assert {heading for heading, messages in SECTIONS.items() if messages} == {*CASES, *others}
 
 
@@ -287,7 +287,7 @@ def test_a_banner_shows_the_embedded_brokers_file_as_one_would_type_it(
 def test_a_banner_without_handlers_says_where_they_belong() -> None:
     app = Lightbus("billing", url="memory://")
     lines = banner.lines(app, "billing.bus:app", app.consumer())
-    assert " ".join(lines[-1].split()) == SECTIONS["Nothing is heard"][0]
+    assert " ".join(lines[-1].split()) == SECTIONS["The handler never runs"][0]
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -299,7 +299,7 @@ def test_a_worker_tells_of_a_handler_that_almost_hears_what_its_app_says(declare
     app.on("invoice.*", "invoice.#", "order.placed", "invoice.paid", name="rightly")(lambda: None)
     if invoice_paid is not None:
         app.on(invoice_paid, name="by_class")(lambda: None)
-    assert Worker(app).misspelt() == (SECTIONS["Nothing is heard"][1:] if declared else [])
+    assert Worker(app).misspelt() == (SECTIONS["The handler never runs"][1:] if declared else [])
 
 
 def test_a_broker_that_is_not_there_is_told_without_the_frames_of_threads_and_libraries() -> None:

@@ -52,10 +52,10 @@ def seconds(figure: float) -> str:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("retry", f"The default, `{Retry().delays}`, is six attempts within 13 minutes"),
-        ("retry", f"{seconds(app.HANDLER_TIMEOUT)} seconds unless you say otherwise"),
-        ("retry", f"{seconds(app.LONGEST_HANDLER_TIMEOUT)} at most"),
-        ("deployment", f"handlers in flight may take (`--grace`) | {seconds(worker.GRACE)} |"),
+        ("retry", f"The default, `{Retry().delays}`, gives six attempts within 13 minutes"),
+        ("retry", f"{seconds(app.HANDLER_TIMEOUT)} seconds by default"),
+        ("retry", f"at most {seconds(app.LONGEST_HANDLER_TIMEOUT)}"),
+        ("deployment", f"running handlers may take (`--grace`) | {seconds(worker.GRACE)} |"),
         ("deployment", f"acks, lifespan, disconnecting | {seconds(worker.LAST_STEPS)} |"),
         ("deployment", f"has not ended after | grace + {seconds(2 * worker.LAST_STEPS)} |"),
         ("deployment", f"should wait | {seconds(2 * worker.GRACE)}, or `--grace` + 30 |"),

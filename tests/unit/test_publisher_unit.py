@@ -386,7 +386,10 @@ def test_where_no_thread_can_be_started_nothing_is_sent_later(
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         for attempt in (lambda: publisher.publish_sync(publication()), lambda: anyio.run(publish)):
-            with pytest.raises(errors.PublishUnreachable, match=r"was not sent: no thread could.*pids limit"):
+            with pytest.raises(
+                errors.PublishUnreachable,
+                match=r"was not sent: the thread that connects could not be started.*pids limit",
+            ):
                 attempt()
     one = publication()
     assert publisher.publish_sync(one).routed
@@ -429,7 +432,7 @@ def test_a_signal_handler_that_interrupts_a_send_of_its_thread_gets_an_error_at_
 
     def publish_nowait(channel: ScriptedChannel, publications: Sequence[Publication]) -> bool:
         if not failures:  # what a signal's handler does that runs here
-            with pytest.raises(errors.PublishWouldDeadlock, match="set a flag") as caught:
+            with pytest.raises(errors.PublishWouldDeadlock, match="Set a flag") as caught:
                 publisher.publish_sync(publication(key="stopping"))
             failures.append(caught.value)
         channel.publish(publications)

@@ -142,7 +142,7 @@ def test_any_other_app_name_is_refused(name: object) -> None:
 
 @pytest.mark.parametrize("suffix", ["main", "dead", "retry", "delay", "internal"])
 def test_a_queue_cannot_take_a_name_that_lightbus_uses(suffix: str) -> None:
-    with pytest.raises(errors.InvalidName, match="taken by Lightbus itself"):
+    with pytest.raises(errors.InvalidName, match="reserved by Lightbus"):
         topology.check_queue_suffix(suffix, "test")
 
 

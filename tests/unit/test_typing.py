@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+README_EXAMPLES = ("hello", "auth", "welcome", "billing", "demo/reviews", "demo/inbox")
 FILES = sorted((ROOT / "tests" / "typing").glob("*.py"))
 
 
@@ -45,3 +46,16 @@ def test_pyright_sees_what_applications_may_and_may_not_do() -> None:
     ]
     assert found["summary"]["filesAnalyzed"] == len(FILES)
     assert not told, "\n".join(told)
+
+
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_the_examples_of_the_readme_type_check_as_they_are(checker: str) -> None:
+    need(checker)
+    examples = [f"docs/examples/{name}.py" for name in README_EXAMPLES]
+    if checker == "mypy":
+        done = run("mypy", "--strict", "--no-error-summary", *examples)
+    else:
+        done = run("pyright", "--pythonpath", sys.executable, *examples)
+        if done.returncode > 1 or not done.stdout.rstrip().endswith(("informations", "information")):
+            pytest.skip(f"PYRIGHT CANNOT RUN HERE (it needs Node.js): {(done.stdout + done.stderr).strip()[-300:]}")
+    assert done.returncode == 0, done.stdout + done.stderr

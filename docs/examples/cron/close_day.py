@@ -4,13 +4,16 @@ import os
 import sys
 from datetime import UTC, date, datetime, timedelta
 
+import attrs
+
 from lightbus import Lightbus
 from lightbus.errors import PublishError
 
 app = Lightbus("accounting")
 
 
-@app.event  # -> "day.closed"
+@app.event  # published as "day.closed"
+@attrs.frozen
 class DayClosed:
     day: date
 

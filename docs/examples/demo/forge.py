@@ -5,6 +5,7 @@ import sys
 from datetime import datetime
 from itertools import islice
 
+import attrs
 import msgspec
 
 from lightbus import Lightbus
@@ -13,7 +14,8 @@ PREFIX = os.environ.get("DEMO_PREFIX", "")  # tells one demo from another on a s
 app = Lightbus(PREFIX + "forge")
 
 
-@app.event  # -> "commit.pushed"
+@app.event  # published as "commit.pushed"
+@attrs.frozen
 class CommitPushed:
     repository: str
     sha: str

@@ -1,4 +1,4 @@
-"""Delivers requests for a review, through a mail server that fails on purpose."""
+"""Delivers review requests through a mail server that fails on purpose."""
 
 import os
 
@@ -18,11 +18,11 @@ class Request:
 
 
 class MailServerBusy(Exception):
-    """It may work the next time."""
+    """A temporary failure: a retry succeeds."""
 
 
 class MailTooLong(Exception):
-    """It will not work the next time either, but who knows that in advance?"""
+    """A permanent failure: every retry fails, too."""
 
 
 @app.on("review.requested", source=PREFIX + "reviews")

@@ -1,4 +1,4 @@
-"""Asks for a review of every commit that changes more than 500 lines."""
+"""Requests a review of every commit that changes more than 500 lines."""
 
 import os
 
@@ -11,7 +11,8 @@ PREFIX = os.environ.get("DEMO_PREFIX", "")
 app = Lightbus(PREFIX + "reviews")
 
 
-@app.event  # -> "review.requested"
+@app.event  # published as "review.requested"
+@attrs.frozen
 class ReviewRequested:
     repository: str
     sha: str

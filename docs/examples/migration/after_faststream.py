@@ -14,6 +14,7 @@ class Order:
 
 
 @app.event
+@attrs.frozen
 class OrderCharged:
     order_id: int
 

@@ -8,7 +8,7 @@ const app = "web"; // the application that says it
 const connection = await amqp.connect(url, { timeout: 5000 });
 try {
   const channel = await connection.createConfirmChannel();
-  channel.on("return", () => console.log("Nobody listens: no queue is bound to hear it."));
+  channel.on("return", () => console.log("Not routed: no queue is bound for it."));
 
   // What every application has: its own exchange, which feeds the bus. The same arguments as Lightbus gives.
   await channel.assertExchange("lightbus", "topic", { durable: true, internal: true });

@@ -3,13 +3,16 @@
 import csv
 import sys
 
+import attrs
+
 from lightbus import Lightbus
 from lightbus.errors import PublishManyError
 
 app = Lightbus("importer", publish_timeout=5)  # seconds
 
 
-@app.event  # -> "user.imported"
+@app.event  # published as "user.imported"
+@attrs.frozen
 class UserImported:
     user_id: int
     email: str

@@ -2,12 +2,15 @@
 
 import sys
 
+import attrs
+
 from lightbus import Lightbus
 
 app = Lightbus("shop")
 
 
-@app.event  # -> "order.placed"
+@app.event  # published as "order.placed"
+@attrs.frozen
 class OrderPlaced:
     number: int
     dish: str
@@ -17,4 +20,4 @@ if __name__ == "__main__":
     with app:
         for number, dish in enumerate(sys.argv[1:], start=1):
             receipt = app.publish_sync(OrderPlaced(number=number, dish=dish))
-            print(f"order {number}, {dish}: confirmed, {'routed' if receipt.routed else 'but nobody listens'}")
+            print(f"order {number}, {dish}: confirmed, {'routed' if receipt.routed else 'not routed'}")

@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+import attrs
 from django.conf import settings
 
 from lightbus import Lightbus
@@ -9,12 +10,14 @@ from lightbus import Lightbus
 bus = Lightbus("shop", url=settings.LIGHTBUS_URL, publish_timeout=3)  # seconds: an HTTP client waits for it
 
 
-@bus.event  # -> "order.placed"
+@bus.event  # published as "order.placed"
+@attrs.frozen
 class OrderPlaced:
     order_id: UUID
     email: str
 
 
-@bus.event  # -> "order.seen"
+@bus.event  # published as "order.seen"
+@attrs.frozen
 class OrderSeen:
     order_id: UUID

@@ -2,12 +2,15 @@
 
 from uuid import UUID
 
+import attrs
+
 from lightbus import Lightbus
 
 bus = Lightbus("shop", publish_timeout=3)  # seconds: an HTTP client waits for it
 
 
-@bus.event  # -> "order.placed"
+@bus.event  # published as "order.placed"
+@attrs.frozen
 class OrderPlaced:
     order_id: UUID
     email: str
