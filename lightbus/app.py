@@ -228,15 +228,15 @@ class Lightbus:
 
         Args:
             targets: AMQP topic patterns (`*` is one word, `#` any number of them), or event classes.
-            source: hear only this app's events.
-            queue: give the handler a queue of its own, here `billing.slow` for "slow".
+            source: handle only events of this app.
+            queue: a separate queue for the handler, here `billing.slow` for "slow".
             retry: by default the app's.
             timeout: seconds after which the handler has failed; 60 by default, up to 1,500. An async handler is
-                cancelled; a plain one, whose thread cannot be stopped, is abandoned.
-            concurrency: how many of this handler run at once at most in a worker process; by default only the app's
-                limit counts.
-            name: what retries and dead letters call it; by default the function's name. Keep it when you rename the
-                function.
+                cancelled; a sync one, whose thread cannot be stopped, is abandoned.
+            concurrency: maximum number of concurrent runs of this handler in a worker process; by default, only the
+                app's limit applies.
+            name: the handler's name in retries and dead letters; by default the function's name. Keep it when you
+                rename the function.
 
         Raises:
             errors.InvalidHandler: the function's parameters cannot be filled; says which and why.
@@ -305,12 +305,12 @@ class Lightbus:
         headers: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """Publish and return once the broker has confirmed.
+        """Publish and return when the broker has confirmed.
 
         Args:
             event: an instance of a class that this app has declared with `@app.event`.
             delay: seconds until it is delivered, up to 30 days, rounded up to whole seconds. The broker holds it.
-            headers: your own AMQP headers: strings, integers, floats, booleans, datetimes. No name begins with
+            headers: custom AMQP headers: strings, integers, floats, booleans, datetimes. No name begins with
                 `lightbus-` or `x-`.
             timeout: seconds; by default the app's `publish_timeout`.
 
@@ -335,7 +335,7 @@ class Lightbus:
         headers: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """`publish` for code without an event loop: Django and Flask views, scripts, plain handlers.
+        """`publish` for code without an event loop: Django and Flask views, scripts, sync handlers.
 
         Blocks until the broker has confirmed. Arguments and errors are those of `publish`, and:
 
@@ -349,13 +349,13 @@ class Lightbus:
     async def publish_many(
         self, events: Iterable[object], *, headers: Mapping[str, Any] | None = None, timeout: float | None = None
     ) -> list[Receipt]:
-        """Publish many events, pipelined, and return once all are confirmed: a receipt for each, in order.
+        """Publish many events, pipelined, and return when all are confirmed: a receipt for each, in order.
 
         All are validated before the first is sent; up to 1,000 are in flight at once.
 
         Args:
             events: instances of classes that this app has declared.
-            headers: your own AMQP headers, the same for all.
+            headers: custom AMQP headers, the same for all events.
             timeout: seconds for each event, from when it is sent; by default the app's `publish_timeout`.
 
         Raises:
@@ -368,7 +368,7 @@ class Lightbus:
     def publish_many_sync(
         self, events: Iterable[object], *, headers: Mapping[str, Any] | None = None, timeout: float | None = None
     ) -> list[Receipt]:
-        """`publish_many` for code without an event loop. Raises errors.PublishInEventLoop where one runs."""
+        """`publish_many` for code without an event loop. Raises errors.PublishInEventLoop if one is running."""
         _refuse_in_event_loop("publish_many_sync", "publish_many")
         publications = [self._publication(event, None, headers)[0] for event in events]
         return self.publisher.publish_many_sync(publications, timeout=self._timeout(timeout))
@@ -411,7 +411,7 @@ class Lightbus:
         raise errors.UnknownEvent(f"{cls.__name__} is not declared on app {self.name!r}. {self.suggestion(given)}")
 
     def suggestion(self, event_name: str) -> str:
-        """What somebody who wrote this event name may have meant."""
+        """A hint for an unknown event name: the most similar one."""
         if not self.events:
             return "It declares no events yet: decorate a class with @app.event."
         near = difflib.get_close_matches(event_name, self.events, n=1, cutoff=0.7)
@@ -493,7 +493,7 @@ class Lightbus:
         return [MAIN, *sorted({one.queue for one in self.handlers.values()} - {MAIN})]
 
     def consumed_queues(self) -> list[ConsumedQueue]:
-        """What the queues hear, and their retry delays."""
+        """The queues with their patterns and retry delays."""
         return [self._consumed_queue(suffix) for suffix in self.queue_suffixes()]
 
     def _consumed_queue(self, suffix: str) -> ConsumedQueue:

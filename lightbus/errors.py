@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class LightbusError(Exception):
-    """The base of everything that Lightbus raises on purpose."""
+    """The base class of all Lightbus errors."""
 
 
 # --- a user's exception, which may break whatever is asked of it: nothing here does ------------
@@ -169,7 +169,7 @@ def is_machinery(frame: FrameType) -> bool:
 
 
 class DeclarationError(LightbusError):
-    """An application's declaration cannot work: found at import, not in production."""
+    """An invalid declaration, raised at import."""
 
 
 class InvalidName(DeclarationError, ValueError):
@@ -189,7 +189,7 @@ class InvalidHandler(DeclarationError, TypeError):
 
 
 class InvalidOption(DeclarationError, ValueError):
-    """An option (of the app, a handler, a retry policy, a publish) has an invalid value, or is not known."""
+    """An option (of the app, a handler, a retry policy, a publish) has an invalid value, or is unknown."""
 
 
 _UNEXPECTED = re.compile(r"got an unexpected keyword argument '(.+?)'")
@@ -239,7 +239,7 @@ class InvalidPayload(LightbusError, ValueError):
 
 
 class BodyTooLarge(InvalidPayload):
-    """An event's body is larger than a broker takes. Nothing was sent."""
+    """An event's body is larger than the broker accepts. Nothing was sent."""
 
 
 class PublishInEventLoop(LightbusError, RuntimeError):
@@ -263,16 +263,16 @@ class UnsupportedBroker(BrokerError):
 
 
 class BrokerUnreachable(BrokerError):
-    """No connection could be made: nothing listens, or the network does not lead there. Worth a retry."""
+    """No connection: no server is listening, or the network does not reach it. A retry may help."""
 
 
 class AccessRefused(BrokerError):
-    """Wrong credentials, a virtual host that is not there, or a permission that is missing."""
+    """Wrong credentials, a virtual host that does not exist, or a missing permission."""
 
 
 class LimitReached(BrokerError):
     """The broker allows no more connections, channels or queues, no message of that size, or this process no more open
-    files. Worth a retry."""
+    files. A retry may help."""
 
 
 class TLSRefused(BrokerError):
@@ -280,7 +280,7 @@ class TLSRefused(BrokerError):
 
 
 class TopologyConflict(BrokerError):
-    """A queue or exchange exists with other arguments than the app declares, or belongs to another connection alone."""
+    """A queue or exchange exists with other arguments than the app declares, or is exclusive to another connection."""
 
 
 class TopologyMissing(BrokerError):
@@ -314,11 +314,11 @@ class PublishManyError(PublishError):
 
 
 class PublishTimeout(PublishError, TimeoutError):
-    """No confirm within the timeout. The outcome is unknown: the event may yet arrive."""
+    """No confirm within the timeout. The outcome is unknown: the event may still arrive."""
 
 
 class PublishNacked(PublishError):
-    """The broker refused the event (a queue is full, or has no majority). It may have reached other queues."""
+    """The broker refused the event (a queue is full, or has no quorum). It may have reached other queues."""
 
 
 class PublishBlocked(PublishTimeout):
@@ -330,7 +330,7 @@ class PublishUnreachable(PublishTimeout):
 
 
 class PublishRefused(PublishError):
-    """The broker refused the event, for what it is: its size, or one of its properties. See PublisherRefused too."""
+    """The broker refused this event because of its size or one of its properties. See also PublisherRefused."""
 
 
 class PublisherRefused(PublishRefused):
@@ -344,7 +344,7 @@ class PublishWouldDeadlock(PublishError, RuntimeError):
 
 
 class PublisherClosed(PublishError):
-    """The app was closed, or the interpreter ended, before the confirm. The message says what is known."""
+    """The app was closed, or the interpreter ended, before the confirm. The message has the details."""
 
 
 # --- handling ---------------------------------------------------------------------------------
@@ -367,19 +367,20 @@ class HandlerCancelled(LightbusError):
 
 
 class NoHandler(LightbusError, LookupError):
-    """An event arrived that no handler of the app matches: a rolling deploy, or a leftover binding."""
+    """An event arrived that no handler of the app matches: a rolling deployment, or a binding that is no longer
+    needed."""
 
 
 class UnverifiedOrigin(NoHandler):
     """A retried copy or a dead letter was moved between queues by hand, or an event came to the bus by a queue that
-    dead-letters to it: its source is no more than a claim."""
+    dead-letters to it: its source is not verified."""
 
 
 # --- the worker -------------------------------------------------------------------------------
 
 
 class TargetError(LightbusError):
-    """`MODULE:ATTR` does not lead to a Lightbus app."""
+    """`MODULE:ATTR` is not a Lightbus app."""
 
 
 class WorkerError(LightbusError):
@@ -390,7 +391,7 @@ class WorkerError(LightbusError):
 
 
 class TestBusError(LightbusError):
-    """A TestBus is used in a way that cannot work."""
+    """A TestBus is used incorrectly."""
 
     __test__ = False  # pytest would take it for a test where it is imported
 
@@ -400,4 +401,4 @@ class DrainTimeout(TestBusError, TimeoutError):
 
 
 class UnexpectedDeadLetters(TestBusError, AssertionError):
-    """A TestBus ended with dead letters that the test did not ask for."""
+    """A TestBus ended with dead letters that the test did not check."""

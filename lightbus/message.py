@@ -16,7 +16,7 @@ import attrs
 class Message:
     """The envelope of one delivery.
 
-    Ask for it by annotation: `async def open_account(user: NewUser, message: Message)`.
+    Declare it by annotation: `async def open_account(user: NewUser, message: Message)`.
     """
 
     id: str
@@ -24,9 +24,9 @@ class Message:
     event: str
     """The event's name: the routing key that it was published with."""
     source: str
-    """The app that published it: the exchange it came through. The broker guarantees it if each app has a user."""
+    """The app that published it: the exchange it came through. The broker verifies it if each app has its own user."""
     time: datetime
-    """When it was published, to the second, in UTC; where the publisher did not say, when it arrived."""
+    """When it was published, to the second, in UTC; if the publisher did not set it, the time of arrival."""
     version: int
     """The version of the event's class, from 1."""
     attempt: int
@@ -50,7 +50,7 @@ class Receipt:
     id: str
     """The event's id: `Message.id` where it is handled."""
     routed: bool
-    """False if no queue anywhere was bound for it, so it is gone: nobody listens (yet). Not an error.
+    """False if no queue anywhere was bound for it, so it was dropped. Not an error.
     Always True with a delay, whose own queue takes it."""
 
 

@@ -17,14 +17,14 @@ MAX_DELAY = 30 * 24 * 3600
 
 @attrs.frozen
 class Ack:
-    """It is done."""
+    """The delivery is done: acknowledge it."""
 
 
 @attrs.frozen
 class RetryIn:
-    """Try again after `delay` seconds: the step of the ladder, which names the retry queue.
+    """Retry after `delay` seconds: the step of the retry schedule, which names the retry queue.
 
-    `expiration` is the part of it that is really waited (less than `delay` where there is jitter).
+    `expiration` is the actual waiting time (less than `delay` with jitter).
     """
 
     delay: float
@@ -33,10 +33,10 @@ class RetryIn:
 
 @attrs.frozen
 class DeadLetter:
-    """Keep it in the app's dead-letter queue, for a person."""
+    """Keep it in the app's dead-letter queue."""
 
     error: BaseException
-    """The reason: where a group failed, the member that decided."""
+    """The reason; for an exception group, the member that decided."""
 
 
 Decision = Ack | RetryIn | DeadLetter
@@ -81,7 +81,7 @@ FINAL = (errors.Reject, errors.DecodeError, errors.UnverifiedOrigin)
 
 @attrs.frozen(init=False)
 class Retry:
-    """How often, and after which pauses, a failed handler is tried again.
+    """How often, and after which delays, a failed handler is retried.
 
     Meanwhile the event waits in the broker (a retry queue for each distinct delay), never in a worker's memory.
     """
@@ -94,7 +94,7 @@ class Retry:
     """These errors are dead-lettered at once, whatever `on` says."""
     jitter: float = attrs.field(validator=_check_jitter)
     """The part of each delay, from 0 to below 1, by which it may be shortened at random, so that events that failed
-    together do not come back together. A retry queue keeps its order, so in a burst the spread is smaller."""
+    together are not retried together. A retry queue keeps its order, so in a burst the spread is smaller."""
 
     @errors.explains_options(
         "Retry",
@@ -141,9 +141,10 @@ class Retry:
     def decide(
         self, error: BaseException, attempt: int, *, part: Callable[[], float] = random.random
     ) -> RetryIn | DeadLetter:
-        """What to do after this error on this attempt (from 1).
+        """Decide what to do after this error on this attempt (from 1).
 
-        Of a group (a TaskGroup raises one) each member counts: one that is not to be retried makes it a dead letter.
+        In an exception group (as a TaskGroup raises), each member counts: one that is not retryable makes it a dead
+        letter.
         """
         final = self._first_final(error)
         if final is not None:

@@ -204,7 +204,7 @@ async def test_a_queue_that_is_full_is_a_nack(shop: Lightbus, billing: Lightbus)
         await anyio.to_thread.run_sync(bind_a_small_queue)
         for number in range(3):
             assert (await shop.publish(OrderPlaced(number=number))).routed
-        with pytest.raises(errors.PublishNacked, match=r"order\.placed.*is full, or has no majority") as nacked:
+        with pytest.raises(errors.PublishNacked, match=r"order\.placed.*is full, or has no quorum") as nacked:
             await shop.publish(OrderPlaced(number=4))
         assert "Publish it again later" in str(nacked.value)
         with pytest.raises(errors.PublishManyError, match="2 of 2 events were not confirmed") as many:

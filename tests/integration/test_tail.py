@@ -295,7 +295,7 @@ def test_a_broker_that_never_answers_is_an_error_and_not_a_quiet_hour(folder: Pa
 def test_a_lost_connection_is_said_and_replaced(folder: Path, rabbitmq: nodes.Node, rabbitmq_url: str) -> None:
     with tail(folder=folder, url=rabbitmq_url) as one:
         rabbitmq.ctl("close_all_connections", "--vhost", rabbitmq_url.rpartition("/")[2], "a test")
-        one.wait_for("The connection was lost .* connecting again. Events in the meantime are not shown.")
+        one.wait_for("The connection was lost .* reconnecting. Events in the meantime are not shown.")
         one.wait_for("Listening for")
         with speaking(rabbitmq_url, "shop") as channel:
             publish_plainly(channel, "shop", "a.b", b'"again"')

@@ -100,7 +100,7 @@ def test_handlers_that_outlast_the_grace_time_are_named_and_delivered_again(
         publish(folder, url, "invoice.paid", "number=slow")
         running.wait_for("began slow")
         assert running.end(signal.SIGTERM) == 1
-    assert "Not finished within 0.2 s: handle (1). Its event is delivered again." in running.output
+    assert "Not finished within 0.2 s: handle (1). Its event will be redelivered." in running.output
     (folder / "let-go").touch()
     with worker(folder, url, "--backend", backend) as again:
         again.wait_for("ended slow redelivered=True")

@@ -67,7 +67,7 @@ def test_figures_are_the_codes() -> None:
     assert f"| a body | {codec.MAX_BODY_BYTES // 1024**2} MiB |" in PAGE
     assert f"| unconfirmed events of an app's publisher | {publisher.WINDOW:,} |" in PAGE
     [queue] = [one for one in Lightbus("billing", url="memory://").topology().queues if one.name == "billing.main"]
-    assert f"until it is a dead letter | {queue.arguments['x-delivery-limit']} |" in PAGE
+    assert f"until it becomes a dead letter | {queue.arguments['x-delivery-limit']} |" in PAGE
     assert topology.MAX_DELAY_SECONDS == 30 * 24 * 3600, "30 days, says the page"
     assert {connection.URL_VARIABLE, connection.REQUIRE_VARIABLE} <= set(re.findall(r"`(\w+)`", PAGE))
 
@@ -76,7 +76,7 @@ def test_the_page_on_delivery_has_the_codes_figures() -> None:
     page = " ".join((DOCS / "explanation" / "delivery.md").read_text().split())
     [queue] = [one for one in Lightbus("billing", url="memory://").topology().queues if one.name == "billing.main"]
     assert f"after {queue.arguments['x-delivery-limit']} redeliveries" in page
-    assert f"up to {dead.CHUNK} letters are there twice" in page
+    assert f"up to {dead.CHUNK} events exist twice" in page
 
 
 def test_a_default_that_the_page_writes_out_is_the_codes() -> None:
