@@ -20,21 +20,22 @@ import anyio.lowlevel
 import anyio.to_thread
 import attrs
 
-from lightbus import codec, errors, handler, topology
+from lightbus import errors, handler
 from lightbus import event as events
 from lightbus.event import EventType
 from lightbus.handler import Handler
 from lightbus.message import Receipt
 from lightbus.retry import Retry
-from lightbus.topology import BUS, MAIN, ConsumedQueue, QueueType
 from lightbus.transport import Publication
+from lightbus.wire import codec, topology
+from lightbus.wire.topology import BUS, MAIN, ConsumedQueue, QueueType
 
 # What connects is imported when it is first needed: kombu and py-amqp take half of the time that an import would.
 if TYPE_CHECKING:
-    from lightbus.connection import Broker
-    from lightbus.consumer import Consumer
-    from lightbus.publisher import Publisher
-    from lightbus.subscriber import Lane
+    from lightbus.connection.dial import Broker
+    from lightbus.consuming.connection import Lane
+    from lightbus.consuming.dispatcher import Consumer
+    from lightbus.publishing.publisher import Publisher
 
 HANDLER_TIMEOUT = 60.0
 LONGEST_HANDLER_TIMEOUT = 1500.0
@@ -433,7 +434,7 @@ class Lightbus:
             errors.TestBusError: a test runs on a TestBus that does not have this app.
         """
         if self._broker is None:
-            from lightbus.connection import Broker
+            from lightbus.connection.dial import Broker
 
             if refuse_outsider is not None:
                 refuse_outsider(self)
@@ -447,7 +448,7 @@ class Lightbus:
     def publisher(self) -> Publisher:
         publisher = self._publisher
         if publisher is None:
-            from lightbus.publisher import Publisher
+            from lightbus.publishing.publisher import Publisher
 
             made = Publisher(self.name, self.broker, timeout=self.publish_timeout, queue_type=self.queue_type)
             # Two threads may both get here: one of them wins, the other's publisher was never started.
@@ -514,7 +515,7 @@ class Lightbus:
         Raises:
             errors.InvalidOption: a queue that the app does not have.
         """
-        from lightbus.consumer import Consumer
+        from lightbus.consuming.dispatcher import Consumer
 
         return Consumer(
             app=self.name,
@@ -533,8 +534,8 @@ class Lightbus:
         Raises:
             errors.InvalidOption: a queue that the app does not have.
         """
-        from lightbus import credit
-        from lightbus.subscriber import Lane
+        from lightbus.consuming import credit
+        from lightbus.consuming.connection import Lane
 
         known = self.queue_suffixes()
         for queue in queues:

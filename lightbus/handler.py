@@ -11,12 +11,13 @@ from typing import Any
 import attrs
 import msgspec
 
-from lightbus import codec, errors, topology
+from lightbus import errors
 from lightbus.event import event_type_of, lossy_part, unreadable_part
 from lightbus.message import Message
 from lightbus.pattern import topic_matches
 from lightbus.retry import Retry
 from lightbus.transport import Delivery
+from lightbus.wire import codec, topology
 
 Arguments = tuple[Any, ...]
 

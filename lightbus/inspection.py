@@ -21,22 +21,15 @@ from urllib.parse import urlsplit
 import amqp.exceptions
 import attrs
 
-from lightbus import errors, topology
+from lightbus import errors
 from lightbus.app import Lightbus
-from lightbus.connection import (
-    LOST,
-    Address,
-    Broker,
-    address_of,
-    ctl,
-    declare,
-    describe,
-    exchange_exists,
-    near_exchange,
-    way_out,
-)
-from lightbus.topology import Topology
+from lightbus.connection.address import Address
+from lightbus.connection.declare import declare, exchange_exists, near_exchange
+from lightbus.connection.diagnosis import LOST, ctl, describe, way_out
+from lightbus.connection.dial import Broker, address_of
 from lightbus.transport import Channel, Connection, Delivery, Publication
+from lightbus.wire import topology
+from lightbus.wire.topology import Topology
 
 Level = Literal["ok", "note", "warn", "fail"]
 

@@ -18,9 +18,12 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from lightbus import errors
-from lightbus.connection import FATAL, Broker, ConnectionThread, declare
-from lightbus.topology import BUS, Topology, bus_exchange
+from lightbus.connection.declare import declare
+from lightbus.connection.diagnosis import FATAL
+from lightbus.connection.dial import Broker
+from lightbus.connection.thread import ConnectionThread
 from lightbus.transport import Channel, Connection, Delivery
+from lightbus.wire.topology import BUS, Topology, bus_exchange
 
 logger = logging.getLogger("lightbus")
 

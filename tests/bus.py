@@ -21,8 +21,8 @@ import anyio.to_thread
 import attrs
 
 from lightbus import Lightbus, Retry
-from lightbus.connection import Broker
-from lightbus.consumer import Consumer
+from lightbus.connection.dial import Broker
+from lightbus.consuming.dispatcher import Consumer
 from lightbus.transport import Channel, Connection, Delivery, Publication
 from tests.patience import LIMIT, wait_until
 

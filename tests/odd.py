@@ -6,7 +6,7 @@ import struct
 from typing import Any
 
 from lightbus import Lightbus
-from lightbus.transport import amqp_wire as wire
+from lightbus.transport.amqp import wire as wire
 from tests.bus import connected
 
 CONTENT_TYPE, HEADERS, CORRELATION_ID, MESSAGE_ID = 0x8000, 0x2000, 0x0400, 0x0080

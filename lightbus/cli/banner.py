@@ -9,8 +9,9 @@ import click
 
 if TYPE_CHECKING:
     from lightbus import Lightbus, Retry
-    from lightbus.connection import Address, Broker
-    from lightbus.consumer import Consumer
+    from lightbus.connection.address import Address
+    from lightbus.connection.dial import Broker
+    from lightbus.consuming.dispatcher import Consumer
 
 
 def lines(app: Lightbus, target: str, consumer: Consumer, *, processes: int = 1) -> list[str]:
@@ -42,7 +43,7 @@ def _place(address: Address) -> str:
         return address.masked
     if address.scheme == "memory":
         return "embedded, in memory: only this process can use it"
-    from lightbus.transport.sqlite_store import locate, short_path
+    from lightbus.transport.sqlite.store import locate, short_path
 
     return f"embedded (SQLite file {short_path(locate(address.plain).path)}); set LIGHTBUS_URL to use RabbitMQ"
 

@@ -18,7 +18,9 @@ from lightbus.cli import Group, asking, output, tables
 
 if TYPE_CHECKING:
     from lightbus import Lightbus
-    from lightbus.dead import DeadQueue, Filter, Letter, Outcome
+    from lightbus.dead_letters.actions import Outcome
+    from lightbus.dead_letters.letter import Filter, Letter
+    from lightbus.dead_letters.queue import DeadQueue
 
 EPILOG = """\b
 Find out what failed and why, look at one dead letter, fix the cause, and retry:
@@ -344,7 +346,7 @@ def show(target: str, letter_id: str | None, all_: bool, as_json: bool) -> None:
     if (not letter_id) != all_:
         raise click.UsageError("Give an ID (lightbus dead list shows them), or --all.")
     app, _ = _start(target, {})
-    from lightbus.dead import Filter
+    from lightbus.dead_letters.letter import Filter
 
     wanted = Filter(ids=(letter_id,) if letter_id else ())
     found = False
@@ -489,7 +491,7 @@ def retry(
     that were moved between queues by hand (for example in the management UI), and those that a queue has dead-lettered
     to the bus. If you trust everyone who can publish on this broker, add --trust-origin.
     """
-    from lightbus import dead as letters
+    from lightbus.dead_letters import actions
 
     app, wanted = _start(target, given)
     if not (wanted.given or limit or all_):
@@ -498,11 +500,11 @@ def retry(
         with _opened(app) as queue, _Progress(queue):
             _dry_run(queue, wanted, limit, "retried", as_json=as_json, unless_unproven=not trust_origin)
         return
-    outcome = letters.Outcome()
+    outcome = actions.Outcome()
     with _told(app, outcome, "retried", as_json=as_json):
         try:
             with _opened(app) as queue, _Progress(queue, outcome, "retried"):
-                letters.retry(queue, wanted, outcome, limit=limit, rate=rate, trust_origin=trust_origin)
+                actions.retry(queue, wanted, outcome, limit=limit, rate=rate, trust_origin=trust_origin)
         finally:
             app.publisher.close(1.0)
     sys.exit(1 if outcome.left else 0)
@@ -643,7 +645,8 @@ def purge(target: str, all_: bool, dry_run: bool, limit: int | None, yes: bool, 
     The command shows them and asks first, unless --yes is given. It deletes only those that it has shown, none that
     arrive in the meantime.
     """
-    from lightbus import dead as letters
+    from lightbus.dead_letters import actions
+    from lightbus.dead_letters.letter import Filter
 
     app, wanted = _start(target, given)
     if not (wanted.given or limit or all_):
@@ -669,14 +672,14 @@ def purge(target: str, all_: bool, dry_run: bool, limit: int | None, yes: bool, 
         if not agreed:
             click.echo("Nothing was purged.", err=True)
             sys.exit(1)
-        wanted = letters.Filter()  # what was shown is meant, also where it has grown too old for --newer
-    outcome = letters.Outcome()
+        wanted = Filter()  # what was shown is meant, also where it has grown too old for --newer
+    outcome = actions.Outcome()
     with (
         _told(app, outcome, "purged", as_json=as_json),
         _opened(app) as queue,
         _Progress(queue, outcome, "purged"),
     ):
-        letters.purge(queue, wanted, outcome, limit=limit if shown is None else total, only=shown)
+        actions.purge(queue, wanted, outcome, limit=limit if shown is None else total, only=shown)
         outcome.vanished = max(0, total - outcome.matched)
 
 
@@ -692,8 +695,8 @@ def _noted(letters: Iterator[Letter], digests: set[bytes]) -> Iterator[Letter]:
 def _start(target: str, given: dict[str, Any]) -> tuple[Lightbus, Filter]:
     from lightbus.cli import logs
     from lightbus.cli import target as targets
-    from lightbus.dead import Filter
-    from lightbus.topology import check_pattern
+    from lightbus.dead_letters.letter import Filter
+    from lightbus.wire.topology import check_pattern
 
     logs.configure("error")
     if given.get("event") is not None:
@@ -702,9 +705,9 @@ def _start(target: str, given: dict[str, Any]) -> tuple[Lightbus, Filter]:
 
 
 def _opened(app: Lightbus) -> Any:
-    from lightbus import dead as letters
+    from lightbus.dead_letters.queue import opened
 
-    return letters.opened(app)
+    return opened(app)
 
 
 def _write(text: str, *, nl: bool = True) -> None:

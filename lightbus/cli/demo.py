@@ -29,9 +29,10 @@ import click
 
 import lightbus
 from lightbus import errors
-from lightbus.connection import LOST, Broker
-from lightbus.topology import Topology
+from lightbus.connection.diagnosis import LOST
+from lightbus.connection.dial import Broker
 from lightbus.transport import Connection
+from lightbus.wire.topology import Topology
 
 LISTENERS = ("stats", "reviews", "inbox")
 PUBLISHER = "forge"

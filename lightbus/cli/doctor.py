@@ -42,7 +42,7 @@ def doctor(target: str, strict: bool, as_json: bool) -> None:
     from lightbus import inspection
     from lightbus.cli import logs
     from lightbus.cli import target as targets
-    from lightbus.connection import Broker
+    from lightbus.connection.dial import Broker
 
     logs.configure("error")
     app = None if "://" in target or "@" in target else targets.load_app(target)

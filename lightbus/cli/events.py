@@ -154,7 +154,7 @@ def _default(field: dict[str, Any]) -> str:
 
 
 def _handler(app: Lightbus, handler: Handler) -> dict[str, Any]:
-    from lightbus.topology import queue_name
+    from lightbus.wire.topology import queue_name
 
     function = handler.function
     return {
@@ -172,7 +172,7 @@ def _handler(app: Lightbus, handler: Handler) -> dict[str, Any]:
 
 def _hears(app: Lightbus) -> Iterator[str]:
     from lightbus.cli.banner import ladder
-    from lightbus.topology import queue_name
+    from lightbus.wire.topology import queue_name
 
     if not app.handlers:
         yield f"{app.name} subscribes to nothing yet: decorate a function with @app.on('user.registered')."

@@ -59,7 +59,8 @@ def health(target: str, as_json: bool) -> None:
 
 def _ask(app: Lightbus, target: str) -> tuple[list[str], list[dict[str, Any]]]:
     from lightbus import errors, inspection
-    from lightbus.connection import LOST, address_of, describe
+    from lightbus.connection.diagnosis import LOST, describe
+    from lightbus.connection.dial import address_of
 
     try:
         connection = app.broker.connect(f"lightbus {app.name} health")

@@ -10,7 +10,7 @@ from lightbus.cli import tables
 if TYPE_CHECKING:
     from lightbus import Lightbus
     from lightbus.inspection import ObjectState, States
-    from lightbus.topology import Queue
+    from lightbus.wire.topology import Queue
 
 
 def flowchart(app: Lightbus, states: States | None = None) -> str:
@@ -21,7 +21,7 @@ def flowchart(app: Lightbus, states: States | None = None) -> str:
 
 
 def _lines(app: Lightbus, states: States | None) -> Iterator[str]:
-    from lightbus.topology import internal_name, queue_name
+    from lightbus.wire.topology import internal_name, queue_name
 
     wanted = app.topology()
     exchanges = {one.name: f"exchange{number}" for number, one in enumerate((*wanted.shared, *wanted.exchanges))}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightbus import Lightbus
     from lightbus.handler import Handler
     from lightbus.inspection import ObjectState, States
-    from lightbus.topology import ConsumedQueue
+    from lightbus.wire.topology import ConsumedQueue
 
 CHARACTER = 7.4
 """Pixels that a character of the monospaced 12 px font takes at most, by the fonts that systems have."""
@@ -95,7 +95,7 @@ class _Band:
 
 class _Picture:
     def __init__(self, app: Lightbus, states: States | None, place: str) -> None:
-        from lightbus.topology import BUS, internal_name
+        from lightbus.wire.topology import BUS, internal_name
 
         self.app = app
         self.states = states
@@ -159,7 +159,7 @@ class _Picture:
 
     def _step(self, queue: ConsumedQueue, delay: float) -> tuple[str, str, bool]:
         """A retry queue's name, what is said of it, and whether it is not as it should be."""
-        from lightbus.topology import retry_key
+        from lightbus.wire.topology import retry_key
 
         name = f"{self.app.name}.{retry_key(queue.suffix, delay)}"
         state = self._state(name, queue=True)
@@ -193,7 +193,7 @@ class _Picture:
         )
 
     def _says(self) -> None:
-        from lightbus.topology import BUS
+        from lightbus.wire.topology import BUS
 
         self._exchange(self.own, self.first, self.own_width, self.app.name, "topic")
         middle = self.first + BOX // 2

@@ -144,8 +144,9 @@ def _build(event_type: EventType, payload: tuple[str, ...]) -> Any:
 
 
 def _checked(event_type: EventType, given: dict[str, Any] | bytes) -> Any:
-    from lightbus import codec, errors
+    from lightbus import errors
     from lightbus.cli import events
+    from lightbus.wire import codec
 
     try:
         return codec.build_event(event_type, given)
@@ -361,7 +362,7 @@ class Lines:
 def _publish_file(
     app: Lightbus, event_type: EventType, file: IO[bytes], headers: dict[str, str], *, as_json: bool
 ) -> int:
-    from lightbus import codec
+    from lightbus.wire import codec
 
     tally = Tally()
     interrupted = False
@@ -401,7 +402,8 @@ def _publish_chunk(
     headers: dict[str, str],
     tally: Tally,
 ) -> None:
-    from lightbus import codec, errors
+    from lightbus import errors
+    from lightbus.wire import codec
 
     events: dict[int, Any] = {}
     for number, line in chunk:

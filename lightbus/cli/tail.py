@@ -25,7 +25,7 @@ import click
 from lightbus.cli import banner, logs, output, tables
 
 if TYPE_CHECKING:
-    from lightbus.connection import Broker
+    from lightbus.connection.dial import Broker
     from lightbus.message import Message
     from lightbus.tail import Tail, Taken
     from lightbus.transport import Delivery
@@ -95,7 +95,7 @@ def tail(
     """
     from lightbus import errors
     from lightbus.tail import Tail
-    from lightbus.topology import BUS, check_app_name
+    from lightbus.wire.topology import BUS, check_app_name
 
     logs.configure("info")
     broker, owner, patterns = _read(arguments)
@@ -133,10 +133,10 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _read(arguments: Sequence[str]) -> tuple[Broker, str | None, list[str]]:
     """The broker, the app's name if one is given, and the patterns."""
-    from lightbus import connection
     from lightbus.cli import target as targets
-    from lightbus.connection import Broker
-    from lightbus.topology import check_pattern
+    from lightbus.connection import dial
+    from lightbus.connection.dial import Broker
+    from lightbus.wire.topology import check_pattern
 
     first, rest = (arguments[0], arguments[1:]) if arguments and ":" in arguments[0] else ("", arguments)
     for other in rest:
@@ -147,7 +147,7 @@ def _read(arguments: Sequence[str]) -> tuple[Broker, str | None, list[str]]:
     if first and "://" not in first and "@" not in first:
         app = targets.load_app(first)
         return app.broker, app.name, patterns
-    connection.warned = True  # the first line says it
+    dial.warned = True  # the first line says it
     return Broker.parse(first) if first else Broker.from_environment(), None, patterns
 
 
@@ -236,8 +236,9 @@ class _View:
 
     def _show(self, taken: Taken) -> bool:
         """False where nobody reads it."""
-        from lightbus import codec, errors
-        from lightbus.topology import BUS
+        from lightbus import errors
+        from lightbus.wire import codec
+        from lightbus.wire.topology import BUS
 
         self.seen += 1
         self.dropped += taken.dropped

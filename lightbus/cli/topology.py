@@ -15,7 +15,7 @@ from lightbus.cli import output, tables
 if TYPE_CHECKING:
     from lightbus import Lightbus
     from lightbus.inspection import ObjectState, States
-    from lightbus.topology import Exchange, Queue
+    from lightbus.wire.topology import Exchange, Queue
 
 EPILOG = """\b
 Examples:
@@ -122,7 +122,8 @@ def show(target: str, live: bool, form: str, as_json: bool) -> None:
 
 def _ask(app: Lightbus) -> States:
     from lightbus import inspection
-    from lightbus.connection import LOST, address_of, describe
+    from lightbus.connection.diagnosis import LOST, describe
+    from lightbus.connection.dial import address_of
 
     connection = app.broker.connect(f"lightbus {app.name} topology")
     try:
@@ -210,7 +211,7 @@ def _kind(exchange: Exchange) -> str:
 
 
 def _purpose(app: Lightbus, exchange: Exchange) -> str:
-    from lightbus.topology import BUS, internal_name
+    from lightbus.wire.topology import BUS, internal_name
 
     match exchange.name:
         case name if name == BUS:
@@ -289,7 +290,7 @@ def permissions(target: str, user: str | None, vhost: str | None, as_json: bool)
 
 def rules(app: Lightbus) -> tuple[str, str, str]:
     """Configure, write and read, as regular expressions over names."""
-    from lightbus.topology import BUS
+    from lightbus.wire.topology import BUS
 
     own = rf"{app.name}(\..+)?"
     return rf"^{own}$", rf"^({own}|{BUS})$", rf"^({'|'.join([own, BUS, *sources(app)])})$"

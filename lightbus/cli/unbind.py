@@ -49,9 +49,9 @@ def unbind(target: str, pattern: str, suffix: str, source: str | None, force: bo
 
     PATTERN must be exactly the pattern of the removed handler. Events that are already in the queue stay there.
     """
-    from lightbus import topology
     from lightbus.cli import logs
     from lightbus.cli import target as targets
+    from lightbus.wire import topology
 
     logs.configure("warning")
     app = targets.load_app(target)
@@ -79,7 +79,7 @@ def unbind(target: str, pattern: str, suffix: str, source: str | None, force: bo
 
 
 def _handlers_that_need(app: Lightbus, suffix: str, exchange: str, pattern: str) -> list[Handler]:
-    from lightbus import topology
+    from lightbus.wire import topology
 
     return [
         handler
@@ -105,7 +105,8 @@ def _others_that_match(app: Lightbus, suffix: str, pattern: str) -> list[str]:
 
 def _unbind(app: Lightbus, queue: str, exchange: str, pattern: str) -> None:
     from lightbus import errors
-    from lightbus.connection import LOST, address_of, describe
+    from lightbus.connection.diagnosis import LOST, describe
+    from lightbus.connection.dial import address_of
 
     connection = app.broker.connect(f"lightbus {app.name} unbind")
     try:

@@ -15,8 +15,8 @@ import click
 from lightbus.cli import logs
 
 if TYPE_CHECKING:
-    from lightbus.health import HealthServer
-    from lightbus.worker import Worker
+    from lightbus.worker.health import HealthServer
+    from lightbus.worker.worker import Worker
 
 EPILOG = """\b
 Examples:
@@ -124,11 +124,12 @@ def worker(
     Declares the app's exchange, queues and bindings, and runs its handlers. You can start any number of workers of an
     app, on any number of machines: they share the work.
     """
-    from lightbus import connection, errors
-    from lightbus import worker as workers
+    from lightbus import errors
     from lightbus.cli import banner
     from lightbus.cli import target as targets
-    from lightbus.cli.supervisor import Supervisor
+    from lightbus.connection import dial
+    from lightbus.worker import worker as workers
+    from lightbus.worker.supervisor import Supervisor
 
     if supervised is None and (processes > 1 or reload):
         logs.configure(log_level, as_json=json_logs)
@@ -161,7 +162,7 @@ def worker(
         banner.show(about, colour=logs.in_colour(sys.stderr))
     elif json_logs:
         logger.info("%s on %s", banner.title(app, target), banner.broker_line(app.broker))
-    connection.warned = connection.warned or not place.processes  # another process says it
+    dial.warned = dial.warned or not place.processes  # another process says it
     for hint in one.misspelt():
         logger.warning("%s", hint)
     if health is not None:
@@ -179,7 +180,7 @@ def worker(
 
 
 def _serve_health(worker: Worker, host: str, port: int) -> HealthServer:
-    from lightbus.health import HealthServer
+    from lightbus.worker.health import HealthServer
 
     server = HealthServer(worker, host, port)
     server.start()
@@ -216,8 +217,8 @@ class Place:
 
     def say_fatal(self) -> None:
         """Another process would fare no better."""
-        from lightbus.worker import FATAL
+        from lightbus.worker.worker import GIVE_UP
 
         if self.line is not None:
             with contextlib.suppress(OSError):
-                self.line.send(FATAL)
+                self.line.send(GIVE_UP)

@@ -3,7 +3,7 @@
 kombu's virtual transports lack exchange-to-exchange bindings, confirms and returns, and kombu's
 `basic_publish` and `basic_consume` cost one call chain a message. So both of ours give, beside
 kombu's and py-amqp's own methods (declare, bind, ack, reject, qos ...), the few that follow: they
-move *batches*, and they are all that `connection.py`, `publisher.py` and `consumer.py` call.
+move *batches*, and they are all that `connection`, `publishing` and `consuming` call.
 """
 
 from __future__ import annotations

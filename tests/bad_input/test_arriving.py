@@ -14,9 +14,9 @@ import attrs
 import pytest
 
 from lightbus import Lightbus, Message, Retry
-from lightbus.codec import MAX_BODY_BYTES
 from lightbus.transport import Channel, Publication
-from lightbus.transport import amqp_wire as wire
+from lightbus.transport.amqp import wire as wire
+from lightbus.wire.codec import MAX_BODY_BYTES
 from tests.bus import (
     OrderCancelled,
     OrderPlaced,

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus.codec import MAX_BODY_BYTES, MAX_HEADERS_BYTES
+from lightbus.wire.codec import MAX_BODY_BYTES, MAX_HEADERS_BYTES
 from tests.bus import OrderPlaced, dead_letters, declare, left_in, reason, running
 from tests.conformance.conftest import declare_orders
 

@@ -10,7 +10,7 @@ import anyio.to_thread
 import pytest
 
 from lightbus import Lightbus, Message
-from lightbus.consumer import Consumer
+from lightbus.consuming.dispatcher import Consumer
 from tests.bus import OrderPlaced, connected, eventually, running
 from tests.conformance.conftest import declare_orders
 

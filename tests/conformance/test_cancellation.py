@@ -15,7 +15,7 @@ import anyio.to_thread
 import pytest
 
 from lightbus import Lightbus, Message, Receipt, Retry, errors
-from lightbus.worker import Worker
+from lightbus.worker.worker import Worker
 from tests.bus import (
     OrderCancelled,
     OrderPlaced,

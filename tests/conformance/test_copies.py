@@ -11,7 +11,9 @@ import anyio.to_thread
 import pytest
 
 from lightbus import Lightbus, Message, Reject, errors
-from lightbus import dead as letters
+from lightbus.dead_letters import actions
+from lightbus.dead_letters.letter import Filter, Letter
+from lightbus.dead_letters.queue import opened
 from lightbus.transport import Delivery, Publication
 from tests.bus import OrderPlaced, connected, dead_letters, eventually, publish_plainly, reason, running, stranger
 
@@ -84,7 +86,7 @@ async def test_the_retry_of_a_dead_letter_is_not_sent_to_more_keys_either(shop: 
     async with running(shop, billing) as bus, stranger(billing) as channel:
         properties = {"headers": {"CC": ["main"]}, "message_id": "m-1"}
         await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b"{}", properties)
-        outcome = letters.Outcome()
+        outcome = actions.Outcome()
         await eventually(lambda: _count(billing), 1)
         cured = True
         await anyio.to_thread.run_sync(_retry, billing, outcome, False)
@@ -139,14 +141,14 @@ def _count(app: Lightbus, queue: str = "dead") -> int:
         return int(connection.channel().queue_declare(f"{app.name}.{queue}", passive=True)[1])
 
 
-def _read(app: Lightbus) -> list[letters.Letter]:
-    with letters.opened(app) as queue:
+def _read(app: Lightbus) -> list[Letter]:
+    with opened(app) as queue:
         return list(queue.letters())
 
 
-def _retry(app: Lightbus, outcome: letters.Outcome, trust_origin: bool) -> None:
-    with letters.opened(app) as queue:
-        letters.retry(queue, letters.Filter(), outcome, trust_origin=trust_origin)
+def _retry(app: Lightbus, outcome: actions.Outcome, trust_origin: bool) -> None:
+    with opened(app) as queue:
+        actions.retry(queue, Filter(), outcome, trust_origin=trust_origin)
 
 
 @pytest.mark.parametrize("target", ["billing.main", "billing.retry.50ms"])
@@ -185,7 +187,7 @@ async def test_a_dead_letter_that_was_moved_by_hand_keeps_its_name_and_can_be_re
         assert not letter.proven
         assert handled == []
 
-        outcome = letters.Outcome()
+        outcome = actions.Outcome()
         await anyio.to_thread.run_sync(_retry, billing, outcome, False)
         assert (outcome.done, outcome.unproven) == (0, 1)
         await anyio.to_thread.run_sync(_retry, billing, outcome, True)
@@ -229,7 +231,7 @@ async def test_a_letter_of_the_broker_s_that_was_moved_by_hand_keeps_its_name_to
         (letter,) = await anyio.to_thread.run_sync(_read, billing)
         assert (letter.id, letter.event, letter.source, letter.proven) == ("m-1", "order.placed", "shop", False)
         assert handled == []
-        await anyio.to_thread.run_sync(_retry, billing, letters.Outcome(), True)
+        await anyio.to_thread.run_sync(_retry, billing, actions.Outcome(), True)
         await eventually(lambda: handled, [{}])
 
 
@@ -298,7 +300,7 @@ async def test_what_a_queue_dead_letters_to_the_bus_is_not_handled_and_can_be_re
         assert (letter.id, letter.event, letter.source, letter.handler) == ("m-1", "order.placed", "", None)
         assert (letter.error, letter.proven) == ("UnverifiedOrigin", False)
         assert "the queue 'shop.trick' dead-lettered it there" in letter.error_message
-        outcome = letters.Outcome()
+        outcome = actions.Outcome()
         await anyio.to_thread.run_sync(_retry, billing, outcome, False)
         assert (outcome.done, outcome.unproven) == (0, 1)
         await anyio.to_thread.run_sync(_retry, billing, outcome, True)

@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from lightbus import Lightbus
-from lightbus.subscriber import Lane
+from lightbus.consuming.connection import Lane
 from tests.bus import OrderPlaced, connected, dead_letters, declare, eventually, left_in, running
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,8 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from lightbus import Lightbus, Message, Retry, subscriber
+from lightbus import Lightbus, Message, Retry
+from lightbus.consuming import connection as subscriber
 from tests.bus import QUICK, Bus, OrderCancelled, OrderPlaced, connected, eventually, left_in, running
 from tests.conformance.conftest import declare_orders
 

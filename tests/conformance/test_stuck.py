@@ -10,8 +10,10 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from lightbus import Lightbus, Retry, health, pool
-from lightbus.worker import Worker
+from lightbus import Lightbus, Retry
+from lightbus.consuming import threads as pool
+from lightbus.worker import health
+from lightbus.worker.worker import Worker
 from tests.bus import OrderCancelled, OrderPlaced, dead_letters, eventually, left_in, order_numbers, running
 from tests.patience import LIMIT
 

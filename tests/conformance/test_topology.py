@@ -14,9 +14,10 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from lightbus import Lightbus, Message, Retry, errors, topology
-from lightbus.connection import declare as declare_all
+from lightbus import Lightbus, Message, Retry, errors
+from lightbus.connection.declare import declare as declare_all
 from lightbus.transport import Publication
+from lightbus.wire import topology
 from tests.bus import (
     LIMIT,
     QUICK,

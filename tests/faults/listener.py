@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 
 from lightbus import Lightbus, Message, Retry
-from lightbus.codec import current_delivery
+from lightbus.wire.codec import current_delivery
 from tests.faults.events import ThingHappened
 from tests.faults.ledger import HANDLED, Ledger
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lightbus.transport import Publication
-from lightbus.transport import amqp_wire as wire
+from lightbus.transport.amqp import wire as wire
 from tests.faults.ledger import CONFIRMED, FAILED, HANDLED, TRIED
 from tests.faults.proxy import Proxy
 from tests.faults.scene import LIMIT, Process, Row, Scene, id_of

@@ -19,7 +19,8 @@ import amqp.exceptions
 import attrs
 
 from lightbus import errors
-from lightbus.connection import LOST, Broker
+from lightbus.connection.diagnosis import LOST
+from lightbus.connection.dial import Broker
 from lightbus.transport import Delivery
 from tests.faults.events import ThingHappened, shop
 from tests.faults.ledger import CONFIRMED, FAILED, HANDLED, TRIED, UNROUTED, Ledger

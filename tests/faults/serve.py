@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 
-from lightbus.worker import serve
+from lightbus.worker.worker import serve
 from tests.faults.listener import app
 
 

@@ -6,7 +6,7 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from lightbus.connection import Broker
+from lightbus.connection.dial import Broker
 from lightbus.transport import Connection
 from tests import rabbitmq
 

@@ -7,7 +7,7 @@ import time
 
 from lightbus import errors
 from lightbus.message import new_id
-from lightbus.publisher import Publisher
+from lightbus.publishing.publisher import Publisher
 from lightbus.transport import Publication
 from tests.patience import LIMIT, wait_until
 from tests.unit.test_publisher_unit import ScriptedBroker, ScriptedChannel

@@ -17,7 +17,7 @@ import kombu
 import pytest
 
 from lightbus.transport import Delivery, Publication
-from lightbus.transport.amqp import CLOSE_TIMEOUT, Connection, Transport
+from lightbus.transport.amqp.connection import CLOSE_TIMEOUT, Connection, Transport
 from tests.patience import LIMIT, until_listening, within
 from tests.rabbitmq import Node, free_port
 

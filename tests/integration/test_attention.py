@@ -18,8 +18,8 @@ import pytest
 import uvloop
 
 from lightbus import Lightbus, Receipt
-from lightbus.connection import ConnectionThread
-from lightbus.subscriber import Subscriber
+from lightbus.connection.thread import ConnectionThread
+from lightbus.consuming.connection import Subscriber
 from tests.bus import LIMIT, QUICK, Bus, OrderPlaced, dead_letters, eventually, left_in, running
 
 pytestmark = pytest.mark.rabbitmq

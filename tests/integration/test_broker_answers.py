@@ -13,7 +13,9 @@ import anyio
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus.connection import LOST, Address, Broker, describe
+from lightbus.connection.address import Address
+from lightbus.connection.diagnosis import LOST, describe
+from lightbus.connection.dial import Broker
 from lightbus.transport import Channel, Connection, Publication
 from tests.bus import connected, eventually
 from tests.rabbitmq import Node

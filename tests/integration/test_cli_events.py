@@ -11,8 +11,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from lightbus import Lightbus, codec
+from lightbus import Lightbus
 from lightbus.cli import schema
+from lightbus.wire import codec
 from tests.processes import lightbus
 
 BUS = '''\

@@ -18,12 +18,15 @@ from typing import Any
 import amqp.exceptions
 import pytest
 
-from lightbus import Lightbus, Retry, codec, topology
+from lightbus import Lightbus, Retry
 from lightbus.cli import tables
 from lightbus.cli.dead import NONE
-from lightbus.connection import declare
-from lightbus.dead import FIRST_WINDOW, Filter, Outcome, opened, read_letter, retry, retry_publication
+from lightbus.connection.declare import declare
+from lightbus.dead_letters.actions import Outcome, retry
+from lightbus.dead_letters.letter import Filter, read_letter, retry_publication
+from lightbus.dead_letters.queue import FIRST_WINDOW, opened
 from lightbus.transport import Delivery, Publication
+from lightbus.wire import codec, topology
 from tests import rabbitmq as nodes
 from tests.bus import connected, publish_confirmed, publish_plainly, take_all
 from tests.odd import ODD_PROPERTIES, odd_properties, publish_raw
@@ -262,7 +265,7 @@ def test_two_looks_at_once_share_the_letters_and_both_end(url: str) -> None:
 def test_a_consumer_that_is_sent_nothing_is_no_end_of_the_letters(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """RabbitMQ may leave a consumer deaf."""
     ids = put_letters(url, 5)
-    monkeypatch.setattr("lightbus.dead.PATIENCE", 0.2)
+    monkeypatch.setattr("lightbus.dead_letters.queue.PATIENCE", 0.2)
     with opened(app_of(url)) as queue:
         queue.channel.consume = lambda *_, **__: ""  # type: ignore[method-assign]
         assert [letter.id for letter in queue.letters()] == ids
@@ -271,7 +274,7 @@ def test_a_consumer_that_is_sent_nothing_is_no_end_of_the_letters(url: str, monk
 
 
 def test_a_slow_retry_keeps_few_letters_at_a_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightbus.dead.SECONDS_AHEAD", 1.0)
+    monkeypatch.setattr("lightbus.dead_letters.queue.SECONDS_AHEAD", 1.0)
     put_letters(url, 20)
     outcome = Outcome()
     app = app_of(url)

@@ -14,7 +14,7 @@ from pathlib import Path
 import amqp.exceptions
 import pytest
 
-from lightbus.connection import Broker
+from lightbus.connection.dial import Broker
 from tests.patience import LIMIT, wait_until
 
 COMMAND = [sys.executable, "-m", "lightbus", "demo"]

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from lightbus import Lightbus, Retry, topology
-from lightbus.connection import declare
+from lightbus import Lightbus, Retry
+from lightbus.connection.declare import declare
 from lightbus.inspection import _clock, _version  # pyright: ignore[reportPrivateUsage]
 from lightbus.transport import Delivery, Publication
+from lightbus.wire import topology
 from tests import rabbitmq as nodes
 from tests.bus import connected, publish_plainly
 from tests.patience import wait_until

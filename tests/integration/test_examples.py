@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from lightbus import Lightbus
-from lightbus.connection import Broker
+from lightbus.connection.dial import Broker
 from tests import rabbitmq as nodes
 from tests.patience import LIMIT, wait_until
 

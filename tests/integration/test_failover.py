@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus.connection import Broker
+from lightbus.connection.dial import Broker
 from tests.bus import OrderPlaced
 from tests.conformance.conftest import declare_orders
 from tests.patience import LIMIT, within

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lightbus import Lightbus, Retry
-from lightbus.connection import declare
+from lightbus.connection.declare import declare
 from lightbus.transport import Publication
 from tests.bus import connected, publish_confirmed, take_all
 from tests.patience import wait_until

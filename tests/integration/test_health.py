@@ -18,10 +18,10 @@ import anyio
 import pytest
 
 from lightbus import Lightbus
-from lightbus.connection import declare
-from lightbus.health import STUCK_LOOP, report
+from lightbus.connection.declare import declare
 from lightbus.transport import Publication
-from lightbus.worker import Worker
+from lightbus.worker.health import STUCK_LOOP, report
+from lightbus.worker.worker import Worker
 from tests.bus import connected, eventually
 from tests.patience import LIMIT, wait_until
 from tests.processes import Program, lightbus, working

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from lightbus import Lightbus, health
-from lightbus.worker import Worker
+from lightbus import Lightbus
+from lightbus.worker import health
+from lightbus.worker.worker import Worker
 from tests.integration.test_health import BUS, probe
 from tests.patience import LIMIT, wait_until
 from tests.processes import LIGHTBUS, Program, lightbus

@@ -24,9 +24,10 @@ import packaging.utils
 import pytest
 import yaml
 
-from lightbus import __version__, topology
+from lightbus import __version__
 from lightbus.cli import main, new
 from lightbus.cli.dead import NONE
+from lightbus.wire import topology
 from tests import rabbitmq as nodes
 from tests.processes import LIGHTBUS, LIMIT, ROOT, Program, environment, lightbus, wait_until
 from tests.wheelhouse import requirements_of

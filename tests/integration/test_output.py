@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lightbus import Lightbus, topology
-from lightbus.connection import declare
+from lightbus import Lightbus
+from lightbus.connection.declare import declare
+from lightbus.wire import topology
 from tests.bus import connected
 from tests.patience import LIMIT
 from tests.processes import LIGHTBUS, environment

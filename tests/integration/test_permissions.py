@@ -12,9 +12,9 @@ import anyio
 import pytest
 
 from lightbus import Lightbus, Message, Reject, Retry, errors
-from lightbus.connection import declare
-from lightbus.topology import Topology, bus_exchange, publishing
+from lightbus.connection.declare import declare
 from lightbus.transport import Channel, Publication
+from lightbus.wire.topology import Topology, bus_exchange, publishing
 from tests import rabbitmq as nodes
 from tests.bus import (
     OrderPlaced,

@@ -15,8 +15,8 @@ import anyio.to_thread
 import pytest
 
 from lightbus import Lightbus, Message, Retry, errors
-from lightbus.health import report
-from lightbus.worker import Worker
+from lightbus.worker.health import report
+from lightbus.worker.worker import Worker
 from tests.bus import QUICK, OrderPlaced, eventually, stranger, take_all
 from tests.conformance.conftest import declare_orders
 from tests.patience import LIMIT, within

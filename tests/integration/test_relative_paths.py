@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus.connection import Broker
+from lightbus.connection.dial import Broker
 from tests.bus import OrderPlaced, eventually, running
 from tests.conformance.conftest import declare_orders
 from tests.patience import LIMIT, wait_until

@@ -19,10 +19,11 @@ import pytest
 
 from lightbus import Lightbus
 from lightbus.cli.tail import _condition
-from lightbus.connection import Broker, declare
+from lightbus.connection.declare import declare
+from lightbus.connection.dial import Broker
 from lightbus.tail import HELD, QUEUE_LIMIT, Tail, Taken
-from lightbus.topology import publishing
 from lightbus.transport import Channel, Publication
+from lightbus.wire.topology import publishing
 from tests import rabbitmq as nodes
 from tests.bus import connected, publish_plainly
 from tests.odd import ODD_PROPERTIES, odd_properties, publish_raw

@@ -12,7 +12,7 @@ import pytest
 
 from lightbus import Lightbus, Retry
 from lightbus.cli import mermaid, picture
-from lightbus.connection import declare
+from lightbus.connection.declare import declare
 from lightbus.inspection import States, states
 from lightbus.transport import Publication
 from tests.bus import connected

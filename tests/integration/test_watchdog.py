@@ -10,10 +10,10 @@ import anyio
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus.connection import declare
-from lightbus.consumer import Consumer
-from lightbus.subscriber import SUSPECT
-from lightbus.watchdog import REBUILDS
+from lightbus.connection.declare import declare
+from lightbus.consuming.connection import SUSPECT
+from lightbus.consuming.dispatcher import Consumer
+from lightbus.consuming.watchdog import REBUILDS
 from tests.bus import LIMIT, QUICK, OrderPlaced, connected, eventually, running
 from tests.bus import declare as declare_app
 from tests.processes import Program

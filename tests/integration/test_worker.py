@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus.worker import serve
+from lightbus.worker.worker import serve
 from tests.bus import take_all
 from tests.patience import LIMIT, wait_until, within
 from tests.processes import Program, alive, lightbus, working

@@ -22,10 +22,11 @@ import anyio
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus import dead as letters
-from lightbus.connection import Broker, declare
+from lightbus.connection.declare import declare
+from lightbus.connection.dial import Broker
+from lightbus.dead_letters.queue import DeadQueue
 from lightbus.transport import Publication
-from lightbus.worker import Worker
+from lightbus.worker.worker import Worker
 from tests.bus import OrderPlaced, running
 from tests.conformance.conftest import declare_orders
 from tests.patience import wait_until
@@ -281,7 +282,7 @@ def test_so_do_dead_letters_and_connections_open_and_closed(rabbitmq: Node, rabb
     channel = connection.channel()
     channel.publish([Publication("shop.internal", "dead", b"{}", {"headers": {}})])
     wait_until(lambda: channel.queue_declare("shop.dead", passive=True).message_count == 1, "a dead letter")
-    queue = letters.DeadQueue(app, connection)
+    queue = DeadQueue(app, connection)
     letter = next(queue.letters())
     things = [letter, letter.delivery, queue, queue.channel, connection]
     for thing in things:

@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightbus import errors
-from lightbus.connection import Broker, parse_address
+from lightbus.connection.address import parse_address
+from lightbus.connection.dial import Broker
 
 SECRET = "s3cr3t.Pa55"
 

@@ -17,8 +17,9 @@ from amqp import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightbus.transport import UNREADABLE, Delivery, Publication, Unencodable, amqp_wire
-from lightbus.transport.amqp import Connection
+from lightbus.transport import UNREADABLE, Delivery, Publication, Unencodable
+from lightbus.transport.amqp import wire as amqp_wire
+from lightbus.transport.amqp.connection import Connection
 from tests.patience import LIMIT, within
 
 FRAME_MAX = 4096

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightbus import codec, errors
+from lightbus import errors
 from lightbus.event import EventType, define
 from lightbus.message import Message
 from lightbus.transport import Channel, Delivery, Properties
+from lightbus.wire import codec
 
 
 class Colour(enum.Enum):

@@ -15,8 +15,9 @@ import attrs
 import msgspec
 import pytest
 
-from lightbus import Lightbus, codec, errors
-from lightbus.collisions import HARMLESS_BYTES, MOST_COMPOSITE, GuardedDecoder, guard
+from lightbus import Lightbus, errors
+from lightbus.wire import codec
+from lightbus.wire.collisions import HARMLESS_BYTES, MOST_COMPOSITE, GuardedDecoder, guard
 
 PRIME = 2**61 - 1
 """What Python takes numbers modulo, for their hash."""

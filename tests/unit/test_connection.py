@@ -11,8 +11,12 @@ from typing import Any, cast
 import amqp.exceptions
 import pytest
 
-from lightbus import connection, errors
-from lightbus.connection import Broker, ConnectionThread, describe, parse_address
+from lightbus import errors
+from lightbus.connection import dial, thread
+from lightbus.connection.address import parse_address
+from lightbus.connection.diagnosis import FATAL, describe
+from lightbus.connection.dial import Broker
+from lightbus.connection.thread import ConnectionThread
 from lightbus.transport import Connection
 from tests.patience import LIMIT, wait_until
 
@@ -50,10 +54,11 @@ class Retrying(ConnectionThread):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(connection, "time", clock)
+    for module in (dial, thread):
+        monkeypatch.setattr(module, "time", clock)
     # The test's own thread runs what is a connection's: afterwards it is none, or no later test could publish in it.
-    monkeypatch.setattr(connection._here, "connection", None, raising=False)  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(connection.random, "uniform", lambda low, high: high)  # pyright: ignore
+    monkeypatch.setattr(thread._here, "connection", None, raising=False)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(thread.random, "uniform", lambda low, high: high)  # pyright: ignore
     return clock
 
 
@@ -107,7 +112,7 @@ def test_a_limit_is_named_with_its_way_out_and_is_worth_another_try(words: str) 
     kind = amqp.exceptions.PreconditionFailed if words.startswith("PRECONDITION") else amqp.exceptions.NotAllowed
     described = describe(cast(Any, kind)(words), ADDRESS)
     assert isinstance(described, errors.LimitReached)
-    assert not isinstance(described, connection.FATAL)
+    assert not isinstance(described, FATAL)
     said = str(described)
     assert words in said
     assert LIMITS[words] in said
@@ -252,15 +257,15 @@ def test_what_failed_comes_last_for_a_minute(clock: Clock, monkeypatch: pytest.M
     tried: list[str] = []
     failing = {"one"}
 
-    def connect(endpoint: connection.Endpoint, name: str) -> Any:
+    def connect(endpoint: dial.Endpoint, name: str) -> Any:
         host = endpoint.address.url.removeprefix("memory://")
         tried.append(host)
         if host in failing:
             raise errors.BrokerUnreachable(host)
         return object()
 
-    monkeypatch.setattr(connection, "_connect", connect)
-    monkeypatch.setattr(connection.random, "sample", lambda population, k: list(population))  # pyright: ignore
+    monkeypatch.setattr(dial, "_connect", connect)
+    monkeypatch.setattr(dial.random, "sample", lambda population, k: list(population))  # pyright: ignore
     broker = Broker.parse(["memory://one", "memory://two"])
     for _ in range(2):
         broker.connect("test")
@@ -313,7 +318,7 @@ def test_a_start_that_was_interrupted_leaves_one_thread_at_work(monkeypatch: pyt
 
     living = Living()
     with monkeypatch.context() as patched:
-        patched.setattr(connection.threading, "Thread", Interrupted)
+        patched.setattr(thread.threading, "Thread", Interrupted)
         with pytest.raises(JobTooSlow):
             living.ensure_started()
         living.ensure_started()
@@ -323,7 +328,7 @@ def test_a_start_that_was_interrupted_leaves_one_thread_at_work(monkeypatch: pyt
     assert living.most == 1
     living.let_go()
     living.ends.set()
-    for thread in (first, second):
-        threading.Thread.join(thread, LIMIT)
-        assert not threading.Thread.is_alive(thread)
+    for one in (first, second):
+        threading.Thread.join(one, LIMIT)
+        assert not threading.Thread.is_alive(one)
     assert living.most == 1

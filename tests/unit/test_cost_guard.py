@@ -28,8 +28,8 @@ from amqp import serialization
 
 import lightbus
 from lightbus import Lightbus
-from lightbus.connection import Broker
-from lightbus.transport.amqp import Connection
+from lightbus.connection.dial import Broker
+from lightbus.transport.amqp.connection import Connection
 from tests.patience import LIMIT
 
 EVENTS = 400

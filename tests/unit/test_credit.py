@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from lightbus.credit import BUDGET, PACE, PERIOD, REMEMBERED, STEP, Credit
+from lightbus.consuming.credit import BUDGET, PACE, PERIOD, REMEMBERED, STEP, Credit
 
 
 class Worker:

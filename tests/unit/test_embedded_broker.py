@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from lightbus import errors
 from lightbus.pattern import topic_matches
 from lightbus.transport import Delivery, Publication
-from lightbus.transport import sqlite_store as store
-from lightbus.transport.sqlite import Channel, Connection, Transport, advance_clock, forget_memory
+from lightbus.transport.sqlite import store as store
+from lightbus.transport.sqlite.channel import Channel, Connection, Transport, advance_clock, forget_memory
 from tests.patience import LIMIT as SOON
 from tests.patience import sometimes_within, within
 

@@ -14,7 +14,7 @@ import pytest
 from amqp import exceptions as amqp_errors
 
 from lightbus import Lightbus, Retry
-from lightbus.transport import sqlite_store as store
+from lightbus.transport.sqlite import store as store
 from tests.bus import InBackground, OrderPlaced
 from tests.patience import wait_until
 

@@ -105,7 +105,7 @@ def test_an_error_comes_out_of_a_process_pool() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_receipts_and_messages_travel_too(way: str) -> None:
-    from lightbus.codec import read_message
+    from lightbus.wire.codec import read_message
 
     channel: Any = None
     delivery = Delivery(

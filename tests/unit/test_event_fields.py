@@ -11,7 +11,8 @@ import attrs
 import msgspec
 import pytest
 
-from lightbus import Lightbus, codec, errors
+from lightbus import Lightbus, errors
+from lightbus.wire import codec
 
 T = TypeVar("T")
 Make = Callable[[type[Any]], type[Any]]

@@ -17,11 +17,12 @@ import anyio.to_thread
 import attrs
 import pytest
 
-from lightbus import Lightbus, codec, errors
+from lightbus import Lightbus, errors
 from lightbus.cli import banner
-from lightbus.pool import Pool, Seat
+from lightbus.consuming.threads import Pool, Seat
 from lightbus.transport import Channel, Delivery
-from lightbus.worker import Worker
+from lightbus.wire import codec
+from lightbus.worker.worker import Worker
 from tests.rabbitmq import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "first-errors.md").read_text()
@@ -191,7 +192,7 @@ def _(app: Lightbus) -> None:
 
 @case("A handler that takes too long")
 def _(app: Lightbus) -> None:
-    from lightbus.consumer import _timeout_error
+    from lightbus.consuming.dispatcher import _timeout_error
 
     app.on("user.registered", name="welcome")(lambda: None)
     raise _timeout_error((None, app.handlers["welcome"], None))  # type: ignore[arg-type]

@@ -15,11 +15,13 @@ from typing import Any
 import anyio
 import pytest
 
-from lightbus import Lightbus, Message, Reject, Retry, app, connection, consumer, health, worker
-from lightbus.cli import supervisor
-from lightbus.codec import MAX_BODY_BYTES
+from lightbus import Lightbus, Message, Reject, Retry, app
+from lightbus.connection import address
+from lightbus.consuming import dispatcher as consumer
 from lightbus.handler import Handler
 from lightbus.retry import DeadLetter, RetryIn
+from lightbus.wire.codec import MAX_BODY_BYTES
+from lightbus.worker import health, supervisor, worker
 from tests.patience import LIMIT
 
 ROOT = Path(__file__).parents[2]
@@ -64,8 +66,8 @@ def seconds(figure: float) -> str:
         ("deployment", f"`--prefetch` | {app.PREFETCH} |"),
         ("deployment", f"event loop has not run for {seconds(health.STUCK_LOOP)} s"),
         ("deployment", f"its loop has not run for {seconds(health.SLOW_LOOP)} s"),
-        ("rabbitmq", f"`?heartbeat={connection.HEARTBEAT}`"),
-        ("rabbitmq", f"`?connect_timeout={connection.CONNECT_TIMEOUT:g}`"),
+        ("rabbitmq", f"`?heartbeat={address.HEARTBEAT}`"),
+        ("rabbitmq", f"`?connect_timeout={address.CONNECT_TIMEOUT:g}`"),
         ("rabbitmq", f"up to {MAX_BODY_BYTES // 1024**2} MiB"),
         ("rabbitmq", f"({app.PREFETCH} / {app.CONCURRENCY}, {app.HANDLER_TIMEOUT:g} s) that is 7 minutes"),
         ("first-errors", f"for {seconds(app.PUBLISH_TIMEOUT)} seconds (`publish_timeout=`"),

@@ -12,8 +12,8 @@ import anyio
 import pytest
 
 from lightbus import Lightbus
-from lightbus.pool import Pool, Seat
-from lightbus.subscriber import Job, Lane
+from lightbus.consuming.connection import Job, Lane
+from lightbus.consuming.threads import Pool, Seat
 from lightbus.transport import Channel, Delivery
 
 LIMIT = 20.0

@@ -18,8 +18,8 @@ import attrs
 import pytest
 
 from lightbus import Lightbus, Receipt, errors
-from lightbus.connection import Broker
-from lightbus.publisher import Publisher
+from lightbus.connection.dial import Broker
+from lightbus.publishing.publisher import Publisher
 from lightbus.transport import Publication
 from tests.bus import OrderPlaced, connected
 from tests.patience import LIMIT

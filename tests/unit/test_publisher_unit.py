@@ -16,9 +16,9 @@ import anyio.to_thread
 import pytest
 
 from lightbus import Receipt, errors
-from lightbus.connection import Broker
+from lightbus.connection.dial import Broker
 from lightbus.message import new_id
-from lightbus.publisher import WINDOW, Publisher, _close_at_exit
+from lightbus.publishing.publisher import WINDOW, Publisher, _close_at_exit
 from lightbus.transport import Publication, Unencodable
 from tests.patience import LIMIT, wait_until, within
 

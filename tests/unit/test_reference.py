@@ -11,8 +11,12 @@ from typing import Any
 import attrs
 import pytest
 
-from lightbus import Lightbus, Retry, app, codec, connection, dead, publisher, topology
+from lightbus import Lightbus, Retry, app
+from lightbus.connection import address
+from lightbus.dead_letters import actions
+from lightbus.publishing import publisher
 from lightbus.testing import TestBus
+from lightbus.wire import codec, topology
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "reference" / "configuration.md").read_text()
@@ -55,9 +59,9 @@ def test_each_option_is_there_with_its_default(words: str, function: Callable[..
 
 
 def test_the_options_of_a_url_are_those_that_are_known() -> None:
-    assert set(re.findall(r"`\?(\w+)=`", PAGE)) == set(connection._OPTIONS)  # pyright: ignore[reportPrivateUsage]
-    assert f"| `?heartbeat=` | {connection.HEARTBEAT} |" in PAGE
-    assert f"| `?connect_timeout=` | {connection.CONNECT_TIMEOUT:g} |" in PAGE
+    assert set(re.findall(r"`\?(\w+)=`", PAGE)) == set(address.OPTIONS)
+    assert f"| `?heartbeat=` | {address.HEARTBEAT} |" in PAGE
+    assert f"| `?connect_timeout=` | {address.CONNECT_TIMEOUT:g} |" in PAGE
     for url in ("amqp://", "amqps://", "sqlite://", "memory://"):
         assert f"`{url}" in PAGE
 
@@ -69,18 +73,18 @@ def test_figures_are_the_codes() -> None:
     [queue] = [one for one in Lightbus("billing", url="memory://").topology().queues if one.name == "billing.main"]
     assert f"until it becomes a dead letter | {queue.arguments['x-delivery-limit']} |" in PAGE
     assert topology.MAX_DELAY_SECONDS == 30 * 24 * 3600, "30 days, says the page"
-    assert {connection.URL_VARIABLE, connection.REQUIRE_VARIABLE} <= set(re.findall(r"`(\w+)`", PAGE))
+    assert {address.URL_VARIABLE, address.REQUIRE_VARIABLE} <= set(re.findall(r"`(\w+)`", PAGE))
 
 
 def test_the_page_on_delivery_has_the_codes_figures() -> None:
     page = " ".join((DOCS / "explanation" / "delivery.md").read_text().split())
     [queue] = [one for one in Lightbus("billing", url="memory://").topology().queues if one.name == "billing.main"]
     assert f"after {queue.arguments['x-delivery-limit']} redeliveries" in page
-    assert f"up to {dead.CHUNK} events exist twice" in page
+    assert f"up to {actions.CHUNK} events exist twice" in page
 
 
 def test_a_default_that_the_page_writes_out_is_the_codes() -> None:
-    assert connection.EMBEDDED == "sqlite://"
+    assert address.EMBEDDED == "sqlite://"
     retry = Retry()
     assert (retry.on, retry.never, retry.jitter) == ((Exception,), (), 0)
     assert "backend" in options(TestBus.__init__)

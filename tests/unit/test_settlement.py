@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lightbus.settlement import Settlements
+from lightbus.consuming.acks import Settlements
 
 
 class ModelBroker:

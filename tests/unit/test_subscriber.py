@@ -8,9 +8,9 @@ from typing import Any, cast
 import amqp.exceptions
 import pytest
 
-from lightbus.connection import Broker
-from lightbus.settlement import Settlements
-from lightbus.subscriber import EpochEnded, Lane, Subscriber
+from lightbus.connection.dial import Broker
+from lightbus.consuming.acks import Settlements
+from lightbus.consuming.connection import EpochEnded, Lane, Subscriber
 from lightbus.transport import Channel, Connection, Delivery
 
 

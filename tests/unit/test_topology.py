@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightbus import errors, topology
+from lightbus import errors
 from lightbus.retry import MAX_DELAY
-from lightbus.topology import Binding, ConsumedQueue, Topology
+from lightbus.wire import topology
+from lightbus.wire.topology import Binding, ConsumedQueue, Topology
 
 MAIN = ConsumedQueue("billing", "main", (("lightbus", "user.*"), ("auth", "user.deleted")), (1, 5.5, 600))
 SLOW = ConsumedQueue("billing", "slow", (("lightbus", "#"),), (1,))

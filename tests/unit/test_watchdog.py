@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lightbus.watchdog import INTERVAL, SECOND_LOOK, Watch
+from lightbus.consuming.watchdog import INTERVAL, SECOND_LOOK, Watch
 
 
 def subscribed(now: float = 0.0) -> Watch:

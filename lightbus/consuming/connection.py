@@ -15,14 +15,18 @@ from typing import Any, Protocol
 
 import amqp.exceptions
 
-from lightbus import codec, errors
-from lightbus.connection import CHANNEL_LOST, FATAL, LOST, Broker, ConnectionThread, declare
-from lightbus.credit import BUDGET, Credit
+from lightbus import errors
+from lightbus.connection.declare import declare
+from lightbus.connection.diagnosis import CHANNEL_LOST, FATAL, LOST
+from lightbus.connection.dial import Broker
+from lightbus.connection.thread import ConnectionThread
+from lightbus.consuming.acks import Settlements
+from lightbus.consuming.credit import BUDGET, Credit
+from lightbus.consuming.watchdog import REBUILDS, Watch
 from lightbus.handler import Handler
-from lightbus.settlement import Settlements
-from lightbus.topology import Topology
 from lightbus.transport import Channel, Connection, Delivery
-from lightbus.watchdog import REBUILDS, Watch
+from lightbus.wire import codec
+from lightbus.wire.topology import Topology
 
 logger = logging.getLogger("lightbus")
 

@@ -19,9 +19,11 @@ from typing import Any
 import anyio
 import attrs
 
-from lightbus import codec, errors, stall
+from lightbus import errors
+from lightbus.consuming import stall
+from lightbus.consuming.connection import Job, Lane
 from lightbus.handler import Handler
-from lightbus.subscriber import Job, Lane
+from lightbus.wire import codec
 
 logger = logging.getLogger("lightbus")
 

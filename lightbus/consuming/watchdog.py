@@ -1,6 +1,6 @@
 """Is a consumer deaf: subscribed, and yet nothing arrives? Decided from what the broker says of its queue.
 
-Pure: `subscriber.Subscriber` asks the broker and acts. Known cases, on RabbitMQ 3.10.8 with a quorum queue deleted
+Pure: `connection.Subscriber` asks the broker and acts. Known cases, on RabbitMQ 3.10.8 with a quorum queue deleted
 and declared again at once: the old consumers are never cancelled, and wait for ever; or the new queue takes them over,
 and the old channel drops its first messages as ones that it has seen before. The broker shows the latter as one
 consumer and nothing ready, as if all were well. So a lane with nothing in hand also subscribes anew at each look.

@@ -1,6 +1,6 @@
 """One delivery's whole story: arrived, decoded, handled, decided, settled.
 
-`Consumer` lives in the event loop and runs handlers. What it is given comes from `subscriber.Subscriber`, which owns
+`Consumer` lives in the event loop and runs handlers. What it is given comes from `connection.Subscriber`, which owns
 the connection in a thread of its own; what becomes of it goes back there to be acked.
 """
 
@@ -27,18 +27,19 @@ import anyio.lowlevel
 import anyio.to_thread
 import attrs
 
-from lightbus import codec, errors, topology
-from lightbus import pool as pools
-from lightbus.connection import Broker
+from lightbus import errors
+from lightbus.connection.dial import Broker
+from lightbus.connection.loop_reader import current_loop
+from lightbus.consuming import threads as pools
+from lightbus.consuming.connection import Job, Lane, Siblings, Subscriber
+from lightbus.consuming.stall import SAY_AGAIN, LoopWatch
+from lightbus.consuming.threads import Late, Pool, Seat, Slot, described
 from lightbus.handler import Handler
-from lightbus.loop import current_loop
-from lightbus.pool import Late, Pool, Seat, Slot, described
-from lightbus.publisher import Publisher
+from lightbus.publishing.publisher import Publisher
 from lightbus.retry import DeadLetter, Retry, RetryIn
-from lightbus.stall import SAY_AGAIN, LoopWatch
-from lightbus.subscriber import Job, Lane, Siblings, Subscriber
-from lightbus.topology import Topology
 from lightbus.transport import Delivery, Publication
+from lightbus.wire import codec, topology
+from lightbus.wire.topology import Topology
 
 logger = logging.getLogger("lightbus")
 

@@ -20,10 +20,10 @@ from typing import Any
 import attrs
 
 from lightbus import errors
-from lightbus.consumer import Consumer
-from lightbus.pool import STUCK
-from lightbus.subscriber import Lane
-from lightbus.worker import Worker
+from lightbus.consuming.connection import Lane
+from lightbus.consuming.dispatcher import Consumer
+from lightbus.consuming.threads import STUCK
+from lightbus.worker.worker import Worker
 
 logger = logging.getLogger("lightbus")
 

@@ -20,9 +20,8 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 
-import lightbus
 from lightbus import errors
-from lightbus.worker import ECHO, FATAL, LAST_STEPS, READY, STOP
+from lightbus.worker.worker import ECHO, GIVE_UP, LAST_STEPS, READY, STOP
 
 logger = logging.getLogger("lightbus")
 
@@ -63,7 +62,7 @@ class Child:
         with contextlib.suppress(OSError):
             words = self.line.recv(16, socket.MSG_DONTWAIT)
             self.ready |= READY in words
-            self.fatal |= FATAL in words
+            self.fatal |= GIVE_UP in words
 
 
 class Supervisor:
@@ -188,7 +187,7 @@ class Supervisor:
         place = f"{theirs.fileno()},{label},{len(self.children) if banner else 0}"
         # Compiled files are told by their second: two changes within one could bring the older code back.
         flags = [] if self.reload is None else ["-B"]
-        if not os.path.samefile(os.path.dirname(os.path.dirname(lightbus.__file__)), os.curdir):
+        if not os.path.samefile(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), os.curdir):
             flags.append("-P")  # what is in this folder must not take the place of what Python imports for `-m`
         # Until the worker says that it does not care, Ctrl-C must not break it off: it reaches all of a terminal.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

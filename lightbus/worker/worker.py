@@ -26,9 +26,10 @@ from typing import Any, NoReturn
 import anyio
 import anyio.to_thread
 
-from lightbus import connection, errors
+from lightbus import errors
 from lightbus.app import Lightbus
-from lightbus.loop import Schedule, current_loop
+from lightbus.connection.diagnosis import FATAL
+from lightbus.connection.loop_reader import Schedule, current_loop
 
 logger = logging.getLogger("lightbus")
 
@@ -43,7 +44,7 @@ ECHO = 0.3
 
 LAST_WORDS = "Stopped at once. Unfinished events will be redelivered.\n"
 
-STOP, READY, FATAL = b"S", b"R", b"F"
+STOP, READY, GIVE_UP = b"S", b"R", b"F"
 """What a supervisor and its worker say to each other; the end of the stream says that the other one has gone."""
 
 
@@ -221,8 +222,8 @@ def run(
         try:
             all_ended = anyio.run(main, backend=backend, backend_options=_backend_options(backend))
         except (errors.BrokerError, errors.WorkerError) as error:
-            if isinstance(error, connection.FATAL):
-                end.tell(FATAL)
+            if isinstance(error, FATAL):
+                end.tell(GIVE_UP)
             logger.error("%s", error)
             return 1
         except BaseException as error:  # also a SystemExit(0) of a user's task: nobody asked for an end

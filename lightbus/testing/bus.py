@@ -1,23 +1,11 @@
-"""A bus for an application's own tests: everything is real except the broker's address and its clock.
-
-    async with TestBus(app) as bus:
-        await app.publish(InvoicePaid(invoice_id="i-1", amount=Decimal("9.50")))
-        await bus.drain()
-        assert bus.handled("open_account")
-
-Each TestBus has an embedded broker of its own (`memory://`). Its apps publish, declare and consume there with the code
-that they use in production. Two things differ. The broker's clock stands still, so that a delayed event comes when
-`advance` says so; and `drain` lets retries expire early, so that nobody waits for them.
-"""
+"""`TestBus`: what a test publishes, waits for, and asks about."""
 
 # The end of a timeout is an error that says what is stuck; a cancel scope could not:
 # ruff: noqa: ASYNC109
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import contextvars
 import difflib
 import itertools
 import math
@@ -27,43 +15,41 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import anyio
-import anyio.abc
 import anyio.from_thread
 import anyio.lowlevel
 import attrs
 import msgspec
 
 from lightbus import app as app_module
-from lightbus import codec, errors, topology
-from lightbus import dead as letters
+from lightbus import errors
 from lightbus import event as events
 from lightbus.app import Lightbus
-from lightbus.connection import Broker, declare
-from lightbus.consumer import Consumer
+from lightbus.connection.declare import declare
+from lightbus.connection.dial import Broker
+from lightbus.dead_letters.letter import Letter
+from lightbus.dead_letters.queue import opened
 from lightbus.event import EventType
 from lightbus.handler import Handler
-from lightbus.loop import current_loop
 from lightbus.message import Message, Receipt
 from lightbus.pattern import topic_matches
-from lightbus.publisher import Outgoing, Publisher
-from lightbus.subscriber import Job, Lane
+from lightbus.publishing.publisher import Publisher
+from lightbus.testing.host import GRACE, Deadline, Host, HostedWorker, NotedPublisher
+from lightbus.testing.records import Dead, Failed, Handled, Published, R
 from lightbus.transport import Delivery, Publication
-from lightbus.transport.sqlite import Holding, TestControl, forget_memory
-from lightbus.worker import Worker
+from lightbus.transport.sqlite.channel import Holding, TestControl, forget_memory
+from lightbus.wire import codec, topology
 
 __tracebackhide__ = operator.methodcaller("errisinstance", errors.LightbusError)
 """For pytest: where the test did something wrong, it shows the test's line and the message."""
 
 TIMEOUT = 10.0
 """Seconds that `drain` and `advance` take at most."""
-GRACE = 1.0
-"""Seconds that handlers get to end when the TestBus does. What was not drained is thrown away."""
 SHOWN = 5
 """Handlers, queues or dead letters that an error shows at most."""
 
@@ -94,94 +80,7 @@ def _refuse_outsider(app: Lightbus) -> None:
     )
 
 
-# --- what a test reads ------------------------------------------------------------------------
-
-
-@attrs.frozen(kw_only=True)
-class Published:
-    """One event that was published and confirmed."""
-
-    event: str
-    payload: Any
-    """An instance of the class that its app declared; of an app that is not in the test, the JSON as a dict."""
-    source: str
-    """The app that published it."""
-    delay: int
-    """Seconds; 0 for at once."""
-    routed: bool
-    """False where no queue was bound to hear it. Always True with a delay, whose own queue takes it."""
-    message: Message = attrs.field(repr=False)
-
-
-@attrs.frozen(kw_only=True)
-class Handled:
-    """One event that a handler has handled: it returned."""
-
-    handler: str
-    event: str
-    payload: Any
-    """As the handler got it. Where it asks for the envelope only: the JSON as a dict."""
-    attempt: int
-    app: str
-    message: Message = attrs.field(repr=False)
-
-
-@attrs.frozen(kw_only=True)
-class Failed:
-    """One attempt that failed; a retry or a dead letter followed."""
-
-    handler: str | None
-    """None where the app has no handler for the event."""
-    event: str
-    payload: Any
-    attempt: int
-    error: str
-    """Its type and what it says: `ValueError: nothing to pay`."""
-    exception: BaseException = attrs.field(repr=False)
-    app: str
-    message: Message = attrs.field(repr=False)
-
-
-@attrs.frozen(kw_only=True)
-class Dead:
-    """One dead letter, as it lies in the app's dead-letter queue."""
-
-    handler: str | None
-    event: str
-    payload: Any
-    """As the handler would have got it; where that cannot be, the JSON as a dict, or the body's bytes."""
-    attempt: int
-    """Which attempt failed last."""
-    error: str
-    """Its type and what it says: `Reject: nothing to pay`."""
-    error_type: str
-    """With its module: `lightbus.errors.Reject`."""
-    traceback: str
-    app: str
-    message: Message
-
-    def __repr__(self) -> str:
-        return f"<Dead {self.handler or 'no handler'} on {self.event}, attempt {self.attempt}: {self.error}>"
-
-    def __str__(self) -> str:
-        """With the payload and the traceback."""
-        trace = self.traceback.rstrip()
-        return f"{self!r}\n{self.payload!r}" + (f"\n{trace}" if trace else "")
-
-
-class _Record(Protocol):
-    @property
-    def handler(self) -> str | None: ...
-
-    @property
-    def event(self) -> str: ...
-
-
-R = TypeVar("R", bound=_Record)
 Target = str | type[Any] | Callable[..., Any] | None
-
-
-# --- the bus ----------------------------------------------------------------------------------
 
 
 class TestBus:
@@ -220,8 +119,8 @@ class TestBus:
         self.backend = backend
         self._stack: contextlib.ExitStack | None = None
         self._portal: anyio.from_thread.BlockingPortal | None = None
-        self._host: _Host | None = None
-        self._publishers: dict[str, _Publisher] = {}
+        self._host: Host | None = None
+        self._publishers: dict[str, NotedPublisher] = {}
         self._published: list[Published] = []
         self._attempts: list[Handled | Failed] = []
         self._dead: list[Dead] = []
@@ -337,8 +236,8 @@ class TestBus:
                 stack.enter_context(app.redirected(self._broker, publisher))
             self._stack = stack.pop_all()
 
-    def _publisher(self, app: str, timeout: float, queue_type: topology.QueueType) -> _Publisher:
-        self._publishers[app] = publisher = _Publisher(
+    def _publisher(self, app: str, timeout: float, queue_type: topology.QueueType) -> NotedPublisher:
+        self._publishers[app] = publisher = NotedPublisher(
             app, self._broker, self._note_published, timeout=timeout, queue_type=queue_type
         )
         return publisher
@@ -382,11 +281,11 @@ class TestBus:
     # --- its workers
 
     async def _start(self) -> None:
-        workers = [_Worker(app, self.lifespan) for app in self.apps]
+        workers = [HostedWorker(app, self.lifespan) for app in self.apps]
         for worker in workers:
             worker.consumer.handled_by = partial(self._note_handled, worker.app)
             worker.consumer.failed_by = partial(self._note_failed, worker.app)
-        self._host = _Host(workers)
+        self._host = Host(workers)
         await self._host.start()
 
     async def _stop(self) -> None:
@@ -543,10 +442,10 @@ class TestBus:
         for pause in self._advance(_checked_seconds("advance", seconds, lowest=0.0), self._deadline(timeout)):
             time.sleep(pause)
 
-    def _deadline(self, timeout: float | None) -> _Deadline:
-        return _Deadline(self.timeout if timeout is None else _checked_seconds("timeout", timeout), len(self._attempts))
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline(self.timeout if timeout is None else _checked_seconds("timeout", timeout), len(self._attempts))
 
-    def _drain(self, deadline: _Deadline) -> Generator[float]:
+    def _drain(self, deadline: Deadline) -> Generator[float]:
         """Yields the seconds to wait until the next look."""
         self._check_started()
         self._check_handlers()
@@ -577,7 +476,7 @@ class TestBus:
             or any(one.due_in is not None and one.due_in <= 0 for one in holdings)
         )
 
-    def _advance(self, seconds: float, deadline: _Deadline) -> Generator[float]:
+    def _advance(self, seconds: float, deadline: Deadline) -> Generator[float]:
         left = seconds
         while True:
             yield from self._drain(deadline)
@@ -595,7 +494,7 @@ class TestBus:
         return [one.name for one in queues], retrying
 
     def _what_is_stuck(
-        self, deadline: _Deadline, holdings: Sequence[Holding], consumed: Sequence[str], retrying: Sequence[str]
+        self, deadline: Deadline, holdings: Sequence[Holding], consumed: Sequence[str], retrying: Sequence[str]
     ) -> str:
         lines = [f"Not drained within {deadline.seconds:g} s."]
         running = [] if self._host is None else self._host.running()
@@ -711,11 +610,11 @@ class TestBus:
     def _read_dead(self) -> list[Dead]:
         found: list[Dead] = []
         for app in self.apps:
-            with letters.opened(app) as queue:
+            with opened(app) as queue:
                 found += [self._dead_record(app, letter) for letter in queue.letters()]
         return found
 
-    def _dead_record(self, app: Lightbus, letter: letters.Letter) -> Dead:
+    def _dead_record(self, app: Lightbus, letter: Letter) -> Dead:
         handler = None if letter.handler is None else app.handlers.get(letter.handler)
         message = attrs.evolve(
             codec.read_message(app.name, letter.delivery),
@@ -856,217 +755,6 @@ class TestBus:
                 )
 
 
-# --- what runs --------------------------------------------------------------------------------
-
-
-class _Publisher(Publisher):
-    """An app's publisher, whose confirmed events are noted."""
-
-    def __init__(
-        self,
-        app: str,
-        broker: Broker,
-        note: Callable[[Publication, bool], object],
-        *,
-        timeout: float,
-        queue_type: topology.QueueType,
-    ) -> None:
-        self._note = note
-        super().__init__(app, broker, timeout=timeout, queue_type=queue_type)
-
-    @property
-    def busy(self) -> bool:
-        return self._busy()
-
-    def _finish(self, outgoing: Outgoing) -> None:
-        publication = outgoing.publication
-        if outgoing.error is None and publication.exchange != topology.internal_name(self.app):  # no copy for a retry
-            self._note(publication, not outgoing.returned)
-        super()._finish(outgoing)
-
-
-class _Consumer(Consumer):
-    """An app's consumer, whose handlers' ends are noted: before the broker hears of them, so that `drain`, which asks
-    the broker, never returns too early."""
-
-    handled_by: Callable[[Handler, Delivery], object]
-    failed_by: Callable[[Handler | None, Delivery, BaseException], object]
-
-    def __init__(self, app: Lightbus) -> None:
-        super().__init__(
-            app=app.name,
-            broker=app.broker,
-            lanes=app.lanes(),
-            wanted=app.topology(),
-            publisher=app.publisher,
-            retry=app.retry,
-        )
-        self._concluding: set[int] = set()
-
-    def _settle(self, lane: Lane, job: Job, *, accepted: bool = True) -> None:
-        delivery, handler, _ = job
-        if handler is not None and id(job) not in self._concluding:
-            self.handled_by(handler, delivery)
-        super()._settle(lane, job, accepted=accepted)
-
-    async def _conclude(self, lane: Lane, job: Job, error: BaseException) -> None:
-        delivery, handler, _ = job
-        self.failed_by(handler, delivery, error)
-        self._concluding.add(id(job))
-        try:
-            await super()._conclude(lane, job, error)
-        finally:
-            self._concluding.discard(id(job))
-
-    def running_now(self) -> list[tuple[Handler, Delivery, float]]:
-        """The handlers that run now, on what, and for how many seconds. From any thread."""
-        while True:
-            with contextlib.suppress(RuntimeError):  # the loop changed the set meanwhile: look again
-                jobs = [(slot.job, slot.deadline) for slot in self._slots]
-                break
-        now = time.monotonic()
-        return [
-            (job[1], job[0], max(0.0, now - deadline + job[1].timeout))
-            for job, deadline in jobs
-            if job is not None and job[1] is not None and deadline < math.inf
-        ]
-
-
-class _Worker(Worker):
-    """An app's worker with a consumer that notes, and without the lifespan where it is not wanted."""
-
-    consumer: _Consumer
-
-    def __init__(self, app: Lightbus, lifespan: bool) -> None:
-        super().__init__(app, grace=GRACE)
-        self.consumer = _Consumer(app)
-        self._with_lifespan = lifespan
-
-    @contextlib.asynccontextmanager
-    async def _lifespan(self) -> AsyncGenerator[None]:
-        if not self._with_lifespan:
-            yield
-        else:
-            async with super()._lifespan():
-                yield
-
-
-class _Host:
-    """The workers of a TestBus, in a task of their own: a lifespan must end in the task in which it began, and test
-    frameworks enter and leave a fixture in different ones."""
-
-    def __init__(self, workers: Sequence[_Worker]) -> None:
-        self.workers = workers
-        self.handlers = {worker.app.name: set(worker.app.handlers) for worker in workers}
-        self.failure: BaseException | None = None
-        self._ended = threading.Event()
-
-    async def start(self) -> None:
-        """
-        Raises:
-            BaseException: whatever a lifespan raised at its start.
-        """
-        self._schedule = current_loop().soon_from_thread
-        self._started, self._stop = anyio.Event(), anyio.Event()
-        self._task = _spawn(self._run)  # kept, since asyncio itself only knows its tasks weakly
-        await self._started.wait()
-        self.check()
-
-    async def end(self, limit: float) -> None:
-        """From any event loop: the workers' own may have ended already.
-
-        Raises:
-            errors.TestBusError: they did not end within `limit` seconds.
-            BaseException: whatever a lifespan raised at its end.
-        """
-        deadline = time.monotonic() + limit
-        with contextlib.suppress(RuntimeError):
-            self._schedule(self._stop.set)
-            while not self._ended.is_set():  # it may be set in another event loop
-                if time.monotonic() > deadline:
-                    raise errors.TestBusError(
-                        f"The workers did not end within {limit:g} s. Does a lifespan hang at its end? Or was the "
-                        "TestBus started in an event loop that no longer runs? Exit it where it was entered."
-                    )
-                await anyio.sleep(0.001)
-        self.check()
-
-    def check(self) -> None:
-        failure, self.failure = self.failure, None  # it is said once
-        if failure is not None:
-            raise failure
-
-    def running(self) -> list[str]:
-        return [
-            f"{handler.name} of {worker.app.name}, for {seconds:.1f} s, attempt "
-            f"{codec.read_envelope(worker.app.name, delivery).attempt}: "
-            f"{codec.read_envelope(worker.app.name, delivery).event} {_clipped(delivery.body)}"
-            for worker in self.workers
-            for handler, delivery, seconds in worker.consumer.running_now()
-        ]
-
-    async def _run(self) -> None:
-        try:
-            async with anyio.create_task_group() as tasks:
-                ends: list[tuple[anyio.Event, anyio.Event]] = []
-                for worker in self.workers:
-                    stop, ended = anyio.Event(), anyio.Event()
-                    await tasks.start(self._serve, worker, stop, ended)
-                    ends.append((stop, ended))
-                self._started.set()
-                await self._stop.wait()
-                for stop, ended in reversed(ends):
-                    stop.set()
-                    await ended.wait()
-        except Exception as error:  # noqa: BLE001  # said by whoever waits for it
-            self.failure = _only(error)
-        finally:
-            self._started.set()
-            self._ended.set()
-
-    async def _serve(
-        self,
-        worker: _Worker,
-        stop: anyio.Event,
-        ended: anyio.Event,
-        *,
-        task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-    ) -> None:
-        try:
-            await worker.serve(stop, task_status.started)
-        finally:
-            ended.set()
-
-
-def _spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> object:
-    """Start a task that is nobody's child, and ends with the event loop at the latest."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio.lowlevel
-
-        return trio.lowlevel.spawn_system_task(function, context=contextvars.copy_context())
-    return loop.create_task(function())
-
-
-def _only(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
-
-
-class _Deadline:
-    """When waiting ends, and what there was before it."""
-
-    def __init__(self, seconds: float, attempts_before: int) -> None:
-        self.seconds = seconds
-        self.ends = time.monotonic() + seconds
-        self.attempts_before = attempts_before
-
-
-# --- payloads ---------------------------------------------------------------------------------
-
-
 def _as_delivery(publication: Publication) -> Delivery:
     no_channel: Any = None
     return Delivery(
@@ -1097,9 +785,6 @@ def _json(body: bytes) -> Any:
         return body
 
 
-# --- words ------------------------------------------------------------------------------------
-
-
 def _key(letter: Dead) -> tuple[str, str | None, str]:
     return letter.app, letter.handler, letter.message.id
 
@@ -1120,11 +805,6 @@ def _near(given: str, known: Sequence[str]) -> str:
 def _shown(value: object) -> str:
     name = getattr(value, "__name__", None)
     return name if isinstance(name, str) else repr(value)
-
-
-def _clipped(body: bytes) -> str:
-    text = body[:200].decode(errors="backslashreplace")
-    return text if len(body) <= 200 else f"{text} ..."
 
 
 def _count(number: int, noun: str) -> str:

@@ -41,8 +41,8 @@ from kombu.transport import base
 
 from lightbus import errors
 from lightbus.transport import Delivery, Properties, Publication
-from lightbus.transport import sqlite_store as store
-from lightbus.transport.sqlite_store import Outcome, Queue, Store, forget_memory
+from lightbus.transport.sqlite import store as store
+from lightbus.transport.sqlite.store import Outcome, Queue, Store, forget_memory
 
 __all__ = ["Channel", "Connection", "TestControl", "Transport", "advance_clock", "forget_memory"]
 

@@ -19,10 +19,11 @@ import attrs
 import msgspec
 import msgspec.inspect
 
-from lightbus import collisions, errors, topology, transport
+from lightbus import errors, transport
 from lightbus.event import EventType
 from lightbus.message import Message, new_id
 from lightbus.transport import Delivery, Properties
+from lightbus.wire import collisions, topology
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """RabbitMQ 4.0's default limit (`max_message_size`); older brokers take more."""
@@ -543,7 +544,7 @@ def _text(value: object) -> str:
 
 def _wire_name(name: str) -> str | bytes:
     """An exchange's name or a routing key as a header. A stranger's may have bytes that are no UTF-8 (see
-    `amqp_wire.decode_names`), and no text header can carry those."""
+    `transport.amqp.wire.decode_names`), and no text header can carry those."""
     try:
         name.encode()
     except UnicodeEncodeError:

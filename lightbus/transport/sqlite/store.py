@@ -1,6 +1,6 @@
 """The AMQP model in an SQLite file: exchanges, bindings, queues, messages and who holds them.
 
-A `Store` is one client's open file. All SQL is here; `sqlite.py` adds channels, consumers and waiting.
+A `Store` is one client's open file. All SQL is here; `channel.py` adds channels, consumers and waiting.
 Whatever belongs together happens in one transaction (`with store.transaction():`), which every
 change to the file needs.
 

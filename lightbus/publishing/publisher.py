@@ -24,12 +24,16 @@ from typing import Any
 
 import amqp.exceptions
 
-from lightbus import errors, topology
-from lightbus.connection import FATAL, Broker, ConnectionThread, StartInterrupted, WakeUp, declare, describe, own_thread
-from lightbus.loop import Loop, current_loop
+from lightbus import errors
+from lightbus.connection.declare import declare
+from lightbus.connection.diagnosis import FATAL, describe
+from lightbus.connection.dial import Broker
+from lightbus.connection.loop_reader import Loop, current_loop
+from lightbus.connection.thread import ConnectionThread, StartInterrupted, WakeUp, own_thread
 from lightbus.message import Receipt
-from lightbus.topology import QueueType
 from lightbus.transport import Channel, Connection, Publication, Unencodable
+from lightbus.wire import topology
+from lightbus.wire.topology import QueueType
 
 logger = logging.getLogger("lightbus")
 

@@ -35,7 +35,7 @@ from amqp import serialization, spec
 
 from lightbus import errors
 from lightbus.transport import Delivery, Publication, Unencodable
-from lightbus.transport import amqp_wire as wire
+from lightbus.transport.amqp import wire as wire
 
 CONNECT_TIMEOUT = 5.0
 OPERATION_TIMEOUT = 10.0

@@ -1,0 +1,274 @@
+"""Connect to the first of a broker's nodes that answers: each address, each of its host's IP addresses, with TLS."""
+
+# kombu has no types:
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import attrs
+import kombu.connection
+
+from lightbus import errors
+from lightbus.connection.address import (
+    CONNECT_TIMEOUT,
+    EMBEDDED,
+    HEARTBEAT,
+    REQUIRE_VARIABLE,
+    TRANSPORTS,
+    URL_VARIABLE,
+    Address,
+    parse_address,
+    urls_of,
+)
+from lightbus.connection.diagnosis import FATAL, LOST, describe
+from lightbus.transport import Connection
+
+logger = logging.getLogger("lightbus")
+
+AVOID_FOR = 60.0
+"""Seconds for which an endpoint that failed is tried after the others. Not longer, or a node that was restarted would
+get no connections until the others fail."""
+FAILED = 1000
+"""Remembered endpoints that failed; forgotten all at once when there are more."""
+
+
+@attrs.frozen
+class Endpoint:
+    """One IP address of a broker's host, or an embedded broker's file."""
+
+    address: Address
+    target: tuple[int, int, int, Any] | None = None
+    """Family, type, protocol and address, as for a socket; None for an embedded broker."""
+    shown: str = ""
+    """The IP address, where the host has several."""
+
+
+warned = False
+"""Whether this process has logged that LIGHTBUS_URL is not set, or leaves that to another one."""
+
+
+@attrs.define
+class Broker:
+    """Where to connect to: one address, or several of one cluster."""
+
+    addresses: tuple[Address, ...] = attrs.field(on_setattr=attrs.setters.frozen)
+    unset: bool = attrs.field(default=False, eq=False, kw_only=True)
+    """Whether LIGHTBUS_URL is not set, and this is what is used instead."""
+    worked: bool = attrs.field(default=False, init=False, eq=False, repr=False)
+    """Whether a connection was opened once: then what is refused now was allowed, and may be allowed again."""
+    _failed: dict[Endpoint, tuple[float, bool]] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+    """Those that failed when they were last tried: when (monotonic), and whether as in `FATAL`. For a while they come
+    last: one that hangs costs time."""
+
+    @classmethod
+    def parse(cls, url: str | Sequence[str], *, folder: str | None = None) -> Broker:
+        """
+        Args:
+            folder: what relative paths are relative to; by default the working directory.
+
+        Raises:
+            errors.InvalidURL, errors.UnsupportedBroker: a URL cannot be read or used.
+        """
+        urls = urls_of(url)
+        if not urls:
+            raise errors.InvalidURL("The list of broker URLs is empty. Pass at least one.")
+        if len(urls) > 1 and any(not str(one).strip() for one in urls):
+            raise errors.InvalidURL(
+                "One of the broker URLs is empty: remove the extra ';', or set the missing variable."
+            )
+        return cls(tuple(parse_address(one, folder) for one in urls))
+
+    @classmethod
+    def from_environment(cls, *, folder: str | None = None) -> Broker:
+        """What LIGHTBUS_URL names; where it is not set or empty, the embedded broker in the user's file.
+
+        Raises:
+            errors.InvalidURL, errors.UnsupportedBroker: as `parse`; or LIGHTBUS_REQUIRE_URL forbids that file.
+        """
+        url = os.environ.get(URL_VARIABLE, "")
+        if url.strip():
+            return cls.parse(url, folder=folder)
+        if os.environ.get(REQUIRE_VARIABLE, "").strip().lower() not in ("", "0", "no", "false", "off"):
+            raise errors.InvalidURL(
+                f"{URL_VARIABLE} is {'empty' if url or URL_VARIABLE in os.environ else 'not set'}, and "
+                f"{REQUIRE_VARIABLE} is set, so the embedded broker is not allowed. Set {URL_VARIABLE}, as in "
+                "amqp://user:password@host:5672/vhost, or give the app a url=."
+            )
+        return attrs.evolve(cls.parse(EMBEDDED), unset=True)
+
+    def warn_if_unset(self) -> None:
+        """Log it, once in a process: in production it is a mistake that nothing else shows."""
+        global warned
+        if self.unset and not warned:
+            warned = True
+            from lightbus.transport.sqlite.store import locate, short_path
+
+            logger.warning(
+                "%s is not set: using the embedded broker, a file on this machine (%s). In production, set "
+                "it, and %s=1.",
+                URL_VARIABLE,
+                short_path(locate(EMBEDDED).path),
+                REQUIRE_VARIABLE,
+            )
+
+    @property
+    def masked(self) -> str:
+        return ";".join(address.masked for address in self.addresses)
+
+    def connect(self, name: str) -> Connection:
+        """A new connection to the first that answers: the addresses in random order, each at all of its host's IP
+        addresses. A refusal, too, leads to the next one.
+
+        Raises:
+            errors.BrokerError: none did; the error says what each said. Only where all failed in a way that another
+                try will not mend, it is one of `FATAL`.
+        """
+        failures: list[tuple[Endpoint, BaseException]] = []
+        for endpoint in self._endpoints(failures):
+            try:
+                connection = _connect(endpoint, name)
+            except (errors.BrokerError, *LOST) as error:
+                self._note_failure(endpoint, describe(error, endpoint.address))
+                failures.append((endpoint, error))
+            else:
+                self._failed.pop(endpoint, None)
+                return connection
+        described, cause = _none_of(failures)
+        if cause is described:
+            raise described
+        raise described from cause.with_traceback(None)  # kombu's frames say less than its type
+
+    def _endpoints(self, failures: list[tuple[Endpoint, BaseException]]) -> Iterator[Endpoint]:
+        last: list[Endpoint] = []
+        for address in random.sample(self.addresses, len(self.addresses)):
+            try:
+                found = _resolve(address)
+            except (OSError, UnicodeError) as error:
+                failures.append((Endpoint(address), error))
+                continue
+            failed = self._failed_lately()
+            last += [endpoint for endpoint in found if endpoint in failed]
+            yield from [endpoint for endpoint in found if endpoint not in last]
+        yield from last
+
+    def avoid(self, connection: Connection, error: errors.BrokerError) -> bool:
+        """Its node answers, but cannot be used: the next time, try the others first. Returns whether there are any that
+        have not failed for good.
+        """
+        endpoint: Endpoint | None = getattr(connection, "reached", None)
+        if endpoint is None:
+            return False
+        self._note_failure(endpoint, error)
+        hopeless = {one.address for one, fatal in self._failed_lately().items() if fatal}
+        return any(address not in hopeless for address in self.addresses if address != endpoint.address)
+
+    def _note_failure(self, endpoint: Endpoint, error: errors.BrokerError) -> None:
+        if len(self._failed) >= FAILED:
+            self._failed.clear()
+        self._failed[endpoint] = time.monotonic(), isinstance(error, FATAL)
+
+    def _failed_lately(self) -> dict[Endpoint, bool]:
+        since = time.monotonic() - AVOID_FOR
+        return {endpoint: fatal for endpoint, (when, fatal) in self._failed.copy().items() if when > since}
+
+
+def _resolve(address: Address) -> list[Endpoint]:
+    if address.embedded:
+        return [Endpoint(address)]
+    parts = urlsplit(address.plain)
+    host = unquote(parts.hostname or "")
+    port = parts.port or (5671 if address.scheme == "amqps" else 5672)
+    found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    targets = [*dict.fromkeys((family, kind, protocol, target) for family, kind, protocol, _, target in found)]
+    if host == "localhost":  # one machine, where RabbitMQ listens on IPv4 in any case: what it says there counts
+        targets = [target for target in targets if target[0] == socket.AF_INET] or targets
+    return [Endpoint(address, target, str(target[3][0]) if len(targets) > 1 else "") for target in targets]
+
+
+def _none_of(failures: Sequence[tuple[Endpoint, BaseException]]) -> tuple[errors.BrokerError, BaseException]:
+    """One error for all, and its cause. What several IP addresses of one host have said alike is said once."""
+    alike: dict[tuple[Address, str], list[tuple[Endpoint, BaseException]]] = {}
+    for endpoint, error in failures:
+        alike.setdefault((endpoint.address, str(describe(error, endpoint.address))), []).append((endpoint, error))
+    described = [
+        describe(group[0][1], group[0][0].address, ", ".join(endpoint.shown for endpoint, _ in group))
+        for group in alike.values()
+    ]
+    kinds = {type(one) for one in described}
+    cause = failures[0][1]
+    if len(described) == 1:
+        return described[0], cause
+    kind: type[errors.BrokerError] = errors.BrokerUnreachable
+    if len(kinds) == 1 or all(isinstance(one, FATAL) for one in described):
+        kind = type(described[0])
+    return kind(" ".join(str(one) for one in described)), cause
+
+
+def _connect(endpoint: Endpoint, name: str) -> Connection:
+    address = endpoint.address
+    options = address.options
+    transport_options: dict[str, Any] = {"client_properties": {"connection_name": name}}
+    settings: dict[str, Any] = {
+        "heartbeat": round(float(options.get("heartbeat", HEARTBEAT))),
+        "connect_timeout": float(options.get("connect_timeout", CONNECT_TIMEOUT)),
+        "transport_options": transport_options,
+    }
+    if endpoint.target is not None:
+        transport_options["endpoint"] = endpoint.target
+    if address.scheme == "amqps":
+        settings["ssl"] = _tls(urlsplit(address.plain).hostname or "localhost", options)
+    elif not address.embedded:
+        settings["login_method"] = "PLAIN"
+    client = kombu.connection.Connection(address.plain, transport=TRANSPORTS[address.scheme], **settings)
+    connection: Connection = client.transport.establish_connection()
+    connection.reached = endpoint
+    return connection
+
+
+def _tls(host: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """The peer is always verified: against the system's authorities, or those in `?cafile=`.
+
+    Raises:
+        errors.TLSRefused: a file that the URL names cannot be read.
+    """
+    for option in ("cafile", "certfile", "keyfile"):
+        if option in options:
+            _check_readable(option, options[option])
+    return {
+        "server_hostname": host,
+        "cert_reqs": ssl.CERT_REQUIRED,
+        "ca_certs": options.get("cafile"),
+        "certfile": options.get("certfile"),
+        "keyfile": options.get("keyfile"),
+    }
+
+
+def _check_readable(option: str, path: str) -> None:
+    # Python's own error does not say which file, and looks like that of a broker that is away.
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise errors.TLSRefused(
+            f"The broker URL's {option}={path} cannot be read: {error.strerror}. Use a PEM file that this user can "
+            "read."
+        ) from error
+
+
+def address_of(connection: Connection, broker: Broker) -> Address:
+    """Which of the broker's addresses a connection leads to."""
+    endpoint: Endpoint | None = getattr(connection, "reached", None)
+    return broker.addresses[0] if endpoint is None else endpoint.address

@@ -1,0 +1,4 @@
+"""The embedded broker: the AMQP model in an SQLite file that several processes share.
+
+Imports: errors, pattern and the port (`lightbus.transport`).
+"""

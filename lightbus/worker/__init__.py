@@ -1,0 +1,7 @@
+"""The worker: one process (`worker`), several (`supervisor`), and whether it is well (`health`).
+
+Imports: the app and what is below it. `serve` and `Worker` are public.
+"""
+
+from lightbus.worker.worker import Worker as Worker
+from lightbus.worker.worker import serve as serve
