@@ -43,7 +43,7 @@ def _place(address: Address) -> str:
         return address.masked
     if address.scheme == "memory":
         return "embedded, in memory: only this process can use it"
-    from lightbus.transport.sqlite.store import locate, short_path
+    from lightbus.transport.sqlite.place import locate, short_path
 
     return f"embedded (SQLite file {short_path(locate(address.plain).path)}); set LIGHTBUS_URL to use RabbitMQ"
 

@@ -254,7 +254,7 @@ def way_out(words: str, address: Address) -> str:
     if address.scheme == "memory":
         way = "restart this program: its in-memory broker is discarded"
     elif address.embedded:
-        from lightbus.transport.sqlite.store import locate
+        from lightbus.transport.sqlite.place import locate
 
         path = locate(address.plain).path
         way = f"stop all programs that use {path}, and delete that file (its messages are lost). Or use another file"

@@ -112,7 +112,7 @@ class Broker:
         global warned
         if self.unset and not warned:
             warned = True
-            from lightbus.transport.sqlite.store import locate, short_path
+            from lightbus.transport.sqlite.place import locate, short_path
 
             logger.warning(
                 "%s is not set: using the embedded broker, a file on this machine (%s). In production, set "

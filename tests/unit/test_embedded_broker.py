@@ -28,6 +28,8 @@ from lightbus.pattern import topic_matches
 from lightbus.transport import Delivery, Publication
 from lightbus.transport.sqlite import store as store
 from lightbus.transport.sqlite.channel import Channel, Connection, Transport, advance_clock, forget_memory
+from lightbus.transport.sqlite.place import locate
+from lightbus.transport.sqlite.tables import decode_table, encode_properties
 from tests.patience import LIMIT as SOON
 from tests.patience import sometimes_within, within
 
@@ -181,15 +183,15 @@ def test_a_pattern_full_of_hashes_is_no_trap() -> None:
 
 def test_three_slashes_are_relative_and_four_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert store.locate("sqlite:///data/bus.db").path == tmp_path / "data" / "bus.db"
-    assert store.locate("sqlite:////var/my%20bus.db").path == Path("/var/my bus.db")
+    assert locate("sqlite:///data/bus.db").path == tmp_path / "data" / "bus.db"
+    assert locate("sqlite:////var/my%20bus.db").path == Path("/var/my bus.db")
 
 
 def test_the_user_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     client = Client("sqlite://")
-    path = store.locate("sqlite://").path
+    path = locate("sqlite://").path
     client.connection.close()
     assert path.is_relative_to(tmp_path)
     assert path.is_file()
@@ -199,7 +201,7 @@ def test_the_user_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize("url", ["sqlite://host/bus.db", "sqlite:///bus.db?mode=ro", "redis://", "memory://a?b=c"])
 def test_a_url_that_means_something_else_is_refused(url: str) -> None:
     with pytest.raises(errors.InvalidURL, match=r"Use|use|Remove"):
-        store.locate(url)
+        locate(url)
 
 
 # --- kombu ------------------------------------------------------------------------------------
@@ -458,12 +460,12 @@ _values = st.recursive(
 
 @given(st.dictionaries(st.text(), _values, max_size=4))
 def test_headers_come_back_as_they_went(headers: dict[str, Any]) -> None:
-    assert store.decode_table(store.encode_properties({"headers": headers})) == {"headers": headers}
+    assert decode_table(encode_properties({"headers": headers})) == {"headers": headers}
 
 
 def test_a_naive_datetime_is_taken_for_utc_and_comes_back_with_its_time_zone() -> None:
     table = {"headers": {"time": datetime(2024, 1, 2, 3, 4, 5)}}
-    read = store.decode_table(store.encode_properties(table))
+    read = decode_table(encode_properties(table))
     assert read == {"headers": {"time": datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)}}
 
 

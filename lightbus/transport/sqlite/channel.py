@@ -42,7 +42,11 @@ from kombu.transport import base
 from lightbus import errors
 from lightbus.transport import Delivery, Properties, Publication
 from lightbus.transport.sqlite import store as store
-from lightbus.transport.sqlite.store import Outcome, Queue, Store, forget_memory
+from lightbus.transport.sqlite.answers import amqp_error, precondition_failed
+from lightbus.transport.sqlite.place import forget_memory, locate
+from lightbus.transport.sqlite.store import Outcome, Store
+from lightbus.transport.sqlite.tables import decode_table
+from lightbus.transport.sqlite.topology import Exchange, Queue
 
 __all__ = ["Channel", "Connection", "TestControl", "Transport", "advance_clock", "forget_memory"]
 
@@ -59,7 +63,7 @@ def advance_clock(url: str, seconds: float) -> None:
     Raises:
         ValueError: the broker is not in memory.
     """
-    place = store.locate(url)
+    place = locate(url)
     if not place.in_memory:
         raise ValueError(f"The clock of {url!r} cannot be moved: only that of a memory:// broker can.")
     client = Store(place)
@@ -87,7 +91,7 @@ class TestControl:
     __test__ = False
 
     def __init__(self, url: str) -> None:
-        place = store.locate(url)
+        place = locate(url)
         if not place.in_memory:
             raise ValueError(f"The clock of {url!r} cannot be stopped: only that of a memory:// broker can.")
         self._store = Store(place)
@@ -188,7 +192,7 @@ class Connection:
         self.reached: Any = None
         self.channels: dict[int, Channel] = {}
         self._numbers = itertools.count(1)
-        self._store = Store(store.locate(url))
+        self._store = Store(locate(url))
         self._open = True
         self._interrupted = False
         self._busy = False  # whether there was a transaction since the last tick
@@ -250,7 +254,7 @@ class Connection:
 
     def _check_open(self) -> None:
         if not self.connected:
-            raise store.amqp_error(
+            raise amqp_error(
                 amqp_errors.RecoverableConnectionError,
                 "This connection to the embedded broker is closed, or belongs to the process that this one was "
                 "forked from. Open another.",
@@ -506,7 +510,7 @@ class Channel(base.StdChannel):
         """Subscribe and return the consumer tag."""
         tag = consumer_tag or f"ctag{self.channel_id}.{next(self._tags)}"
         if tag in self.consumers:
-            raise store.amqp_error(amqp_errors.NotAllowed, f"NOT_ALLOWED - attempt to reuse consumer tag '{tag}'")
+            raise amqp_error(amqp_errors.NotAllowed, f"NOT_ALLOWED - attempt to reuse consumer tag '{tag}'")
         with self.connection.transaction():
             found = self._store.queue(queue)
             self._store.add_consumer(self._global_tag(tag), found, exclusive)
@@ -620,7 +624,7 @@ class Channel(base.StdChannel):
         """The entries that a settlement is about, which are unacked no more."""
         tags = [delivery_tag] if not multiple else self._tags_up_to(delivery_tag)
         if delivery_tag not in self._unacked and not (multiple and delivery_tag == 0):
-            raise store.precondition_failed(f"unknown delivery tag {delivery_tag}")
+            raise precondition_failed(f"unknown delivery tag {delivery_tag}")
         entries: list[int] = []
         for tag in tags:
             entry, consumer, size = self._unacked.pop(tag)
@@ -653,7 +657,7 @@ class Channel(base.StdChannel):
             if passive:
                 self._store.exchange(exchange)
                 return
-            wanted = store.Exchange(exchange, type, durable, auto_delete, internal, dict(arguments or {}))
+            wanted = Exchange(exchange, type, durable, auto_delete, internal, dict(arguments or {}))
             self._store.declare_exchange(wanted)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
@@ -819,15 +823,15 @@ class Channel(base.StdChannel):
     def flow(self, active: bool) -> None:
         """RabbitMQ has no such flow either."""
         if not active:
-            raise store.amqp_error(amqp_errors.AMQPNotImplementedError, "NOT_IMPLEMENTED - active=false")
+            raise amqp_error(amqp_errors.AMQPNotImplementedError, "NOT_IMPLEMENTED - active=false")
 
 
 def _cancelled(consumer_tag: str) -> None:
-    raise store.amqp_error(amqp_errors.ConsumerCancelled, consumer_tag)
+    raise amqp_error(amqp_errors.ConsumerCancelled, consumer_tag)
 
 
 def _read_properties(data: bytes, returns: int) -> Properties:
-    properties = store.decode_table(data)
+    properties = decode_table(data)
     if returns:
         properties["headers"] = {**(properties.get("headers") or {}), "x-delivery-count": returns}
     return properties

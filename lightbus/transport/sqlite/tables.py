@@ -1,0 +1,80 @@
+"""Properties and arguments as bytes, as the file has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import msgspec
+from amqp import exceptions as amqp_errors
+
+from lightbus.transport import Properties
+from lightbus.transport.sqlite.answers import Arguments, amqp_error
+
+_SIMPLE = frozenset({str, int, bool, float, bytes, type(None)})
+_TIME = 1  # msgpack extension: seconds since 1970
+PROPERTIES = frozenset(
+    {
+        "app_id",
+        "cluster_id",
+        "content_encoding",
+        "content_type",
+        "correlation_id",
+        "delivery_mode",
+        "expiration",
+        "headers",
+        "message_id",
+        "priority",
+        "reply_to",
+        "timestamp",
+        "type",
+        "user_id",
+    }
+)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def _read_extension(code: int, data: memoryview) -> datetime:
+    return datetime.fromtimestamp(int.from_bytes(data, "big", signed=True), tz=UTC)
+
+
+_decoder = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_read_extension)
+
+
+def encode_properties(properties: Properties) -> bytes:
+    """Write a message's properties.
+
+    Raises:
+        ValueError: one is not known, or of a type that AMQP has no word for.
+    """
+    if not properties.keys() <= PROPERTIES:
+        raise ValueError(f"AMQP knows no property {sorted(properties.keys() - PROPERTIES)[0]!r}")
+    try:
+        return _encoder.encode(_plain(properties))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"the properties {properties!r} cannot be encoded: {error}") from error
+
+
+def decode_table(data: bytes) -> Properties:
+    return _decoder.decode(data)
+
+
+def _plain(value: Any) -> Any:
+    if type(value) in _SIMPLE:
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast("Arguments", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
+    if isinstance(value, datetime):
+        seconds = int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp())
+        return msgspec.msgpack.Ext(_TIME, seconds.to_bytes(8, "big", signed=True))
+    return value
+
+
+def encode_arguments(arguments: Arguments | None) -> bytes:
+    try:
+        return _encoder.encode(_plain(dict(sorted((arguments or {}).items()))))
+    except (TypeError, OverflowError) as error:
+        raise amqp_error(amqp_errors.FrameSyntaxError, f"{arguments!r} cannot be sent: {error}") from error

@@ -1,0 +1,89 @@
+"""How clients of one file wake each other, and how they see that one has died.
+
+A client is alive as long as its named pipe in the folder `<file>.clients` is open for reading: the kernel closes it
+when the process dies, however it dies, and leaves it open when the process sleeps. Writing one byte wakes the client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import threading
+import weakref
+from pathlib import Path
+
+wake_pipes: weakref.WeakSet[Bell] = weakref.WeakSet()
+
+
+class Bell:
+    """A client's named pipe: its sign of life, and what others ring to wake it."""
+
+    _reader = _writer = -1
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()  # a write after the close might go to another file of that number
+        os.mkfifo(path, 0o600)
+        self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        # A writer of our own: without one the pipe would report its end each time another has rung.
+        self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._reader, select.POLLIN)
+        wake_pipes.add(self)
+
+    def ring(self) -> None:
+        """From any thread, also after `close`."""
+        with self._lock, contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            if self._writer >= 0:
+                os.write(self._writer, b"!")
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until rung, at most so long; whether it was."""
+        # Rounded up: a poll that returns too early would spin until the time has come.
+        if not self._poll.poll(int(seconds * 1000 + 0.999) if seconds > 0 else 0):
+            return False
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, 65536)
+        return True
+
+    def remove(self) -> None:
+        """Remove the pipe, unless another client's is there: of a file that replaced this one's."""
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            if self._reader >= 0 and os.path.samestat(os.fstat(self._reader), os.stat(self.path)):
+                self.path.unlink()
+
+    def close(self) -> None:
+        with self._lock:
+            for fd in (self._reader, self._writer):
+                if fd >= 0:
+                    os.close(fd)
+            self._reader = self._writer = -1
+
+    def close_in_child(self) -> None:
+        """Close after a fork, when the lock may be held by a thread that is only in the parent."""
+        self._lock = threading.RLock()
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()  # a connection that was forgotten must not look alive
+
+
+def ring(path: Path) -> None:
+    """Wake another client. Where that fails it is dead, or finds out by itself at its next tick."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            os.write(fd, b"!")
+        finally:
+            os.close(fd)
+
+
+def is_alive(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError as error:
+        # Nobody reads, or the pipe is gone. Anything else (no file descriptors left) proves nothing.
+        return error.errno not in (errno.ENXIO, errno.ENOENT)
+    return True
