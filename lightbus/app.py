@@ -32,9 +32,9 @@ from lightbus.wire.topology import BUS, MAIN, ConsumedQueue, QueueType
 
 # What connects is imported when it is first needed: kombu and py-amqp take half of the time that an import would.
 if TYPE_CHECKING:
-    from lightbus.connection.dial import Broker
-    from lightbus.consuming.connection import Lane
-    from lightbus.consuming.dispatcher import Consumer
+    from lightbus.connection.dial import BrokerAddresses
+    from lightbus.consuming.connection import Subscription
+    from lightbus.consuming.dispatcher import Dispatcher
     from lightbus.publishing.publisher import Publisher
 
 HANDLER_TIMEOUT = 60.0
@@ -43,7 +43,7 @@ LONGEST_HANDLER_TIMEOUT = 1500.0
 PUBLISH_TIMEOUT = 10.0
 PREFETCH = 200
 """Within RabbitMQ's advice for throughput (100 to 300): it hides the round trip, and acks go in larger pieces. All that
-is in hand when a worker dies counts towards the delivery limit (20), but for few deaths only: see `Subscriber`."""
+is in hand when a worker dies counts towards the delivery limit (20), but only for a few: see `ConsumerConnection`."""
 CONCURRENCY = 32
 
 refuse_outsider: Callable[[Lightbus], None] | None = None
@@ -130,7 +130,7 @@ class Lightbus:
         self._folder = _working_directory()
         """When the app was made: what a relative path in the broker's URL is relative to, whatever `os.chdir` does."""
         self._by_class: dict[type[Any], EventType] = {}
-        self._broker: Broker | None = None
+        self._broker: BrokerAddresses | None = None
         self._publisher: Publisher | None = None
 
     def __repr__(self) -> str:
@@ -426,7 +426,7 @@ class Lightbus:
     # --- connecting
 
     @property
-    def broker(self) -> Broker:
+    def broker(self) -> BrokerAddresses:
         """Where the app connects to.
 
         Raises:
@@ -434,14 +434,14 @@ class Lightbus:
             errors.TestBusError: a test runs on a TestBus that does not have this app.
         """
         if self._broker is None:
-            from lightbus.connection.dial import Broker
+            from lightbus.connection.dial import BrokerAddresses
 
             if refuse_outsider is not None:
                 refuse_outsider(self)
             if self._url.value is None:
-                self._broker = Broker.from_environment(folder=self._folder)
+                self._broker = BrokerAddresses.from_environment(folder=self._folder)
             else:
-                self._broker = Broker.parse(self._url.value, folder=self._folder)
+                self._broker = BrokerAddresses.parse(self._url.value, folder=self._folder)
         return self._broker
 
     @property
@@ -459,7 +459,7 @@ class Lightbus:
         return publisher
 
     @contextlib.contextmanager
-    def redirected(self, broker: Broker, publisher: Publisher) -> Generator[None]:
+    def redirected(self, broker: BrokerAddresses, publisher: Publisher) -> Generator[None]:
         """Publish and consume there meanwhile, whatever the URL says: what `lightbus.testing` does to an app."""
         before = self._broker, self._publisher
         self._broker, self._publisher = broker, publisher
@@ -509,33 +509,33 @@ class Lightbus:
 
     def consumer(
         self, *, queues: Sequence[str] = (), prefetch: int | None = None, concurrency: int | None = None
-    ) -> Consumer:
+    ) -> Dispatcher:
         """A consumer of the app's queues, or of some of them (by suffix; `main` is the app's own).
 
         Raises:
             errors.InvalidOption: a queue that the app does not have.
         """
-        from lightbus.consuming.dispatcher import Consumer
+        from lightbus.consuming.dispatcher import Dispatcher
 
-        return Consumer(
+        return Dispatcher(
             app=self.name,
             broker=self.broker,
-            lanes=self.lanes(queues=queues, prefetch=prefetch, concurrency=concurrency),
+            subscriptions=self.subscriptions(queues=queues, prefetch=prefetch, concurrency=concurrency),
             wanted=self.topology(),
             publisher=self.publisher,
             retry=self.retry,
         )
 
-    def lanes(
+    def subscriptions(
         self, *, queues: Sequence[str] = (), prefetch: int | None = None, concurrency: int | None = None
-    ) -> list[Lane]:
-        """What a consumer is made of: one lane for each queue.
+    ) -> list[Subscription]:
+        """What a consumer is made of: one subscription for each queue.
 
         Raises:
             errors.InvalidOption: a queue that the app does not have.
         """
         from lightbus.consuming import credit
-        from lightbus.consuming.connection import Lane
+        from lightbus.consuming.connection import Subscription
 
         known = self.queue_suffixes()
         for queue in queues:
@@ -543,7 +543,7 @@ class Lightbus:
                 raise errors.InvalidOption(f"app {self.name!r} has no queue {queue!r}. It has: {', '.join(known)}.")
         wanted = list(dict.fromkeys(queues) or known)
         return [
-            Lane(
+            Subscription(
                 topology.queue_name(self.name, suffix),
                 suffix,
                 [one for one in self.handlers.values() if one.queue == suffix],

@@ -29,7 +29,7 @@ _module_of: Callable[[type], object] = type.__dict__["__module__"].__get__
 FRAMES_SHOWN = 50
 
 
-def words(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """What an error says."""
     try:
         text = "".join((str(error),))  # a str, where it is of a subclass
@@ -40,7 +40,7 @@ def words(error: BaseException) -> str:
 
 def summary(error: BaseException) -> str:
     """Its type and what it says, on a line where that is one line."""
-    return f"{_printable(_name_of(type(error)))}: {words(error)}"
+    return f"{_printable(_name_of(type(error)))}: {message_of(error)}"
 
 
 def type_name(error: BaseException) -> str:

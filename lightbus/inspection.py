@@ -26,7 +26,7 @@ from lightbus.app import Lightbus
 from lightbus.connection.address import Address
 from lightbus.connection.declare import declare, exchange_exists, near_exchange
 from lightbus.connection.diagnosis import LOST, ctl, describe, way_out
-from lightbus.connection.dial import Broker, address_of
+from lightbus.connection.dial import BrokerAddresses, address_of
 from lightbus.transport import Channel, Connection, Delivery, Publication
 from lightbus.wire import topology
 from lightbus.wire.topology import Topology
@@ -63,7 +63,7 @@ class QueueState:
     consumers: int = 0
 
 
-def examine(broker: Broker, app: Lightbus | None, target: str) -> Iterator[Finding]:
+def examine(broker: BrokerAddresses, app: Lightbus | None, target: str) -> Iterator[Finding]:
     """All that can be said of a broker, and of an app on it.
 
     Args:
@@ -73,7 +73,7 @@ def examine(broker: Broker, app: Lightbus | None, target: str) -> Iterator[Findi
     try:
         for address in broker.addresses:
             try:
-                connections.append(Broker((address,)).connect("lightbus doctor"))
+                connections.append(BrokerAddresses((address,)).connect("lightbus doctor"))
             except errors.BrokerError as error:
                 yield Finding("fail", "broker", str(error), _unreachable_step(error))
             else:

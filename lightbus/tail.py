@@ -20,7 +20,7 @@ import attrs
 from lightbus import errors
 from lightbus.connection.declare import declare
 from lightbus.connection.diagnosis import FATAL
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.connection.thread import ConnectionThread
 from lightbus.transport import Channel, Connection, Delivery
 from lightbus.wire.topology import BUS, Topology, bus_exchange
@@ -61,7 +61,7 @@ class Tail(ConnectionThread):
 
     def __init__(
         self,
-        broker: Broker,
+        broker: BrokerAddresses,
         patterns: Sequence[str],
         *,
         owner: str = BUS,

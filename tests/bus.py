@@ -21,8 +21,8 @@ import anyio.to_thread
 import attrs
 
 from lightbus import Lightbus, Retry
-from lightbus.connection.dial import Broker
-from lightbus.consuming.dispatcher import Consumer
+from lightbus.connection.dial import BrokerAddresses
+from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.transport import Channel, Connection, Delivery, Publication
 from tests.patience import LIMIT, wait_until
 
@@ -77,7 +77,7 @@ class Bus:
     """The consumers of some apps, and the way to know that nothing more comes."""
 
     def __init__(self) -> None:
-        self.consumers: dict[str, list[Consumer]] = {}
+        self.consumers: dict[str, list[Dispatcher]] = {}
         self._heard: dict[str, list[int]] = {}
         self._rounds = itertools.count(1)
 
@@ -164,7 +164,7 @@ class InBackground:
 @contextlib.contextmanager
 def connected(app_or_url: Lightbus | str) -> Iterator[Connection]:
     """A plain connection to the broker of an app, as an operator's tool would have."""
-    broker = Broker.parse(app_or_url) if isinstance(app_or_url, str) else app_or_url.broker
+    broker = BrokerAddresses.parse(app_or_url) if isinstance(app_or_url, str) else app_or_url.broker
     connection = broker.connect("tests")
     try:
         yield connection

@@ -19,12 +19,12 @@ def _new(plan: Plan) -> Any:
     from dramatiq.brokers.rabbitmq import RabbitmqBroker
     from dramatiq.middleware import AsyncIO
 
-    class Broker(RabbitmqBroker):
+    class BrokerAddresses(RabbitmqBroker):
         def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:  # the only way to a quorum queue
             arguments: dict[str, Any] = super()._build_queue_arguments(queue_name)
             return {**arguments, "x-queue-type": plan.queue_type}
 
-    broker = Broker(url=plan.url, confirm_delivery=True)
+    broker = BrokerAddresses(url=plan.url, confirm_delivery=True)
     if not plan.handler.endswith("sync"):
         broker.add_middleware(AsyncIO())
     dramatiq.set_broker(broker)

@@ -10,11 +10,11 @@ import click
 if TYPE_CHECKING:
     from lightbus import Lightbus, Retry
     from lightbus.connection.address import Address
-    from lightbus.connection.dial import Broker
-    from lightbus.consuming.dispatcher import Consumer
+    from lightbus.connection.dial import BrokerAddresses
+    from lightbus.consuming.dispatcher import Dispatcher
 
 
-def lines(app: Lightbus, target: str, consumer: Consumer, *, processes: int = 1) -> list[str]:
+def lines(app: Lightbus, target: str, consumer: Dispatcher, *, processes: int = 1) -> list[str]:
     """The banner, without colours. The password is masked."""
     workers = f", {processes} processes" if processes > 1 else ""
     return [
@@ -33,7 +33,7 @@ def title(app: Lightbus, target: str) -> str:
     return f"Lightbus {__version__}: worker of app {app.name!r} ({target})"
 
 
-def broker_line(broker: Broker) -> str:
+def broker_line(broker: BrokerAddresses) -> str:
     """Where an app connects to. The embedded broker is called by its name."""
     return ", or ".join(_place(address) for address in broker.addresses)
 
@@ -48,12 +48,15 @@ def _place(address: Address) -> str:
     return f"embedded (SQLite file {short_path(locate(address.plain).path)}); set LIGHTBUS_URL to use RabbitMQ"
 
 
-def _queues(consumer: Consumer) -> list[list[str]]:
-    return [[lane.name, f"prefetch {lane.prefetch}", f"concurrency {lane.concurrency}"] for lane in consumer.lanes]
+def _queues(consumer: Dispatcher) -> list[list[str]]:
+    return [
+        [subscription.name, f"prefetch {subscription.prefetch}", f"concurrency {subscription.concurrency}"]
+        for subscription in consumer.subscriptions
+    ]
 
 
-def _bindings(app: Lightbus, consumer: Consumer) -> list[list[str]]:
-    consumed = {lane.name for lane in consumer.lanes}
+def _bindings(app: Lightbus, consumer: Dispatcher) -> list[list[str]]:
+    consumed = {subscription.name for subscription in consumer.subscriptions}
     return [
         [exchange, f"-- {pattern} -->", queue.name]
         for queue in app.consumed_queues()
@@ -62,7 +65,7 @@ def _bindings(app: Lightbus, consumer: Consumer) -> list[list[str]]:
     ]
 
 
-def _handlers(consumer: Consumer, target: str) -> list[list[str]]:
+def _handlers(consumer: Dispatcher, target: str) -> list[list[str]]:
     rows = [
         [
             ", ".join(handler.patterns) + (f" from {handler.source}" if handler.source else ""),
@@ -71,8 +74,8 @@ def _handlers(consumer: Consumer, target: str) -> list[list[str]]:
             f"retry {ladder(handler.retry)}",
             f"timeout {handler.timeout:g} s" + (f", {handler.concurrency} at once" if handler.concurrency else ""),
         ]
-        for lane in consumer.lanes
-        for handler in lane.handlers.values()
+        for subscription in consumer.subscriptions
+        for handler in subscription.handlers.values()
     ]
     module = target.partition(":")[0]
     return rows or [[f"none. Decorate functions with @app.on('user.registered'), in {module} or in what it imports."]]

@@ -30,7 +30,7 @@ import click
 import lightbus
 from lightbus import errors
 from lightbus.connection.diagnosis import LOST
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.transport import Connection
 from lightbus.wire.topology import Topology
 
@@ -305,7 +305,7 @@ class Run:
 
     def play(self) -> bool:
         """Run it to its end; says whether everything was handled as the file says."""
-        broker = Broker.parse(self.url)
+        broker = BrokerAddresses.parse(self.url)
         self.expected = _should_be(self.lines)
         began = time.monotonic()
         self.connection = broker.connect("lightbus demo")
@@ -524,7 +524,7 @@ class Run:
     def _count_dead(self) -> None:
         self.dead = self._queue(f"{self.prefix}inbox.dead")[0]
 
-    def _clean_up(self, broker: Broker) -> None:
+    def _clean_up(self, broker: BrokerAddresses) -> None:
         """Delete what the services declared. Everything of it bears this run's prefix, or is in the folder anyway."""
         with contextlib.suppress(*LOST):
             self.connection.close()

@@ -42,11 +42,11 @@ def doctor(target: str, strict: bool, as_json: bool) -> None:
     from lightbus import inspection
     from lightbus.cli import logs
     from lightbus.cli import target as targets
-    from lightbus.connection.dial import Broker
+    from lightbus.connection.dial import BrokerAddresses
 
     logs.configure("error")
     app = None if "://" in target or "@" in target else targets.load_app(target)
-    broker = Broker.parse(target) if app is None else app.broker
+    broker = BrokerAddresses.parse(target) if app is None else app.broker
     findings: list[Finding] = []
     for finding in inspection.examine(broker, app, target):
         findings.append(finding)

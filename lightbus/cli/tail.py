@@ -25,7 +25,7 @@ import click
 from lightbus.cli import banner, logs, output, tables
 
 if TYPE_CHECKING:
-    from lightbus.connection.dial import Broker
+    from lightbus.connection.dial import BrokerAddresses
     from lightbus.message import Message
     from lightbus.tail import Tail, Taken
     from lightbus.transport import Delivery
@@ -131,11 +131,11 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _read(arguments: Sequence[str]) -> tuple[Broker, str | None, list[str]]:
+def _read(arguments: Sequence[str]) -> tuple[BrokerAddresses, str | None, list[str]]:
     """The broker, the app's name if one is given, and the patterns."""
     from lightbus.cli import target as targets
     from lightbus.connection import dial
-    from lightbus.connection.dial import Broker
+    from lightbus.connection.dial import BrokerAddresses
     from lightbus.wire.topology import check_pattern
 
     first, rest = (arguments[0], arguments[1:]) if arguments and ":" in arguments[0] else ("", arguments)
@@ -148,7 +148,7 @@ def _read(arguments: Sequence[str]) -> tuple[Broker, str | None, list[str]]:
         app = targets.load_app(first)
         return app.broker, app.name, patterns
     dial.warned = True  # the first line says it
-    return Broker.parse(first) if first else Broker.from_environment(), None, patterns
+    return BrokerAddresses.parse(first) if first else BrokerAddresses.from_environment(), None, patterns
 
 
 # --- which ones -------------------------------------------------------------------------------

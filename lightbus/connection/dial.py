@@ -59,7 +59,7 @@ warned = False
 
 
 @attrs.define
-class Broker:
+class BrokerAddresses:
     """Where to connect to: one address, or several of one cluster."""
 
     addresses: tuple[Address, ...] = attrs.field(on_setattr=attrs.setters.frozen)
@@ -72,7 +72,7 @@ class Broker:
     last: one that hangs costs time."""
 
     @classmethod
-    def parse(cls, url: str | Sequence[str], *, folder: str | None = None) -> Broker:
+    def parse(cls, url: str | Sequence[str], *, folder: str | None = None) -> BrokerAddresses:
         """
         Args:
             folder: what relative paths are relative to; by default the working directory.
@@ -90,7 +90,7 @@ class Broker:
         return cls(tuple(parse_address(one, folder) for one in urls))
 
     @classmethod
-    def from_environment(cls, *, folder: str | None = None) -> Broker:
+    def from_environment(cls, *, folder: str | None = None) -> BrokerAddresses:
         """What LIGHTBUS_URL names; where it is not set or empty, the embedded broker in the user's file.
 
         Raises:
@@ -268,7 +268,7 @@ def _check_readable(option: str, path: str) -> None:
         ) from error
 
 
-def address_of(connection: Connection, broker: Broker) -> Address:
+def address_of(connection: Connection, broker: BrokerAddresses) -> Address:
     """Which of the broker's addresses a connection leads to."""
     endpoint: Endpoint | None = getattr(connection, "reached", None)
     return broker.addresses[0] if endpoint is None else endpoint.address

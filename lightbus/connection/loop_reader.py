@@ -119,7 +119,7 @@ def current_loop() -> Loop:
     return loop
 
 
-class Attention:
+class LoopReader:
     """An event loop's attention to one connection. While it lasts, the loop reads, and the thread stands by.
 
     Whoever uses the connection holds `using`; the thread lets go of it only to stand by, and the loop never waits for

@@ -2,7 +2,7 @@
 
 py-amqp locks writes but not reads, so one at a time uses it; and heartbeats must go on while a handler blocks the
 event loop, so the owner is never the loop's thread. But while the loop is quick to come, it reads in the thread's
-place (`loop_reader.Attention`): a change of threads costs more than an event.
+place (`loop_reader.LoopReader`): a change of threads costs more than an event.
 """
 
 # kombu has no types:
@@ -22,8 +22,8 @@ import amqp.exceptions
 
 from lightbus import errors
 from lightbus.connection.diagnosis import FATAL, LOST, describe
-from lightbus.connection.dial import Broker, address_of
-from lightbus.connection.loop_reader import Attention, Loop
+from lightbus.connection.dial import BrokerAddresses, address_of
+from lightbus.connection.loop_reader import Loop, LoopReader
 from lightbus.transport import Connection
 
 logger = logging.getLogger("lightbus")
@@ -104,7 +104,7 @@ class ConnectionThread:
     after it has ended, since a stale ack would settle a different message.
     """
 
-    def __init__(self, broker: Broker, name: str) -> None:
+    def __init__(self, broker: BrokerAddresses, name: str) -> None:
         self.broker = broker
         self.name = name
         self.connection: Connection | None = None
@@ -127,9 +127,9 @@ class ConnectionThread:
         self._wake = WakeUp()
         self._woken = False
         self._using = threading.Lock()
-        """Whoever holds it uses the connection: this thread, or the loop that attends."""
+        """Its holder uses the connection: this thread, or the event loop that reads."""
         self._loop: Loop | None = None
-        self._attention: Attention | None = None
+        self._loop_reader: LoopReader | None = None
         self._standing_by = False
         self._visits_seen = 0
         self._own_until = 0.0
@@ -141,7 +141,7 @@ class ConnectionThread:
         if connection is not None:
             with contextlib.suppress(Exception):  # whatever is wrong with it, it is not ours
                 connection.collect()
-        self._forget_attention()
+        self._forget_loop_reader()
         self._start()
 
     # what a role fills in
@@ -159,7 +159,7 @@ class ConnectionThread:
         raise NotImplementedError
 
     def read_in_loop(self) -> None:
-        """Read what has arrived and hand it on, in the event loop that attends, which must not wait."""
+        """Read what has arrived and hand it on, in the event loop, which must not wait."""
         raise NotImplementedError
 
     def channel_closed(self, error: amqp.exceptions.ChannelError) -> bool:
@@ -209,7 +209,7 @@ class ConnectionThread:
         return self._thread is not None and self._thread.is_alive()
 
     @property
-    def attended(self) -> bool:
+    def read_by_loop(self) -> bool:
         """Whether an event loop reads the connection now, and the thread stands by."""
         return self._standing_by
 
@@ -227,7 +227,7 @@ class ConnectionThread:
             self._woken = False
             raise
 
-    def attended_by(self, loop: Loop) -> None:
+    def let_loop_read(self, loop: Loop) -> None:
         """From the loop's own thread: let it read the connection, unless another one does already."""
         if loop.can_watch and (self._loop is None or self._loop.ended):
             self._loop = loop
@@ -235,7 +235,7 @@ class ConnectionThread:
 
     def keep_reading(self) -> None:
         """Somebody outside of the loop waits for what arrives: for a second now, nobody but the thread reads."""
-        if self._attention is not None:
+        if self._loop_reader is not None:
             self._own_until = time.monotonic() + TICK
             if self._standing_by:
                 self.wake()
@@ -279,7 +279,7 @@ class ConnectionThread:
             except LOST as error:
                 self._end(error)
             except Exception as error:
-                # A mistake of our own must not end the thread silently: whoever waits for it would wait on.
+                # A bug must not end the thread silently: callers would wait for their whole timeout.
                 logger.exception("%s: unexpected error; reconnecting.", self.name)
                 self._end(error)
             if self._open_since is not None and time.monotonic() - self._open_since > backoff.highest:
@@ -308,7 +308,7 @@ class ConnectionThread:
                 with contextlib.suppress(*LOST):
                     connection.close()
             finally:
-                self._end_attention()
+                self._end_loop_reader()
 
     def _open(self, connection: Connection) -> None:
         try:
@@ -330,17 +330,17 @@ class ConnectionThread:
             self._woken = False
             try:
                 timeout = max(0.0, min(self.work(), next_tick - time.monotonic()))
-                attention = self._present_attention(connection)
-                if attention is None:
+                loop_reader = self._present_loop_reader(connection)
+                if loop_reader is None:
                     with contextlib.suppress(TimeoutError):
                         connection.drain_events(timeout)
-                elif not attention.connection.catch_up():
-                    self._stand_by(attention, timeout)
+                elif not loop_reader.connection.catch_up():
+                    self._stand_by(loop_reader, timeout)
             except amqp.exceptions.ChannelError as error:
                 if not self.channel_closed(error):
                     raise
-                if self._attention is not None:
-                    self._attention.resume()
+                if self._loop_reader is not None:
+                    self._loop_reader.resume()
             if time.monotonic() >= next_tick:
                 self._look_whether_the_loop_comes(connection)
                 connection.heartbeat_tick()
@@ -352,68 +352,68 @@ class ConnectionThread:
             return errors.BrokerUnreachable(str(described))  # by this node: the others are yet to be tried
         return described
 
-    # while an event loop attends
+    # while an event loop reads
 
-    def _present_attention(self, connection: Connection) -> Attention | None:
+    def _present_loop_reader(self, connection: Connection) -> LoopReader | None:
         """The event loop's attention, where it reads now. Where it does not but could, it is invited."""
         if self._loop is None or time.monotonic() < self._own_until:
             return None
-        attention = self._attention
-        if attention is not None and attention.loop.ended:
-            self._forget_attention()
-            attention = None
+        loop_reader = self._loop_reader
+        if loop_reader is not None and loop_reader.loop.ended:
+            self._forget_loop_reader()
+            loop_reader = None
         if self._loop.ended:
             return None
-        if attention is None:
+        if loop_reader is None:
             watched = connection.watched()
             if watched is None:
                 return None
             watched.on_unsent = self.wake
-            attention = Attention(self._loop, watched, using=self._using, read=self.read_in_loop, wake=self.wake)
-            self._attention, self._visits_seen = attention, -1
-        if attention.comes:
-            return attention
+            loop_reader = LoopReader(self._loop, watched, using=self._using, read=self.read_in_loop, wake=self.wake)
+            self._loop_reader, self._visits_seen = loop_reader, -1
+        if loop_reader.comes:
+            return loop_reader
         try:
-            attention.invite()
+            loop_reader.invite()
         except RuntimeError:
-            self._forget_attention()
+            self._forget_loop_reader()
         return None
 
-    def _stand_by(self, attention: Attention, timeout: float) -> None:
+    def _stand_by(self, loop_reader: LoopReader, timeout: float) -> None:
         self._standing_by = True
         self._using.release()
         try:
             with contextlib.suppress(RuntimeError):  # it has ended, which is seen when it is missed
-                attention.invite()
+                loop_reader.invite()
             if not self.stopping:
                 self._wake.wait(timeout)
         finally:
             self._using.acquire()
             self._standing_by = False
-        if attention.error is not None:
-            raise attention.error
+        if loop_reader.error is not None:
+            raise loop_reader.error
 
     def _look_whether_the_loop_comes(self, connection: Connection) -> None:
-        attention = self._attention
-        if attention is None or not attention.comes or time.monotonic() < self._own_until:
+        loop_reader = self._loop_reader
+        if loop_reader is None or not loop_reader.comes or time.monotonic() < self._own_until:
             return
-        if attention.visits == self._visits_seen:
+        if loop_reader.visits == self._visits_seen:
             # Nothing has arrived, or nobody looked: then the thread reads until the loop comes back.
             with contextlib.suppress(TimeoutError):
                 connection.drain_events(0)
-                attention.comes = False
-        self._visits_seen = attention.visits
+                loop_reader.comes = False
+        self._visits_seen = loop_reader.visits
 
-    def _forget_attention(self) -> None:
+    def _forget_loop_reader(self) -> None:
         """The loop has ended (or this is a forked child); the connection may live on."""
-        attention, self._attention = self._attention, None
-        if attention is not None:
-            attention.forget()
+        loop_reader, self._loop_reader = self._loop_reader, None
+        if loop_reader is not None:
+            loop_reader.forget()
 
-    def _end_attention(self) -> None:
-        attention, self._attention = self._attention, None
-        if attention is not None:
-            attention.end()
+    def _end_loop_reader(self) -> None:
+        loop_reader, self._loop_reader = self._loop_reader, None
+        if loop_reader is not None:
+            loop_reader.end()
 
     def _end(self, error: BaseException) -> None:
         connection, self.connection = self.connection, None
@@ -428,7 +428,7 @@ class ConnectionThread:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self._wake.clear()
-            self._woken = False  # after the clear: whoever finds it True now has left work that is seen below
+            self._woken = False  # after the clear: a caller that finds it True now has left work that is seen below
             if self.stopping or (until_wanted and self.wanted()):
                 return
             self._wake.wait(left)

@@ -18,7 +18,7 @@ import amqp.exceptions
 from lightbus import errors
 from lightbus.connection.declare import declare
 from lightbus.connection.diagnosis import CHANNEL_LOST, FATAL, LOST
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.connection.thread import ConnectionThread
 from lightbus.consuming.acks import Settlements
 from lightbus.consuming.credit import BUDGET, Credit
@@ -48,7 +48,7 @@ SUSPECT = 2
 that was in hand, once."""
 
 
-class Siblings:
+class PendingHandlers:
     """The handlers that share one delivery: it is settled when the last of them has ended."""
 
     __slots__ = ("accepted", "unended")
@@ -59,11 +59,11 @@ class Siblings:
         """False once the broker must dead-letter the delivery itself for one of them."""
 
 
-Job = tuple[Delivery, "Handler | None", "Siblings | None"]
+HandlerRun = tuple[Delivery, "Handler | None", "PendingHandlers | None"]
 """A delivery, a handler for it, and the others that share the delivery, if any."""
 
 
-class Lane:
+class Subscription:
     """One consumed queue: its handlers, what waits for them, and its channel of the present epoch."""
 
     def __init__(
@@ -83,14 +83,14 @@ class Lane:
         """At most; see `credit`."""
         self.concurrency = concurrency
         # the event loop's
-        self.ready: deque[Job] = deque()
+        self.ready: deque[HandlerRun] = deque()
         self.running = 0
         self.running_of: dict[str, int] = {}
-        self.parked: dict[str, deque[Job]] = {}
+        self.parked: dict[str, deque[HandlerRun]] = {}
         self.routes: dict[tuple[str, str], tuple[Handler, ...]] = {}
         self.let_others_begin: Callable[[], object] = _no_others
         """Called where a handler has to wait: what is ready meanwhile goes to other tasks."""
-        # of whoever uses the connection: its thread, or the loop that attends
+        # owned by what reads the connection: its thread, or the event loop
         self.credit = Credit(prefetch, concurrency, budget)
         self.channel: Channel | None = None
         self.channels: tuple[Channel, ...] = ()
@@ -100,8 +100,8 @@ class Lane:
         self.consumer_tag = ""
         self.fault: str | None = None
         """Why the subscription has ended, and is to be begun again."""
-        self.careful = False
-        """One at a time: see `Subscriber`."""
+        self.on_probation = False
+        """One at a time: see `ConsumerConnection`."""
         self.suspecting = False
         """Careful for a reason, which was said."""
         self.arrived: list[Delivery] = []
@@ -143,7 +143,7 @@ class Lane:
         last = self.taken + len(self.arrived)
         return last - self.before_consumer - self.settlements.sent_after(self.before_consumer) >= self.prefetch_now
 
-    def begin(self, channel: Channel, *, careful: bool) -> None:
+    def begin(self, channel: Channel, *, on_probation: bool) -> None:
         """From here on this is the channel."""
         self.channel, self.fault = channel, None
         self.channels = (*self.retired, channel)
@@ -151,8 +151,8 @@ class Lane:
         self.settlements = Settlements(hold=0)
         self.taken = self.taken_before = self.before_consumer = 0
         self.acks_wait_until, self.look_planned = 0.0, False
-        self.careful, self.suspecting = careful, False
-        self.credit.begin(1 if careful else self.credit.window)
+        self.on_probation, self.suspecting = on_probation, False
+        self.credit.begin(1 if on_probation else self.credit.window)
         self.set_prefetch(self.credit.given)
 
     def set_prefetch(self, prefetch: int) -> None:
@@ -192,22 +192,29 @@ class EpochEnded(OSError):
     """The connection is to be replaced, though it is well."""
 
 
-class Subscriber(ConnectionThread):
-    """The consuming connection: subscribes to every lane's queue, hands batches over, sends the acks.
+class ConsumerConnection(ConnectionThread):
+    """The consuming connection: subscribes to every subscription's queue, hands batches over, sends the acks.
 
-    A subscription begins *careful*: it takes one delivery at a time, until one arrives that has not come back unsettled
-    again and again; from then on, as many as the prefetch allows. So the first delivery of all decides, nearly always.
+    A subscription begins *on probation*: it takes one delivery at a time, until one arrives that was not returned again
+    and again; from then on, as many as the prefetch allows. So the first delivery of all decides, nearly always.
     When a worker dies, the broker counts a return for all that it held, and dead-letters what returned too often: so an
     event that kills each of its workers must soon be alone in their hands.
     """
 
-    def __init__(self, broker: Broker, name: str, wanted: Topology, lanes: Sequence[Lane], listener: Listener) -> None:
+    def __init__(
+        self,
+        broker: BrokerAddresses,
+        name: str,
+        wanted: Topology,
+        subscriptions: Sequence[Subscription],
+        listener: Listener,
+    ) -> None:
         self.wanted_topology = wanted
-        self.lanes = lanes
+        self.subscriptions = subscriptions
         self.listener = listener
-        self.hand_over: Callable[[Lane, list[Delivery]], object] = _nobody_listens
+        self.hand_over: Callable[[Subscription, list[Delivery]], object] = _nobody_listens
         """Gives a batch to the event loop, without waiting. Raises RuntimeError where the loop has ended."""
-        self.hand_over_here: Callable[[Lane, list[Delivery]], object] = _nobody_listens
+        self.hand_over_here: Callable[[Subscription, list[Delivery]], object] = _nobody_listens
         """The same from the loop itself: behind what it was given before, so that a queue's order is kept."""
         self.draining = False
         """Take no more; what is in hand may still be settled."""
@@ -228,104 +235,112 @@ class Subscriber(ConnectionThread):
     def opened(self, connection: Connection) -> None:
         self._missing, self._failed_repairs, self._said = None, 0, ""
         declare(connection, self.wanted_topology)
-        for lane in self.lanes:
-            self._subscribe(lane, connection)
+        for subscription in self.subscriptions:
+            self._subscribe(subscription, connection)
         if self.epoch:
             logger.info("%s: connected and subscribed again.", self.name)
         self.listener.from_thread(self.listener.subscribed)
 
-    def _subscribe(self, lane: Lane, connection: Connection, *, careful: bool = True) -> None:
+    def _subscribe(self, subscription: Subscription, connection: Connection, *, on_probation: bool = True) -> None:
         channel = connection.channel()
-        channel.on_closed = functools.partial(self._closed, lane, channel)
-        channel.takes = functools.partial(self._takes, lane, channel)
-        lane.begin(channel, careful=careful and lane.prefetch > 1)
-        channel.basic_qos(channel.counts_bytes and lane.credit.budget, lane.prefetch_now, False)
-        self._consume(lane, channel)
-        lane.watch.subscribed(time.monotonic())
+        channel.on_closed = functools.partial(self._closed, subscription, channel)
+        channel.takes = functools.partial(self._takes, subscription, channel)
+        subscription.begin(channel, on_probation=on_probation and subscription.prefetch > 1)
+        channel.basic_qos(channel.counts_bytes and subscription.credit.budget, subscription.prefetch_now, False)
+        self._consume(subscription, channel)
+        subscription.watch.subscribed(time.monotonic())
 
-    def _consume(self, lane: Lane, channel: Channel) -> None:
-        lane.before_consumer = lane.taken + len(lane.arrived)
-        on_cancel = functools.partial(self._cancelled, lane, channel)
-        lane.consumer_tag = channel.consume(lane.name, lane.arrived.append, on_cancel=on_cancel)
+    def _consume(self, subscription: Subscription, channel: Channel) -> None:
+        subscription.before_consumer = subscription.taken + len(subscription.arrived)
+        on_cancel = functools.partial(self._cancelled, subscription, channel)
+        subscription.consumer_tag = channel.consume(subscription.name, subscription.arrived.append, on_cancel=on_cancel)
 
-    def _may_be_careless(self, lane: Lane, delivery: Delivery) -> bool:
-        """Whether to be careful no longer, for this delivery arrived."""
+    def _passes_probation(self, subscription: Subscription, delivery: Delivery) -> bool:
+        """Whether this delivery ends the probation."""
         returns = codec.read_returns(delivery)
-        if returns >= SUSPECT and not lane.suspecting:
-            lane.suspecting = True
+        if returns >= SUSPECT and not subscription.suspecting:
+            subscription.suspecting = True
             logger.warning(
                 "%s: the event %s in %r was redelivered %d times: its workers crashed, possibly because of it, or "
                 "lost their connections. Handling one event at a time until one arrives that was not redelivered.",
                 self.name,
                 codec.read_cause(delivery)[0],
-                lane.name,
+                subscription.name,
                 returns,
             )
         return returns < SUSPECT
 
-    def _set_prefetch(self, lane: Lane, prefetch: int) -> None:
+    def _set_prefetch(self, subscription: Subscription, prefetch: int) -> None:
         """A consumer with this prefetch takes the place of the present one.
 
         On the same channel, so that what is in hand stays so, and its tag good.
         """
-        channel, replaced = lane.channel, lane.consumer_tag
+        channel, replaced = subscription.channel, subscription.consumer_tag
         assert channel is not None
         channel.basic_cancel(replaced)  # first: from here on it is known what is in hand
-        prefetch = lane.credit.given = max(1, min(prefetch, lane.prefetch - lane.in_hand))
+        prefetch = subscription.credit.given = max(1, min(prefetch, subscription.prefetch - subscription.in_hand))
         # For the consumers that begin after it.
-        channel.basic_qos(channel.counts_bytes and lane.credit.budget, prefetch, False)
-        self._consume(lane, channel)
-        lane.set_prefetch(prefetch)
+        channel.basic_qos(channel.counts_bytes and subscription.credit.budget, prefetch, False)
+        self._consume(subscription, channel)
+        subscription.set_prefetch(prefetch)
 
     # --- faults of one queue or channel: the others go on
 
-    def _cancelled(self, lane: Lane, channel: Channel, consumer_tag: str) -> None:
+    def _cancelled(self, subscription: Subscription, channel: Channel, consumer_tag: str) -> None:
         """The broker ended the subscription; the channel is open, and what arrived on it can be settled."""
-        if channel is lane.channel and not self.draining:
-            if consumer_tag == lane.consumer_tag:
-                lane.consumer_tag = ""
-            lane.fault = (
+        if channel is subscription.channel and not self.draining:
+            if consumer_tag == subscription.consumer_tag:
+                subscription.consumer_tag = ""
+            subscription.fault = (
                 f"the broker cancelled the consumer {consumer_tag}: its queue was deleted, or moved to another node"
             )
 
-    def _closed(self, lane: Lane, channel: Channel, error: Exception) -> None:
+    def _closed(self, subscription: Subscription, channel: Channel, error: Exception) -> None:
         """The broker closed the channel: what was in hand on it is delivered again."""
-        if channel is lane.channel:
-            lane.fault = f"the broker closed its channel: {error}"
-            lane.end()
+        if channel is subscription.channel:
+            subscription.fault = f"the broker closed its channel: {error}"
+            subscription.end()
         else:
-            lane.forget(channel)
+            subscription.forget(channel)
         self.wake()
 
-    def _channel_lost(self, lane: Lane, error: Exception) -> None:
+    def _channel_lost(self, subscription: Subscription, error: Exception) -> None:
         """The same, where a method on it failed."""
-        channel = lane.channel
+        channel = subscription.channel
         if channel is not None:
-            self._closed(lane, channel, error)
+            self._closed(subscription, channel, error)
             with contextlib.suppress(*LOST):  # the embedded broker leaves it open
                 channel.close()
 
-    def _takes(self, lane: Lane, channel: Channel, delivery_tag: int, size: int) -> bool:
+    def _takes(self, subscription: Subscription, channel: Channel, delivery_tag: int, size: int) -> bool:
         """Whether there is room for a large body. If not, the event goes back to its queue, once the prefetch is lower.
 
         Called while a connection is read, before the body is kept.
         """
-        if channel is not lane.channel:
+        if channel is not subscription.channel:
             return True
-        credit, now = lane.credit, time.monotonic()
+        credit, now = subscription.credit, time.monotonic()
         credit.large(now, size)
         self.wake()
-        if lane.large and sum(lane.large.values()) + size > credit.budget and lane.prefetch_now > credit.limit(now):
-            lane.returning.append(delivery_tag)
-            lane.taken += 1
+        if (
+            subscription.large
+            and sum(subscription.large.values()) + size > credit.budget
+            and subscription.prefetch_now > credit.limit(now)
+        ):
+            subscription.returning.append(delivery_tag)
+            subscription.taken += 1
             return False
-        lane.large[delivery_tag] = size
+        subscription.large[delivery_tag] = size
         return True
 
     def _repair(self, connection: Connection) -> float:
         """Declare what is missing, and subscribe again where that is needed. Returns when to look again, in seconds."""
         now = time.monotonic()
-        faulty = [] if self.draining else [lane for lane in self.lanes if lane.fault is not None]
+        faulty = (
+            []
+            if self.draining
+            else [subscription for subscription in self.subscriptions if subscription.fault is not None]
+        )
         if self._missing is None and not faulty:
             return math.inf
         if (early := self._repaired_at + REPAIR_PAUSE - now) > 0:
@@ -340,21 +355,21 @@ class Subscriber(ConnectionThread):
             self._missing = self._missing or missing
             self._repair_failed(error)
             return REPAIR_PAUSE
-        for lane in faulty:
+        for subscription in faulty:
             logger.warning(
                 "%s: subscription to %r lost (%s); subscribing again. %s",
                 self.name,
-                lane.name,
-                lane.fault,
+                subscription.name,
+                subscription.fault,
                 "Its unacknowledged events will be redelivered."
-                if lane.channel is None
+                if subscription.channel is None
                 else "Events in progress are not affected.",
             )
-            self._retire(lane)
+            self._retire(subscription)
             try:
-                self._subscribe(lane, connection)
+                self._subscribe(subscription, connection)
             except amqp.exceptions.NotFound as error:
-                self._channel_lost(lane, error)
+                self._channel_lost(subscription, error)
                 self._repair_failed(error)
                 return REPAIR_PAUSE
         self._failed_repairs = 0
@@ -367,30 +382,30 @@ class Subscriber(ConnectionThread):
             raise error
         logger.warning("%s: something is being deleted (%s). Declaring it again in a moment.", self.name, error)
 
-    def _retire(self, lane: Lane) -> None:
+    def _retire(self, subscription: Subscription) -> None:
         """Let nothing more arrive on the channel, which stays open until all that did is settled."""
-        channel = lane.channel
+        channel = subscription.channel
         if channel is None:
             return
-        if lane.consumer_tag:
-            channel.basic_cancel(lane.consumer_tag)
-        self._give_back(lane)
-        if lane.arrived:
+        if subscription.consumer_tag:
+            channel.basic_cancel(subscription.consumer_tag)
+        self._give_back(subscription)
+        if subscription.arrived:
             with contextlib.suppress(RuntimeError):  # the loop has ended: the batch is delivered again
-                self.hand_over(lane, self._take(lane))
-        self._send_all_acks(lane)
-        left = lane.in_hand
-        lane.end(retired=left)
+                self.hand_over(subscription, self._take(subscription))
+        self._send_all_acks(subscription)
+        left = subscription.in_hand
+        subscription.end(retired=left)
         if not left:
             channel.close()
-        while len(lane.retired) > RETIRED:
-            oldest = next(iter(lane.retired))
-            lane.forget(oldest)
+        while len(subscription.retired) > RETIRED:
+            oldest = next(iter(subscription.retired))
+            subscription.forget(oldest)
             oldest.close()
 
-    def _close_retired(self, lane: Lane) -> None:
-        for channel in [channel for channel, left in lane.retired.items() if not left]:
-            lane.forget(channel)
+    def _close_retired(self, subscription: Subscription) -> None:
+        for channel in [channel for channel, left in subscription.retired.items() if not left]:
+            subscription.forget(channel)
             channel.close()
 
     # --- in the thread
@@ -407,267 +422,281 @@ class Subscriber(ConnectionThread):
             self._watch()
         pause = self._repair(connection)
         held = False
-        for lane in self.lanes:
-            if lane.arrived:
-                batch = self._take(lane)
+        for subscription in self.subscriptions:
+            if subscription.arrived:
+                batch = self._take(subscription)
                 if not self.draining:
                     # First, while the properties are this thread's to read; acted on last, so that no event waits.
-                    enough = lane.careful and self._may_be_careless(lane, batch[-1])
+                    enough = subscription.on_probation and self._passes_probation(subscription, batch[-1])
                     with contextlib.suppress(RuntimeError):  # the loop has ended: the batch is delivered again
-                        self.hand_over(lane, batch)
+                        self.hand_over(subscription, batch)
                     if enough:
-                        self._be_careless(lane)
-            if not self.draining and lane.channel is not None and lane.fault is None:
+                        self._end_probation(subscription)
+            if not self.draining and subscription.channel is not None and subscription.fault is None:
                 try:
-                    look_after = self._adapt(lane)
-                    lane.look_planned = look_after < math.inf
+                    look_after = self._adapt(subscription)
+                    subscription.look_planned = look_after < math.inf
                     pause = min(pause, look_after)
-                    if lane.watch.renewal_due and not lane.in_hand:
-                        self._renew(lane)
+                    if subscription.watch.renewal_due and not subscription.in_hand:
+                        self._renew(subscription)
                 except CHANNEL_LOST as error:
-                    self._channel_lost(lane, error)
+                    self._channel_lost(subscription, error)
                     pause = 0.0
             else:
-                lane.acks_wait_until = 0.0
-            if not lane.acks_wait_until and (lane.settled or lane.settlements.waiting):
-                held |= self._send_acks(lane)
-            if lane.retired:
-                self._close_retired(lane)
+                subscription.acks_wait_until = 0.0
+            if not subscription.acks_wait_until and (subscription.settled or subscription.settlements.waiting):
+                held |= self._send_acks(subscription)
+            if subscription.retired:
+                self._close_retired(subscription)
         # Out-of-order acks wait for those before them, but not when there is nothing else to do.
         return min(pause, HOLD if held else self._until_next_look())
 
-    def _be_careless(self, lane: Lane) -> None:
-        """Be careful no longer: from here on the prefetch follows the handlers."""
-        if lane.suspecting:
-            logger.info("%s: prefetching up to %d events from %r again.", self.name, lane.prefetch, lane.name)
-        lane.careful = lane.suspecting = False
+    def _end_probation(self, subscription: Subscription) -> None:
+        """End the probation: from here on the prefetch follows the handlers."""
+        if subscription.suspecting:
+            logger.info(
+                "%s: prefetching up to %d events from %r again.", self.name, subscription.prefetch, subscription.name
+            )
+        subscription.on_probation = subscription.suspecting = False
 
-    def _adapt(self, lane: Lane) -> float:
+    def _adapt(self, subscription: Subscription) -> float:
         """Set the prefetch as the handlers' speed and the bodies' size ask for. Returns when to look again.
 
         Acks wait meanwhile, so that the present consumer gets all that it may hold: see `credit`.
         """
-        if lane.careful:
+        if subscription.on_probation:
             return math.inf
-        now, in_hand, credit = time.monotonic(), lane.in_hand, lane.credit
+        now, in_hand, credit = time.monotonic(), subscription.in_hand, subscription.credit
         if not in_hand or not credit.due(now, in_hand):
-            lane.acks_wait_until = 0.0
-        elif lane.full or credit.urgent(now):
-            lane.acks_wait_until = 0.0
+            subscription.acks_wait_until = 0.0
+        elif subscription.full or credit.urgent(now):
+            subscription.acks_wait_until = 0.0
             prefetch = credit.next_prefetch(now, in_hand)
             if prefetch is not None:
-                self._set_prefetch(lane, prefetch)
-        elif not lane.acks_wait_until:
-            lane.acks_wait_until = now + FILLED_WITHIN
-        elif now >= lane.acks_wait_until:
-            lane.acks_wait_until = 0.0
+                self._set_prefetch(subscription, prefetch)
+        elif not subscription.acks_wait_until:
+            subscription.acks_wait_until = now + FILLED_WITHIN
+        elif now >= subscription.acks_wait_until:
+            subscription.acks_wait_until = 0.0
             credit.postpone(now)
-        if lane.returning and lane.prefetch_now <= credit.limit(now):
-            self._give_back(lane)
-        if lane.acks_wait_until:
-            return max(0.0, lane.acks_wait_until - now)
-        return credit.next_look(now, lane.in_hand)
+        if subscription.returning and subscription.prefetch_now <= credit.limit(now):
+            self._give_back(subscription)
+        if subscription.acks_wait_until:
+            return max(0.0, subscription.acks_wait_until - now)
+        return credit.next_look(now, subscription.in_hand)
 
-    def _give_back(self, lane: Lane) -> None:
+    def _give_back(self, subscription: Subscription) -> None:
         """Return to the queue what there was no room for. With the same prefetch, it would come again at once."""
-        channel, returning = lane.channel, lane.returning
+        channel, returning = subscription.channel, subscription.returning
         assert channel is not None
-        lane.returning = []
+        subscription.returning = []
         for tag in returning:
             channel.basic_nack(tag, requeue=True)
-            lane.settlements.already_sent(tag)
+            subscription.settlements.already_sent(tag)
 
-    def _take(self, lane: Lane) -> list[Delivery]:
-        batch = lane.arrived[:]
-        lane.arrived.clear()
-        lane.credit.arrived(time.monotonic(), lane.settlements.sent)
-        lane.taken += len(batch)
+    def _take(self, subscription: Subscription) -> list[Delivery]:
+        batch = subscription.arrived[:]
+        subscription.arrived.clear()
+        subscription.credit.arrived(time.monotonic(), subscription.settlements.sent)
+        subscription.taken += len(batch)
         return batch
 
-    # in the event loop that attends: the same, where nothing must be waited for
+    # in the event loop that reads: the same, without waiting
 
     def read_in_loop(self) -> None:
-        attention = self._attention
-        assert attention is not None
-        attention.connection.drain_nowait()
-        for lane in self.lanes:
-            if lane.fault is not None:
+        loop_reader = self._loop_reader
+        assert loop_reader is not None
+        loop_reader.connection.drain_nowait()
+        for subscription in self.subscriptions:
+            if subscription.fault is not None:
                 self.wake()
-            if lane.arrived and not lane.careful and not self.draining:
-                self.hand_over_here(lane, self._take(lane))
-                if not lane.look_planned and lane.credit.unsteady(time.monotonic()):
+            if subscription.arrived and not subscription.on_probation and not self.draining:
+                self.hand_over_here(subscription, self._take(subscription))
+                if not subscription.look_planned and subscription.credit.unsteady(time.monotonic()):
                     self.wake()
-            elif lane.arrived:
+            elif subscription.arrived:
                 self.wake()
 
-    def settle(self, lane: Lane) -> None:
-        """From the event loop: send the acks that are due, here if the loop attends, else in the thread."""
-        attention = self._attention
-        if lane.acks_wait_until and not lane.full:
+    def settle(self, subscription: Subscription) -> None:
+        """From the event loop: send the acks that are due, here if the loop reads, else in the thread."""
+        loop_reader = self._loop_reader
+        if subscription.acks_wait_until and not subscription.full:
             return  # the thread sends them
-        if attention is None or lane.acks_wait_until or not attention.take():
+        if loop_reader is None or subscription.acks_wait_until or not loop_reader.take():
             self.wake()
             return
         held = False
         try:
-            held = self._send_acks(lane)
+            held = self._send_acks(subscription)
         except BaseException as error:  # the thread ends the epoch over any, as it does over its own
-            attention.fail(error)
+            loop_reader.fail(error)
             if not isinstance(error, Exception):  # a signal's handler raised it, Ctrl-C's for one
                 raise
         finally:
-            attention.give_back()
+            loop_reader.give_back()
         if held and not self._held_until_later:
             self._held_until_later = True
-            attention.loop.native.call_later(HOLD, self._settle_held)
+            loop_reader.loop.native.call_later(HOLD, self._settle_held)
 
     def settle_soon(self) -> None:
         """The same after this round of the loop: what other handlers settle in it goes along, in one piece."""
-        attention = self._attention
-        if attention is None:
+        loop_reader = self._loop_reader
+        if loop_reader is None:
             self.wake()
         elif not self._settling_soon:
             self._settling_soon = True
-            attention.loop.soon(self._settle_all)
+            loop_reader.loop.soon(self._settle_all)
 
     def _settle_all(self) -> None:
         self._settling_soon = False
-        for lane in self.lanes:
-            if lane.settled:
-                self.settle(lane)
+        for subscription in self.subscriptions:
+            if subscription.settled:
+                self.settle(subscription)
 
     def _settle_held(self) -> None:
         self._held_until_later = False
-        for lane in self.lanes:
-            if lane.settlements.waiting:
-                self.settle(lane)
+        for subscription in self.subscriptions:
+            if subscription.settlements.waiting:
+                self.settle(subscription)
 
     def _until_next_look(self) -> float:
         if self.draining:
             return IDLE
-        if any(lane.arrived for lane in self.lanes):  # while one was subscribed anew
+        if any(subscription.arrived for subscription in self.subscriptions):  # while one was subscribed again
             return 0.0
-        looks = (lane.watch.next_look for lane in self.lanes if lane.fault is None)
+        looks = (subscription.watch.next_look for subscription in self.subscriptions if subscription.fault is None)
         return max(0.0, min(looks, default=math.inf) - time.monotonic())
 
     def _watch(self) -> None:
-        """The watchdog: ask the broker about each queue whose time has come, and begin anew where nothing arrives."""
-        for lane in self.lanes:
-            if time.monotonic() < lane.watch.next_look or lane.channel is None or lane.fault is not None:
+        """The watchdog: ask the broker about each queue that is due, and subscribe again where nothing arrives."""
+        for subscription in self.subscriptions:
+            if (
+                time.monotonic() < subscription.watch.next_look
+                or subscription.channel is None
+                or subscription.fault is not None
+            ):
                 continue
             # On the consuming channel itself: a broker that does not answer ends the epoch.
             try:
-                _, ready, consumers = lane.channel.queue_declare(lane.name, passive=True)
+                _, ready, consumers = subscription.channel.queue_declare(subscription.name, passive=True)
             except CHANNEL_LOST as error:
-                self._channel_lost(lane, error)
+                self._channel_lost(subscription, error)
                 continue
-            arrived = lane.taken + len(lane.arrived)
-            deaf = lane.watch.look(
+            arrived = subscription.taken + len(subscription.arrived)
+            stalled = subscription.watch.look(
                 time.monotonic(),
                 ready=ready,
                 consumers=consumers,
-                heard=arrived > lane.taken_before,
-                room=lane.room,
+                heard=arrived > subscription.taken_before,
+                room=subscription.room,
             )
-            lane.taken_before = arrived
-            if deaf is None:
+            subscription.taken_before = arrived
+            if stalled is None:
                 continue
-            if lane.watch.rebuilds >= REBUILDS:
+            if subscription.watch.rebuilds >= REBUILDS:
                 self.stopping = True
-                self.listener.from_thread(self.listener.give_up, _still_deaf(deaf))
+                self.listener.from_thread(self.listener.give_up, _still_stalled(stalled))
                 return
-            lane.watch.rebuilds += 1
+            subscription.watch.rebuilds += 1
             logger.error(
                 "%s: connected but stalled: %s. Subscribing again on %s (attempt %d of %d).",
                 self.name,
-                deaf,
-                "a new channel" if lane.watch.rebuilds == 1 else "a new connection",
-                lane.watch.rebuilds,
+                stalled,
+                "a new channel" if subscription.watch.rebuilds == 1 else "a new connection",
+                subscription.watch.rebuilds,
                 REBUILDS,
             )
-            if lane.watch.rebuilds > 1:
-                raise EpochEnded(deaf)
-            lane.fault = deaf
+            if subscription.watch.rebuilds > 1:
+                raise EpochEnded(stalled)
+            subscription.fault = stalled
 
-    def _renew(self, lane: Lane) -> None:
+    def _renew(self, subscription: Subscription) -> None:
         """Subscribe on a fresh channel: what the broker thinks to have delivered on the old one comes again."""
-        channel = lane.channel
+        channel = subscription.channel
         assert channel is not None
         assert self.connection is not None
-        channel.basic_cancel(lane.consumer_tag)
-        if lane.in_hand:  # it came in between, so this channel hears; its tags can be acked on it alone
-            self._consume(lane, channel)
+        channel.basic_cancel(subscription.consumer_tag)
+        if subscription.in_hand:  # it came in between, so this channel hears; its tags can be acked on it alone
+            self._consume(subscription, channel)
         else:
-            # Nothing has died: where the careful start was over, it is over. So idle workers share the next burst.
-            careful = lane.careful
-            lane.end()
+            # Nothing has died: where the probation was over, it stays over. So idle workers share the next burst.
+            on_probation = subscription.on_probation
+            subscription.end()
             channel.close()
-            self._subscribe(lane, self.connection, careful=careful)
-        lane.watch.renewed(time.monotonic())
+            self._subscribe(subscription, self.connection, on_probation=on_probation)
+        subscription.watch.renewed(time.monotonic())
 
-    def _send_acks(self, lane: Lane) -> bool:
+    def _send_acks(self, subscription: Subscription) -> bool:
         """Send what is due; says whether some acks are held back."""
-        channel, settled = lane.channel, lane.settled
+        channel, settled = subscription.channel, subscription.settled
         tags = []
         while settled:
             delivery, accepted = settled.popleft()
             if delivery.channel is not channel:
-                self._settle_retired(lane, delivery, accepted)
+                self._settle_retired(subscription, delivery, accepted)
             elif accepted:
                 tags.append(delivery.delivery_tag)
             else:
                 assert channel is not None
                 channel.basic_reject(delivery.delivery_tag, requeue=False)
-                lane.settlements.already_sent(delivery.delivery_tag)
-                lane.large.pop(delivery.delivery_tag, None)
+                subscription.settlements.already_sent(delivery.delivery_tag)
+                subscription.large.pop(delivery.delivery_tag, None)
         if channel is None:
             return False
-        settlements = lane.settlements
-        if lane.large:
+        settlements = subscription.settlements
+        if subscription.large:
             for tag in tags:
-                lane.large.pop(tag, None)
+                subscription.large.pop(tag, None)
         settlements.settle(tags)
         for tag, multiple in settlements.take(all_of_them=not tags):
             channel.basic_ack(tag, multiple=multiple)
-        now, in_hand = time.monotonic(), lane.in_hand
-        lane.credit.measure(now, settlements.sent, in_hand)
-        if not lane.careful and not lane.look_planned and lane.credit.next_look(now, in_hand) < math.inf:
+        now, in_hand = time.monotonic(), subscription.in_hand
+        subscription.credit.measure(now, settlements.sent, in_hand)
+        if (
+            not subscription.on_probation
+            and not subscription.look_planned
+            and subscription.credit.next_look(now, in_hand) < math.inf
+        ):
             self.wake()
         return bool(settlements.waiting)
 
-    def _settle_retired(self, lane: Lane, delivery: Delivery, accepted: bool) -> None:
+    def _settle_retired(self, subscription: Subscription, delivery: Delivery, accepted: bool) -> None:
         channel = delivery.channel
-        left = lane.retired.get(channel)
+        left = subscription.retired.get(channel)
         if not left:
             return  # its channel has ended: the broker delivers it again
         if accepted:
             channel.basic_ack(delivery.delivery_tag)
         else:
             channel.basic_reject(delivery.delivery_tag, requeue=False)
-        lane.retired[channel] = left - 1
+        subscription.retired[channel] = left - 1
         if left == 1:
             self.wake()  # to be closed
 
-    def _send_all_acks(self, lane: Lane) -> None:
-        while self._send_acks(lane):  # what it holds back for earlier ones goes the next time
+    def _send_all_acks(self, subscription: Subscription) -> None:
+        while self._send_acks(subscription):  # what it holds back for earlier ones goes the next time
             pass
 
     def _cancel(self) -> None:
-        tags = [(lane, lane.consumer_tag) for lane in self.lanes if lane.consumer_tag]
-        for lane, tag in tags:
-            lane.consumer_tag = ""
-            assert lane.channel is not None
-            lane.channel.basic_cancel(tag)
+        tags = [
+            (subscription, subscription.consumer_tag)
+            for subscription in self.subscriptions
+            if subscription.consumer_tag
+        ]
+        for subscription, tag in tags:
+            subscription.consumer_tag = ""
+            assert subscription.channel is not None
+            subscription.channel.basic_cancel(tag)
         if tags or not self._drained:
             self._drained = True
             self.listener.from_thread(self.listener.cancelled)
 
     def lost(self, error: BaseException) -> None:
-        for lane in self.lanes:
-            lane.retired.clear()
-            lane.end()
-            lane.fault = None
-            lane.watch.ended()
+        for subscription in self.subscriptions:
+            subscription.retired.clear()
+            subscription.end()
+            subscription.fault = None
+            subscription.watch.ended()
         if self.draining:
             self.listener.from_thread(self.listener.cancelled)
         if isinstance(error, errors.BrokerError):
@@ -690,19 +719,19 @@ class Subscriber(ConnectionThread):
         return isinstance(error, (EpochEnded, CHANNEL_LOST, TimeoutError))
 
     def closing(self) -> None:
-        for lane in self.lanes:
-            self._send_all_acks(lane)
+        for subscription in self.subscriptions:
+            self._send_all_acks(subscription)
 
 
 def _no_others() -> None:
     """Before the event loop runs."""
 
 
-def _nobody_listens(lane: Lane, batch: list[Delivery]) -> None:
+def _nobody_listens(subscription: Subscription, batch: list[Delivery]) -> None:
     """Before the event loop runs: what arrives is delivered again."""
 
 
-def _still_deaf(why: str) -> errors.WorkerError:
+def _still_stalled(why: str) -> errors.WorkerError:
     return errors.WorkerError(
         f"Connected but stalled: {why}, even after reconnecting and subscribing again {REBUILDS} times. Exiting, so "
         "that the supervisor of this worker notices. Check the queue on the broker (lightbus doctor MODULE:ATTR; "

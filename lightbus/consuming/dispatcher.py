@@ -1,7 +1,7 @@
 """One delivery's whole story: arrived, decoded, handled, decided, settled.
 
-`Consumer` lives in the event loop and runs handlers. What it is given comes from `connection.Subscriber`, which owns
-the connection in a thread of its own; what becomes of it goes back there to be acked.
+`Dispatcher` belongs to the event loop and runs handlers. Deliveries come from `connection.ConsumerConnection`, which
+owns the connection in a separate thread; their outcomes go back to it to be acked.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import anyio.to_thread
 import attrs
 
 from lightbus import errors
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.connection.loop_reader import current_loop
 from lightbus.consuming import threads as pools
-from lightbus.consuming.connection import Job, Lane, Siblings, Subscriber
+from lightbus.consuming.connection import ConsumerConnection, HandlerRun, PendingHandlers, Subscription
 from lightbus.consuming.stall import SAY_AGAIN, LoopWatch
-from lightbus.consuming.threads import Late, Pool, Seat, Slot, described
+from lightbus.consuming.threads import Late, Pool, TaskSlot, ThreadSlot, described
 from lightbus.handler import Handler
 from lightbus.publishing.publisher import Publisher
 from lightbus.retry import DeadLetter, Retry, RetryIn
@@ -54,39 +54,39 @@ ROUTES = 10_000
 """Remembered (exchange, routing key) pairs; forgotten all at once when there are more."""
 
 
-class Consumer:
+class Dispatcher:
     """Runs handlers for what arrives, and settles each delivery with what becomes of it."""
 
     def __init__(
         self,
         *,
         app: str,
-        broker: Broker,
-        lanes: Sequence[Lane],
+        broker: BrokerAddresses,
+        subscriptions: Sequence[Subscription],
         wanted: Topology,
         publisher: Publisher,
         retry: Retry,
     ) -> None:
         self.app = app
-        self.lanes = lanes
+        self.subscriptions = subscriptions
         self.publisher = publisher
         self.unmatched_retry = retry
         """For events that no handler matches."""
         self._internal = topology.internal_name(app)
-        self._subscriber = Subscriber(broker, f"lightbus {app} consumer", wanted, lanes, self)
-        for lane in lanes:
-            lane.let_others_begin = functools.partial(self._start_tasks, lane, lane.concurrency)
+        self._connection = ConsumerConnection(broker, f"lightbus {app} consumer", wanted, subscriptions, self)
+        for subscription in subscriptions:
+            subscription.let_others_begin = functools.partial(self._start_tasks, subscription, subscription.concurrency)
         self._said_of_unmatched: dict[tuple[str, str, int], float] = {}
         self._pools = {
-            lane: Pool(
-                lane,
+            subscription: Pool(
+                subscription,
                 start=functools.partial(self.from_thread, self._start_thread),
                 collect=functools.partial(self.from_thread, self._collect),
                 room=functools.partial(self.from_thread, self._use_room),
             )
-            for lane in lanes
+            for subscription in subscriptions
         }
-        self._slots: set[Slot] = set()
+        self._slots: set[TaskSlot] = set()
         self._running = 0
         self._deciding: set[anyio.CancelScope] = set()
         self._stopping = False
@@ -116,9 +116,9 @@ class Consumer:
         self._schedule = loop.soon_from_thread
         self._context = _context_of_callbacks()  # handlers see what the worker's lifespan has set
         # Without a function of its own in between: it is called for each batch.
-        self._subscriber.hand_over = functools.partial(self._schedule, self._context.run, self.receive)
-        self._subscriber.hand_over_here = functools.partial(loop.soon, self._context.run, self.receive)
-        self._subscriber.attended_by(loop)
+        self._connection.hand_over = functools.partial(self._schedule, self._context.run, self.receive)
+        self._connection.hand_over_here = functools.partial(loop.soon, self._context.run, self.receive)
+        self._connection.let_loop_read(loop)
         self._cancelled = _cancel_requests()
         self._cancelled_before = self._cancelled()
         self._ready = anyio.Event()
@@ -127,7 +127,14 @@ class Consumer:
         self._idle = anyio.Event()
         self._tick = max(
             0.02,
-            min(1.0, min((one.timeout for lane in self.lanes for one in lane.handlers.values()), default=60.0) / 10),
+            min(
+                1.0,
+                min(
+                    (one.timeout for subscription in self.subscriptions for one in subscription.handlers.values()),
+                    default=60.0,
+                )
+                / 10,
+            ),
         )
         self.beat = time.monotonic()
         watch = LoopWatch(self._due, self._handler_that_runs)
@@ -135,7 +142,7 @@ class Consumer:
             async with anyio.create_task_group() as self._tasks:
                 try:
                     self._tasks.start_soon(self._watch_timeouts)
-                    self._subscriber.ensure_started()
+                    self._connection.ensure_started()
                     await self._ready.wait()
                     if self._failure is None:
                         task_status.started()
@@ -146,7 +153,7 @@ class Consumer:
         finally:
             watch.stop()
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._subscriber.stop, 5.0)
+                await anyio.to_thread.run_sync(self._connection.stop, 5.0)
         if self._failure is not None:
             raise self._failure
         if not self._ended.is_set():
@@ -158,10 +165,10 @@ class Consumer:
     def _let_go(self) -> None:
         """Nothing is decided on any more, but for failures whose copies are on their way."""
         self._stopping = self._over = True
-        for lane in self.lanes:
-            lane.ready.clear()
-            self._pools[lane].close()
-            for slot in (*self._slots, *self._pools[lane].left_behind):
+        for subscription in self.subscriptions:
+            subscription.ready.clear()
+            self._pools[subscription].close()
+            for slot in (*self._slots, *self._pools[subscription].left_behind):
                 if slot.shield is not None:
                     slot.shield.shield = False
         for scope in self._deciding:
@@ -178,19 +185,19 @@ class Consumer:
     async def stop(self, grace: float) -> bool:
         """Take no more, let handlers in flight end for up to `grace` seconds, settle, disconnect.
 
-        Returns whether all of them ended; the others' events are delivered again, to whoever consumes then.
+        Returns whether all of them ended; the others' events are delivered again, to another consumer.
         """
         deadline = anyio.current_time() + grace
         self._stopping = True
-        self._subscriber.draining = True
-        self._subscriber.wake()
+        self._connection.draining = True
+        self._connection.wake()
         with anyio.CancelScope(deadline=min(deadline, anyio.current_time() + 5.0)):
-            if self._subscriber.connection is not None:
+            if self._connection.connection is not None:
                 await self._drained.wait()
-        for lane in self.lanes:
-            lane.ready.clear()
-            lane.parked.clear()
-            self._pools[lane].close()
+        for subscription in self.subscriptions:
+            subscription.ready.clear()
+            subscription.parked.clear()
+            self._pools[subscription].close()
         if not self._running:
             self._idle.set()
         with anyio.CancelScope(deadline=deadline):
@@ -206,27 +213,29 @@ class Consumer:
 
     @property
     def connected(self) -> bool:
-        return self._subscriber.connection is not None and all(lane.consumer_tag for lane in self.lanes)
+        return self._connection.connection is not None and all(
+            subscription.consumer_tag for subscription in self.subscriptions
+        )
 
     @property
-    def attended(self) -> bool:
+    def read_by_loop(self) -> bool:
         """Whether the event loop reads the connection itself now."""
-        return self._subscriber.attended
+        return self._connection.read_by_loop
 
-    # --- how it is, for whoever asks from another thread
+    # --- state, read from other threads
 
     @property
     def connection_state(self) -> tuple[str, str | None]:
         """ "connected", or "disconnected" and why."""
-        error = self._subscriber.error
-        if self._subscriber.connection is not None and error is None:
+        error = self._connection.error
+        if self._connection.connection is not None and error is None:
             return "connected", None
         return "disconnected", None if error is None else str(error)
 
     @property
     def reading(self) -> bool:
         """Whether the thread lives that owns the connection."""
-        return self._subscriber.alive
+        return self._connection.alive
 
     @property
     def unkept(self) -> tuple[int, str | None]:
@@ -243,14 +252,16 @@ class Consumer:
             if job is not None and job[1] is not None and deadline < math.inf
         ]
 
-    def late(self, lane: Lane) -> tuple[list[Late], list[Late]]:
+    def late(self, subscription: Subscription) -> tuple[list[Late], list[Late]]:
         """The handlers that run on though their time is over: those that hold their place, and those left behind."""
-        holding = [slot.late for slot in _copied(self._slots) if slot.lane is lane and slot.late is not None]
-        return holding, self._pools[lane].all_left_behind()
+        holding = [
+            slot.late for slot in _copied(self._slots) if slot.subscription is subscription and slot.late is not None
+        ]
+        return holding, self._pools[subscription].all_left_behind()
 
-    def threads_are_short(self, lane: Lane) -> bool:
+    def threads_are_short(self, subscription: Subscription) -> bool:
         """Whether plain handlers wait, as the threads for them are busy with handlers that are left behind."""
-        pool = self._pools[lane]
+        pool = self._pools[subscription]
         return bool(pool.full and pool.jobs)
 
     # --- called by the subscriber's thread, run in the event loop
@@ -270,46 +281,50 @@ class Consumer:
         self._ready.set()
         self._ended.set()
 
-    def receive(self, lane: Lane, batch: list[Delivery]) -> None:
+    def receive(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Find each delivery's handlers, and see to it that a task, or a thread, handles what is ready."""
         if self._stopping:
             return
-        ready = lane.ready
+        ready = subscription.ready
         for delivery in batch:
-            handlers = lane.routes.get((delivery.exchange, delivery.routing_key)) or self._route(lane, delivery)
+            handlers = subscription.routes.get((delivery.exchange, delivery.routing_key)) or self._route(
+                subscription, delivery
+            )
             if not handlers:
                 ready.append((delivery, None, None))
                 continue
-            siblings = Siblings(len(handlers)) if len(handlers) > 1 else None
+            siblings = PendingHandlers(len(handlers)) if len(handlers) > 1 else None
             for handler in handlers:
                 if handler.is_async:
                     ready.append((delivery, handler, siblings))
-                elif handler.concurrency is None or self._takes_turn(lane, handler, (delivery, handler, siblings)):
-                    self._pools[lane].jobs.append((delivery, handler, siblings))
-        self._pools[lane].call()
-        self._start_tasks(lane, most=1)
+                elif handler.concurrency is None or self._takes_turn(
+                    subscription, handler, (delivery, handler, siblings)
+                ):
+                    self._pools[subscription].jobs.append((delivery, handler, siblings))
+        self._pools[subscription].call()
+        self._start_tasks(subscription, most=1)
 
-    def _start_tasks(self, lane: Lane, most: int) -> None:
+    def _start_tasks(self, subscription: Subscription, most: int) -> None:
         """One task handles what is ready, one after the other, until a handler has to wait: then the others come, as
         many as there is work and room for. So handlers that never wait cost one task a batch: a third of the CPU less
         (`make bench CASE=consume`), since a task costs more than an event.
         """
-        if lane.ready:
-            for _ in range(self._pools[lane].take_room(min(most, len(lane.ready)))):
+        if subscription.ready:
+            for _ in range(self._pools[subscription].take_room(min(most, len(subscription.ready)))):
                 self._running += 1
-                self._tasks.start_soon(self._work, lane)
+                self._tasks.start_soon(self._work, subscription)
 
-    def _use_room(self, lane: Lane) -> None:
+    def _use_room(self, subscription: Subscription) -> None:
         """A thread has left its room to a task."""
         if not self._stopping:
-            self._start_tasks(lane, most=1)
+            self._start_tasks(subscription, most=1)
 
     def _start_thread(self, pool: Pool) -> None:
         if not self._stopping:
             self._running += 1
             self._tasks.start_soon(self._work_in_thread, pool)
 
-    def _route(self, lane: Lane, delivery: Delivery) -> tuple[Handler, ...]:
+    def _route(self, subscription: Subscription, delivery: Delivery) -> tuple[Handler, ...]:
         """The handlers for this delivery. Remembered by exchange and routing key, except for retried copies."""
         try:
             envelope = codec.read_envelope(self.app, delivery)
@@ -318,28 +333,28 @@ class Consumer:
         if not envelope.verified:
             return ()
         if envelope.handler is not None:
-            handler = lane.handlers.get(envelope.handler)
+            handler = subscription.handlers.get(envelope.handler)
             return () if handler is None else (handler,)
         handlers = tuple(
-            handler for handler in lane.handlers.values() if handler.hears(envelope.source, envelope.event)
+            handler for handler in subscription.handlers.values() if handler.hears(envelope.source, envelope.event)
         )
         if delivery.exchange not in ("", self._internal):
-            if len(lane.routes) >= ROUTES:
-                lane.routes.clear()
-            lane.routes[delivery.exchange, delivery.routing_key] = handlers
+            if len(subscription.routes) >= ROUTES:
+                subscription.routes.clear()
+            subscription.routes[delivery.exchange, delivery.routing_key] = handlers
         return handlers
 
     # --- tasks
 
-    async def _work(self, lane: Lane, left: Slot | None = None) -> None:
+    async def _work(self, subscription: Subscription, left: TaskSlot | None = None) -> None:
         """Handle what is ready until there is nothing left; before that, what another task has left."""
-        ready, handled, cancelled = lane.ready, 0, _cancel_requests()
+        ready, handled, cancelled = subscription.ready, 0, _cancel_requests()
         shield = anyio.CancelScope()
-        slot = Slot(lane, anyio.CancelScope(), shield=shield)
+        slot = TaskSlot(subscription, anyio.CancelScope(), shield=shield)
         handed_on = False
         try:
             if left is not None and not left.again:
-                self._start_tasks(lane, len(ready))
+                self._start_tasks(subscription, len(ready))
                 await self._decide(left)  # out here, where no timeout can cut it short
             self._slots.add(slot)
             try:
@@ -350,7 +365,7 @@ class Consumer:
                     # Not after its time was over, though that handler ended well: the next one would be cancelled.
                     while ready and slot.job is None and not slot.scope.cancel_called and not cancelled():
                         job = ready.popleft()
-                        if not self._may_run(lane, job):
+                        if not self._may_run(subscription, job):
                             continue
                         slot.job = job
                         handled += 1
@@ -370,22 +385,22 @@ class Consumer:
             handed_on = self._hand_on(slot)
         finally:
             if not handed_on:
-                self._pools[lane].give_room()
+                self._pools[subscription].give_room()
                 self._one_less()
 
-    def _hand_on(self, slot: Slot) -> bool:
+    def _hand_on(self, slot: TaskSlot) -> bool:
         """Whether another task gets this one's room. It is not used any further itself where anything is left: its
         handler may have cancelled it, now or for later.
         """
         if slot.left_behind:  # one got it when that was decided
-            self._pools[slot.lane].ended(slot, slot.error)
+            self._pools[slot.subscription].ended(slot, slot.error)
             return True
-        if (slot.job is None and not slot.lane.ready) or self._ends():
+        if (slot.job is None and not slot.subscription.ready) or self._ends():
             return False
-        self._tasks.start_soon(self._work, slot.lane, None if slot.job is None else slot)
+        self._tasks.start_soon(self._work, slot.subscription, None if slot.job is None else slot)
         return True
 
-    def _judge(self, slot: Slot, *, cancelled: bool, first: bool) -> None:
+    def _judge(self, slot: TaskSlot, *, cancelled: bool, first: bool) -> None:
         """Whose fault it is that a job is left: the handler's, or that of one before it, which has cancelled the task
         that they share. A new task runs the job again then, which nothing but the handler itself can cancel.
         """
@@ -397,12 +412,12 @@ class Consumer:
             logger.warning(
                 "The %s was interrupted: its task was cancelled, most likely by a timer of an earlier handler in the "
                 "same task. The handler runs again.",
-                described(slot.lane, slot.job),
+                described(slot.subscription, slot.job),
             )
         elif slot.error is not None and errors.is_a(slot.error, anyio.get_cancelled_exc_class()):
             slot.error = _cancelled_error(slot, cancelled, slot.error)
 
-    async def _decide(self, left: Slot) -> None:
+    async def _decide(self, left: TaskSlot) -> None:
         """Act on a failure. Where the worker is cancelled meanwhile, a copy that is on its way may still be confirmed:
         else the event would come twice.
         """
@@ -412,7 +427,7 @@ class Consumer:
         with anyio.CancelScope(shield=True) as scope:
             self._deciding.add(scope)
             try:
-                await self._conclude(left.lane, left.job, left.error or _timeout_error(left.job))
+                await self._handle_failure(left.subscription, left.job, left.error or _timeout_error(left.job))
             finally:
                 self._deciding.discard(scope)
 
@@ -421,7 +436,7 @@ class Consumer:
         coming, handed_on = True, False
         try:
             while not pool.closed:
-                seat = Seat(pool.lane, anyio.CancelScope(), coming=coming)
+                seat = ThreadSlot(pool.subscription, anyio.CancelScope(), coming=coming)
                 self._slots.add(seat)
                 try:
                     with seat.scope:
@@ -432,7 +447,9 @@ class Consumer:
                     if seat.thread:
                         raise
                     logger.error(
-                        "Cannot start a thread for the sync handlers of %r: %s. Trying again.", pool.lane.name, error
+                        "Cannot start a thread for the sync handlers of %r: %s. Trying again.",
+                        pool.subscription.name,
+                        error,
                     )
                     await anyio.sleep(NO_THREAD_PAUSE)
                     continue
@@ -441,7 +458,9 @@ class Consumer:
                     self._collect(pool)
                 coming = False
                 if seat.returned is not None and seat.late is None:
-                    self._tasks.start_soon(self._work, pool.lane, self._left_to_await(seat))  # with this one's room
+                    self._tasks.start_soon(
+                        self._work, pool.subscription, self._left_to_await(seat)
+                    )  # with this one's room
                     handed_on = not pool.take_room(1)
                     if handed_on:
                         break
@@ -455,9 +474,9 @@ class Consumer:
                 pool.give_room()
                 self._one_less()
             if not self._stopping:
-                self._start_tasks(pool.lane, most=1)
+                self._start_tasks(pool.subscription, most=1)
 
-    def _left_to_await(self, seat: Seat) -> Slot:
+    def _left_to_await(self, seat: ThreadSlot) -> TaskSlot:
         """A plain function around an async one (a decorator's, mostly) returns what is yet to be run."""
         assert seat.job is not None
         delivery, handler, siblings = seat.job
@@ -466,7 +485,7 @@ class Consumer:
         assert seat.context is not None
         _make_loop_known_in(seat.context)
         rest = attrs.evolve(handler, function=_awaits(seat.returned), arguments=_nothing, timeout=left)
-        return Slot(seat.lane, seat.scope, job=(delivery, rest, siblings), again=True, context=seat.context)
+        return TaskSlot(seat.subscription, seat.scope, job=(delivery, rest, siblings), again=True, context=seat.context)
 
     def _one_less(self) -> None:
         self._running -= 1
@@ -475,27 +494,27 @@ class Consumer:
 
     def _collect(self, pool: Pool) -> None:
         """Settle what the threads are done with."""
-        pool.collecting = False  # first: whoever is done after this asks anew
+        pool.collecting = False  # first: what is done after this asks again
         while pool.done:
             job, begun = pool.done.popleft()
             if begun:
-                self._settle(pool.lane, job)
+                self._settle(pool.subscription, job)
             else:
-                self._release(pool.lane, job[1])
+                self._release(pool.subscription, job[1])
 
-    async def process(self, slot: Slot, job: Job, context: contextvars.Context | None = None) -> None:
+    async def process(self, slot: TaskSlot, job: HandlerRun, context: contextvars.Context | None = None) -> None:
         """Decode, handle, settle; a failure stays in the slot, to be decided on."""
         delivery, handler, _ = job
         try:
             if handler is None:
-                raise self._no_handler(slot.lane, delivery)
+                raise self._no_handler(slot.subscription, delivery)
             arguments = handler.arguments(delivery)
             if context is None:
                 context = self._context.copy()
             context.run(codec.current_delivery.set, delivery)
             slot.deadline = time.monotonic() + handler.timeout
             slot.coroutine = handler.function(*arguments)
-            await run_in_context(context, slot.coroutine, slot.lane.let_others_begin)
+            await run_in_context(context, slot.coroutine, slot.subscription.let_others_begin)
         except (anyio.get_cancelled_exc_class(), TaskClosed):
             raise  # whose doing that is can be seen outside of the slot's scope
         except BaseException as error:
@@ -505,63 +524,63 @@ class Consumer:
         else:
             if not slot.left_behind:
                 slot.job = None
-                self._settle(slot.lane, job)
+                self._settle(slot.subscription, job)
         finally:
             slot.deadline = math.inf
 
-    def _may_run(self, lane: Lane, job: Job) -> bool:
+    def _may_run(self, subscription: Subscription, job: HandlerRun) -> bool:
         """Whether the job's turn has come. A handler's own `concurrency` may park it; others go first."""
         delivery, handler, _ = job
         if handler is None or handler.concurrency is None:
-            return delivery.channel in lane.channels  # else its epoch has ended, and it comes again
-        if delivery.channel not in lane.channels:
-            self._unpark(lane, handler)
+            return delivery.channel in subscription.channels  # else its epoch has ended, and it comes again
+        if delivery.channel not in subscription.channels:
+            self._unpark(subscription, handler)
             return False
-        return self._takes_turn(lane, handler, job)
+        return self._takes_turn(subscription, handler, job)
 
-    def _takes_turn(self, lane: Lane, handler: Handler, job: Job) -> bool:
+    def _takes_turn(self, subscription: Subscription, handler: Handler, job: HandlerRun) -> bool:
         assert handler.concurrency is not None
-        running = lane.running_of.get(handler.name, 0)
+        running = subscription.running_of.get(handler.name, 0)
         if running >= handler.concurrency:
-            lane.parked.setdefault(handler.name, deque()).append(job)
+            subscription.parked.setdefault(handler.name, deque()).append(job)
             return False
-        lane.running_of[handler.name] = running + 1
+        subscription.running_of[handler.name] = running + 1
         return True
 
-    def _unpark(self, lane: Lane, handler: Handler) -> None:
-        parked = lane.parked.get(handler.name)
+    def _unpark(self, subscription: Subscription, handler: Handler) -> None:
+        parked = subscription.parked.get(handler.name)
         if not parked:
             return
         if handler.is_async:
-            lane.ready.appendleft(parked.popleft())
+            subscription.ready.appendleft(parked.popleft())
         else:
-            lane.running_of[handler.name] += 1
-            self._pools[lane].jobs.appendleft(parked.popleft())
-            self._pools[lane].call()
+            subscription.running_of[handler.name] += 1
+            self._pools[subscription].jobs.appendleft(parked.popleft())
+            self._pools[subscription].call()
 
-    def _settle(self, lane: Lane, job: Job, *, accepted: bool = True) -> None:
+    def _settle(self, subscription: Subscription, job: HandlerRun, *, accepted: bool = True) -> None:
         """This handler has ended with this delivery; when all have, it is acked (or rejected to the dead letters)."""
         delivery, handler, siblings = job
         self.handled += 1
-        self._release(lane, handler)
+        self._release(subscription, handler)
         if siblings is not None:
             siblings.unended -= 1
             siblings.accepted &= accepted
             if siblings.unended:
                 return
             accepted = siblings.accepted
-        lane.settled.append((delivery, accepted))
+        subscription.settled.append((delivery, accepted))
         # Acks go in batches: when a part of the prefetch is settled, or nothing is left to do (else within TICK).
-        if len(lane.settled) > lane.ack_batch:
-            self._subscriber.settle(lane)
-        elif not (lane.ready or self._pools[lane].done):
-            self._subscriber.settle_soon()
+        if len(subscription.settled) > subscription.ack_batch:
+            self._connection.settle(subscription)
+        elif not (subscription.ready or self._pools[subscription].done):
+            self._connection.settle_soon()
 
-    def _release(self, lane: Lane, handler: Handler | None) -> None:
+    def _release(self, subscription: Subscription, handler: Handler | None) -> None:
         """This handler has ended: one that was parked for its `concurrency` may begin."""
         if handler is not None and handler.concurrency is not None:
-            lane.running_of[handler.name] -= 1
-            self._unpark(lane, handler)
+            subscription.running_of[handler.name] -= 1
+            self._unpark(subscription, handler)
 
     # --- handlers over their time
 
@@ -576,14 +595,17 @@ class Consumer:
             if late or any(pool.left_behind for pool in self._pools.values()):
                 await self._end_late(late, now)
 
-    async def _end_late(self, late: list[Slot], now: float) -> None:
+    async def _end_late(self, late: list[TaskSlot], now: float) -> None:
         for slot in late:
-            if isinstance(slot, Seat):
+            if isinstance(slot, ThreadSlot):
                 slot.cancel(now)
-                self._pools[slot.lane].leave_behind(slot)
-        in_the_loop = [slot for slot in late if not isinstance(slot, Seat)]
+                self._pools[slot.subscription].leave_behind(slot)
+        in_the_loop = [slot for slot in late if not isinstance(slot, ThreadSlot)]
         left_behind = [
-            slot for pool in self._pools.values() for slot in _copied(pool.left_behind) if not isinstance(slot, Seat)
+            slot
+            for pool in self._pools.values()
+            for slot in _copied(pool.left_behind)
+            if not isinstance(slot, ThreadSlot)
         ]
         await self._cancel(in_the_loop + left_behind, now)
         if self._stopping:
@@ -597,7 +619,7 @@ class Consumer:
                 if now - since.since > pools.STUCK:
                     self._say_stuck(slot, since, now)
 
-    async def _cancel(self, slots: list[Slot], now: float) -> None:
+    async def _cancel(self, slots: list[TaskSlot], now: float) -> None:
         """Cancel them for one round of the event loop; without a limit, it would do so in each round until they end."""
         cancelled = [slot for slot in slots if slot.cancel(now)]
         if cancelled:
@@ -605,25 +627,25 @@ class Consumer:
             for slot in cancelled:
                 slot.rest()
 
-    def _leave_behind(self, slot: Slot) -> None:
+    def _leave_behind(self, slot: TaskSlot) -> None:
         """Decide on the event of a handler that does not end, in another task, which gets its room."""
-        if not self._pools[slot.lane].leave_behind(slot):
+        if not self._pools[slot.subscription].leave_behind(slot):
             return
-        left = Slot(slot.lane, slot.scope, job=slot.job)
+        left = TaskSlot(slot.subscription, slot.scope, job=slot.job)
         slot.left_behind, slot.job = True, None
         self._slots.discard(slot)
-        self._tasks.start_soon(self._work, slot.lane, left)
+        self._tasks.start_soon(self._work, slot.subscription, left)
 
-    def _say_stuck(self, slot: Slot, late: Late, now: float) -> None:
+    def _say_stuck(self, slot: TaskSlot, late: Late, now: float) -> None:
         if now - late.said_at < SAY_AGAIN:
             return
         late.said_at = now
         if not slot.left_behind:
             became = (
                 "Its event stays unacknowledged and it still counts towards the worker's concurrency, because "
-                f"{self._pools[slot.lane].limit} handlers of this queue already run past their timeout"
+                f"{self._pools[slot.subscription].limit} handlers of this queue already run past their timeout"
             )
-        elif isinstance(slot, Seat):
+        elif isinstance(slot, ThreadSlot):
             became = "Its event has failed; the thread cannot be stopped"
         else:
             became = "Its event has failed; the handler did not end when it was cancelled"
@@ -643,73 +665,74 @@ class Consumer:
         """The handler that the event loop is running right now. From another thread."""
         for slot in _copied(self._slots):
             job = slot.job
-            if job is None or isinstance(slot, Seat):
+            if job is None or isinstance(slot, ThreadSlot):
                 continue
             decoding = slot.deadline == math.inf  # it has no deadline yet
             if decoding or getattr(slot.coroutine, "cr_running", False):
-                return described(slot.lane, job)
+                return described(slot.subscription, job)
         return None
 
     # --- what becomes of a failure
 
-    def _no_handler(self, lane: Lane, delivery: Delivery) -> errors.NoHandler:
+    def _no_handler(self, subscription: Subscription, delivery: Delivery) -> errors.NoHandler:
         envelope = codec.read_envelope(self.app, delivery)
         if not envelope.verified:
-            return codec.moved_by_hand(self.app, delivery, lane.name)
+            return codec.moved_by_hand(self.app, delivery, subscription.name)
         if envelope.handler is not None:
             return errors.NoHandler(
                 f"the handler {envelope.handler!r}, whose retry this is, no longer exists. Deploy code that has this "
                 "handler, then retry the dead letter."
             )
-        own_queue = "" if lane.suffix == topology.MAIN else f" --queue {lane.suffix}"
+        own_queue = "" if subscription.suffix == topology.MAIN else f" --queue {subscription.suffix}"
         return errors.NoHandler(
-            f"no handler of {self.app!r} on queue {lane.name!r} handles {envelope.event!r} from {envelope.source!r}. "
-            f"If the handler was removed, remove its binding too: lightbus unbind MODULE:ATTR PATTERN{own_queue} (one "
+            f"no handler of {self.app!r} on queue {subscription.name!r} handles {envelope.event!r} from "
+            f"{envelope.source!r}. If the handler was removed, remove its binding too: lightbus unbind MODULE:ATTR "
+            f"PATTERN{own_queue} (one "
             f"that matches {envelope.event!r})"
         )
 
-    async def _conclude(self, lane: Lane, job: Job, error: BaseException) -> None:
+    async def _handle_failure(self, subscription: Subscription, job: HandlerRun, error: BaseException) -> None:
         """Decide what becomes of a failed delivery, keep a copy of it there, then settle it."""
         delivery, handler, _ = job
         attempt = self._attempt(delivery)
         policy = self.unmatched_retry if handler is None else handler.retry
         decision = policy.decide(errors.without_machinery(error), attempt)
-        if handler is None and isinstance(decision, DeadLetter) and self._is_of_others(lane, delivery):
-            self._settle(lane, job)
+        if handler is None and isinstance(decision, DeadLetter) and self._is_of_others(subscription, delivery):
+            self._settle(subscription, job)
             return
         reason = errors.without_machinery(errors.without_groups(error))
         error = reason if errors.has_traceback(reason) else error  # what shows where it was
         name = None if handler is None else handler.name
         match decision:
             case RetryIn(delay, expiration):
-                key = topology.retry_key(lane.suffix, delay)
+                key = topology.retry_key(subscription.suffix, delay)
                 shorter = expiration if expiration < delay else None
-                properties = codec.copy_properties(self.app, delivery, name, attempt + 1, lane.name, shorter)
+                properties = codec.copy_properties(self.app, delivery, name, attempt + 1, subscription.name, shorter)
             case DeadLetter(cause):
                 key = topology.DEAD_KEY
-                properties = codec.copy_properties(self.app, delivery, name, attempt, lane.name)
+                properties = codec.copy_properties(self.app, delivery, name, attempt, subscription.name)
                 properties["headers"] |= codec.error_headers(cause, error)
                 reason = cause
-        failure = self._what_failed(lane, delivery, handler, attempt, reason)
+        failure = self._what_failed(subscription, delivery, handler, attempt, reason)
         copy = Publication(self._internal, key, delivery.body, properties)
         kept = None
         try:
-            kept = await self._keep_copy(lane, delivery, copy, failure)
+            kept = await self._keep_copy(subscription, delivery, copy, failure)
         finally:  # not before it is true, and also where the worker ends meanwhile
-            self._log(lane, delivery, handler, attempt, decision, error, failure, kept)
+            self._log(subscription, delivery, handler, attempt, decision, error, failure, kept)
         if kept is None:
-            self._release(lane, handler)
+            self._release(subscription, handler)
         else:
-            self._settle(lane, job, accepted=kept)
+            self._settle(subscription, job, accepted=kept)
 
-    def _is_of_others(self, lane: Lane, delivery: Delivery) -> bool:
+    def _is_of_others(self, subscription: Subscription, delivery: Delivery) -> bool:
         """Whether it is an event of another app than its queue is for: each handler names an app with `source=`, and
         one of them would have handled this event of the app that it names.
 
         That app can bind the bus, or another exchange that it may read, to its own exchange. Its listeners get others'
         events then, by their own bindings.
         """
-        handlers = lane.handlers.values()
+        handlers = subscription.handlers.values()
         try:
             envelope = codec.read_envelope(self.app, delivery)
         except errors.DecodeError:
@@ -724,21 +747,23 @@ class Consumer:
         named = {handler.source for handler in handlers if handler.hears(handler.source or "", envelope.event)}
         if not named or envelope.source in named:
             return False
-        self._of_others[lane.name] += 1
-        if self._is_news(lane, "", 0):
+        self._of_others[subscription.name] += 1
+        if self._is_news(subscription, "", 0):
             logger.warning(
                 "%s: %r from %r was acknowledged without a handler (%d so far): all handlers of this queue name other "
                 "apps with source=. Either the exchange of such an app (%s) is bound to another one, or a binding is "
                 "left over: lightbus unbind MODULE:ATTR PATTERN",
-                lane.name,
+                subscription.name,
                 envelope.event,
                 envelope.source,
-                self._of_others[lane.name],
+                self._of_others[subscription.name],
                 ", ".join(sorted(filter(None, named))),
             )
         return True
 
-    async def _keep_copy(self, lane: Lane, delivery: Delivery, copy: Publication, failure: str) -> bool | None:
+    async def _keep_copy(
+        self, subscription: Subscription, delivery: Delivery, copy: Publication, failure: str
+    ) -> bool | None:
         """Publish a copy with confirm. True: it is kept, so the delivery can be acked. False: the broker will not
         take the copy as it is, so that the delivery itself must be dead-lettered. None: leave it to be delivered again.
 
@@ -747,7 +772,7 @@ class Consumer:
         pauses = iter(COPY_PAUSES)
         original = copy
         try:
-            while delivery.channel in lane.channels and not (self._stopping and self._ended.is_set()):
+            while delivery.channel in subscription.channels and not (self._stopping and self._ended.is_set()):
                 try:
                     receipt = await self.publisher.publish(copy)
                 except errors.PublishError as error:
@@ -755,10 +780,10 @@ class Consumer:
                         if codec.ERROR_TRACEBACK in copy.properties["headers"]:  # the largest that Lightbus adds
                             copy = _without_details(copy)
                             continue
-                        logger.error("%s: the copy for %s was refused. %s", lane.name, copy.routing_key, error)
+                        logger.error("%s: the copy for %s was refused. %s", subscription.name, copy.routing_key, error)
                         return False
                     if isinstance(error.__cause__, errors.TopologyMissing):
-                        self._subscriber.declare_again(f"the exchange {self._internal} no longer exists")
+                        self._connection.declare_again(f"the exchange {self._internal} no longer exists")
                     self._unkept[id(original)] = str(error)
                     logger.error(
                         "%s; its copy for %s.%s is not confirmed yet, trying again. %s",
@@ -770,7 +795,7 @@ class Consumer:
                 else:
                     if receipt.routed:
                         return True
-                    self._subscriber.declare_again(f"the queue {self.app}.{copy.routing_key} no longer exists")
+                    self._connection.declare_again(f"the queue {self.app}.{copy.routing_key} no longer exists")
                 await anyio.sleep(next(pauses, COPY_PAUSES[-1]))
             return None
         finally:
@@ -783,18 +808,23 @@ class Consumer:
             return 1
 
     def _what_failed(
-        self, lane: Lane, delivery: Delivery, handler: Handler | None, attempt: int, error: BaseException
+        self,
+        subscription: Subscription,
+        delivery: Delivery,
+        handler: Handler | None,
+        attempt: int,
+        error: BaseException,
     ) -> str:
         message_id, _ = codec.read_cause(delivery)
         # What `lightbus dead show` finds it by. A stranger may have written it: it stays one line.
         shown = message_id if message_id.isprintable() else ascii(message_id)
         whose = "no handler for" if handler is None else f"{handler.name} failed on"
         said = errors.summary(error).rstrip(".")
-        return f"{whose} {self._name(delivery)!r} ({shown}) in {lane.name!r}, attempt {attempt}: {said}"
+        return f"{whose} {self._name(delivery)!r} ({shown}) in {subscription.name!r}, attempt {attempt}: {said}"
 
     def _log(
         self,
-        lane: Lane,
+        subscription: Subscription,
         delivery: Delivery,
         handler: Handler | None,
         attempt: int,
@@ -805,7 +835,7 @@ class Consumer:
     ) -> None:
         """Say what failed, and what has become of it."""
         # A left-over binding brings thousands of events that nothing handles: each is said once a while.
-        quietly = handler is None and not self._is_news(lane, self._name(delivery), attempt)
+        quietly = handler is None and not self._is_news(subscription, self._name(delivery), attempt)
         trace = None
         match decision, kept:
             case _, None:
@@ -823,9 +853,9 @@ class Consumer:
         exc_info, frames = errors.for_log(trace)
         logger.log(logging.DEBUG if quietly else level, "%s; %s%s", failure, became, frames, exc_info=exc_info)
 
-    def _is_news(self, lane: Lane, event: str, attempt: int) -> bool:
+    def _is_news(self, subscription: Subscription, event: str, attempt: int) -> bool:
         """Whether to say (again) that nothing handles this event."""
-        now, what = time.monotonic(), (lane.name, event, attempt)
+        now, what = time.monotonic(), (subscription.name, event, attempt)
         if now - self._said_of_unmatched.get(what, -math.inf) < SAY_AGAIN:
             return False
         if len(self._said_of_unmatched) >= ROUTES:
@@ -894,7 +924,7 @@ def _nothing(delivery: Delivery) -> tuple[Any, ...]:
     return ()
 
 
-def _cancelled_error(slot: Slot, cancelled: bool, error: BaseException) -> errors.HandlerCancelled:
+def _cancelled_error(slot: TaskSlot, cancelled: bool, error: BaseException) -> errors.HandlerCancelled:
     assert slot.job is not None
     assert slot.job[1] is not None
     how = "cancelled its own task" if cancelled else "awaited something that was cancelled"
@@ -906,7 +936,7 @@ def _cancelled_error(slot: Slot, cancelled: bool, error: BaseException) -> error
     return made.with_traceback(error.__traceback__)
 
 
-def _timeout_error(job: Job) -> errors.HandlerTimeout:
+def _timeout_error(job: HandlerRun) -> errors.HandlerTimeout:
     handler = job[1]
     assert handler is not None
     return errors.HandlerTimeout(
@@ -915,7 +945,7 @@ def _timeout_error(job: Job) -> errors.HandlerTimeout:
     )
 
 
-def _copied(slots: Collection[Slot]) -> list[Slot]:
+def _copied(slots: Collection[TaskSlot]) -> list[TaskSlot]:
     """For another thread than the event loop's."""
     while True:
         with contextlib.suppress(RuntimeError):  # the loop changed it meanwhile: look again

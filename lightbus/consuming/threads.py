@@ -21,7 +21,7 @@ import attrs
 
 from lightbus import errors
 from lightbus.consuming import stall
-from lightbus.consuming.connection import Job, Lane
+from lightbus.consuming.connection import HandlerRun, Subscription
 from lightbus.handler import Handler
 from lightbus.wire import codec
 
@@ -36,14 +36,14 @@ LEFT_BEHIND = 10
 
 
 @attrs.define(eq=False)
-class Slot:
+class TaskSlot:
     """One task that handles deliveries one after the other, under one cancel scope (a scope an event costs 5 us)."""
 
-    lane: Lane
+    subscription: Subscription
     scope: anyio.CancelScope
     deadline: float = math.inf
     """On the monotonic clock, while a handler runs."""
-    job: Job | None = None
+    job: HandlerRun | None = None
     error: BaseException | None = None
     """Why the job failed; None where it ran out of time."""
     again: bool = False
@@ -100,37 +100,37 @@ class Late:
     """When the log was last told that it still runs."""
 
     @classmethod
-    def of(cls, slot: Slot, now: float) -> Late:
+    def of(cls, slot: TaskSlot, now: float) -> Late:
         assert slot.job is not None
         handler = slot.job[1]
         assert handler is not None
-        return cls(handler.name, handler.timeout, described(slot.lane, slot.job), min(slot.deadline, now))
+        return cls(handler.name, handler.timeout, described(slot.subscription, slot.job), min(slot.deadline, now))
 
 
-def described(lane: Lane, job: Job) -> str:
+def described(subscription: Subscription, job: HandlerRun) -> str:
     """A handler and its event, for the log."""
     delivery, handler, _ = job
     message_id, _ = codec.read_cause(delivery)
     shown = message_id if message_id.isprintable() else ascii(message_id)
     name = None if handler is None else handler.name
-    return f"handler {name!r} on {delivery.routing_key!r} ({shown}) in {lane.name!r}"
+    return f"handler {name!r} on {delivery.routing_key!r} ({shown}) in {subscription.name!r}"
 
 
 def _rung() -> threading.Lock:
-    bell = threading.Lock()
-    bell.acquire()
-    return bell
+    wake_pipe = threading.Lock()
+    wake_pipe.acquire()
+    return wake_pipe
 
 
 @attrs.define(eq=False)
-class Seat(Slot):
+class ThreadSlot(TaskSlot):
     """One thread that handles deliveries one after the other, and the task that waits for what it leaves here."""
 
     returned: Any = None
     """What the handler returned, where that is yet to be awaited."""
     coming: bool = False
     """Called, and has not taken a job yet."""
-    bell: threading.Lock = attrs.field(factory=_rung)
+    wake_pipe: threading.Lock = attrs.field(factory=_rung)
     """Released to wake the thread, which has no job."""
     thread: int = 0
     """Its identifier, once it serves."""
@@ -156,7 +156,7 @@ class Seat(Slot):
             self._given_up |= self.deadline < now
             return self._given_up
 
-    def begin(self, job: Job, timeout: float) -> None:
+    def begin(self, job: HandlerRun, timeout: float) -> None:
         self.job = job
         self.deadline = time.monotonic() + timeout
 
@@ -178,7 +178,7 @@ class Seat(Slot):
 
 
 class Pool:
-    """The threads for one lane: started on demand, as many as its `concurrency` has room for, and kept.
+    """The threads for one subscription: started on demand, as many as its `concurrency` has room for, and kept.
 
     One thread is called at a time. When it has taken a job and more are waiting, it calls the next one. While the
     handlers are short, it does not come so far: Python lets other threads in only where one waits, or each 5 ms.
@@ -186,11 +186,11 @@ class Pool:
 
     def __init__(
         self,
-        lane: Lane,
+        subscription: Subscription,
         *,
         start: Callable[[Pool], object],
         collect: Callable[[Pool], object],
-        room: Callable[[Lane], object],
+        room: Callable[[Subscription], object],
     ) -> None:
         """
         Args:
@@ -198,53 +198,58 @@ class Pool:
             collect: settles what is `done`.
             room: tells the tasks of async handlers that there is room for one more.
         """
-        self.lane = lane
-        self.limit = max(LEFT_BEHIND, lane.concurrency)
+        self.subscription = subscription
+        self.limit = max(LEFT_BEHIND, subscription.concurrency)
         """Of handlers that are left behind."""
-        self.jobs: deque[Job] = deque()
-        self.done: deque[tuple[Job, bool]] = deque()
+        self.jobs: deque[HandlerRun] = deque()
+        self.done: deque[tuple[HandlerRun, bool]] = deque()
         """Jobs that have ended; False where they were not begun, since their epoch is over."""
         self.collecting = False
         """Whether `collect` has been asked for, and has not begun."""
         self.closed = False
         self._start, self._collect, self._room = start, collect, room
         self._coming = False
-        self._waiting: list[Seat] = []
-        self.left_behind: dict[Slot, Late] = {}
+        self._waiting: list[ThreadSlot] = []
+        self.left_behind: dict[TaskSlot, Late] = {}
         """Handlers, plain and async, that run on though their time is over and their event is decided on. They hold no
         room; there is a limit to them (`full`)."""
         self._lock = threading.Lock()
-        """Of the fields above, and of `lane.running`."""
+        """Of the fields above, and of `subscription.running`."""
 
     # --- from any thread
 
     def take_room(self, wanted: int) -> int:
         """For how many of so many tasks there is room, beside what runs already. They count as running from here on."""
         with self._lock:
-            granted = max(0, min(wanted, self.lane.concurrency - self.lane.running))
-            self.lane.running += granted
+            granted = max(0, min(wanted, self.subscription.concurrency - self.subscription.running))
+            self.subscription.running += granted
             return granted
 
     def give_room(self) -> None:
         """A task or a thread has ended."""
         with self._lock:
-            self.lane.running -= 1
+            self.subscription.running -= 1
         self.call()
 
     def call(self) -> None:
         """Let one more thread come, where there is work and room for it."""
         with self._lock:
-            if self._coming or not self.jobs or self.closed or self.lane.running >= self.lane.concurrency:
+            if (
+                self._coming
+                or not self.jobs
+                or self.closed
+                or self.subscription.running >= self.subscription.concurrency
+            ):
                 return
             seat = self._waiting.pop() if self._waiting else None  # the last one to go: it is the warmest
             if seat is None and self.full:  # `ended` calls again
                 return
             self._coming = True
-            self.lane.running += 1
+            self.subscription.running += 1
         if seat is None:
             self._start(self)
         else:
-            seat.bell.release()
+            seat.wake_pipe.release()
 
     # --- handlers that do not end
 
@@ -253,28 +258,28 @@ class Pool:
         """Whether so many handlers are left behind that no further one may be: no further thread is started then."""
         return len(self.left_behind) >= self.limit
 
-    def leave_behind(self, slot: Slot) -> bool:
+    def leave_behind(self, slot: TaskSlot) -> bool:
         """A handler runs on, without its room. Says whether there are few enough of them; a thread counts anyway."""
-        is_thread = isinstance(slot, Seat)
+        is_thread = isinstance(slot, ThreadSlot)
         assert slot.late is not None
         with self._lock:
-            if isinstance(slot, Seat) and slot.gone:
+            if isinstance(slot, ThreadSlot) and slot.gone:
                 return False
             if self.full and not is_thread:
                 return False
             self.left_behind[slot] = slot.late
             return True
 
-    def ended(self, slot: Slot, error: BaseException | None = None) -> None:
+    def ended(self, slot: TaskSlot, error: BaseException | None = None) -> None:
         """A handler that was left behind has ended, in any thread."""
         with self._lock:
             late = self.left_behind.pop(slot, None)
-            if isinstance(slot, Seat):
+            if isinstance(slot, ThreadSlot):
                 slot.gone = True
         if late is None:
             return
         if late.said_at > -math.inf or error is not None:
-            how = "" if error is None else f", with {type(error).__name__}: {errors.words(error)}"
+            how = "" if error is None else f", with {type(error).__name__}: {errors.message_of(error)}"
             after = time.monotonic() - late.since
             logger.warning("The %s finished %.0f s after its timeout%s.", late.what, after, how)
         self.call()
@@ -289,16 +294,16 @@ class Pool:
             self.closed = True
             self.jobs.clear()
             waiting, self._waiting = self._waiting, []
-            self.lane.running += len(waiting)
+            self.subscription.running += len(waiting)
         for seat in waiting:
-            seat.bell.release()
+            seat.wake_pipe.release()
 
     # --- in a thread of its own
 
-    def serve(self, seat: Seat) -> None:
+    def serve(self, seat: ThreadSlot) -> None:
         """Handle jobs, until one needs the event loop to decide on it (it stays in the seat) or the pool is closed."""
         thread = threading.current_thread()
-        name, thread.name = thread.name, f"lightbus handler of {self.lane.name}"
+        name, thread.name = thread.name, f"lightbus handler of {self.subscription.name}"
         seat.thread = threading.get_ident()
         late_error: BaseException | None = None
         try:
@@ -307,13 +312,13 @@ class Pool:
             thread.name = name
             self.ended(seat, late_error)
 
-    def _handle(self, seat: Seat) -> BaseException | None:
+    def _handle(self, seat: ThreadSlot) -> BaseException | None:
         """Returns what a handler raised after its time was over."""
-        lane = self.lane
+        subscription = self.subscription
         while (job := self._next(seat)) is not None:
             delivery, handler, _ = job
             assert handler is not None
-            if delivery.channel not in lane.channels:  # its epoch has ended, and it comes again
+            if delivery.channel not in subscription.channels:  # its epoch has ended, and it comes again
                 self._tell(job, handler, begun=False)
                 continue
             seat.begin(job, handler.timeout)
@@ -331,7 +336,7 @@ class Pool:
             self._tell(job, handler, begun=True)
         return None
 
-    def _next(self, seat: Seat) -> Job | None:
+    def _next(self, seat: ThreadSlot) -> HandlerRun | None:
         """The next job, as soon as there is one; None when the pool is closed."""
         while not self.closed:
             try:
@@ -345,26 +350,26 @@ class Pool:
                 return job
         return None
 
-    def _wait(self, seat: Seat) -> None:
+    def _wait(self, seat: ThreadSlot) -> None:
         with self._lock:
             if self.jobs or self.closed:  # still coming where it was called: it calls the next one when it has a job
                 return
             if seat.coming:
                 seat.coming = self._coming = False
             self._waiting.append(seat)
-            self.lane.running -= 1
-        if self.lane.ready:
-            self._room(self.lane)
-        seat.bell.acquire()
+            self.subscription.running -= 1
+        if self.subscription.ready:
+            self._room(self.subscription)
+        seat.wake_pipe.acquire()
         seat.coming = True
 
-    def _tell(self, job: Job, handler: Handler, *, begun: bool) -> None:
+    def _tell(self, job: HandlerRun, handler: Handler, *, begun: bool) -> None:
         self.done.append((job, begun))
         if self.collecting:
             return
         # In batches, as acks go: when a part of the prefetch is done, or nothing is left to do (else within a second);
         # at once where another is parked, whose turn it is now.
-        lane = self.lane
-        if not self.jobs or len(self.done) > lane.ack_batch or lane.parked.get(handler.name):
+        subscription = self.subscription
+        if not self.jobs or len(self.done) > subscription.ack_batch or subscription.parked.get(handler.name):
             self.collecting = True
             self._collect(self)

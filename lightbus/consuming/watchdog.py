@@ -1,9 +1,10 @@
-"""Is a consumer deaf: subscribed, and yet nothing arrives? Decided from what the broker says of its queue.
+"""Is a consumer stalled: subscribed, and receives nothing although events are waiting? Decided from the queue's counts.
 
-Pure: `connection.Subscriber` asks the broker and acts. Known cases, on RabbitMQ 3.10.8 with a quorum queue deleted
-and declared again at once: the old consumers are never cancelled, and wait for ever; or the new queue takes them over,
-and the old channel drops its first messages as ones that it has seen before. The broker shows the latter as one
-consumer and nothing ready, as if all were well. So a lane with nothing in hand also subscribes anew at each look.
+Pure: `connection.ConsumerConnection` asks the broker and acts. Known cases, on RabbitMQ 3.10.8 with a quorum queue that
+was deleted and declared again at once: the old consumers are never cancelled, and wait for ever; or the new queue takes
+them over, and the old channel drops its first messages as ones that it has seen before. The broker shows the latter as
+one consumer and nothing ready, as if all were well. So a subscription with nothing in hand also subscribes again at
+each look.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ INTERVAL = 30.0
 """Seconds between two looks at each queue."""
 SECOND_LOOK = 2.0
 """Seconds after which a suspicion is looked at again: a message may be on its way, a queue may change its leader.
-A deaf consumer is noticed within `INTERVAL + SECOND_LOOK`."""
+A stalled consumer is noticed within `INTERVAL + SECOND_LOOK`."""
 REBUILDS = 3
 """Rebuilds in a row that did not help, after which the worker gives up and says so."""
 
@@ -32,7 +33,7 @@ class Watch:
         """When consumption was last proven, on the monotonic clock."""
         self.suspicion: str | None = None
         self.renewal_due = False
-        """Subscribe anew on a fresh channel as soon as nothing is in hand."""
+        """Subscribe again on a new channel as soon as nothing is in hand."""
 
     def subscribed(self, now: float) -> None:
         """A new epoch has begun."""
@@ -46,7 +47,7 @@ class Watch:
         self.renewal_due = False
 
     def look(self, now: float, *, ready: int, consumers: int, heard: bool, room: bool) -> str | None:
-        """Why the consumer is deaf, once two looks in a row say so; else None.
+        """Why the consumer is stalled, once two looks in a row say so; else None.
 
         Args:
             ready: messages that wait in the queue, and are with no consumer.
@@ -70,7 +71,7 @@ class Watch:
         return why if seen_twice else None
 
     def renewed(self, now: float) -> None:
-        """Subscribed anew after a look at which the broker knew of the consumer: whatever may have become of the old
+        """Subscribed again after a look at which the broker knew of the consumer: whatever may have become of the old
         subscription, this one hears."""
         self.renewal_due = False
         self._prove(now)

@@ -124,7 +124,7 @@ class DeadQueue:
             try:
                 self.connection.drain_events(QUIET)
             except TimeoutError:
-                # Others may have taken what was there, or the consumer is deaf. What has been sent and is not here yet
+                # Others may have taken what was there, or the consumer is stalled. What was sent and has not arrived
                 # comes with the cancellation, or is back in the queue: the last word is a `basic.get`'s.
                 if not self.ready() or time.monotonic() - since > PATIENCE:
                     self._reads_ahead = False

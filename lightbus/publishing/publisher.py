@@ -27,7 +27,7 @@ import amqp.exceptions
 from lightbus import errors
 from lightbus.connection.declare import declare
 from lightbus.connection.diagnosis import FATAL, describe
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.connection.loop_reader import Loop, current_loop
 from lightbus.connection.thread import ConnectionThread, StartInterrupted, WakeUp, own_thread
 from lightbus.message import Receipt
@@ -61,8 +61,8 @@ _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\
 _NOT_OVER_THE_MESSAGE = (amqp.exceptions.AccessRefused, amqp.exceptions.NotFound, amqp.exceptions.NotAllowed)
 
 
-class Outgoing:
-    """A message on its way, and whoever waits for its confirm."""
+class PendingPublish:
+    """A message on its way, and the caller that waits for its confirm."""
 
     __slots__ = (
         "abandoned",
@@ -106,7 +106,7 @@ class Outgoing:
 class Publisher(ConnectionThread):
     """The app's one publishing connection. Any thread and any task may publish through it at once."""
 
-    def __init__(self, app: str, broker: Broker, *, timeout: float, queue_type: QueueType) -> None:
+    def __init__(self, app: str, broker: BrokerAddresses, *, timeout: float, queue_type: QueueType) -> None:
         self.app = app
         self.timeout = timeout
         self.queue_type: QueueType = queue_type
@@ -120,18 +120,18 @@ class Publisher(ConnectionThread):
         """The thread of the caller that is sending; 0 where none is."""
         self._interrupted = False
         """A caller was interrupted while it was sending, by a signal's handler that raised: no tag can be trusted."""
-        self._taken: list[Outgoing] = []
+        self._taken: list[PendingPublish] = []
         """No longer in `_waiting`, and perhaps not yet in `_unconfirmed`."""
         self._channel: Channel | None = None
-        self._waiting: deque[Outgoing] = deque()
-        self._unconfirmed: dict[int, Outgoing] = {}
+        self._waiting: deque[PendingPublish] = deque()
+        self._unconfirmed: dict[int, PendingPublish] = {}
         self._next_tag = 1
         self._suspects = 0
         self._renew_at: float | None = None
         self._renewed_at = float("-inf")
         self._delay_level = self._wanted_delay_level = NOT_DELAYED
-        self._by_id: dict[str, Outgoing] = {}
-        self._finished: list[Outgoing] = []
+        self._by_id: dict[str, PendingPublish] = {}
+        self._finished: list[PendingPublish] = []
         self._registered = False
         self._say_unreachable_at: float | None = None
         """On the monotonic clock; None where all is well, infinite once it was said."""
@@ -154,28 +154,28 @@ class Publisher(ConnectionThread):
             errors.PublishError: it did not, within `timeout` seconds.
         """
         limit = self.timeout if timeout is None else timeout
-        outgoing = Outgoing(publication, delay_level, current_loop())
+        pending = PendingPublish(publication, delay_level, current_loop())
         try:
-            self._submit_from_loop(outgoing)
-            in_time = await outgoing.done.over(limit)
+            self._submit_from_loop(pending)
+            in_time = await pending.done.over(limit)
         except BaseException:  # cancelled: a web client has gone, say
-            self._abandon(outgoing)
+            self._abandon(pending)
             raise
-        return self._outcome(outgoing, limit, in_time)
+        return self._outcome(pending, limit, in_time)
 
     def publish_sync(
         self, publication: Publication, *, timeout: float | None = None, delay_level: int | None = None
     ) -> Receipt:
         """The same for a thread without an event loop."""
         limit = self.timeout if timeout is None else timeout
-        outgoing = Outgoing(publication, delay_level, None)
+        pending = PendingPublish(publication, delay_level, None)
         try:
-            self._submit_from_thread(outgoing)
-            in_time = outgoing.done.acquire(timeout=limit)
+            self._submit_from_thread(pending)
+            in_time = pending.done.acquire(timeout=limit)
         except BaseException:  # Ctrl-C: nobody waits for it any more, nor shall the interpreter's end
-            self._abandon(outgoing)
+            self._abandon(pending)
             raise
-        return self._outcome(outgoing, limit, in_time)
+        return self._outcome(pending, limit, in_time)
 
     async def publish_many(self, publications: Sequence[Publication], *, timeout: float | None = None) -> list[Receipt]:
         """Publish all, at most a window of them at a time, and return once all are confirmed, in their order.
@@ -189,20 +189,20 @@ class Publisher(ConnectionThread):
         limit = self.timeout if timeout is None else timeout
         loop = current_loop()
         outcomes: list[Receipt | errors.PublishError] = []
-        window: deque[tuple[float, Outgoing]] = deque()
+        window: deque[tuple[float, PendingPublish]] = deque()
         try:
             for publication in publications:
-                outgoing = Outgoing(publication, None, loop)
-                window.append((time.monotonic() + limit, outgoing))
-                self._submit_from_loop(outgoing)
+                pending = PendingPublish(publication, None, loop)
+                window.append((time.monotonic() + limit, pending))
+                self._submit_from_loop(pending)
                 if len(window) >= WINDOW:
                     outcomes.append(await self._await_one(*window[0], limit))
                     window.popleft()
-            for deadline, outgoing in window:
-                outcomes.append(await self._await_one(deadline, outgoing, limit))
+            for deadline, pending in window:
+                outcomes.append(await self._await_one(deadline, pending, limit))
         except BaseException:  # cancelled
-            for _, outgoing in window:
-                self._abandon(outgoing)
+            for _, pending in window:
+                self._abandon(pending)
             raise
         return _all_receipts(outcomes)
 
@@ -210,45 +210,45 @@ class Publisher(ConnectionThread):
         """The same for a thread without an event loop."""
         limit = self.timeout if timeout is None else timeout
         outcomes: list[Receipt | errors.PublishError] = []
-        window: deque[tuple[float, Outgoing]] = deque()
+        window: deque[tuple[float, PendingPublish]] = deque()
 
         def finish_oldest() -> None:
-            deadline, outgoing = window[0]
-            in_time = outgoing.done.acquire(timeout=max(0.0, deadline - time.monotonic()))
-            outcomes.append(self._settled(outgoing, limit, in_time))
+            deadline, pending = window[0]
+            in_time = pending.done.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            outcomes.append(self._settled(pending, limit, in_time))
             window.popleft()
 
         try:
             for publication in publications:
-                outgoing = Outgoing(publication, None, None)
-                window.append((time.monotonic() + limit, outgoing))
-                self._submit_from_thread(outgoing)
+                pending = PendingPublish(publication, None, None)
+                window.append((time.monotonic() + limit, pending))
+                self._submit_from_thread(pending)
                 if len(window) >= WINDOW:
                     finish_oldest()
             while window:
                 finish_oldest()
         except BaseException:  # Ctrl-C
-            for _, outgoing in window:
-                self._abandon(outgoing)
+            for _, pending in window:
+                self._abandon(pending)
             raise
         return _all_receipts(outcomes)
 
-    async def _await_one(self, deadline: float, outgoing: Outgoing, limit: float) -> Receipt | errors.PublishError:
-        in_time = await outgoing.done.over(deadline - time.monotonic())
-        return self._settled(outgoing, limit, in_time)
+    async def _await_one(self, deadline: float, pending: PendingPublish, limit: float) -> Receipt | errors.PublishError:
+        in_time = await pending.done.over(deadline - time.monotonic())
+        return self._settled(pending, limit, in_time)
 
-    def _settled(self, outgoing: Outgoing, limit: float, in_time: bool) -> Receipt | errors.PublishError:
+    def _settled(self, pending: PendingPublish, limit: float, in_time: bool) -> Receipt | errors.PublishError:
         try:
-            return self._outcome(outgoing, limit, in_time)
+            return self._outcome(pending, limit, in_time)
         except errors.PublishError as error:
             return error
 
-    def _submit_from_loop(self, outgoing: Outgoing) -> None:
-        loop = outgoing.loop
+    def _submit_from_loop(self, pending: PendingPublish) -> None:
+        loop = pending.loop
         assert loop is not None
-        self._submit(outgoing)
+        self._submit(pending)
         if self._loop is not loop:
-            self.attended_by(loop)
+            self.let_loop_read(loop)
             if self._loop is not loop:
                 self.keep_reading()
         if len(self._waiting) % PIECE == 0:
@@ -262,15 +262,15 @@ class Publisher(ConnectionThread):
         self._wake_planned_in = None
         self._send_or_wake()
 
-    def _submit_from_thread(self, outgoing: Outgoing) -> None:
+    def _submit_from_thread(self, pending: PendingPublish) -> None:
         connection = own_thread()
         if connection is not None:
             raise errors.PublishWouldDeadlock(
-                f"{_what(outgoing)} was not sent: it was published in the thread of a connection ({connection}), "
+                f"{_what(pending)} was not sent: it was published in the thread of a connection ({connection}), "
                 "which would wait for itself. Put a logging handler that publishes behind a "
                 "logging.handlers.QueueHandler and QueueListener."
             )
-        self._submit(outgoing)
+        self._submit(pending)
         self.keep_reading()
         self._send_or_wake()
 
@@ -324,23 +324,23 @@ class Publisher(ConnectionThread):
         if not batch:
             return True
         try:
-            if channel.publish_nowait([outgoing.publication for outgoing in batch]):
+            if channel.publish_nowait([pending.publication for pending in batch]):
                 return True
         except Unencodable:  # the connection's thread refuses it
             pass
         self._put_back(batch)
         return False
 
-    def _put_back(self, batch: Sequence[Outgoing]) -> None:
+    def _put_back(self, batch: Sequence[PendingPublish]) -> None:
         """Nothing was sent: as if they had never been taken."""
-        for outgoing in reversed(batch):
+        for pending in reversed(batch):
             self._next_tag -= 1
             del self._unconfirmed[self._next_tag]
-            del self._by_id[outgoing.publication.properties["message_id"]]
-            outgoing.sent = False
-            self._waiting.appendleft(outgoing)
+            del self._by_id[pending.publication.properties["message_id"]]
+            pending.sent = False
+            self._waiting.appendleft(pending)
 
-    def _submit(self, outgoing: Outgoing) -> None:
+    def _submit(self, pending: PendingPublish) -> None:
         if not self._registered:
             self._registered = True
             _close_at_exit(self)
@@ -349,31 +349,31 @@ class Publisher(ConnectionThread):
         except StartInterrupted:
             raise _would_deadlock() from None
         except RuntimeError as error:
-            raise _no_thread(error, outgoing) from error
-        self._waiting.append(outgoing)
+            raise _no_thread(error, pending) from error
+        self._waiting.append(pending)
 
-    def _outcome(self, outgoing: Outgoing, limit: float, in_time: bool) -> Receipt:
+    def _outcome(self, pending: PendingPublish, limit: float, in_time: bool) -> Receipt:
         if in_time:
-            return outgoing.receipt()
-        self._abandon(outgoing)
-        raise self._timed_out(outgoing, limit)
+            return pending.receipt()
+        self._abandon(pending)
+        raise self._timed_out(pending, limit)
 
-    def _abandon(self, outgoing: Outgoing) -> None:
+    def _abandon(self, pending: PendingPublish) -> None:
         """Nobody waits for it any more: it is not sent any more, nor again where it was sent and is not confirmed."""
-        outgoing.abandoned = True
-        self._withdraw(outgoing)
+        pending.abandoned = True
+        self._withdraw(pending)
 
-    def _withdraw(self, outgoing: Outgoing) -> bool:
+    def _withdraw(self, pending: PendingPublish) -> bool:
         """Forget it, unless it is on its way: nobody waits for it, and what an outage stops must not pile up."""
         try:
-            self._waiting.remove(outgoing)
+            self._waiting.remove(pending)
         except ValueError:
             return False
         return True
 
-    def _timed_out(self, outgoing: Outgoing, limit: float) -> errors.PublishError:
-        what = _what(outgoing)
-        if outgoing.sent:
+    def _timed_out(self, pending: PendingPublish, limit: float) -> errors.PublishError:
+        what = _what(pending)
+        if pending.sent:
             why = "Check the broker's health." if self.error is None else str(self.error)
             unknown = errors.PublishTimeout(
                 f"{what}: no confirm from {self.broker.masked} within {limit:g} s. The outcome is unknown: it may "
@@ -419,7 +419,7 @@ class Publisher(ConnectionThread):
         """Wait for what is on its way, up to `timeout` seconds, then disconnect. A later publish connects again."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while self.alive and self._busy() and time.monotonic() < deadline:
-            self.keep_reading()  # the loop that attends may be blocked by this very call
+            self.keep_reading()  # the loop that reads may be blocked by this very call
             time.sleep(0.01)
         self.stop(max(1.0, deadline - time.monotonic()))
         self._fail_all(
@@ -428,7 +428,7 @@ class Publisher(ConnectionThread):
 
     def _busy(self) -> bool:
         # The thread moves messages from one to the other: look in that order, or one could hide in between.
-        return any(not outgoing.abandoned for outgoing in [*self._waiting, *self._unconfirmed.copy().values()])
+        return any(not pending.abandoned for pending in [*self._waiting, *self._unconfirmed.copy().values()])
 
     # --- the thread
 
@@ -506,9 +506,9 @@ class Publisher(ConnectionThread):
             batch += self._next_batch(WINDOW)
         while batch:
             try:
-                channel.publish([outgoing.publication for outgoing in batch])
+                channel.publish([pending.publication for pending in batch])
             except Unencodable as error:
-                culprit = next(outgoing for outgoing in batch if outgoing.publication is error.publication)
+                culprit = next(pending for pending in batch if pending.publication is error.publication)
                 self._put_back(batch)
                 if self._withdraw(culprit):
                     self._refuse(culprit, errors.PublishRefused(f"{_what(culprit)} cannot be sent: {error}"), error)
@@ -524,19 +524,19 @@ class Publisher(ConnectionThread):
             declare(connection, topology.delaying(self.app, wanted, self.queue_type))
         except amqp.exceptions.ChannelError as error:  # it closed a channel of its own; the connection is well
             reason = describe(error, self.address)
-            for outgoing in list(self._waiting):
-                if outgoing.delay_level > self._delay_level and self._withdraw(outgoing):
-                    outgoing.error = _chained(errors.PublisherRefused(f"The event was not sent. {reason}"), reason)
-                    self._finish(outgoing)
+            for pending in list(self._waiting):
+                if pending.delay_level > self._delay_level and self._withdraw(pending):
+                    pending.error = _chained(errors.PublisherRefused(f"The event was not sent. {reason}"), reason)
+                    self._finish(pending)
             self._announce()
         else:
             self._delay_level = self._wanted_delay_level = wanted
 
     def read_in_loop(self) -> None:
-        attention = self._attention
-        assert attention is not None
-        attention.connection.drain_nowait()
-        self._announce(attention.loop)
+        loop_reader = self._loop_reader
+        assert loop_reader is not None
+        loop_reader.connection.drain_nowait()
+        self._announce(loop_reader.loop)
         if self._waiting:
             self._send_or_wake()
 
@@ -545,14 +545,14 @@ class Publisher(ConnectionThread):
         if len(self._unconfirmed) >= WINDOW and next(iter(self._unconfirmed.values())).abandoned:
             raise OSError(f"{WINDOW} messages stayed unconfirmed until nobody waited for them")
 
-    def _next_batch(self, most: int) -> list[Outgoing]:
+    def _next_batch(self, most: int) -> list[PendingPublish]:
         """Take what may be sent now, each with its tag. Only while `_sending` is held."""
         # After a refusal the suspects go one by one, so that the one to blame is alone when it happens again.
         window = 1 if self._suspects else WINDOW
         waiting, unconfirmed, taken = self._waiting, self._unconfirmed, self._taken
-        batch: list[Outgoing] = []
+        batch: list[PendingPublish] = []
         # A return names its message by the id alone, so no two of one id (as copies have) are in flight at once.
-        held: list[Outgoing] = []
+        held: list[PendingPublish] = []
         while (room := min(window - len(unconfirmed), most - len(batch), len(waiting))) > 0:
             first = len(taken)
             # In one call: between two, a signal's handler may raise, and what was taken would be nowhere.
@@ -561,52 +561,52 @@ class Publisher(ConnectionThread):
             except IndexError as error:  # one was withdrawn meanwhile
                 if errors.is_from_deeper(error):
                     raise
-            for outgoing in taken[first:]:
-                if outgoing.abandoned:
+            for pending in taken[first:]:
+                if pending.abandoned:
                     self._suspects = max(0, self._suspects - 1)
                     continue
-                message_id = outgoing.publication.properties["message_id"]
+                message_id = pending.publication.properties["message_id"]
                 twin = self._by_id.get(message_id)
-                if outgoing.delay_level > self._wanted_delay_level:
-                    self._wanted_delay_level = outgoing.delay_level
-                if outgoing.delay_level > self._delay_level or (twin is not None and not twin.abandoned):
-                    held.append(outgoing)
+                if pending.delay_level > self._wanted_delay_level:
+                    self._wanted_delay_level = pending.delay_level
+                if pending.delay_level > self._delay_level or (twin is not None and not twin.abandoned):
+                    held.append(pending)
                     continue
-                unconfirmed[self._next_tag] = outgoing
+                unconfirmed[self._next_tag] = pending
                 self._next_tag += 1
-                outgoing.sent = True
-                self._by_id[message_id] = outgoing
-                batch.append(outgoing)
+                pending.sent = True
+                self._by_id[message_id] = pending
+                batch.append(pending)
         waiting.extendleft(reversed(held))
         taken.clear()
         return batch
 
     def _on_return(self, message_id: str) -> None:
-        outgoing = self._by_id.get(message_id)
-        if outgoing is not None:
-            outgoing.returned = True
+        pending = self._by_id.get(message_id)
+        if pending is not None:
+            pending.returned = True
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
-        for outgoing in self._confirmed(tag, multiple):
-            self._finish(outgoing)
+        for pending in self._confirmed(tag, multiple):
+            self._finish(pending)
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
         if self._renew_at is None:
             self._renew_at = max(time.monotonic() + RENEW_AFTER, self._renewed_at + RENEW_EVERY)
-        for outgoing in self._confirmed(tag, multiple):
-            outgoing.error = errors.PublishNacked(
-                f"event {outgoing.publication.routing_key!r} ({outgoing.publication.properties['message_id']}): the "
+        for pending in self._confirmed(tag, multiple):
+            pending.error = errors.PublishNacked(
+                f"event {pending.publication.routing_key!r} ({pending.publication.properties['message_id']}): the "
                 "broker refused it: a bound queue is full, or has no quorum of its nodes. Other queues may have "
                 "received it. Publish it again later (the same event, a new id); see `rabbitmqctl list_queues name "
                 "messages policy`."
             )
-            self._finish(outgoing)
+            self._finish(pending)
 
-    def _confirmed(self, tag: int, multiple: bool) -> Iterable[Outgoing]:
+    def _confirmed(self, tag: int, multiple: bool) -> Iterable[PendingPublish]:
         unconfirmed = self._unconfirmed
         if not multiple:
-            outgoing = unconfirmed.pop(tag, None)
-            return () if outgoing is None else (outgoing,)
+            pending = unconfirmed.pop(tag, None)
+            return () if pending is None else (pending,)
         # Tags enter in order, so that those up to `tag` come first.
         confirmed = []
         for first in list(unconfirmed):
@@ -615,27 +615,27 @@ class Publisher(ConnectionThread):
             confirmed.append(unconfirmed.pop(first))
         return confirmed
 
-    def _finish(self, outgoing: Outgoing) -> None:
-        message_id = outgoing.publication.properties["message_id"]
-        if self._by_id.get(message_id) is outgoing:
+    def _finish(self, pending: PendingPublish) -> None:
+        message_id = pending.publication.properties["message_id"]
+        if self._by_id.get(message_id) is pending:
             del self._by_id[message_id]
         self._suspects = max(0, self._suspects - 1)
-        self._finished.append(outgoing)
+        self._finished.append(pending)
 
     def _announce(self, here: Loop | None = None) -> None:
-        """Tell whoever waits: threads by their locks, each event loop once for all of its messages (the one that runs
-        `here`, directly).
+        """Wake the callers that wait: threads by their locks, each event loop once for all of its messages (`here`
+        is the one that runs this: directly).
         """
         finished = self._finished.copy()
         by_loop: dict[Loop, list[Callable[[], object]]] = {}
-        for outgoing in finished:
-            if outgoing.loop is None:
-                if outgoing.done.locked():
-                    outgoing.done.release()
-            elif outgoing.loop is here:
-                outgoing.done.set()
+        for pending in finished:
+            if pending.loop is None:
+                if pending.done.locked():
+                    pending.done.release()
+            elif pending.loop is here:
+                pending.done.set()
             else:
-                by_loop.setdefault(outgoing.loop, []).append(outgoing.done.set)
+                by_loop.setdefault(pending.loop, []).append(pending.done.set)
         for loop, wake_ups in by_loop.items():
             try:
                 loop.soon_from_thread(_call_all, wake_ups)
@@ -674,24 +674,24 @@ class Publisher(ConnectionThread):
             unconfirmed = list(self._unconfirmed.values())
             if self._taken:  # a caller was interrupted between taking these and sending them
                 known = {*map(id, unconfirmed), *map(id, self._waiting)}
-                unconfirmed += [outgoing for outgoing in self._taken if id(outgoing) not in known]
+                unconfirmed += [pending for pending in self._taken if id(pending) not in known]
                 self._taken.clear()
             self._unconfirmed.clear()
             guilty = self._guilty(error, unconfirmed)
             again = [one for one in unconfirmed if not one.abandoned and one not in guilty]
-            for outgoing in again:
-                outgoing.returned = False
+            for pending in again:
+                pending.returned = False
             self._waiting.extendleft(reversed(again))
         refused: type[errors.PublishRefused] = errors.PublishRefused
         cause = error
         if guilty and isinstance(error, _NOT_OVER_THE_MESSAGE):
             refused, cause = errors.PublisherRefused, describe(error, self.address)
-        for outgoing in guilty:
-            self._refuse(outgoing, refused(f"{_what(outgoing)}: the broker refused it: {cause}"), cause)
+        for pending in guilty:
+            self._refuse(pending, refused(f"{_what(pending)}: the broker refused it: {cause}"), cause)
         self._announce()
         return len(again)
 
-    def _guilty(self, error: BaseException, in_flight: Sequence[Outgoing]) -> list[Outgoing]:
+    def _guilty(self, error: BaseException, in_flight: Sequence[PendingPublish]) -> list[PendingPublish]:
         """Which of them the broker has refused. Where it is not known, they are sent one by one: see `_suspects`."""
         if not _is_refusal(error) or self._interrupted:
             return []
@@ -709,9 +709,9 @@ class Publisher(ConnectionThread):
             return []
         return [culprit]
 
-    def _refuse(self, outgoing: Outgoing, error: errors.PublishRefused, cause: BaseException) -> None:
-        outgoing.error = _chained(error, cause)
-        self._finish(outgoing)
+    def _refuse(self, pending: PendingPublish, error: errors.PublishRefused, cause: BaseException) -> None:
+        pending.error = _chained(error, cause)
+        self._finish(pending)
 
     def failed(self, error: errors.BrokerError) -> None:
         if isinstance(error, FATAL) and not self.broker.worked:  # a wrong setting: waiting would not help
@@ -719,7 +719,7 @@ class Publisher(ConnectionThread):
             self._tell_openers()
         elif self._say_unreachable_at is None:
             self._say_unreachable_at = time.monotonic() + UNREACHABLE_FOR
-        elif time.monotonic() >= self._say_unreachable_at:  # whoever publishes waits, and may wonder why
+        elif time.monotonic() >= self._say_unreachable_at:  # callers wait: log why
             self._say_unreachable_at = math.inf
             logger.warning("%s: %s Trying again.", self.name, error)
 
@@ -733,17 +733,17 @@ class Publisher(ConnectionThread):
             self._channel = None
 
     def _fail_all(self, error: errors.PublishError | Callable[[], errors.PublishError]) -> None:
-        stopped = [outgoing for outgoing in list(self._waiting) if self._withdraw(outgoing)]
+        stopped = [pending for pending in list(self._waiting) if self._withdraw(pending)]
         stopped += self._unconfirmed.values()
         self._unconfirmed.clear()
-        for outgoing in stopped:
-            outgoing.error = error() if callable(error) else error
+        for pending in stopped:
+            pending.error = error() if callable(error) else error
         self._finished += stopped
         self._announce()
 
 
-def _what(outgoing: Outgoing) -> str:
-    publication = outgoing.publication
+def _what(pending: PendingPublish) -> str:
+    publication = pending.publication
     name = publication.properties.get("type") or publication.routing_key
     return f"event {name!r} ({publication.properties['message_id']})"
 
@@ -756,15 +756,15 @@ def _would_deadlock() -> errors.PublishWouldDeadlock:
     )
 
 
-def _no_thread(error: RuntimeError, outgoing: Outgoing) -> Exception:
+def _no_thread(error: RuntimeError, pending: PendingPublish) -> Exception:
     words = str(error)
     if "interpreter shutdown" in words:  # Python 3.12+
         return errors.PublisherClosed(
-            f"{_what(outgoing)} was not sent: the interpreter is shutting down. Publish before the main thread ends."
+            f"{_what(pending)} was not sent: the interpreter is shutting down. Publish before the main thread ends."
         )
     if "new thread" in words:
         return errors.PublishUnreachable(
-            f"{_what(outgoing)} was not sent: the thread that connects could not be started ({words}). A limit of "
+            f"{_what(pending)} was not sent: the thread that connects could not be started ({words}). A limit of "
             "processes and threads is reached (ulimit -u, or a container's pids limit): raise it, or run fewer."
         )
     return error  # somebody else's: a signal's handler raised it
@@ -803,7 +803,7 @@ def _close_at_exit(publisher: Publisher) -> None:
     def close() -> None:
         living = reference()
         if living is not None:
-            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: whoever waits for this has had enough
+            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C ends the wait
                 living.close()
 
     atexit.register(close)

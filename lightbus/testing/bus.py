@@ -31,7 +31,7 @@ from lightbus import errors
 from lightbus import event as events
 from lightbus.app import Lightbus
 from lightbus.connection.declare import declare
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.dead_letters.letter import Letter
 from lightbus.dead_letters.queue import opened
 from lightbus.event import EventType
@@ -221,7 +221,7 @@ class TestBus:
         with contextlib.ExitStack() as stack:
             self._claim_apps(stack)
             name = f"test-{os.getpid()}-{next(_numbers)}"
-            self._broker = Broker.parse(f"memory://{name}")
+            self._broker = BrokerAddresses.parse(f"memory://{name}")
             stack.callback(forget_memory, name)
             self._control = TestControl(f"memory://{name}")
             stack.callback(self._control.close)

@@ -18,12 +18,12 @@ import anyio.abc
 
 from lightbus import errors
 from lightbus.app import Lightbus
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.connection.loop_reader import current_loop
-from lightbus.consuming.connection import Job, Lane
-from lightbus.consuming.dispatcher import Consumer
+from lightbus.consuming.connection import HandlerRun, Subscription
+from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.handler import Handler
-from lightbus.publishing.publisher import Outgoing, Publisher
+from lightbus.publishing.publisher import PendingPublish, Publisher
 from lightbus.testing.records import clipped
 from lightbus.transport import Delivery, Publication
 from lightbus.wire import codec, topology
@@ -39,7 +39,7 @@ class NotedPublisher(Publisher):
     def __init__(
         self,
         app: str,
-        broker: Broker,
+        broker: BrokerAddresses,
         note: Callable[[Publication, bool], object],
         *,
         timeout: float,
@@ -52,14 +52,14 @@ class NotedPublisher(Publisher):
     def busy(self) -> bool:
         return self._busy()
 
-    def _finish(self, outgoing: Outgoing) -> None:
-        publication = outgoing.publication
-        if outgoing.error is None and publication.exchange != topology.internal_name(self.app):  # no copy for a retry
-            self._note(publication, not outgoing.returned)
-        super()._finish(outgoing)
+    def _finish(self, pending: PendingPublish) -> None:
+        publication = pending.publication
+        if pending.error is None and publication.exchange != topology.internal_name(self.app):  # no copy for a retry
+            self._note(publication, not pending.returned)
+        super()._finish(pending)
 
 
-class NotedConsumer(Consumer):
+class NotedConsumer(Dispatcher):
     """An app's consumer, whose handlers' ends are noted: before the broker hears of them, so that `drain`, which asks
     the broker, never returns too early."""
 
@@ -70,25 +70,25 @@ class NotedConsumer(Consumer):
         super().__init__(
             app=app.name,
             broker=app.broker,
-            lanes=app.lanes(),
+            subscriptions=app.subscriptions(),
             wanted=app.topology(),
             publisher=app.publisher,
             retry=app.retry,
         )
         self._concluding: set[int] = set()
 
-    def _settle(self, lane: Lane, job: Job, *, accepted: bool = True) -> None:
+    def _settle(self, subscription: Subscription, job: HandlerRun, *, accepted: bool = True) -> None:
         delivery, handler, _ = job
         if handler is not None and id(job) not in self._concluding:
             self.handled_by(handler, delivery)
-        super()._settle(lane, job, accepted=accepted)
+        super()._settle(subscription, job, accepted=accepted)
 
-    async def _conclude(self, lane: Lane, job: Job, error: BaseException) -> None:
+    async def _handle_failure(self, subscription: Subscription, job: HandlerRun, error: BaseException) -> None:
         delivery, handler, _ = job
         self.failed_by(handler, delivery, error)
         self._concluding.add(id(job))
         try:
-            await super()._conclude(lane, job, error)
+            await super()._handle_failure(subscription, job, error)
         finally:
             self._concluding.discard(id(job))
 

@@ -487,7 +487,7 @@ def error_headers(error: BaseException, within: BaseException | None = None) -> 
     """
     return {
         ERROR_TYPE: _clipped(errors.type_name(error), _MAX_TYPE),
-        ERROR_MESSAGE: _clipped(errors.words(error), _MAX_MESSAGE),
+        ERROR_MESSAGE: _clipped(errors.message_of(error), _MAX_MESSAGE),
         ERROR_TRACEBACK: _clipped(_traceback(error if within is None else within), _MAX_TRACEBACK, keep_end=True),
         ERROR_TIME: datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -195,7 +195,7 @@ def publishing(app: str) -> Topology:
 
 
 def consuming(app: str, queues: Iterable[ConsumedQueue], queue_type: QueueType) -> Topology:
-    """All that an app has: what it needs to publish, and its queues, retry ladder and dead-letter queue."""
+    """All that an app has: what it needs to publish, and its queues, retry queues and dead-letter queue."""
     queues = tuple(queues)
     internal = internal_name(app)
     base = publishing(app)

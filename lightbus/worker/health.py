@@ -1,4 +1,4 @@
-"""Is this worker well? The truth of one moment, and a small HTTP server that tells it to whoever probes.
+"""Is this worker well? A report of one moment, and a small HTTP server for probes.
 
 `live` says whether ending this process and starting another one would help; `ready` whether it handles events now.
 A handler that runs for long, or a full prefetch, is work and no illness: it is told, and changes neither.
@@ -20,8 +20,8 @@ from typing import Any
 import attrs
 
 from lightbus import errors
-from lightbus.consuming.connection import Lane
-from lightbus.consuming.dispatcher import Consumer
+from lightbus.consuming.connection import Subscription
+from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.consuming.threads import STUCK
 from lightbus.worker.worker import Worker
 
@@ -77,17 +77,17 @@ def report(worker: Worker, now: float | None = None) -> Report:
     if worker.started and not consumer.reading:
         problems.append("the thread that reads from the broker has ended")
         live = False
-    queues = [_queue(lane, now) for lane in consumer.lanes]
-    for lane in consumer.lanes:
-        stuck = _stuck(consumer, lane, now)
+    queues = [_queue(subscription, now) for subscription in consumer.subscriptions]
+    for subscription in consumer.subscriptions:
+        stuck = _stuck(consumer, subscription, now)
         if stuck is not None:
             problem, seconds = stuck
             problems.append(problem)
             live = live and seconds < STUCK_LOOP
     problems += [
-        f"connected but possibly stalled: {lane.watch.suspicion}"
-        for lane in consumer.lanes
-        if lane.watch.suspicion is not None
+        f"connected but possibly stalled: {subscription.watch.suspicion}"
+        for subscription in consumer.subscriptions
+        if subscription.watch.suspicion is not None
     ]
     publisher, why = _publisher(worker)
     if publisher in ("unreachable", "blocked", "refused"):
@@ -110,15 +110,15 @@ def report(worker: Worker, now: float | None = None) -> Report:
     return Report(live, not problems, problems, body)
 
 
-def _queue(lane: Any, now: float) -> dict[str, Any]:
-    watch = lane.watch
-    in_hand = lane.in_hand
+def _queue(subscription: Any, now: float) -> dict[str, Any]:
+    watch = subscription.watch
+    in_hand = subscription.in_hand
     return {
-        "name": lane.name,
-        "subscribed": bool(lane.consumer_tag),
+        "name": subscription.name,
+        "subscribed": bool(subscription.consumer_tag),
         "in_hand": in_hand,
-        "prefetch": lane.prefetch,
-        "prefetch_full": not lane.room,
+        "prefetch": subscription.prefetch,
+        "prefetch_full": not subscription.room,
         "consumption_proven_seconds_ago": None if watch.proven is None else _rounded(now - watch.proven),
         "checked_every_seconds": watch.interval,
         "suspicion": watch.suspicion,
@@ -148,16 +148,16 @@ def _running(worker: Worker, now: float) -> dict[str, Any]:
     }
 
 
-def _stuck(consumer: Consumer, lane: Lane, now: float) -> tuple[str, float] | None:
+def _stuck(consumer: Dispatcher, subscription: Subscription, now: float) -> tuple[str, float] | None:
     """Why handlers that do not end keep others of their queue from running, and for how many seconds they have."""
-    holding, left_behind = consumer.late(lane)
+    holding, left_behind = consumer.late(subscription)
     holding = [late for late in holding if now - late.since > STUCK]
-    if len(holding) >= lane.concurrency:
+    if len(holding) >= subscription.concurrency:
         late = holding + left_behind
-        what = f"nothing of {lane.name!r} is handled"
-    elif consumer.threads_are_short(lane):
+        what = f"nothing of {subscription.name!r} is handled"
+    elif consumer.threads_are_short(subscription):
         late = left_behind
-        what = f"sync handlers of {lane.name!r} get no thread"
+        what = f"sync handlers of {subscription.name!r} get no thread"
     else:
         return None
     names = Counter(one.handler for one in late)
@@ -165,8 +165,8 @@ def _stuck(consumer: Consumer, lane: Lane, now: float) -> tuple[str, float] | No
     return f"{what}: handlers that exceeded their timeout do not stop: {shown}", min(now - one.since for one in late)
 
 
-def _over_timeout(consumer: Consumer, now: float) -> dict[str, Any]:
-    late = [one for lane in consumer.lanes for some in consumer.late(lane) for one in some]
+def _over_timeout(consumer: Dispatcher, now: float) -> dict[str, Any]:
+    late = [one for subscription in consumer.subscriptions for some in consumer.late(subscription) for one in some]
     oldest = min(late, key=lambda one: one.since, default=None)
     return {
         "count": len(late),

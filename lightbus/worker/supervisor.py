@@ -212,12 +212,12 @@ class Supervisor:
         status = process.poll()
         if status is not None:
             child.hear()  # its last words
-            self._bury(child, process.pid, status)
+            self._remove_client(child, process.pid, status)
         elif child.kill_at is not None and time.monotonic() > child.kill_at:
             logger.error("Process %d (pid %d) did not stop in time: killed.", child.number, process.pid)
             process.kill()
 
-    def _bury(self, child: Child, pid: int, status: int) -> None:
+    def _remove_client(self, child: Child, pid: int, status: int) -> None:
         asked = child.kill_at is not None
         assert child.line is not None
         child.line.close()

@@ -168,7 +168,9 @@ class Worker:
 
     def left_behind(self) -> list[str]:
         """The names of the handlers that run on though their time is over and their event is decided on."""
-        return [late.handler for lane in self.consumer.lanes for late in self.consumer.late(lane)[1]]
+        return [
+            late.handler for subscription in self.consumer.subscriptions for late in self.consumer.late(subscription)[1]
+        ]
 
     def in_flight(self) -> list[str]:
         """The names of the running handlers. From any thread, also while the event loop is blocked."""

@@ -10,7 +10,7 @@ import anyio.to_thread
 import pytest
 
 from lightbus import Lightbus, Message
-from lightbus.consuming.dispatcher import Consumer
+from lightbus.consuming.dispatcher import Dispatcher
 from tests.bus import OrderPlaced, connected, eventually, running
 from tests.conformance.conftest import declare_orders
 
@@ -51,7 +51,7 @@ async def test_one_long_job_at_a_time_leaves_the_others_in_the_queue(make_app: M
         await jobs.shop.publish_many([OrderPlaced(number=number) for number in range(JOBS)])
         await eventually(lambda: jobs.begun, {0: 1, 1: 1})
         await anyio.sleep(0.1)  # in which a worker could take more, if it were to
-        assert [consumer.lanes[0].in_hand for consumer in consumers] == [1, 1]
+        assert [consumer.subscriptions[0].in_hand for consumer in consumers] == [1, 1]
         assert await anyio.to_thread.run_sync(jobs.waiting) == JOBS - 2
         jobs.go_on.set()
         await eventually(lambda: sum(jobs.begun.values()), JOBS)
@@ -80,7 +80,7 @@ async def test_while_the_prefetch_grows_nothing_is_returned_and_the_order_stays(
         (consumer,) = bus.consumers["billing"]
         await shop.publish_many([OrderPlaced(number=number) for number in range(3000)])
         await eventually(lambda: len(handled), 3000)
-        assert consumer.lanes[0].prefetch_now > 100
+        assert consumer.subscriptions[0].prefetch_now > 100
     assert handled == [(number, False) for number in range(3000)]
 
 
@@ -112,27 +112,28 @@ async def test_workers_that_were_idle_for_long_share_the_next_burst(make_rabbitm
     assert abs(jobs.begun[0] - JOBS / 2) <= 3, jobs.begun
 
 
-async def use_the_whole_prefetch(jobs: Jobs, consumers: list[Consumer]) -> None:
+async def use_the_whole_prefetch(jobs: Jobs, consumers: list[Dispatcher]) -> None:
     """As after a second of fast handlers."""
-    lanes = [consumer.lanes[0] for consumer in consumers]
-    for lane in lanes:
-        lane.credit.window = lane.prefetch
-    while any(lane.prefetch_now < lane.prefetch - 4 for lane in lanes):
+    subscriptions = [consumer.subscriptions[0] for consumer in consumers]
+    for subscription in subscriptions:
+        subscription.credit.window = subscription.prefetch
+    while any(subscription.prefetch_now < subscription.prefetch - 4 for subscription in subscriptions):
         await jobs.shop.publish_many([OrderPlaced(number=0)] * 4)
-        await eventually(lambda: not any(lane.in_hand for lane in lanes))
+        await eventually(lambda: not any(subscription.in_hand for subscription in subscriptions))
 
 
-async def renew(consumers: list[Consumer]) -> None:
-    channels = [consumer.lanes[0].channel for consumer in consumers]
+async def renew(consumers: list[Dispatcher]) -> None:
+    channels = [consumer.subscriptions[0].channel for consumer in consumers]
     for consumer in consumers:
-        consumer.lanes[0].watch.renewal_due = True
-        consumer._subscriber.wake()  # pyright: ignore[reportPrivateUsage]
+        consumer.subscriptions[0].watch.renewal_due = True
+        consumer._connection.wake()  # pyright: ignore[reportPrivateUsage]
     await eventually(
         lambda: (
             consumers[0].connected
             and consumers[1].connected
             and not any(
-                consumer.lanes[0].channel is channel for consumer, channel in zip(consumers, channels, strict=True)
+                consumer.subscriptions[0].channel is channel
+                for consumer, channel in zip(consumers, channels, strict=True)
             )
         )
     )

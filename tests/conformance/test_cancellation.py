@@ -89,12 +89,12 @@ async def crash_in_the_lifespan(worker: Worker, crash: anyio.Event) -> None:
 async def give_up(worker: Worker, crash: anyio.Event) -> None:
     """As the watchdog does."""
 
-    async def deaf() -> None:
+    async def stalled() -> None:
         await crash.wait()
         worker.consumer.give_up(errors.WorkerError("deaf"))
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(deaf)
+        tasks.start_soon(stalled)
         with pytest.raises(errors.WorkerError, match="deaf"):
             await worker.serve(anyio.Event())
 
@@ -264,10 +264,10 @@ async def test_a_cancellation_that_comes_too_late_costs_the_next_event_a_second_
 
     async with running(shop, billing, concurrency=1) as bus:
         (consumer,) = bus.consumers["billing"]
-        consumer.lanes[0].credit.floor = 4  # so that more are taken ahead than may run at once
+        consumer.subscriptions[0].credit.floor = 4  # so that more are taken ahead than may run at once
         await shop.publish(OrderCancelled(number=9))
         await shop.publish_many([OrderPlaced(number=number) for number in range(3)])
-        await eventually(lambda: len(consumer.lanes[0].ready), 3)
+        await eventually(lambda: len(consumer.subscriptions[0].ready), 3)
         all_are_here.set()
         await eventually(lambda: consumer.handled, 4)
     assert runs == [(1, 1), (1, 1), (2, 1)]

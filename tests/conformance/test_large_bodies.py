@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from lightbus import Lightbus
-from lightbus.consuming.connection import Lane
+from lightbus.consuming.connection import Subscription
 from tests.bus import OrderPlaced, connected, dead_letters, declare, eventually, left_in, running
 
 pytestmark = pytest.mark.anyio
@@ -27,9 +27,9 @@ MANY = 40
 class Bytes:
     """What a lane's handlers and the lane itself hold of bodies."""
 
-    def __init__(self, lane: Lane) -> None:
-        lane.credit.budget = BUDGET
-        self.lane = lane
+    def __init__(self, subscription: Subscription) -> None:
+        subscription.credit.budget = BUDGET
+        self.subscription = subscription
         self.now = self.most = 0
 
     def take(self, size: int) -> None:
@@ -37,7 +37,7 @@ class Bytes:
         self.most = max(self.most, self.now)
 
     def in_lane(self) -> int:
-        arrived: Any = [*self.lane.arrived, *(job[0] for job in self.lane.ready)]
+        arrived: Any = [*self.subscription.arrived, *(job[0] for job in self.subscription.ready)]
         return sum(len(delivery.body) for delivery in arrived)
 
 
@@ -61,16 +61,16 @@ async def test_a_flood_of_large_events_is_held_within_the_budget_and_each_is_han
 
     async with running(shop, billing) as bus:
         (consumer,) = bus.consumers["billing"]
-        (lane,) = consumer.lanes
-        held = Bytes(lane)
+        (subscription,) = consumer.subscriptions
+        held = Bytes(subscription)
         if warm:
-            await open_the_whole_prefetch(shop, lane, begun)
+            await open_the_whole_prefetch(shop, subscription, begun)
         await shop.publish_many([OrderPlaced(number=number, note=LARGE) for number in range(MANY)])
         await eventually(lambda: sum(1 for number in begun if number >= 0) >= 2)
         # Nothing more arrives until a handler ends, and the rest is in the queue.
-        await eventually(lambda: waiting_in(billing) + lane.in_hand, MANY)
-        assert not lane.returning
-        assert lane.in_hand * MEGABYTE <= 1.5 * BUDGET + 2 * MEGABYTE
+        await eventually(lambda: waiting_in(billing) + subscription.in_hand, MANY)
+        assert not subscription.returning
+        assert subscription.in_hand * MEGABYTE <= 1.5 * BUDGET + 2 * MEGABYTE
         go_on.set()
         await eventually(lambda: sum(begun.values()) - (200 if warm else 0), MANY)
         await bus.quiet(billing)
@@ -80,12 +80,12 @@ async def test_a_flood_of_large_events_is_held_within_the_budget_and_each_is_han
     assert await dead_letters(billing, 0) == []
 
 
-async def open_the_whole_prefetch(shop: Lightbus, lane: Lane, begun: Counter[int]) -> None:
+async def open_the_whole_prefetch(shop: Lightbus, subscription: Subscription, begun: Counter[int]) -> None:
     """As after a second of fast handlers."""
-    lane.credit.window = lane.prefetch
+    subscription.credit.window = subscription.prefetch
     await shop.publish_many([OrderPlaced(number=-number) for number in range(1, 201)])
     await eventually(lambda: len(begun), 200)
-    await eventually(lambda: (lane.prefetch_now >= lane.prefetch - 4, lane.in_hand), (True, 0))
+    await eventually(lambda: (subscription.prefetch_now >= subscription.prefetch - 4, subscription.in_hand), (True, 0))
 
 
 def waiting_in(app: Lightbus) -> int:
@@ -101,15 +101,15 @@ async def test_an_event_larger_than_the_budget_is_handled_alone(make_app: MakeAp
     @billing.on("order.placed")
     async def handle(order: OrderPlaced) -> None:
         nonlocal most
-        most = max(most, lane.in_hand)
+        most = max(most, subscription.in_hand)
         await anyio.lowlevel.checkpoint()
         handled.append(order.number)
 
     await declare(billing)
     await shop.publish_many([OrderPlaced(number=number, note=LARGE) for number in range(10)])
     consumer = billing.consumer()
-    (lane,) = consumer.lanes
-    lane.credit.budget = MEGABYTE // 2
+    (subscription,) = consumer.subscriptions
+    subscription.credit.budget = MEGABYTE // 2
     async with anyio.create_task_group() as tasks:
         await tasks.start(consumer.run)
         await eventually(lambda: sorted(handled), [*range(10)])

@@ -61,11 +61,11 @@ class Busy:
     async def end_all(self, bus: Bus) -> None:
         (consumer,) = bus.consumers["billing"]
         self.go_on.set()
-        await eventually(lambda: [lane.in_hand for lane in consumer.lanes], [0, 0])
-        await eventually(lambda: [lane.retired for lane in consumer.lanes], [{}, {}])
+        await eventually(lambda: [subscription.in_hand for subscription in consumer.subscriptions], [0, 0])
+        await eventually(lambda: [subscription.retired for subscription in consumer.subscriptions], [{}, {}])
         await bus.quiet(self.billing)
         assert set(self.begun.values()) == {1}, self.begun
-        assert consumer._subscriber.epoch == 1  # pyright: ignore[reportPrivateUsage]
+        assert consumer._connection.epoch == 1  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.fixture
@@ -97,11 +97,11 @@ async def test_a_retry_queue_that_is_gone_is_declared_again_and_nothing_runs_twi
 async def test_a_queue_that_is_deleted_is_consumed_again_and_other_queues_go_on(busy: Busy) -> None:
     async with busy.with_hands_full() as bus:
         (consumer,) = bus.consumers["billing"]
-        channel = consumer.lanes[1].channel
+        channel = consumer.subscriptions[1].channel
         await anyio.to_thread.run_sync(
             on_the_broker, busy.billing, lambda channel: channel.queue_delete("billing.other")
         )
-        await eventually(lambda: consumer.connected and consumer.lanes[1].channel is not channel)
+        await eventually(lambda: consumer.connected and consumer.subscriptions[1].channel is not channel)
         await busy.shop.publish(OrderCancelled(number=7))
         await eventually(lambda: busy.cancelled, [7])
         await busy.end_all(bus)
@@ -114,8 +114,8 @@ async def test_a_queue_that_is_still_being_deleted_is_declared_again_after_a_mom
     """RabbitMQ 4.0.5 answers 404 to the binding of a queue that it has just declared, where its deletion had begun."""
     async with busy.with_hands_full() as bus:
         (consumer,) = bus.consumers["billing"]
-        channel = consumer.lanes[1].channel
-        target, name = (subscriber, "declare") if step == "declare" else (consumer._subscriber, "_subscribe")  # pyright: ignore[reportPrivateUsage]
+        channel = consumer.subscriptions[1].channel
+        target, name = (subscriber, "declare") if step == "declare" else (consumer._connection, "_subscribe")  # pyright: ignore[reportPrivateUsage]
         as_ever, failed = getattr(target, name), anyio.Event()
 
         def fail_once(*arguments: Any, **options: Any) -> None:
@@ -130,7 +130,9 @@ async def test_a_queue_that_is_still_being_deleted_is_declared_again_after_a_mom
         await anyio.to_thread.run_sync(
             on_the_broker, busy.billing, lambda channel: channel.queue_delete("billing.other")
         )
-        await eventually(lambda: failed.is_set() and consumer.connected and consumer.lanes[1].channel is not channel)
+        await eventually(
+            lambda: failed.is_set() and consumer.connected and consumer.subscriptions[1].channel is not channel
+        )
         await busy.shop.publish(OrderCancelled(number=7))
         await eventually(lambda: busy.cancelled, [7])
         await busy.end_all(bus)
@@ -140,12 +142,12 @@ async def test_a_queue_that_is_still_being_deleted_is_declared_again_after_a_mom
 async def test_what_is_in_hand_of_a_deleted_queue_is_handled_once(busy: Busy, caplog: pytest.LogCaptureFixture) -> None:
     async with busy.with_hands_full() as bus:
         (consumer,) = bus.consumers["billing"]
-        channel = consumer.lanes[0].channel
+        channel = consumer.subscriptions[0].channel
         await anyio.to_thread.run_sync(
             on_the_broker, busy.billing, lambda channel: channel.queue_delete("billing.main")
         )
-        await eventually(lambda: consumer.connected and consumer.lanes[0].channel is not channel)
-        assert consumer.lanes[0].retired
+        await eventually(lambda: consumer.connected and consumer.subscriptions[0].channel is not channel)
+        assert consumer.subscriptions[0].retired
         await busy.shop.publish(OrderPlaced(number=-2))
         await eventually(lambda: busy.begun[-2], 1)
         await busy.end_all(bus)
@@ -165,7 +167,7 @@ async def test_a_channel_that_the_broker_closes_costs_its_own_queue_only(
     @busy.billing.on("order.wrong", queue="other", name="ack_wrongly")
     async def ack_wrongly() -> None:
         (consumer,) = bus.consumers["billing"]
-        channel = consumer.lanes[1].channel
+        channel = consumer.subscriptions[1].channel
         assert channel is not None
         if not wrong.is_set():
             wrong.set()
@@ -240,7 +242,7 @@ async def test_a_fault_while_the_worker_stops_does_not_repeat_what_ends_in_time(
         (consumer,) = bus.consumers["billing"]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(consumer.stop, 60)
-            await eventually(lambda: not any(lane.consumer_tag for lane in consumer.lanes))
+            await eventually(lambda: not any(subscription.consumer_tag for subscription in consumer.subscriptions))
             await anyio.to_thread.run_sync(
                 on_the_broker, busy.billing, lambda channel: channel.queue_delete("billing.other")
             )

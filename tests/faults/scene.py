@@ -20,7 +20,7 @@ import attrs
 
 from lightbus import errors
 from lightbus.connection.diagnosis import LOST
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.transport import Delivery
 from tests.faults.events import ThingHappened, shop
 from tests.faults.ledger import CONFIRMED, FAILED, HANDLED, TRIED, UNROUTED, Ledger
@@ -314,7 +314,7 @@ class Scene:
         deadline = time.monotonic() + LIMIT
         while True:
             try:
-                connection = Broker.parse(self.url).connect("tests: the account")
+                connection = BrokerAddresses.parse(self.url).connect("tests: the account")
             except errors.BrokerUnreachable:
                 if time.monotonic() > deadline:
                     raise

@@ -6,7 +6,7 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.transport import Connection
 from tests import rabbitmq
 
@@ -71,7 +71,7 @@ class Stage:
 
 def connect(url: str) -> Connection:
     """As an operator's tool would."""
-    return Broker.parse(url).connect("tests: an operator")
+    return BrokerAddresses.parse(url).connect("tests: an operator")
 
 
 def vhost_of(url: str) -> str:

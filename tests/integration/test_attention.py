@@ -19,7 +19,7 @@ import uvloop
 
 from lightbus import Lightbus, Receipt
 from lightbus.connection.thread import ConnectionThread
-from lightbus.consuming.connection import Subscriber
+from lightbus.consuming.connection import ConsumerConnection
 from tests.bus import LIMIT, QUICK, Bus, OrderPlaced, dead_letters, eventually, left_in, running
 
 pytestmark = pytest.mark.rabbitmq
@@ -58,9 +58,9 @@ async def publish(app: Lightbus, *numbers: int) -> list[Receipt]:
     return await asyncio.gather(*[app.publish(OrderPlaced(number=number)) for number in numbers])
 
 
-async def until_attended(app: Lightbus) -> None:
+async def until_read_by_loop(app: Lightbus) -> None:
     await app.publish(OrderPlaced(number=0))
-    await eventually(lambda: app.publisher.attended)
+    await eventually(lambda: app.publisher.read_by_loop)
 
 
 def break_connection(thread: ConnectionThread) -> None:
@@ -75,13 +75,13 @@ def break_connection(thread: ConnectionThread) -> None:
 
 def test_the_loop_that_publishes_reads_its_own_confirms(shop: Lightbus, run: Callable[..., Any]) -> None:
     async def main() -> None:
-        await until_attended(shop)
-        attention = shop.publisher._attention  # pyright: ignore[reportPrivateUsage]
-        assert attention is not None
-        visits = attention.visits
+        await until_read_by_loop(shop)
+        loop_reader = shop.publisher._loop_reader  # pyright: ignore[reportPrivateUsage]
+        assert loop_reader is not None
+        visits = loop_reader.visits
         for number in range(20):
             await shop.publish(OrderPlaced(number=number))
-        assert attention.visits >= visits + 20
+        assert loop_reader.visits >= visits + 20
         assert len(await publish(shop, *range(3000))) == 3000
 
     run(main())
@@ -92,7 +92,7 @@ def test_under_trio_the_thread_reads(shop: Lightbus) -> None:
         for number in range(20):
             await shop.publish(OrderPlaced(number=number))
         assert len(await shop.publish_many([OrderPlaced(number=number) for number in range(2000)])) == 2000
-        assert not shop.publisher.attended
+        assert not shop.publisher.read_by_loop
 
     anyio.run(main, backend="trio")
 
@@ -104,10 +104,10 @@ def test_a_loop_that_is_blocked_for_four_heartbeats_keeps_its_connection(
 
     async def main() -> None:
         async with shop:
-            await until_attended(shop)
+            await until_read_by_loop(shop)
             time.sleep(4)  # noqa: ASYNC251 - what is not to be done
             await shop.publish(OrderPlaced(number=1))
-            await eventually(lambda: shop.publisher.attended)
+            await eventually(lambda: shop.publisher.read_by_loop)
             assert shop.publisher.epoch == 1
 
     run(main())
@@ -125,7 +125,7 @@ def test_a_thread_that_publishes_is_not_held_up_by_a_loop_that_is_blocked(
             took.append(time.monotonic() - began)
 
     async def main() -> None:
-        await until_attended(shop)
+        await until_read_by_loop(shop)
         publishing = threading.Thread(target=publish_ten)
         publishing.start()
         publishing.join(LIMIT)  # which blocks the loop
@@ -137,15 +137,15 @@ def test_a_thread_that_publishes_is_not_held_up_by_a_loop_that_is_blocked(
 
 def test_a_loop_that_ends_leaves_the_connection_to_the_next_one(shop: Lightbus, run: Callable[..., Any]) -> None:
     for _ in range(3):
-        run(until_attended(shop))
+        run(until_read_by_loop(shop))
     shop.publish_sync(OrderPlaced(number=1))
-    run(until_attended(shop))
+    run(until_read_by_loop(shop))
     assert shop.publisher.epoch == 1
 
 
 def test_a_loop_that_ended_with_confirms_on_their_way_leaves_them_to_the_thread(shop: Lightbus) -> None:
     async def give_up_at_once() -> None:
-        await until_attended(shop)
+        await until_read_by_loop(shop)
         tasks = [asyncio.ensure_future(shop.publish(OrderPlaced(number=number))) for number in range(200)]
         await asyncio.sleep(0)
         del tasks
@@ -172,7 +172,7 @@ def test_loops_in_several_threads_publish_through_one_app(shop: Lightbus, run: C
 def test_a_connection_that_is_lost_while_the_loop_reads_is_replaced(shop: Lightbus, run: Callable[..., Any]) -> None:
     async def main() -> None:
         for epoch in range(1, 5):
-            await until_attended(shop)
+            await until_read_by_loop(shop)
             assert shop.publisher.epoch == epoch
             pending = asyncio.ensure_future(publish(shop, *range(100)))
             await asyncio.sleep(0)
@@ -187,7 +187,7 @@ def test_the_descriptor_of_a_lost_connection_is_nobody_elses_while_the_loop_watc
     """The loop is blocked while the connection is closed, and opens sockets of its own right afterwards."""
 
     async def main() -> None:
-        await until_attended(shop)
+        await until_read_by_loop(shop)
         break_connection(shop.publisher)
         deadline = time.monotonic() + LIMIT
         while shop.publisher.connection is not None and time.monotonic() < deadline:  # the thread misses the loop
@@ -203,7 +203,7 @@ def test_the_descriptor_of_a_lost_connection_is_nobody_elses_while_the_loop_watc
                 assert await asyncio.wait_for(receiving, LIMIT) == b"hello"
         for one in sum(pairs, ()):
             one.close()
-        await until_attended(shop)
+        await until_read_by_loop(shop)
 
     asyncio.run(main())
 
@@ -253,13 +253,13 @@ def billing(rabbitmq_url: str) -> Iterator[Lightbus]:
     app.__exit__(None, None, None)
 
 
-def subscriber(bus: Bus) -> Subscriber:
+def subscriber(bus: Bus) -> ConsumerConnection:
     (consumer,) = bus.consumers["billing"]
-    return consumer._subscriber  # pyright: ignore[reportPrivateUsage]
+    return consumer._connection  # pyright: ignore[reportPrivateUsage]
 
 
 def all_acked(bus: Bus) -> bool:
-    return not any(lane.in_hand for lane in subscriber(bus).lanes)
+    return not any(subscription.in_hand for subscription in subscriber(bus).subscriptions)
 
 
 def test_the_loop_that_handles_reads_its_deliveries_and_acks_them(
@@ -276,7 +276,7 @@ def test_the_loop_that_handles_reads_its_deliveries_and_acks_them(
             await shop.publish_many([OrderPlaced(number=number) for number in range(3000)])
             await eventually(lambda: heard == [*range(3000)])
             await eventually(lambda: all_acked(bus))
-            await eventually(lambda: subscriber(bus).attended)
+            await eventually(lambda: subscriber(bus).read_by_loop)
             for number in range(20):
                 await shop.publish(OrderPlaced(number=number))
             await eventually(lambda: heard[3000:] == [*range(20)])
@@ -301,12 +301,12 @@ def test_acks_out_of_order_are_sent_by_the_loop_too(shop: Lightbus, billing: Lig
         go_on.append(anyio.Event())
         async with running(billing, prefetch=50) as bus:
             await shop.publish(OrderPlaced(number=-1))  # a careful beginning is over
-            await eventually(lambda: heard == [-1] and subscriber(bus).attended)
+            await eventually(lambda: heard == [-1] and subscriber(bus).read_by_loop)
             for number in range(200):
                 await shop.publish(OrderPlaced(number=number))
             await eventually(lambda: sorted(heard[1:]) == [*range(1, 200)])
-            (lane,) = subscriber(bus).lanes
-            await eventually(lambda: lane.in_hand, 1)
+            (subscription,) = subscriber(bus).subscriptions
+            await eventually(lambda: subscription.in_hand, 1)
             go_on[0].set()
             await eventually(lambda: all_acked(bus))
         assert await left_in(billing) == []
@@ -333,7 +333,7 @@ def test_a_handler_that_blocks_the_loop_for_four_heartbeats_keeps_the_connection
             await eventually(lambda: heard, [*range(4)])
             await eventually(lambda: all_acked(bus))
             assert subscriber(bus).epoch == 1
-            await eventually(lambda: subscriber(bus).attended)
+            await eventually(lambda: subscriber(bus).read_by_loop)
 
     run(main())
 
@@ -353,7 +353,7 @@ def test_a_loop_that_was_closed_in_the_middle_leaves_its_events_to_others(shop: 
         task = asyncio.ensure_future(forgotten.run())
         await eventually(lambda: forgotten.connected)
         await publish(shop, *range(5))
-        await eventually(lambda: len(heard) == 5 and forgotten.attended)
+        await eventually(lambda: len(heard) == 5 and forgotten.read_by_loop)
         return task
 
     loop = asyncio.new_event_loop()
@@ -388,7 +388,7 @@ def test_an_epoch_that_ends_while_the_loop_reads_loses_nothing(
 
     async def main() -> None:
         async with running(billing, prefetch=40) as bus:
-            await eventually(lambda: subscriber(bus).attended)
+            await eventually(lambda: subscriber(bus).read_by_loop)
             for epoch in range(1, 6):
                 first = 800 * epoch
                 publishing = asyncio.ensure_future(

@@ -15,7 +15,7 @@ import pytest
 from lightbus import Lightbus, errors
 from lightbus.connection.address import Address
 from lightbus.connection.diagnosis import LOST, describe
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.transport import Channel, Connection, Publication
 from tests.bus import connected, eventually
 from tests.rabbitmq import Node
@@ -131,7 +131,7 @@ def _check(described: errors.BrokerError, expected: type[errors.BrokerError], st
 
 @contextmanager
 def _connection(url: str) -> Iterator[tuple[Connection, Address]]:
-    broker = Broker.parse(url)
+    broker = BrokerAddresses.parse(url)
     connection = broker.connect("test")
     try:
         yield connection, broker.addresses[0]
@@ -156,7 +156,7 @@ async def test_a_limit_of_queues_is_named_and_the_worker_starts_once_it_is_raise
             tasks.start_soon(consumer.run)
             await eventually(lambda: "queue limit in vhost" in caplog.text)
             await anyio.to_thread.run_sync(lambda: rabbitmq.ctl("clear_vhost_limits", "-p", vhost))
-            await eventually(lambda: all(lane.consumer_tag for lane in consumer.lanes))
+            await eventually(lambda: all(subscription.consumer_tag for subscription in consumer.subscriptions))
             await consumer.stop(5)
     assert "set_vhost_limits" in caplog.text
     assert "other arguments" not in caplog.text

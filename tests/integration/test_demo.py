@@ -14,7 +14,7 @@ from pathlib import Path
 import amqp.exceptions
 import pytest
 
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from tests.patience import LIMIT, wait_until
 
 COMMAND = [sys.executable, "-m", "lightbus", "demo"]
@@ -105,7 +105,7 @@ def test_stopped_on_rabbitmq_it_deletes_what_it_declared(temporary: Path, rabbit
 
 def leftovers(url: str, prefix: str) -> list[str]:
     """The demo's queues and exchanges that are still there."""
-    connection = Broker.parse(url).connect("test")
+    connection = BrokerAddresses.parse(url).connect("test")
     found = []
     for app in ("forge", "stats", "reviews", "inbox"):
         for name in (f"{prefix}{app}.main", f"{prefix}{app}.dead", f"{prefix}{app}.retry.1s"):

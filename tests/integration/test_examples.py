@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from lightbus import Lightbus
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from tests import rabbitmq as nodes
 from tests.patience import LIMIT, wait_until
 
@@ -166,7 +166,7 @@ def test_billing_charges_rejects_and_reports(terminal: Callable[..., Terminal], 
     assert worker.stop() == 0
     assert "invoice.due" not in worker.printed, "that is two weeks away"
 
-    connection = Broker.parse(url).connect("test")
+    connection = BrokerAddresses.parse(url).connect("test")
     letter = connection.channel().get("billing.dead")
     assert letter is not None
     assert letter.properties["headers"]["lightbus-error-message"] == "nothing to pay"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from tests.bus import OrderPlaced
 from tests.conformance.conftest import declare_orders
 from tests.patience import LIMIT, within
@@ -133,7 +133,7 @@ def test_each_address_of_a_name_says_what_it_was(names: Names) -> None:
     port = free_port()
     impostor = Impostor("127.0.0.2", port, ANSWERS["never answers"])
     with contextlib.closing(impostor), pytest.raises(errors.BrokerUnreachable) as unreachable, within(1):
-        Broker.parse(f"amqp://rabbit.test:{port}/{SHORT}").connect("test")
+        BrokerAddresses.parse(f"amqp://rabbit.test:{port}/{SHORT}").connect("test")
     said = str(unreachable.value)
     assert f"amqp://rabbit.test:{port}/ (127.0.0.1, 127.0.0.3): Connection refused" in said
     assert f"amqp://rabbit.test:{port}/ (127.0.0.2): no answer in time" in said
@@ -166,9 +166,9 @@ def test_one_good_node_among_all_bad_ones_is_found(rabbitmq: Node, rabbitmq_url:
         for why, url in bad.items():
             one = url if "?" in url else url + SHORT
             for _ in range(4):  # their order is random
-                Broker.parse([one, rabbitmq_url]).connect(f"test: {why}").close()
+                BrokerAddresses.parse([one, rabbitmq_url]).connect(f"test: {why}").close()
         every = [url if "?" in url else url + SHORT for url in bad.values()]
-        Broker.parse([*every, rabbitmq_url]).connect("test: all").close()
+        BrokerAddresses.parse([*every, rabbitmq_url]).connect("test: all").close()
 
 
 @pytest.mark.rabbitmq
@@ -176,11 +176,11 @@ def test_where_all_nodes_fail_the_error_says_what_each_said(rabbitmq: Node) -> N
     refused, missing = rabbitmq.vhost_url("/", "guest", "other"), rabbitmq.vhost_url("no-such-vhost")
     nobody = f"amqp://127.0.0.1:{free_port()}/"
     with pytest.raises(errors.AccessRefused) as fatal:
-        Broker.parse([refused, missing]).connect("test")
+        BrokerAddresses.parse([refused, missing]).connect("test")
     assert "refused the user name or password" in str(fatal.value)
     assert "/no-such-vhost: no such virtual host" in str(fatal.value)
     with pytest.raises(errors.BrokerUnreachable) as unreachable:  # the node that is down may be the one that would do
-        Broker.parse([refused, nobody, missing]).connect("test")
+        BrokerAddresses.parse([refused, nobody, missing]).connect("test")
     for words in ("refused the user name or password", "no such virtual host", f"{nobody}: Connection refused"):
         assert words in str(unreachable.value)
 

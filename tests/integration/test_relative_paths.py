@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from lightbus import Lightbus, errors
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from tests.bus import OrderPlaced, eventually, running
 from tests.conformance.conftest import declare_orders
 from tests.patience import LIMIT, wait_until
@@ -144,7 +144,7 @@ def test_a_working_directory_that_was_deleted_matters_to_relative_paths_only(her
     app = Lightbus("shop", url="sqlite:///bus.db")
     with pytest.raises(errors.InvalidURL, match=r"'bus\.db', relative to the working directory.*Use an absolute path"):
         _ = app.broker
-    Broker.parse(f"sqlite:///{here.parent}/bus.db").connect("test").close()
+    BrokerAddresses.parse(f"sqlite:///{here.parent}/bus.db").connect("test").close()
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -20,7 +20,7 @@ import pytest
 from lightbus import Lightbus
 from lightbus.cli.tail import _condition
 from lightbus.connection.declare import declare
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.tail import HELD, QUEUE_LIMIT, Tail, Taken
 from lightbus.transport import Channel, Publication
 from lightbus.wire.topology import publishing
@@ -64,7 +64,7 @@ def speaking(url: str, *apps: str) -> Iterator[Channel]:
 
 @contextlib.contextmanager
 def listening(url: str, *patterns: str) -> Iterator[Tail]:
-    one = Tail(Broker.parse(url), patterns or ("#",))
+    one = Tail(BrokerAddresses.parse(url), patterns or ("#",))
     one.ensure_started()
     try:
         wait_until(lambda: one.epoch > 0, "it listens")

@@ -12,7 +12,7 @@ import pytest
 from lightbus import Lightbus, errors
 from lightbus.connection.declare import declare
 from lightbus.consuming.connection import SUSPECT
-from lightbus.consuming.dispatcher import Consumer
+from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.consuming.watchdog import REBUILDS
 from tests.bus import LIMIT, QUICK, OrderPlaced, connected, eventually, running
 from tests.bus import declare as declare_app
@@ -34,10 +34,10 @@ def billing(rabbitmq_url: str) -> Iterator[Lightbus]:
     app.__exit__(None, None, None)
 
 
-def look_often(*consumers: Consumer) -> None:
+def look_often(*consumers: Dispatcher) -> None:
     for consumer in consumers:
-        for lane in consumer.lanes:
-            lane.watch.interval = lane.watch.next_look = SOON
+        for subscription in consumer.subscriptions:
+            subscription.watch.interval = subscription.watch.next_look = SOON
 
 
 def delete_and_declare_again(app: Lightbus) -> None:
@@ -69,8 +69,8 @@ async def test_a_queue_that_is_deleted_and_declared_again_at_once_is_consumed_ag
         for number in (2, 3):  # RabbitMQ 3.10.8 gives these to a consumer that does not hear them
             await billing.publish(OrderPlaced(number=number))
         await eventually(lambda: sorted(heard), [1, 2, 3])
-        await eventually(lambda: consumer.lanes[0].watch.proven)
-        assert consumer.lanes[0].watch.rebuilds == 0
+        await eventually(lambda: consumer.subscriptions[0].watch.proven)
+        assert consumer.subscriptions[0].watch.rebuilds == 0
 
 
 @pytest.mark.rabbitmq
@@ -86,18 +86,18 @@ async def test_deafness_is_said_with_its_reason_and_what_is_done_about_it(
             "lightbus billing consumer: connected but stalled: the broker lists no consumer on the queue "
             f"'billing.main'. Subscribing again on a new channel (attempt 1 of {REBUILDS})."
         ]
-        await eventually(lambda: consumer.lanes[0].watch.proven)
+        await eventually(lambda: consumer.subscriptions[0].watch.proven)
 
 
-def cancel_behind_its_back(consumer: Consumer) -> None:
+def cancel_behind_its_back(consumer: Dispatcher) -> None:
     """The broker forgets the consumer, and the consumer does not know."""
-    (lane,) = consumer.lanes
-    subscriber: Any = consumer._subscriber  # pyright: ignore[reportPrivateUsage]
+    (subscription,) = consumer.subscriptions
+    subscriber: Any = consumer._connection  # pyright: ignore[reportPrivateUsage]
     work = subscriber.work
 
     def cancel_then_work() -> float:
         subscriber.work = work
-        lane.channel.basic_cancel(lane.consumer_tag)  # type: ignore[union-attr]
+        subscription.channel.basic_cancel(subscription.consumer_tag)  # type: ignore[union-attr]
         return float(work())
 
     subscriber.work = cancel_then_work
@@ -110,7 +110,7 @@ async def test_every_worker_of_a_queue_that_was_declared_again_hears_again(billi
     async with running(billing, billing) as bus:
         first, second = bus.consumers["billing"]
         look_often(first, second)
-        await eventually(lambda: first.lanes[0].watch.proven and second.lanes[0].watch.proven)
+        await eventually(lambda: first.subscriptions[0].watch.proven and second.subscriptions[0].watch.proven)
         await anyio.to_thread.run_sync(delete_and_declare_again, billing)
         await eventually(lambda: consumers_of(billing), 2)
 
@@ -180,16 +180,16 @@ def waiting_in(app: Lightbus) -> int:
         return int(connection.channel().queue_declare(f"{app.name}.main", passive=True).message_count)
 
 
-def count_looks(consumer: Consumer) -> list[dict[str, Any]]:
-    (lane,) = consumer.lanes
+def count_looks(consumer: Dispatcher) -> list[dict[str, Any]]:
+    (subscription,) = consumer.subscriptions
     looks: list[dict[str, Any]] = []
-    look = lane.watch.look
+    look = subscription.watch.look
 
     def counted(now: float, **seen: Any) -> Any:
         looks.append(seen)
         return look(now, **seen)
 
-    lane.watch.look = counted  # type: ignore[method-assign, assignment]
+    subscription.watch.look = counted  # type: ignore[method-assign, assignment]
     return looks
 
 
@@ -197,13 +197,13 @@ def count_looks(consumer: Consumer) -> list[dict[str, Any]]:
 async def test_a_consumer_that_stays_deaf_gives_up_and_says_why(billing: Lightbus) -> None:
     consumer = billing.consumer()
     look_often(consumer)
-    (lane,) = consumer.lanes
-    subscriber: Any = consumer._subscriber  # pyright: ignore[reportPrivateUsage]
+    (subscription,) = consumer.subscriptions
+    subscriber: Any = consumer._connection  # pyright: ignore[reportPrivateUsage]
     subscribe = subscriber._subscribe
 
     def subscribe_in_vain(*arguments: Any, **options: Any) -> None:
         subscribe(*arguments, **options)
-        lane.channel.basic_cancel(lane.consumer_tag)  # type: ignore[union-attr]
+        subscription.channel.basic_cancel(subscription.consumer_tag)  # type: ignore[union-attr]
 
     subscriber._subscribe = subscribe_in_vain
     with pytest.raises(ExceptionGroup) as raised, anyio.fail_after(LIMIT):
@@ -222,7 +222,7 @@ async def test_the_embedded_broker_is_watched_as_well(caplog: pytest.LogCaptureF
         looks = count_looks(consumer)
         look_often(consumer)
         await eventually(lambda: len(looks) >= 3)
-        assert consumer.lanes[0].watch.proven
+        assert consumer.subscriptions[0].watch.proven
         cancel_behind_its_back(consumer)
         await eventually(lambda: errors_logged(caplog, "stalled"))
         await eventually(lambda: consumer.connected)

@@ -23,7 +23,7 @@ import pytest
 
 from lightbus import Lightbus, errors
 from lightbus.connection.declare import declare
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.dead_letters.queue import DeadQueue
 from lightbus.transport import Publication
 from lightbus.worker.worker import Worker
@@ -145,7 +145,7 @@ def test_an_unreachable_broker_keeps_its_password() -> None:
 
 
 def test_what_shows_a_broker_masks_it() -> None:
-    broker = Broker.parse([UNREACHABLE, f"amqps://b:{SECRET}@example.org/?cafile=/ca.pem"])
+    broker = BrokerAddresses.parse([UNREACHABLE, f"amqps://b:{SECRET}@example.org/?cafile=/ca.pem"])
     assert_secret(f"{broker} {broker!r} {broker.masked} {broker.addresses} {broker.addresses[0]!r}")
     assert_secret(repr(Lightbus("shop", url=UNREACHABLE)))
 

@@ -147,11 +147,11 @@ async def heard(url: str) -> None:
         (consumer,) = bus.consumers["billing"]
         await shop.publish(OrderPlaced(number=1))
         # A TLS layer may hold back what it has read of a socket that shows nothing more to whoever watches it.
-        await eventually(lambda: consumer.attended and shop.publisher.attended)
+        await eventually(lambda: consumer.read_by_loop and shop.publisher.read_by_loop)
         await shop.publish_many([OrderPlaced(number=n, note="x" * 50_000) for n in range(2, 40)])
         await shop.publish_many([OrderPlaced(number=n) for n in range(40, 2000)])
         await eventually(lambda: sorted(numbers), [*range(1, 2000)])
-        await eventually(lambda: consumer.attended)
+        await eventually(lambda: consumer.read_by_loop)
     for app in (shop, billing):
         await anyio.to_thread.run_sync(app.__exit__, None, None, None)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lightbus import errors
 from lightbus.connection.address import parse_address
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 
 SECRET = "s3cr3t.Pa55"
 
@@ -31,7 +31,7 @@ def _everything(error: BaseException) -> str:
 
 def _refused(url: Any, *words: str, error: type[errors.BrokerError] = errors.InvalidURL) -> str:
     with pytest.raises(error) as refused:
-        Broker.parse(url)
+        BrokerAddresses.parse(url)
     said = str(refused.value)
     assert all(word in said for word in words), said
     assert SECRET not in _everything(refused.value)
@@ -58,7 +58,7 @@ def _refused(url: Any, *words: str, error: type[errors.BrokerError] = errors.Inv
     ],
 )
 def test_a_valid_url_is_read_and_masked(url: str, masked: str) -> None:
-    assert Broker.parse(url).masked == masked
+    assert BrokerAddresses.parse(url).masked == masked
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_a_url_object_will_do_as_well_as_a_text() -> None:
             return "amqp://ann:pw@rabbit/"
 
     for url in (Url(), [Url()], urlsplit("amqp://ann:pw@rabbit/"), ("amqp://ann:pw@rabbit/",)):
-        assert Broker.parse(url).masked == "amqp://ann:**@rabbit/"  # type: ignore[arg-type]
+        assert BrokerAddresses.parse(url).masked == "amqp://ann:**@rabbit/"  # type: ignore[arg-type]
 
 
 def test_several_urls_are_joined_by_a_semicolon_and_may_have_spaces_around_them() -> None:
-    assert Broker.parse("amqp://a:1@one; amqp://a:2@two\n").masked == "amqp://a:**@one;amqp://a:**@two"
+    assert BrokerAddresses.parse("amqp://a:1@one; amqp://a:2@two\n").masked == "amqp://a:**@one;amqp://a:**@two"
 
 
 # --- what cannot ------------------------------------------------------------------------------
@@ -215,10 +215,10 @@ def _rearranged(draw: st.DrawFn) -> Any:
     )
 
 
-def _read(url: Any) -> Broker | None:
+def _read(url: Any) -> BrokerAddresses | None:
     refusal: BaseException | None = None
     try:
-        return Broker.parse(url)
+        return BrokerAddresses.parse(url)
     except (errors.InvalidURL, errors.UnsupportedBroker) as error:
         refusal = error
     assert SECRET not in _everything(refusal)

@@ -15,7 +15,7 @@ from lightbus import errors
 from lightbus.connection import dial, thread
 from lightbus.connection.address import parse_address
 from lightbus.connection.diagnosis import FATAL, describe
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.connection.thread import ConnectionThread
 from lightbus.transport import Connection
 from tests.patience import LIMIT, wait_until
@@ -40,7 +40,7 @@ class Retrying(ConnectionThread):
     def __init__(self, clock: Clock, connecting: Callable[[], object], tries: int) -> None:
         self.clock, self.connecting, self.tries = clock, connecting, tries
         self.pauses: list[float] = []
-        super().__init__(Broker.parse("memory://never"), "test")
+        super().__init__(BrokerAddresses.parse("memory://never"), "test")
 
     def _live(self) -> None:
         self.connecting()
@@ -234,7 +234,7 @@ def test_a_lack_of_descriptors_is_not_blamed_on_the_certificates_file(monkeypatc
 
     monkeypatch.setattr("builtins.open", no_more)
     with pytest.raises(errors.LimitReached, match="too many open files"):
-        Broker.parse("amqps://127.0.0.1:1/?cafile=/ca.pem").connect("test")
+        BrokerAddresses.parse("amqps://127.0.0.1:1/?cafile=/ca.pem").connect("test")
 
 
 # --- addresses --------------------------------------------------------------------------------
@@ -248,9 +248,9 @@ def test_a_name_that_cannot_be_looked_up_does_not_keep_the_others_from_being_tri
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     for _ in range(4):  # their order is random
-        Broker.parse(["amqp://nowhere.invalid/", "memory://here"]).connect("test").close()
+        BrokerAddresses.parse(["amqp://nowhere.invalid/", "memory://here"]).connect("test").close()
     with pytest.raises(errors.BrokerUnreachable, match=r"one\.invalid.*two\.invalid|two\.invalid.*one\.invalid"):
-        Broker.parse(["amqp://one.invalid/", "amqp://two.invalid/"]).connect("test")
+        BrokerAddresses.parse(["amqp://one.invalid/", "amqp://two.invalid/"]).connect("test")
 
 
 def test_what_failed_comes_last_for_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_what_failed_comes_last_for_a_minute(clock: Clock, monkeypatch: pytest.M
 
     monkeypatch.setattr(dial, "_connect", connect)
     monkeypatch.setattr(dial.random, "sample", lambda population, k: list(population))  # pyright: ignore
-    broker = Broker.parse(["memory://one", "memory://two"])
+    broker = BrokerAddresses.parse(["memory://one", "memory://two"])
     for _ in range(2):
         broker.connect("test")
     assert tried == ["one", "two", "two"]
@@ -289,7 +289,7 @@ class Living(ConnectionThread):
     def __init__(self) -> None:
         self.inside = self.most = 0
         self.ends = threading.Event()
-        super().__init__(Broker.parse("memory://never"), "test")
+        super().__init__(BrokerAddresses.parse("memory://never"), "test")
 
     def _live(self) -> None:
         self.inside += 1

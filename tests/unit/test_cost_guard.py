@@ -28,7 +28,7 @@ from amqp import serialization
 
 import lightbus
 from lightbus import Lightbus
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.transport.amqp.connection import Connection
 from tests.patience import LIMIT
 
@@ -36,55 +36,55 @@ EVENTS = 400
 ROOM = 1.15
 RECORDED: dict[str, dict[str, float]] = {
     "consume": {
-        "__init__": 1.0,
-        "amqp": 2.02,
-        "codec": 1.0,
-        "consumer": 5.07,
+        "transport.__init__": 1.0,
+        "transport.amqp.connection": 2.02,
+        "wire.codec": 1.0,
+        "consuming.dispatcher": 5.07,
         "handler": 1.0,
-        "loop": 0.01,
-        "pool": 0.01,
-        "settlement": 0.01,
-        "subscriber": 0.01,
+        "connection.loop_reader": 0.01,
+        "consuming.threads": 0.01,
+        "consuming.acks": 0.01,
+        "consuming.connection": 0.01,
         "reads": 2,
         "writes": 1,
         "hops": 0,
     },
     "consume_plain": {
-        "__init__": 1.0,
-        "amqp": 2.02,
-        "codec": 1.0,
-        "consumer": 2.01,
+        "transport.__init__": 1.0,
+        "transport.amqp.connection": 2.02,
+        "wire.codec": 1.0,
+        "consuming.dispatcher": 2.01,
         "handler": 1.0,
-        "loop": 0.01,
-        "pool": 4.01,
-        "settlement": 0.01,
-        "subscriber": 0.01,
+        "connection.loop_reader": 0.01,
+        "consuming.threads": 4.01,
+        "consuming.acks": 0.01,
+        "consuming.connection": 0.01,
         "reads": 2,
         "writes": 1,
         "hops": 1,
     },
     "publish": {
-        "amqp": 1.02,
-        "amqp_wire": 9.0,
+        "transport.amqp.connection": 1.02,
+        "transport.amqp.wire": 9.0,
         "app": 5.0,
-        "codec": 4.0,
-        "connection": 1.0,
-        "loop": 5.01,
+        "wire.codec": 4.0,
+        "connection.thread": 1.0,
+        "connection.loop_reader": 5.01,
         "message": 1.0,
-        "publisher": 8.03,
+        "publishing.publisher": 8.03,
         "reads": 1,
         "writes": 13,
         "hops": 0,
     },
     "publish_many": {
-        "amqp": 1.02,
-        "amqp_wire": 9.0,
+        "transport.amqp.connection": 1.02,
+        "transport.amqp.wire": 9.0,
         "app": 1.01,
-        "codec": 4.0,
-        "connection": 1.0,
-        "loop": 3.01,
+        "wire.codec": 4.0,
+        "connection.thread": 1.0,
+        "connection.loop_reader": 3.01,
         "message": 1.0,
-        "publisher": 8.04,
+        "publishing.publisher": 8.04,
         "reads": 1,
         "writes": 13,
         "hops": 0,
@@ -214,7 +214,7 @@ def delivery(channel: int, consumer: str, tag: int, body: bytes) -> bytes:
 def sockets(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedSocket]:
     """Every connection that is opened, in turn."""
     opened: list[ScriptedSocket] = []
-    monkeypatch.setattr(Broker, "connect", lambda self, name, timeout=5.0: connect(opened))
+    monkeypatch.setattr(BrokerAddresses, "connect", lambda self, name, timeout=5.0: connect(opened))
     return opened
 
 
@@ -259,7 +259,7 @@ class Calls:
         file = frame.f_code.co_filename
         if file.startswith(PACKAGE):
             mine = self._by_thread.setdefault(threading.get_ident(), Counter())
-            mine[Path(file).stem] += 1
+            mine[file[len(PACKAGE) + 1 : -len(".py")].replace("/", ".")] += 1
 
     @contextlib.contextmanager
     def window(self) -> Iterator[None]:
@@ -347,11 +347,11 @@ async def consume(
         await until(lambda: sockets and sockets[0].consumer_channel and consumer.connected)
         script = sockets[0]
         channel = script.consumer_channel
-        (lane,) = consumer.lanes
-        lane.credit.window = lane.prefetch  # as after a second of fast handlers
+        (subscription,) = consumer.subscriptions
+        subscription.credit.window = subscription.prefetch  # as after a second of fast handlers
         script.push(delivery(channel, script.consumer_tag, 1, BODY))  # the route is known from here on
-        await until(lambda: script.acked == 1 and lane.prefetch_now >= lane.prefetch - 1)
-        await until(lambda: consumer.attended)
+        await until(lambda: script.acked == 1 and subscription.prefetch_now >= subscription.prefetch - 1)
+        await until(lambda: consumer.read_by_loop)
         script.reads = script.writes = hops.count = 0
         with calls.window():
             script.push(b"".join(delivery(channel, script.consumer_tag, tag, BODY) for tag in range(2, EVENTS + 2)))
@@ -373,7 +373,7 @@ async def publish(sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch
         await app.publish(event)
         script = sockets[0]
         hops = Hops(monkeypatch)
-        await until(lambda: app.publisher.attended)
+        await until(lambda: app.publisher.read_by_loop)
         script.reads = script.writes = hops.count = 0
         with calls.window():
             calls_of_publish = (
@@ -448,7 +448,7 @@ def main() -> None:
         ("publish_many", lambda opened: publish(opened, patch, many=True)),
     ):
         opened: list[ScriptedSocket] = []
-        patch.setattr(Broker, "connect", lambda self, name, timeout=5.0, opened=opened: connect(opened))
+        patch.setattr(BrokerAddresses, "connect", lambda self, name, timeout=5.0, opened=opened: connect(opened))
         print(f'    "{path}": {asyncio.run(run(opened))},')
     patch.undo()
 

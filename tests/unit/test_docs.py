@@ -208,15 +208,15 @@ def calls_to_the_users_function() -> list[str]:
         consumer = app.consumer()
         async with app, anyio.create_task_group() as tasks:
             await tasks.start(consumer.run)
-            subscriber = consumer._subscriber  # pyright: ignore[reportPrivateUsage]
+            subscriber = consumer._connection  # pyright: ignore[reportPrivateUsage]
             give = subscriber.hand_over
 
-            def hand_over(lane: Any, batch: Any) -> None:
+            def hand_over(subscription: Any, batch: Any) -> None:
                 codes = [frame.f_code for frame, _ in traceback.walk_stack(sys._getframe(1))]
                 ours = [code.co_qualname for code in codes if code.co_filename.startswith(PACKAGE)]
                 # What is left is the thread itself, which also calls `drain_events`: where the delivery arrives.
                 handing_over[:] = reversed(ours[: ours.index("ConnectionThread._work_on")])
-                give(lane, batch)
+                give(subscription, batch)
 
             subscriber.hand_over = hand_over
             await app.publish(Said(number=1))  # what happens once (a route is looked up) is not what is counted

@@ -1117,8 +1117,8 @@ def test_a_connection_that_was_taken_for_dead_says_so(tmp_path: Path, here: Clie
     here.send("q", b"1")
     here.consume("q")
     here.settle()
-    for bell in (tmp_path / "bus.db.clients").iterdir():
-        bell.unlink()
+    for wake_pipe in (tmp_path / "bus.db.clients").iterdir():
+        wake_pipe.unlink()
     other = Client(file_url)
     assert other.ready("q") == 1
     with pytest.raises(amqp_errors.ConnectionForced, match="took the connection for dead"):

@@ -19,7 +19,7 @@ import pytest
 
 from lightbus import Lightbus, errors
 from lightbus.cli import banner
-from lightbus.consuming.threads import Pool, Seat
+from lightbus.consuming.threads import Pool, ThreadSlot
 from lightbus.transport import Channel, Delivery
 from lightbus.wire import codec
 from lightbus.worker.worker import Worker
@@ -203,7 +203,7 @@ def _(app: Lightbus) -> None:
     app.on("user.registered", name="welcome")(lambda: None)
     consumer = app.consumer()
     delivery = Delivery(cast(Channel, None), 1, False, "auth", "user.registered", {}, b"{}")
-    raise consumer._no_handler(consumer.lanes[0], delivery)
+    raise consumer._no_handler(consumer.subscriptions[0], delivery)
 
 
 @pytest.mark.parametrize("heading", CASES)
@@ -309,7 +309,7 @@ def test_a_broker_that_is_not_there_is_told_without_the_frames_of_threads_and_li
         pass
     told = "".join(traceback.format_exception(caught.value))
     assert "ConnectionRefusedError" in told
-    assert re.findall(r"lightbus/(\w+).py", told) == ["app", "publisher"]
+    assert re.findall(r"lightbus/([\w/]+).py", told) == ["app", "publishing/publisher"]
     assert "kombu" not in told
 
 
@@ -344,7 +344,7 @@ def test_a_log_tells_where_in_the_users_code_an_error_of_ours_came_from() -> Non
 
 def test_a_traceback_of_a_dead_letter_begins_with_the_users_code() -> None:
     error = _error_of_a_handler_in_a_thread()
-    assert "lightbus/pool.py" in "".join(traceback.format_exception(error))
+    assert "lightbus/consuming/threads.py" in "".join(traceback.format_exception(error))
     shown = codec.error_headers(errors.without_machinery(error))[codec.ERROR_TRACEBACK]
     first, *_ = re.findall(r'File "(.+)", line', shown)
     assert first == __file__
@@ -368,14 +368,14 @@ def _error_of_a_handler_in_a_thread() -> ValueError:
     def welcome() -> None:
         raise ValueError("no")
 
-    (lane,) = app.lanes()
+    (subscription,) = app.subscriptions()
     delivery = Delivery(cast(Channel, None), 1, False, "auth", "user.registered", {}, b"{}")
-    lane.channels = (delivery.channel,)
+    subscription.channels = (delivery.channel,)
 
     async def handle() -> BaseException | None:
-        pool = Pool(lane, start=print, collect=print, room=print)
+        pool = Pool(subscription, start=print, collect=print, room=print)
         pool.jobs.append((delivery, app.handlers["welcome"], None))
-        seat = Seat(lane, anyio.CancelScope())
+        seat = ThreadSlot(subscription, anyio.CancelScope())
         await anyio.to_thread.run_sync(pool.serve, seat)
         return seat.error
 

@@ -19,34 +19,48 @@ ORDER = [
     "pattern",
     "event",
     "message",
-    "collisions",
     "transport",
-    "topology",
-    "codec",
+    "wire",
     "retry",
     "handler",
-    "settlement",
-    "watchdog",
-    "credit",
-    "loop",
     "connection",
-    "publisher",
-    "subscriber",
-    "stall",
-    "pool",
-    "consumer",
+    "publishing",
+    "consuming",
     "app",
-    "dead",
+    "dead_letters",
     "inspection",
     "tail",
     "worker",
-    "health",
     "testing",
     "cli",
     "pytest_plugin",
     "__main__",
 ]
-"""A module imports from those before it only."""
+"""A module or package imports from those before it only."""
+
+INNER_ORDER = {
+    "wire": ["collisions", "topology", "codec"],
+    "transport.amqp": ["wire", "connection"],
+    "transport.sqlite": [
+        "schema",
+        "place",
+        "answers",
+        "tables",
+        "topology",
+        "clock",
+        "wake_pipe",
+        "file",
+        "store",
+        "channel",
+    ],
+    "connection": ["loop_reader", "address", "diagnosis", "dial", "declare", "thread"],
+    "publishing": ["publisher"],
+    "consuming": ["acks", "watchdog", "credit", "stall", "connection", "threads", "dispatcher"],
+    "dead_letters": ["letter", "queue", "actions"],
+    "worker": ["worker", "supervisor", "health"],
+    "testing": ["records", "host", "bus"],
+}
+"""The same within a package."""
 
 TRANSPORTS = {"errors", "pattern", "transport"}
 """What the transports themselves may import."""
@@ -60,7 +74,6 @@ HEAVY = {
     "kombu",
     "lightbus.cli",
     "lightbus.connection",
-    "lightbus.loop",
     "lightbus.pytest_plugin",
     "lightbus.testing",
     "lightbus.transport.amqp",
@@ -122,6 +135,27 @@ def test_a_module_imports_only_from_those_before_it(name: str, path: Path) -> No
         if not is_module(target):
             continue  # a public name of the package: `from lightbus import Lightbus`
         assert target in allowed, f"{path.relative_to(HOUSE)}:{line} imports {one}, which stands below it"
+
+
+@pytest.mark.parametrize("package", INNER_ORDER)
+def test_within_a_package_a_module_imports_only_from_those_before_it(package: str) -> None:
+    order = INNER_ORDER[package]
+    inside = {name.removeprefix(f"{package}."): path for name, path in modules() if name.startswith(f"{package}.")}
+    assert sorted(inside) == sorted(order)
+    for name, path in inside.items():
+        for one, line in imported(f"{package}.{name}", path):
+            target = one.removeprefix(f"{package}.").partition(".")[0]
+            if one.startswith(f"{package}.") and target in order:
+                allowed = order[: order.index(name)]
+                assert target in allowed, f"{path.relative_to(HOUSE)}:{line} imports {one}, which stands below it"
+
+
+@pytest.mark.parametrize(
+    "package", sorted(path.parent for path in HOUSE.rglob("__init__.py")), ids=lambda path: path.name
+)
+def test_a_package_says_in_a_few_lines_what_it_is_for(package: Path) -> None:
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
+    assert text, package
 
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(name, path, id=name) for name, path in modules() if name])

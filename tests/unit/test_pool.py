@@ -12,8 +12,8 @@ import anyio
 import pytest
 
 from lightbus import Lightbus
-from lightbus.consuming.connection import Job, Lane
-from lightbus.consuming.threads import Pool, Seat
+from lightbus.consuming.connection import HandlerRun, Subscription
+from lightbus.consuming.threads import Pool, ThreadSlot
 from lightbus.transport import Channel, Delivery
 
 LIMIT = 20.0
@@ -29,22 +29,22 @@ class Threads:
         app = Lightbus("billing", url="memory://")
         app.on("order.placed")(handle)
         (self.handler,) = app.handlers.values()
-        self.lane = Lane("billing", "main", [self.handler], prefetch=100, concurrency=concurrency)
-        self.lane.channel, self.lane.channels = NOW, (NOW,)
-        self.pool = Pool(self.lane, start=self.start, collect=self.collect, room=lambda lane: None)
+        self.subscription = Subscription("billing", "main", [self.handler], prefetch=100, concurrency=concurrency)
+        self.subscription.channel, self.subscription.channels = NOW, (NOW,)
+        self.pool = Pool(self.subscription, start=self.start, collect=self.collect, room=lambda subscription: None)
         self.threads: list[threading.Thread] = []
         self.begun: list[bool] = []
         self.changed = threading.Condition()
 
-    def job(self, channel: Channel = NOW) -> Job:
+    def job(self, channel: Channel = NOW) -> HandlerRun:
         return (Delivery(channel, 1, False, "shop", "order.placed", {}, b"{}"), self.handler, None)
 
-    def give(self, *jobs: Job) -> None:
+    def give(self, *jobs: HandlerRun) -> None:
         self.pool.jobs.extend(jobs)
         self.pool.call()
 
     def start(self, pool: Pool) -> None:
-        seat = Seat(self.lane, IN_THE_LOOP, coming=True)
+        seat = ThreadSlot(self.subscription, IN_THE_LOOP, coming=True)
         thread = threading.Thread(target=lambda: (pool.serve(seat), pool.give_room()), daemon=True)
         self.threads.append(thread)
         thread.start()
@@ -70,7 +70,7 @@ def made() -> Iterator[list[Threads]]:
         for thread in threads.threads:
             thread.join(LIMIT)
             assert not thread.is_alive()
-        assert threads.lane.running == 0
+        assert threads.subscription.running == 0
 
 
 def test_a_thread_that_has_nothing_to_do_is_called_again_before_another_is_started(made: list[Threads]) -> None:
@@ -78,7 +78,7 @@ def test_a_thread_that_has_nothing_to_do_is_called_again_before_another_is_start
     made.append(threads)
     for number in range(1, 50):
         threads.give(threads.job())
-        threads.until(lambda number=number: len(threads.begun) == number and threads.lane.running == 0)  # type: ignore[misc]
+        threads.until(lambda number=number: len(threads.begun) == number and threads.subscription.running == 0)  # type: ignore[misc]
     assert len(threads.threads) == 1
 
 
@@ -123,13 +123,13 @@ def test_a_closed_pool_takes_no_more_and_lets_its_threads_end(made: list[Threads
 def test_either_the_handler_ends_in_time_or_it_is_given_up_never_both() -> None:
     threads = Threads(lambda: None)
     for attempt in range(1000):
-        seat = Seat(threads.lane, IN_THE_LOOP)
+        seat = ThreadSlot(threads.subscription, IN_THE_LOOP)
         job = threads.job()
         seat.begin(job, -1.0)  # its time is over already
         both = threading.Barrier(2)
         ended: list[bool] = []
 
-        def end(seat: Seat, both: threading.Barrier, ended: list[bool], *, well: bool) -> None:
+        def end(seat: ThreadSlot, both: threading.Barrier, ended: list[bool], *, well: bool) -> None:
             both.wait(LIMIT)
             if well:
                 ended.append(seat.end())
@@ -147,14 +147,14 @@ def test_either_the_handler_ends_in_time_or_it_is_given_up_never_both() -> None:
         assert (seat.job is job) is (given_up or attempt % 2 == 0)
 
 
-class JobsThatArriveLate(deque[Job]):
+class JobsThatArriveLate(deque[HandlerRun]):
     """Where a called thread finds nothing, since another has taken its job, more arrive before it waits."""
 
     def __init__(self, arrive: Callable[[], object]) -> None:
         super().__init__()
         self._arrive: Callable[[], object] | None = arrive
 
-    def popleft(self) -> Job:
+    def popleft(self) -> HandlerRun:
         try:
             return super().popleft()
         except IndexError:
@@ -171,7 +171,7 @@ def test_a_called_thread_whose_job_was_taken_still_calls_the_next_one(made: list
     three = [threads.job() for _ in range(3)]
     threads.pool.jobs = JobsThatArriveLate(lambda: threads.give(*three))
     threads.pool.jobs.append(threads.job())
-    taken: list[Job] = []
+    taken: list[HandlerRun] = []
 
     def start(pool: Pool) -> None:  # the job is taken between the call and the thread's arrival
         if not taken:

@@ -18,7 +18,7 @@ import attrs
 import pytest
 
 from lightbus import Lightbus, Receipt, errors
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.publishing.publisher import Publisher
 from lightbus.transport import Publication
 from tests.bus import OrderPlaced, connected
@@ -65,7 +65,7 @@ def test_an_interruption_at_any_point_leaves_a_publisher_that_tells_the_truth(
     for point in itertools.count(1):
         broker = ScriptedBroker()
         broker.script = one_is_gone
-        publisher = Publisher("interrupted", cast(Broker, broker), timeout=LIMIT, queue_type="quorum")
+        publisher = Publisher("interrupted", cast(BrokerAddresses, broker), timeout=LIMIT, queue_type="quorum")
         if connected_before:
             publisher.open(LIMIT)
         stopped = publication()

@@ -16,7 +16,7 @@ import anyio.to_thread
 import pytest
 
 from lightbus import Receipt, errors
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.message import new_id
 from lightbus.publishing.publisher import WINDOW, Publisher, _close_at_exit
 from lightbus.transport import Publication, Unencodable
@@ -79,7 +79,7 @@ class ScriptedConnection:
 
 class ScriptedBroker:
     masked = "scripted://"
-    addresses = Broker.parse("memory://scripted").addresses
+    addresses = BrokerAddresses.parse("memory://scripted").addresses
     worked = False
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ def broker() -> ScriptedBroker:
 
 @pytest.fixture
 def publisher(broker: ScriptedBroker) -> Iterator[Publisher]:
-    publisher = Publisher("billing", cast(Broker, broker), timeout=LIMIT, queue_type="quorum")
+    publisher = Publisher("billing", cast(BrokerAddresses, broker), timeout=LIMIT, queue_type="quorum")
     yield publisher
     publisher.close(0.1)
 
@@ -636,7 +636,7 @@ def test_a_second_interruption_ends_the_wait_at_exit_without_a_traceback(monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Publisher, "close", close)
-    publisher = Publisher("billing", Broker("memory://"), timeout=1, queue_type="classic")
+    publisher = Publisher("billing", BrokerAddresses("memory://"), timeout=1, queue_type="classic")
     _close_at_exit(publisher)
     at_exit[-1]()
     assert interrupted == [publisher]

@@ -26,16 +26,16 @@ def test_no_consumer_at_two_looks_is_deafness() -> None:
     watch = subscribed()
     assert watch.look(30, ready=0, consumers=0, heard=False, room=True) is None
     assert watch.next_look == 30 + SECOND_LOOK
-    deaf = watch.look(32, ready=0, consumers=0, heard=False, room=True)
-    assert deaf == "the broker lists no consumer on the queue 'billing'"
+    stalled = watch.look(32, ready=0, consumers=0, heard=False, room=True)
+    assert stalled == "the broker lists no consumer on the queue 'billing'"
     assert watch.proven is None
 
 
 def test_events_that_wait_while_there_is_room_are_deafness_even_beside_another_consumer() -> None:
     watch = subscribed()
     watch.look(30, ready=7, consumers=2, heard=False, room=True)
-    deaf = watch.look(32, ready=7, consumers=2, heard=False, room=True)
-    assert deaf == "7 events wait in the queue 'billing', but none is delivered"
+    stalled = watch.look(32, ready=7, consumers=2, heard=False, room=True)
+    assert stalled == "7 events wait in the queue 'billing', but none is delivered"
 
 
 def test_events_that_wait_are_no_deafness_while_the_prefetch_is_full_or_some_arrive() -> None:

@@ -10,7 +10,7 @@
 | `memory://`, `memory://name` | none that lasts: shared by all connections of this process, gone with it |
 
 Processes share the file by SQLite's own locks, so it belongs on a local disk. Beside it lies the folder
-`bus.db.clients` (see `sqlite_store`). Nothing runs in the background: whoever is in `drain_events`
+`bus.db.clients` (see `wake_pipe`). Nothing runs in the background: whoever is in `drain_events`
 also expires messages and finds the clients that died.
 
 It differs from RabbitMQ where nobody should notice: a message expires when its time has come, not only at
@@ -224,7 +224,7 @@ class Connection:
     def interrupt(self) -> None:
         """Make the present or the next `drain_events` return at once. From any thread, at any time."""
         self._interrupted = True
-        self._store.bell.ring()
+        self._store.wake_pipe.ring()
 
     def watched(self) -> None:
         """No: a transaction may wait for the disk, and time alone makes things ready."""
@@ -298,7 +298,7 @@ class Connection:
         deadline = None if timeout is None else time.monotonic() + timeout
         seconds = 0.0
         while True:
-            if self._store.bell.wait(seconds):
+            if self._store.wake_pipe.wait(seconds):
                 self._stale = True
             self._look()
             if self._dispatch() or self._was_interrupted():
@@ -371,7 +371,7 @@ class Connection:
     def _hungry(self) -> Iterator[tuple[Channel, Consumer]]:
         for channel in self.channels.values():
             for consumer in channel.consumers.values():
-                if channel.appetite(consumer) > 0:
+                if channel.credit(consumer) > 0:
                     yield channel, consumer
 
     def _claim(self) -> list[tuple[Channel, Consumer, list[store.Claim]]]:
@@ -380,14 +380,14 @@ class Connection:
         for_any = now >= self._shared_until
         left_to_others = False
         for channel, consumer in self._hungry():
-            appetite = channel.appetite(consumer)
-            share = appetite if for_any or consumer.no_ack else self._store.fair_share(consumer.queue, appetite)
+            credit = channel.credit(consumer)
+            share = credit if for_any or consumer.no_ack else self._store.fair_share(consumer.queue, credit)
             room = channel.bytes_left
             claimed = self._store.claim(consumer.queue, share, settled=consumer.no_ack, room=room) if share else []
             if claimed:
                 claims.append((channel, consumer, claimed))
                 self._stale = self._stale or len(claimed) < share
-            if share < appetite:
+            if share < credit:
                 left_to_others = left_to_others or self._store.has_ready(consumer.queue)
         if not left_to_others:
             self._shared_until = math.inf
@@ -528,7 +528,7 @@ class Channel(base.StdChannel):
             with self.connection.transaction():
                 self._store.remove_consumer(self._global_tag(consumer_tag))
 
-    def appetite(self, consumer: Consumer) -> int:
+    def credit(self, consumer: Consumer) -> int:
         """How many more messages it may be given."""
         if consumer.no_ack:
             return consumer.limit

@@ -435,8 +435,8 @@ def _after_fork_in_child() -> None:
     _create_lock, _files_lock, _fork_lock = threading.Lock(), threading.Lock(), threading.Lock()
     forget_memory_of_parent()
     _let_go.clear()
-    for bell in list(wake_pipes):
-        bell.close_in_child()  # else this copy would keep the parent alive
+    for wake_pipe in list(wake_pipes):
+        wake_pipe.close_in_child()  # else this copy would keep the parent alive
     for file in list(_files):
         file.abandon()
     _files.clear()

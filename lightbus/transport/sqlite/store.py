@@ -67,7 +67,7 @@ from lightbus.transport.sqlite.schema import (
 )
 from lightbus.transport.sqlite.tables import decode_table, encode_arguments, encode_properties
 from lightbus.transport.sqlite.topology import MATCHES, Binding, Exchange, Queue, Topology
-from lightbus.transport.sqlite.wake_pipe import Bell, is_alive, ring
+from lightbus.transport.sqlite.wake_pipe import WakePipe, is_alive, ring
 
 
 class Outcome(Enum):
@@ -121,7 +121,7 @@ class Store:
         self._shrinks: bool | None = None
         self.client = -1
         try:
-            self.bell = self._register()
+            self.wake_pipe = self._register()
             self.reap()
         except OSError as error:
             self._file.close()
@@ -132,20 +132,20 @@ class Store:
 
     # --- life -----------------------------------------------------------------------------
 
-    def _register(self) -> Bell:
+    def _register(self) -> WakePipe:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         # The pipe is made while the transaction keeps others from judging who is alive.
         with self._raw_transaction():
             self._clock.read(self.sql)
             self.client = self.sql("INSERT INTO clients DEFAULT VALUES").lastrowid or 0
-            known = {self._bell_path(row[0]) for row in self.sql("SELECT id FROM clients")}
+            known = {self._wake_pipe_path(row[0]) for row in self.sql("SELECT id FROM clients")}
             for left_over in set(self._folder.glob("*.bell")) - known:
                 left_over.unlink(missing_ok=True)
-            path = self._bell_path(self.client)
+            path = self._wake_pipe_path(self.client)
             path.unlink(missing_ok=True)
-            return Bell(path)
+            return WakePipe(path)
 
-    def _bell_path(self, client: int) -> Path:
+    def _wake_pipe_path(self, client: int) -> Path:
         return self._folder / f"{client}.bell"
 
     @property
@@ -161,30 +161,30 @@ class Store:
                 self.sql(f"PRAGMA busy_timeout = {CLOSE_TIMEOUT * 1000:.0f}")
                 with self.transaction():
                     self.ack(acked)
-                    self._bury(self.client)
+                    self._remove_client(self.client)
         finally:
-            self.bell.remove()
+            self.wake_pipe.remove()
             self.drop()
 
     def drop(self) -> None:
         """Close the file without a word; others find the client dead."""
-        self.bell.close()
+        self.wake_pipe.close()
         self._file.close()
 
     def reap(self) -> None:
         """Find clients that died, and return what they held."""
         clients = [row[0] for row in self._read("SELECT id FROM clients")]
-        dead = [client for client in clients if client != self.client and not is_alive(self._bell_path(client))]
+        dead = [client for client in clients if client != self.client and not is_alive(self._wake_pipe_path(client))]
         if not dead:
             return
         with self.transaction():
             for client in dead:
                 if self.sql("SELECT 1 FROM clients WHERE id = ?", client).fetchone():
-                    self._bury(client)
+                    self._remove_client(client)
         for client in dead:
-            self._bell_path(client).unlink(missing_ok=True)
+            self._wake_pipe_path(client).unlink(missing_ok=True)
 
-    def _bury(self, client: int) -> None:
+    def _remove_client(self, client: int) -> None:
         owned = [row[0] for row in self.sql("SELECT id FROM entries WHERE owner = ? ORDER BY id", client)]
         self.requeue(owned)
         for (tag,) in self.sql("SELECT tag FROM consumers WHERE client = ?", client).fetchall():
@@ -259,7 +259,7 @@ class Store:
         if not known:
             raise amqp_error(
                 amqp_errors.ConnectionForced,
-                f"CONNECTION_FORCED - another process found this connection's pipe {self.bell.path} gone and took "
+                f"CONNECTION_FORCED - another process found this connection's pipe {self.wake_pipe.path} gone and took "
                 "the connection for dead. Connect again; do not remove that folder while the broker is in use.",
             )
         self._advanced = clock
@@ -271,9 +271,9 @@ class Store:
 
     def _ring_bell(self, client: int) -> None:
         if client == self.client:
-            self.bell.ring()
+            self.wake_pipe.ring()
         else:
-            ring(self._bell_path(client))
+            ring(self._wake_pipe_path(client))
 
     def now(self) -> float:
         return (standing_clocks.get(self.path) or self._clock.now()) + self._advanced

@@ -14,10 +14,10 @@ import threading
 import weakref
 from pathlib import Path
 
-wake_pipes: weakref.WeakSet[Bell] = weakref.WeakSet()
+wake_pipes: weakref.WeakSet[WakePipe] = weakref.WeakSet()
 
 
-class Bell:
+class WakePipe:
     """A client's named pipe: its sign of life, and what others ring to wake it."""
 
     _reader = _writer = -1

@@ -8,9 +8,9 @@ from typing import Any, cast
 import amqp.exceptions
 import pytest
 
-from lightbus.connection.dial import Broker
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.consuming.acks import Settlements
-from lightbus.consuming.connection import EpochEnded, Lane, Subscriber
+from lightbus.consuming.connection import ConsumerConnection, EpochEnded, Subscription
 from lightbus.transport import Channel, Connection, Delivery
 
 
@@ -23,13 +23,15 @@ class AckedChannel:
 
 
 def test_at_the_end_no_ack_waits_for_a_handler_that_did_not_end() -> None:
-    lane = Lane("billing", "main", [], prefetch=200, concurrency=32)
+    subscription = Subscription("billing", "main", [], prefetch=200, concurrency=32)
     channel = AckedChannel()
-    lane.channel = cast(Channel, channel)
-    lane.settlements = Settlements(hold=50)
-    subscriber = Subscriber(Broker.parse("memory://"), "consumer", cast(Any, None), [lane], cast(Any, None))
+    subscription.channel = cast(Channel, channel)
+    subscription.settlements = Settlements(hold=50)
+    subscriber = ConsumerConnection(
+        BrokerAddresses.parse("memory://"), "consumer", cast(Any, None), [subscription], cast(Any, None)
+    )
     for tag in (2, 3):  # 1 is still being handled
-        lane.settled.append((Delivery(lane.channel, tag, False, "", "", {}, b""), True))
+        subscription.settled.append((Delivery(subscription.channel, tag, False, "", "", {}, b""), True))
     subscriber.closing()
     assert channel.acks == [(2, False), (3, False)]
 
@@ -71,54 +73,54 @@ ACKED = [(2, False), (3, False), "closed", "dropped"]
 def test_what_is_settled_is_acked_before_a_connection_is_replaced_that_is_well(
     error: Exception, expected: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lane = Lane("billing", "main", [], prefetch=200, concurrency=32)
+    subscription = Subscription("billing", "main", [], prefetch=200, concurrency=32)
     notes = Notes()
 
-    class FailsAtOnce(Subscriber):
+    class FailsAtOnce(ConsumerConnection):
         def opened(self, connection: Connection) -> None:
             channel = cast(Channel, notes)
-            lane.begin(channel, careful=False)
-            lane.taken = 3
+            subscription.begin(channel, on_probation=False)
+            subscription.taken = 3
             for tag in (2, 3):  # 1 is still being handled
-                lane.settled.append((Delivery(channel, tag, False, "", "", {}, b""), True))
+                subscription.settled.append((Delivery(channel, tag, False, "", "", {}, b""), True))
 
         def work(self) -> float:
             self.stopping = True
             raise error
 
-    monkeypatch.setattr(Broker, "connect", lambda *_, **__: notes)
-    FailsAtOnce(Broker.parse("memory://"), "consumer", cast(Any, None), [lane], cast(Any, None))._run()  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(BrokerAddresses, "connect", lambda *_, **__: notes)
+    FailsAtOnce(BrokerAddresses.parse("memory://"), "consumer", cast(Any, None), [subscription], cast(Any, None))._run()  # pyright: ignore[reportPrivateUsage]
     assert notes.done == expected
 
 
 class Loop:
     """The event loop's side of a connection, on which one more delivery arrives each time it is read."""
 
-    def __init__(self, lane: Lane) -> None:
-        self.lane = lane
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
         self.connection = self
 
     def drain_nowait(self) -> None:
-        assert self.lane.channel is not None
-        self.lane.arrived.append(Delivery(self.lane.channel, 1, False, "", "", {}, b""))
+        assert self.subscription.channel is not None
+        self.subscription.arrived.append(Delivery(self.subscription.channel, 1, False, "", "", {}, b""))
 
 
 def test_an_arrival_wakes_the_thread_unless_it_will_look_at_the_prefetch_by_itself() -> None:
     """Also in a pause between two looks: with nothing in hand, the thread has planned none."""
-    lane = Lane("billing", "main", [], prefetch=200, concurrency=32)
+    subscription = Subscription("billing", "main", [], prefetch=200, concurrency=32)
     woken: list[bool] = []
 
-    class Woken(Subscriber):
+    class Woken(ConsumerConnection):
         def wake(self) -> None:
-            woken.append(lane.look_planned)
+            woken.append(subscription.look_planned)
 
-    subscriber = Woken(Broker.parse("memory://"), "consumer", cast(Any, None), [lane], cast(Any, None))
+    subscriber = Woken(BrokerAddresses.parse("memory://"), "consumer", cast(Any, None), [subscription], cast(Any, None))
     subscriber.hand_over_here = lambda *_: None
-    lane.begin(cast(Channel, Notes()), careful=False)
-    subscriber._attention = cast(Any, Loop(lane))  # pyright: ignore[reportPrivateUsage]
-    lane.credit.postpone(time.monotonic())
+    subscription.begin(cast(Channel, Notes()), on_probation=False)
+    subscriber._loop_reader = cast(Any, Loop(subscription))  # pyright: ignore[reportPrivateUsage]
+    subscription.credit.postpone(time.monotonic())
     subscriber.read_in_loop()
     assert woken == [False]
-    lane.look_planned = True
+    subscription.look_planned = True
     subscriber.read_in_loop()
     assert woken == [False]
