@@ -95,7 +95,7 @@ async def test_both_types_of_queue_retry_and_keep_dead_letters(
 
 def way_out(app: Lightbus, amqp: str) -> str:
     """What is advised about an object with other arguments, on the app's broker."""
-    ways = {"memory": "restart this program", "sqlite": "delete that file (its messages are lost)"}
+    ways = {"memory": "restart this program", "sqlite": re.escape("delete that file (its messages are lost)")}
     return ways.get(app.broker.addresses[0].scheme, amqp)
 
 

@@ -87,7 +87,8 @@ def test_it_installs_into_an_empty_environment_and_the_demo_runs(
     command = python.parent / "lightbus"
     assert run(command, "--version") == f"lightbus {VERSION}\n"
     output = run(command, "demo", "--events", "200")
-    assert "in the file" in output
+    assert "(embedded: no server)" in output
+    assert "All events were handled as expected" in output
     # The broker's administrators see this version. It comes from the metadata of the distribution.
     assert f"Lightbus embedded broker {VERSION}" in run(command, "doctor", f"sqlite:///{tmp_path}/bus.db")
 

@@ -231,7 +231,7 @@ async def test_a_worker_waits_for_the_app_that_it_hears_and_says_so(
     consumer = billing.consumer()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
-        await eventually(lambda: "It comes when 'shop' first starts. Trying again." in caplog.text)
+        await eventually(lambda: "The exchange is created when 'shop' first starts. Trying again." in caplog.text)
         with connected(users.url("shop")) as connection:
             declare(connection, publishing("shop"))
         await eventually(lambda: consumer.connected)
