@@ -199,7 +199,7 @@ def calls_to_the_users_function() -> list[str]:
 
     def note(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
-            if frame.f_code.co_qualname == "Consumer.receive":
+            if frame.f_code.co_qualname == "Dispatcher.receive":
                 calls.clear()
             calls.append(frame.f_code)
 
@@ -232,5 +232,5 @@ def calls_to_the_users_function() -> list[str]:
     finally:
         sys.setprofile(None)
     fills = app.handlers["hear"].arguments.__code__  # type: ignore[attr-defined]
-    way = [code for code in calls if code in stack or code is fills or code.co_qualname == "Consumer.receive"]
+    way = [code for code in calls if code in stack or code is fills or code.co_qualname == "Dispatcher.receive"]
     return handing_over + ["handler.arguments" if code is fills else code.co_qualname for code in way]
