@@ -329,7 +329,7 @@ async def test_a_worker_that_a_handler_cancels_from_inside_says_so(shop: Lightbu
     @billing.on("order.placed")
     async def cancel_what_is_around_it() -> None:
         for task in asyncio.all_tasks() - others:
-            if "Consumer._watch_timeouts" in repr(task):
+            if "Dispatcher._watch_timeouts" in repr(task):
                 task.cancel()
         await anyio.sleep(LIMIT)
 
