@@ -1,4 +1,4 @@
-"""An event type: a class that says what happened, with a name and a version."""
+"""An event type: a class that describes what happened, with a name and a version."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _as_value_class(cls: type[Any]) -> type[Any]:
 
 
 def _fresh_defaults(_: type[Any], fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
-    """Each event gets a list (dict, set) of its own where the class has one as a default: what is added to one event
+    """Each event gets its own list (dict, set) where the class has one as a default: what is added to one event
     must not be in the next.
     """
     return [

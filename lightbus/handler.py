@@ -1,4 +1,4 @@
-"""A handler: what it hears, the function, its policy. The signature is resolved once, at registration."""
+"""A handler: what it subscribes to, the function, its policy. The signature is resolved once, at registration."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Handler:
         errors.DecodeError: the delivery cannot be read as what they are annotated with.
     """
 
-    def hears(self, source: str, event: str) -> bool:
+    def matches(self, source: str, event: str) -> bool:
         return (self.source is None or self.source == source) and any(
             topic_matches(pattern, event) for pattern in self.patterns
         )

@@ -1,7 +1,7 @@
 """What is there on the broker, and what is wrong with it: findings with their next step. Plain AMQP; nothing changes.
 
 What a trial needs (an exclusive queue, an exchange, a binding) is the app's by name, goes with the connection, and
-hears no event.
+receives no event.
 """
 
 # kombu and py-amqp have no types:
@@ -181,7 +181,7 @@ def _bus(connection: Connection, address: Address, target: str) -> Iterator[Find
 
 def _topology(connection: Connection, address: Address, app: Lightbus, target: str) -> Iterator[Finding]:
     yield from _bus(connection, address, target)
-    # An app without handlers hears nothing: it needs no worker, nor what one declares.
+    # An app without handlers subscribes to nothing: it needs no worker, nor what one declares.
     wanted = app.topology() if app.handlers else topology.publishing(app.name)
     missing = [one.name for one in wanted.exchanges if not _exists(connection, exchange=one.name)]
     missing += [f"{one.name} (queue)" for one in wanted.queues if not _exists(connection, queue=one.name)]
@@ -254,7 +254,7 @@ def _exists(connection: Connection, *, exchange: str = "", queue: str = "") -> b
 def _compared(
     connection: Connection, address: Address, one: Topology, target: str, *, restricted: bool = False
 ) -> list[Finding]:
-    """Declare what is there once more, on a channel of its own: the broker says what differs, or whether we may."""
+    """Declare what exists once more, on a separate channel: the broker answers what differs, or refuses it."""
     try:
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
@@ -340,18 +340,18 @@ def consumed(app: Lightbus) -> list[str]:
 def retrying(connection: Connection, app: Lightbus) -> int:
     """How many events wait for their next attempt."""
     others = {*consumed(app), topology.queue_name(app.name, topology.DEAD_KEY)}
-    ladders = [one.name for one in app.topology().queues if one.name not in others]
-    return sum(state.ready for state in queue_states(connection, ladders))
+    retry_queues = [one.name for one in app.topology().queues if one.name not in others]
+    return sum(state.ready for state in queue_states(connection, retry_queues))
 
 
 def _queues(connection: Connection, address: Address, app: Lightbus, target: str) -> Iterator[Finding]:
-    heard = consumed(app)
+    queues = consumed(app)
     by_name = {state.name: state for state in queue_states(connection, [one.name for one in app.topology().queues])}
-    for name in heard:
+    for name in queues:
         if by_name[name].exists and (app.handlers or by_name[name].ready):
             yield _consumed_queue(by_name[name], target)
     dead = by_name[topology.queue_name(app.name, topology.DEAD_KEY)]
-    others = [state for name, state in by_name.items() if name not in heard and state is not dead and state.exists]
+    others = [state for name, state in by_name.items() if name not in queues and state is not dead and state.exists]
     waiting = sum(state.ready for state in others)
     if others:
         wait = "event waits for its" if waiting == 1 else "events wait for their"
@@ -429,15 +429,15 @@ def _through(connection: Connection, channel: Channel, app: Lightbus, name: str)
     out = f"{name}-out"
     if app.handlers:
         exchange = topology.internal_name(app.name)
-        heard = (topology.BUS, app.name, *(one.name for one in app.topology().shared[1:]))
+        sources = (topology.BUS, app.name, *(one.name for one in app.topology().shared[1:]))
     else:  # no worker has declared an internal exchange: this one goes with the queues
-        exchange, heard = name, ()
+        exchange, sources = name, ()
         channel.exchange_declare(exchange, "direct", durable=False, auto_delete=True)
     dead_lettering = {"x-message-ttl": 0, "x-dead-letter-exchange": exchange, "x-dead-letter-routing-key": out}
     for queue, arguments in ((name, dead_lettering), (out, {})):
         channel.queue_declare(queue, durable=False, exclusive=True, auto_delete=True, arguments=arguments)
         channel.queue_bind(queue, exchange, queue)
-    for other in heard:
+    for other in sources:
         channel.queue_bind(out, other, name)  # a key that no event has
     channel.exchange_bind(topology.BUS, app.name, name)
     channel.exchange_unbind(topology.BUS, app.name, name)

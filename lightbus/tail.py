@@ -1,8 +1,8 @@
-"""Events as they pass: a queue of one's own on the bus, which goes with its connection and is bounded on every side.
+"""Live events: an exclusive, auto-delete queue on the bus, bounded on every side.
 
 The broker keeps up to `QUEUE_LIMIT` events in that queue and lets the oldest go, so that a reader who has stopped
-costs it nothing more, and no publisher ever waits or is refused. What has been read waits in `Tail` for whoever shows
-it, and there too the oldest go first, counted.
+costs it nothing more, and no publisher ever waits or is refused. What has been read waits in `Tail` until
+it is shown, and there too the oldest go first, counted.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Taken:
 
 
 class Tail(ConnectionThread):
-    """A thread that hears the bus with a queue of its own, which is gone when its connection is.
+    """A thread that subscribes to the bus with an exclusive queue, which is deleted with its connection.
 
     After a lost connection it listens again with a fresh queue; what passes meanwhile is not seen.
     """

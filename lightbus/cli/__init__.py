@@ -1,4 +1,4 @@
-"""The `lightbus` command. Each command group is a file of its own, imported when it is asked for."""
+"""The `lightbus` command. Each command group is one file, imported on demand."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Commands(Group):
         except click.Abort as error:  # from a question
             if not isinstance(error.__context__, KeyboardInterrupt):
                 raise
-            click.echo("\nInterrupted.", err=True)  # in a line of its own, below the question
+            click.echo("\nInterrupted.", err=True)  # on a separate line, below the question
             ctx.exit(130)
 
 

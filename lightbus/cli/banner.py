@@ -1,4 +1,4 @@
-"""What a worker says about itself at its start: which broker, what it hears, and who handles it."""
+"""What a worker prints at its start: which broker, its bindings and its handlers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _handlers(consumer: Dispatcher, target: str) -> list[list[str]]:
             ", ".join(handler.patterns) + (f" from {handler.source}" if handler.source else ""),
             f"-> {handler.name}",
             "async" if handler.is_async else "in a thread",
-            f"retry {ladder(handler.retry)}",
+            f"retry {schedule(handler.retry)}",
             f"timeout {handler.timeout:g} s" + (f", {handler.concurrency} at once" if handler.concurrency else ""),
         ]
         for subscription in consumer.subscriptions
@@ -81,7 +81,7 @@ def _handlers(consumer: Dispatcher, target: str) -> list[list[str]]:
     return rows or [[f"none. Decorate functions with @app.on('user.registered'), in {module} or in what it imports."]]
 
 
-def ladder(retry: Retry) -> str:
+def schedule(retry: Retry) -> str:
     """`1, 5, 30 s`, or `never`."""
     return ", ".join(f"{delay:g}" for delay in retry.delays) + " s" if retry.delays else "never"
 

@@ -1,4 +1,4 @@
-"""`lightbus events`: what an app says, and what it hears."""
+"""`lightbus events`: what an app publishes and handles."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _default(field: dict[str, Any]) -> str:
     return f"= {field['default_factory']}()"
 
 
-# --- what it hears ----------------------------------------------------------------------------
+# --- what it handles ----------------------------------------------------------------------------
 
 
 def _handler(app: Lightbus, handler: Handler) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _handler(app: Lightbus, handler: Handler) -> dict[str, Any]:
 
 
 def _hears(app: Lightbus) -> Iterator[str]:
-    from lightbus.cli.banner import ladder
+    from lightbus.cli.banner import schedule
     from lightbus.wire.topology import queue_name
 
     if not app.handlers:
@@ -185,7 +185,7 @@ def _hears(app: Lightbus) -> Iterator[str]:
             handler.source or "any app",
             handler.name,
             queue_name(app.name, handler.queue),
-            ladder(handler.retry),
+            schedule(handler.retry),
             f"{handler.timeout:g} s",
         ]
         for handler in app.handlers.values()

@@ -72,7 +72,7 @@ def _ask(app: Lightbus, target: str) -> tuple[list[str], list[dict[str, Any]]]:
             connection.close()
     except errors.BrokerError as error:
         return [str(error)], []
-    if not app.handlers:  # it hears nothing, so only what waits there all the same needs a worker
+    if not app.handlers:  # it subscribes to nothing, so only what waits there needs a worker
         states = [state for state in states if state.ready]
     problems = []
     for state in states:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def flowchart(app: Lightbus, states: States | None = None) -> str:
-    """Exchanges are round, queues are cylinders (the queues of a ladder are one), handlers are boxes. What a dotted
+    """Exchanges are round, queues are cylinders (the queues of a schedule are one), handlers are boxes. What a dotted
     line carries was not handled: a delay is over, a limit is reached, or the handler has failed.
     """
     return "\n".join(["flowchart LR", *(f"  {line}" for line in _lines(app, states))])
@@ -29,14 +29,14 @@ def _lines(app: Lightbus, states: States | None) -> Iterator[str]:
         kind = f"{exchange.type}{', internal' if exchange.internal else ''}"
         state = None if states is None else states.exchanges[exchange.name]
         yield f"{exchanges[exchange.name]}([{_label(exchange.name, kind, _said(state))}])"
-    ladders: dict[str, list[Queue]] = {}
+    schedules: dict[str, list[Queue]] = {}
     for queue in wanted.queues:
         key = queue.arguments.get("x-dead-letter-routing-key", "")
-        ladders.setdefault(key if "x-message-ttl" in queue.arguments else queue.name, []).append(queue)
+        schedules.setdefault(key if "x-message-ttl" in queue.arguments else queue.name, []).append(queue)
     cylinders: dict[str, str] = {}
-    for number, ladder in enumerate(ladders.values()):
-        cylinders |= dict.fromkeys((queue.name for queue in ladder), f"queue{number}")
-        yield f"queue{number}[({_label(*(_queue(queue, states) for queue in ladder))})]"
+    for number, schedule in enumerate(schedules.values()):
+        cylinders |= dict.fromkeys((queue.name for queue in schedule), f"queue{number}")
+        yield f"queue{number}[({_label(*(_queue(queue, states) for queue in schedule))})]"
     for number, handler in enumerate(app.handlers.values()):
         yield f"handler{number}[{_label(handler.name)}]"
     keys: dict[tuple[str, str], list[str]] = {}
@@ -48,10 +48,10 @@ def _lines(app: Lightbus, states: States | None) -> Iterator[str]:
     for number, handler in enumerate(app.handlers.values()):
         yield f"{cylinders[queue_name(app.name, handler.queue)]} --> handler{number}"
         yield f"handler{number} -. {_label('fails')} .-> {exchanges[internal_name(app.name)]}"
-    for number, ladder in enumerate(ladders.values()):
-        onward = ladder[0].arguments.get("x-dead-letter-exchange")
+    for number, schedule in enumerate(schedules.values()):
+        onward = schedule[0].arguments.get("x-dead-letter-exchange")
         if onward is not None:
-            yield f"queue{number} -. {_label(_when(ladder))} .-> {exchanges[onward]}"
+            yield f"queue{number} -. {_label(_when(schedule))} .-> {exchanges[onward]}"
 
 
 def _queue(queue: Queue, states: States | None) -> str:
@@ -59,11 +59,11 @@ def _queue(queue: Queue, states: States | None) -> str:
     return f"{queue.name}: {said}" if said else queue.name
 
 
-def _when(ladder: list[Queue]) -> str:
+def _when(schedule: list[Queue]) -> str:
     """When the broker takes a message out of a queue by itself."""
-    match ladder[0].arguments:
+    match schedule[0].arguments:
         case {"x-message-ttl": _}:
-            return "after " + ", ".join(f"{one.arguments['x-message-ttl'] / 1000:g}" for one in ladder) + " s"
+            return "after " + ", ".join(f"{one.arguments['x-message-ttl'] / 1000:g}" for one in schedule) + " s"
         case {"x-delivery-limit": int(limit)}:
             return f"after {limit} deliveries"
         case _:

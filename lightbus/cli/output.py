@@ -62,7 +62,7 @@ def _written(text: str, *, nl: bool = True, err: bool = False) -> bool:
 
 
 class Stderr(io.TextIOBase):
-    """stderr that a thread of its own writes, so that nothing else waits for what reads it. Its errors are not the
+    """stderr that a separate thread writes, so that nothing else waits for what reads it. Its errors are not the
     program's: nobody reads it any more, or its disk is full.
     """
 

@@ -1,7 +1,7 @@
-"""An app's topology as an SVG picture: what it says on the left, what it hears in the middle, failures on the right.
+"""An app's topology as an SVG picture: publishing on the left, subscriptions in the middle, failures on the right.
 
 Everything has its place in a grid, and lines run along its rows and columns, so nothing overlaps however long a name
-or a ladder is. The picture follows the reader's light or dark scheme.
+or a schedule is. The picture follows the reader's light or dark scheme.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _width(texts: Sequence[str], least: int = 0) -> int:
 
 @attrs.frozen
 class _Band:
-    """One consumed queue with its bindings on the left, its handlers and its ladder on the right."""
+    """One consumed queue with its bindings on the left, its handlers and its schedule on the right."""
 
     queue: ConsumedQueue
     handlers: Sequence[Handler]
@@ -76,7 +76,7 @@ class _Band:
         return self.top + BOX // 2 + ROW * number
 
     @property
-    def ladder_height(self) -> int:
+    def schedule_height(self) -> int:
         return ROW * (len(self.queue.delays) + 1) + 12 if self.queue.delays else 0
 
     @property
@@ -86,7 +86,8 @@ class _Band:
     @property
     def height(self) -> int:
         """The queue's box is as high, so that every line to and from it is straight."""
-        return max(ROW * len(self.queue.patterns) + 12, 3 * ROW, self.handlers_height + 2 * ROW + 8, self.ladder_height)
+        patterns = ROW * len(self.queue.patterns) + 12
+        return max(patterns, 3 * ROW, self.handlers_height + 2 * ROW + 8, self.schedule_height)
 
     @property
     def bottom(self) -> int:
@@ -112,32 +113,32 @@ class _Picture:
         self.first = self.bands[0].top
         # Far enough below that the name of the internal exchange, which is upright, has room.
         self.dead_top = max(top, self.first + round((min(len(self.rail_text), LONGEST) + 3) * CHARACTER) - BOX)
-        # Exchanges that queues are bound to, beside the app's own: each has a column of its own for its lines.
-        heard = {exchange for queue in app.consumed_queues() for exchange, _ in queue.patterns}
-        self.exchanges = [BUS, *sorted(heard - {BUS, app.name})]
-        self.hears_itself = app.name in heard
-        self._set_columns(heard)
+        # Exchanges that queues are bound to, beside the app's own: each has one column for its lines.
+        sources = {exchange for queue in app.consumed_queues() for exchange, _ in queue.patterns}
+        self.exchanges = [BUS, *sorted(sources - {BUS, app.name})]
+        self.handles_its_own = app.name in sources
+        self._set_columns(sources)
 
-    def _set_columns(self, heard: set[str]) -> None:
+    def _set_columns(self, sources: set[str]) -> None:
         patterns = [pattern for band in self.bands for _, pattern in band.queue.patterns]
         queues = [text for band in self.bands for text in self._queue_texts(band.queue.name)]
         handlers = [text for one in self.app.handlers.values() for text in _handler_texts(one)]
         steps = [self._step(band.queue, delay) for band in self.bands for delay in band.queue.delays]
-        ladders = _width([name for name, _, _ in steps]) + 24 + _width([text for _, text, _ in steps])
+        schedules = _width([name for name, _, _ in steps]) + 24 + _width([text for _, text, _ in steps])
         self.own = MARGIN
         self.own_width = _width([self.app.name], 110) + 28
         self.bus = self.own + self.own_width + 60
         self.bus_width = _width(self.exchanges, 120) + 28
         self.trunks = self.bus + self.bus_width + 20
-        self.labels = self.trunks + 12 * (len(heard) + 1)
+        self.labels = self.trunks + 12 * (len(sources) + 1)
         self.queue = self.labels + _width(patterns, 40) + 40
         self.queue_width = _width(queues, 120) + 28
         self.handler = self.queue + self.queue_width + 40
         self.handler_width = _width(handlers, 190) + 28
         self.rail = self.handler + self.handler_width + 70
-        self.ladder = self.rail + 34 + 110
-        self.ladder_width = max(_width(self._queue_texts(f"{self.app.name}.dead"), 170), ladders) + 28
-        self.right = self.ladder + self.ladder_width + MARGIN
+        self.schedule = self.rail + 34 + 110
+        self.schedule_width = max(_width(self._queue_texts(f"{self.app.name}.dead"), 170), schedules) + 28
+        self.right = self.schedule + self.schedule_width + MARGIN
         self.bottom = max(self.dead_top + BOX + 3 * GAP, self.first + (len(self.exchanges) + 1) * (BOX + GAP) + 2 * GAP)
 
     # --- what is said in the boxes
@@ -204,13 +205,13 @@ class _Picture:
             top = self.first + number * (BOX + GAP)
             self._exchange(self.bus, top, self.bus_width, exchange, kind)
             self._trunk(exchange, number, [(self.bus + self.bus_width, top + BOX // 2)])
-        if self.hears_itself:
+        if self.handles_its_own:
             low = self.first + len(self.exchanges) * (BOX + GAP)
             start = self.own + self.own_width // 2
             self._trunk(self.app.name, len(self.exchanges), [(start, self.first + BOX), (start, low)])
 
     def _trunk(self, exchange: str, number: int, way: list[tuple[int, int]]) -> None:
-        """From an exchange to each of its bindings' rows: a column of its own, from which the rows branch off."""
+        """From an exchange to each of its bindings' rows: one column, from which the rows branch off."""
         column = self.trunks + 12 * number
         for band in self.bands:
             for row, (source, _) in enumerate(band.queue.patterns):
@@ -243,25 +244,26 @@ class _Picture:
         if not band.queue.delays:
             return
         edge = self.rail + 34
-        self._line([(edge, band.top + ROW), (self.ladder, band.top + ROW)])
+        self._line([(edge, band.top + ROW), (self.schedule, band.top + ROW)])
         self._text(edge + 12, band.top + ROW - 6, "retry", "faint")
-        back = band.top + band.ladder_height - ROW // 2
-        self._line([(self.ladder, back), (edge, back)], "again")
+        back = band.top + band.schedule_height - ROW // 2
+        self._line([(self.schedule, back), (edge, back)], "again")
         self._text(edge + 12, back - 6, "time is over", "faint")
         steps = [self._step(band.queue, delay) for delay in band.queue.delays]
         wrong = any(one for _, _, one in steps)
-        self._rectangle("queue", self.ladder, band.top, self.ladder_width, band.ladder_height, wrong)
-        self._text(self.ladder + 14, band.top + 18, "a queue for each delay", "faint")
+        self._rectangle("queue", self.schedule, band.top, self.schedule_width, band.schedule_height, wrong)
+        self._text(self.schedule + 14, band.top + 18, "a queue for each delay", "faint")
         for row, (name, text, wrong) in enumerate(steps):
             height = band.top + ROW * (row + 1) + 18
-            self._text(self.ladder + 14, height, name, "name")
-            self._text(self.ladder + self.ladder_width - 14, height, text, "bad" if wrong else "faint", anchor="end")
+            self._text(self.schedule + 14, height, name, "name")
+            right = self.schedule + self.schedule_width - 14
+            self._text(right, height, text, "bad" if wrong else "faint", anchor="end")
 
     def _dead(self) -> None:
         middle = self.dead_top + BOX // 2
-        self._line([(self.rail + 34, middle), (self.ladder, middle)])
+        self._line([(self.rail + 34, middle), (self.schedule, middle)])
         self._text(self.rail + 46, middle - 6, "dead", "faint")
-        self._queue(self.ladder, self.dead_top, self.ladder_width, BOX, f"{self.app.name}.dead")
+        self._queue(self.schedule, self.dead_top, self.schedule_width, BOX, f"{self.app.name}.dead")
 
     def _rail(self) -> None:
         """The internal exchange: a column that every failure goes through."""

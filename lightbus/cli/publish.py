@@ -120,7 +120,7 @@ def _event_type(app: Lightbus, name: str) -> EventType:
 
 
 def _open(path: str) -> IO[bytes]:
-    """A file of the reading thread's own, which nobody else closes: where that thread waits for a pipe, whoever closes
+    """The reading thread's file, which nothing else closes: where that thread waits for a pipe, a thread that closes
     the file would wait for the thread (and Python, at its end, closes stdin)."""
     if path == "-" and sys.stdin is None:
         raise click.UsageError("--jsonl -: stdin is closed.")
@@ -239,7 +239,7 @@ def _value(info: Any, text: str) -> Any:
 
 
 def _refuse_unknown_fields(event_type: EventType, data: Any) -> None:
-    """A listener ignores fields that it does not know; whoever types a name wants to hear that it is wrong."""
+    """A listener ignores fields that it does not know; a user who types a name needs to know that it is wrong."""
     import difflib
 
     from lightbus import errors

@@ -52,7 +52,7 @@ LONGEST_TEXT = 2000
 LONGEST_BODY = 64 * 1024
 """Bytes of a body that are laid out as JSON without --full: a larger one is cut first."""
 LOOK = 0.25
-"""Seconds after which it looks whether whoever reads its output is still there."""
+"""Seconds after which it checks whether the reader of its output still exists."""
 
 _TOKENS = re.compile(
     r'(?P<string>"(?:\\.|[^"\\])*")(?P<colon>\s*:)?|(?P<number>-?\d[\d.eE+-]*)|(?P<word>true|false|null)'

@@ -69,7 +69,7 @@ class Address:
 
     @property
     def embedded(self) -> bool:
-        """For what people are told (a banner); no behaviour depends on it."""
+        """For messages to people (a banner); no behaviour depends on it."""
         return self.scheme in ("sqlite", "memory")
 
 

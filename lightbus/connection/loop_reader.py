@@ -122,7 +122,7 @@ def current_loop() -> Loop:
 class LoopReader:
     """An event loop's attention to one connection. While it lasts, the loop reads, and the thread stands by.
 
-    Whoever uses the connection holds `using`; the thread lets go of it only to stand by, and the loop never waits for
+    The user of the connection holds `using`; the thread lets go of it only to stand by, and the loop never waits for
     it. About once a second the thread looks whether the loop still comes: a handler may block it, or it may have ended.
     Then the thread reads, until the loop is seen again.
     """
@@ -154,7 +154,7 @@ class LoopReader:
         self._ended = False
         self._watching = False
         self._invited = False
-        # A descriptor of its own: the connection's may be closed while the loop still watches it, and its number would
+        # A separate descriptor: the connection's may be closed while the loop still watches it, and its number would
         # be that of somebody else's socket next.
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
 

@@ -1,5 +1,5 @@
-"""The consuming connection: a thread of its own subscribes and beats, and reads and acks while a handler blocks the
-event loop; else the loop does. Whole batches go to the handlers, and their settlements come back.
+"""The consuming connection. A separate thread subscribes and sends heartbeats; it also reads and acks while a handler
+blocks the event loop, otherwise the loop does. Whole batches go to the handlers, and their settlements come back.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Subscription:
 
 
 class Listener(Protocol):
-    """Who lives in the event loop and hears of what the thread meets."""
+    """Callbacks that the connection thread schedules on the event loop."""
 
     def from_thread(self, function: Callable[..., object], *arguments: Any) -> None:
         """Run one of the functions below soon, in the event loop."""
@@ -351,7 +351,7 @@ class ConsumerConnection(ConnectionThread):
             logger.warning("%s: %s. Declaring it again.", self.name, missing)
         try:
             declare(connection, self.wanted_topology)
-        except amqp.exceptions.NotFound as error:  # on a channel of its own: what others have in hand stays in hand
+        except amqp.exceptions.NotFound as error:  # on a separate channel: what others have in hand stays in hand
             self._missing = self._missing or missing
             self._repair_failed(error)
             return REPAIR_PAUSE
@@ -587,7 +587,7 @@ class ConsumerConnection(ConnectionThread):
                 time.monotonic(),
                 ready=ready,
                 consumers=consumers,
-                heard=arrived > subscription.taken_before,
+                received=arrived > subscription.taken_before,
                 room=subscription.room,
             )
             subscription.taken_before = arrived
@@ -616,7 +616,7 @@ class ConsumerConnection(ConnectionThread):
         assert channel is not None
         assert self.connection is not None
         channel.basic_cancel(subscription.consumer_tag)
-        if subscription.in_hand:  # it came in between, so this channel hears; its tags can be acked on it alone
+        if subscription.in_hand:  # it came in between, so this channel receives; its tags can be acked on it alone
             self._consume(subscription, channel)
         else:
             # Nothing has died: where the probation was over, it stays over. So idle workers share the next burst.

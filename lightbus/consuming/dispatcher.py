@@ -115,7 +115,7 @@ class Dispatcher:
         loop = current_loop()
         self._schedule = loop.soon_from_thread
         self._context = _context_of_callbacks()  # handlers see what the worker's lifespan has set
-        # Without a function of its own in between: it is called for each batch.
+        # Without another function in between: it is called for each batch.
         self._connection.hand_over = functools.partial(self._schedule, self._context.run, self.receive)
         self._connection.hand_over_here = functools.partial(loop.soon, self._context.run, self.receive)
         self._connection.let_loop_read(loop)
@@ -336,7 +336,7 @@ class Dispatcher:
             handler = subscription.handlers.get(envelope.handler)
             return () if handler is None else (handler,)
         handlers = tuple(
-            handler for handler in subscription.handlers.values() if handler.hears(envelope.source, envelope.event)
+            handler for handler in subscription.handlers.values() if handler.matches(envelope.source, envelope.event)
         )
         if delivery.exchange not in ("", self._internal):
             if len(subscription.routes) >= ROUTES:
@@ -744,7 +744,7 @@ class Dispatcher:
             or any(handler.source is None for handler in handlers)
         ):
             return False
-        named = {handler.source for handler in handlers if handler.hears(handler.source or "", envelope.event)}
+        named = {handler.source for handler in handlers if handler.matches(handler.source or "", envelope.event)}
         if not named or envelope.source in named:
             return False
         self._of_others[subscription.name] += 1
@@ -767,7 +767,7 @@ class Dispatcher:
         """Publish a copy with confirm. True: it is kept, so the delivery can be acked. False: the broker will not
         take the copy as it is, so that the delivery itself must be dead-lettered. None: leave it to be delivered again.
 
-        Whoever cannot keep a copy waits here, which holds the slot: taking more of what cannot be retried helps nobody.
+        A failure whose copy cannot be kept waits here and holds the slot: taking more that cannot be retried is no use.
         """
         pauses = iter(COPY_PAUSES)
         original = copy
@@ -1003,7 +1003,7 @@ class TaskClosed(GeneratorExit):
 def run_in_context(
     context: contextvars.Context, coroutine: Any, before_it_waits: Callable[[], object]
 ) -> Generator[Any, Any, Any]:
-    """Await a coroutine with its own context variables: as a task of its own would, at a tenth of the cost.
+    """Await a coroutine with its own context variables: as a separate task would, at a tenth of the cost.
 
     `before_it_waits` is called once, where it does not end without having to wait.
     """

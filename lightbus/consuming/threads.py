@@ -97,7 +97,7 @@ class Late:
     """When its time was over, on the monotonic clock."""
     cancel_again_at: float = 0.0
     said_at: float = -math.inf
-    """When the log was last told that it still runs."""
+    """When it was last logged that it still runs."""
 
     @classmethod
     def of(cls, slot: TaskSlot, now: float) -> Late:
@@ -298,7 +298,7 @@ class Pool:
         for seat in waiting:
             seat.wake_pipe.release()
 
-    # --- in a thread of its own
+    # --- in the thread
 
     def serve(self, seat: ThreadSlot) -> None:
         """Handle jobs, until one needs the event loop to decide on it (it stays in the seat) or the pool is closed."""

@@ -46,24 +46,24 @@ class Watch:
         self.next_look = math.inf
         self.renewal_due = False
 
-    def look(self, now: float, *, ready: int, consumers: int, heard: bool, room: bool) -> str | None:
+    def look(self, now: float, *, ready: int, consumers: int, received: bool, room: bool) -> str | None:
         """Why the consumer is stalled, once two looks in a row say so; else None.
 
         Args:
             ready: messages that wait in the queue, and are with no consumer.
             consumers: how many the broker knows, of all workers.
-            heard: something has arrived here since the last look.
+            received: something has arrived here since the last look.
             room: fewer deliveries are in hand than the prefetch allows.
         """
         if consumers == 0:
             why = f"the broker lists no consumer on the queue {self.queue!r}"
-        elif ready > 0 and room and not heard:
+        elif ready > 0 and room and not received:
             why = f"{ready} events wait in the queue {self.queue!r}, but none is delivered"
         else:
             self.suspicion = None
             self.next_look = now + self.interval
             self.renewal_due = True
-            if heard:
+            if received:
                 self._prove(now)
             return None
         seen_twice, self.suspicion = self.suspicion is not None, why
@@ -72,7 +72,7 @@ class Watch:
 
     def renewed(self, now: float) -> None:
         """Subscribed again after a look at which the broker knew of the consumer: whatever may have become of the old
-        subscription, this one hears."""
+        subscription, this one receives."""
         self.renewal_due = False
         self._prove(now)
 

@@ -27,11 +27,11 @@ class Outcome:
     unproven: int = 0
     """Left, since their source is a claim that nobody vouches for."""
     stranded: dict[str, int] = attrs.field(factory=dict)
-    """Left, since the queue that they came from is not there any more: how many, by queue."""
+    """Left, because the queue that they came from no longer exists: how many, by queue."""
     gone: dict[str, int] = attrs.field(factory=dict)
     """Of those done, the ones for a handler that the app, as it is here, does not have: how many, by handler."""
     vanished: int = 0
-    """Were meant, and are not there any more."""
+    """Were selected, and no longer exist."""
     problem: str = ""
     """Why it ended before its time."""
 

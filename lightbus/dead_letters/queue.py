@@ -1,6 +1,6 @@
 """Dead letters: read them, retry them, throw them away. With plain AMQP.
 
-Letters are taken without ack and given back, so that looking changes nothing. Whoever interrupts at any moment loses
+Letters are taken without ack and given back, so that looking changes nothing. An interruption at any moment loses
 nothing: the end of the connection gives back what was not acked, too (though RabbitMQ keeps no order then).
 
 The broker sends them ahead, `WINDOW` at a time: a round trip for each (`basic.get`) made it minutes for a long queue.
@@ -170,7 +170,7 @@ class DeadQueue:
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Return once the broker has done what it was told, as it has before it answers a `basic.get`. (RabbitMQ holds
+        """Return once the broker has done what it was sent, as it has before it answers a `basic.get`. (RabbitMQ holds
         acks back where many are on their way, and forgets those where the connection ends.)"""
         delivery = self._get()
         if delivery is not None:

@@ -1,7 +1,7 @@
 """Publishing with pipelined confirms: many callers, one connection, one window of unconfirmed messages.
 
 py-amqp's own `confirm_publish` takes any ack for the right one. Here delivery tags are counted, `multiple`,
-nack and return are told apart, and after a reconnect what was not confirmed is published again (same id).
+nack and return are distinguished, and after a reconnect what was not confirmed is published again (same id).
 """
 
 # The end of a timeout is a PublishError, which says what is known of the outcome; a cancel scope could not:
@@ -114,7 +114,7 @@ class Publisher(ConnectionThread):
         super().__init__(broker, f"lightbus {app} publisher")
 
     def _reset(self) -> None:
-        # Whoever holds it may take from the window and send. It knows its owner: see `_send_or_wake`.
+        # Its holder may take from the window and send. It knows its owner: see `_send_or_wake`.
         self._sending = threading.RLock()
         self._sender = 0
         """The thread of the caller that is sending; 0 where none is."""
@@ -137,7 +137,7 @@ class Publisher(ConnectionThread):
         """On the monotonic clock; None where all is well, infinite once it was said."""
         self._wake_planned_in: Loop | None = None
         self._openers: list[WakeUp] = []
-        """Whoever waits for the connection to be there (it may be already), or to have failed for good."""
+        """Callers that wait for the connection to be there (it may be already), or to have failed for good."""
 
     def forget(self) -> None:
         super().forget()
@@ -522,7 +522,7 @@ class Publisher(ConnectionThread):
         wanted, self._wanted_delay_level = self._wanted_delay_level, self._delay_level
         try:
             declare(connection, topology.delaying(self.app, wanted, self.queue_type))
-        except amqp.exceptions.ChannelError as error:  # it closed a channel of its own; the connection is well
+        except amqp.exceptions.ChannelError as error:  # it closed a separate channel; the connection is well
             reason = describe(error, self.address)
             for pending in list(self._waiting):
                 if pending.delay_level > self._delay_level and self._withdraw(pending):

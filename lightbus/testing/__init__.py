@@ -5,7 +5,7 @@
         await bus.drain()
         assert bus.handled("open_account")
 
-Each TestBus has an embedded broker of its own (`memory://`). Its apps publish, declare and consume there with the code
+Each TestBus has its own embedded broker (`memory://`). Its apps publish, declare and consume there with the code
 that they use in production. Two things differ. The broker's clock stands still, so that a delayed event comes when
 `advance` says so; and `drain` lets retries expire early, so that nobody waits for them.
 """

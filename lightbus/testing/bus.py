@@ -326,7 +326,7 @@ class TestBus:
             id: its message id; give the same one twice to test a duplicate.
 
         Raises:
-            errors.UnknownEvent: no handler in the test hears it from there, so the test would prove nothing.
+            errors.UnknownEvent: no handler in the test handles it from there, so the test would prove nothing.
             errors.InvalidPayload, errors.PublishError: as for `Lightbus.publish`.
         """
         publisher, publication, level = self._from_outside(event, payload, source, headers, delay, id)
@@ -381,14 +381,14 @@ class TestBus:
     def _outside_type(self, event: str, source: str) -> EventType:
         """
         Raises:
-            errors.UnknownEvent: nobody in the test hears it, or its app in the test has not declared it.
+            errors.UnknownEvent: nothing in the test handles it, or its app in the test has not declared it.
         """
         app = self._app(source)
         if app is not None and event not in app.events:
             raise errors.UnknownEvent(f"{event!r} is not declared on app {source!r}. {app.suggestion(event)}")
-        if not any(handler.hears(source, event) for _, handler in self._handlers()):
+        if not any(handler.matches(source, event) for _, handler in self._handlers()):
             patterns = sorted({pattern for _, handler in self._handlers() for pattern in handler.patterns})
-            only = sorted({one.source for _, one in self._handlers() if one.source and one.hears(one.source, event)})
+            only = sorted({one.source for _, one in self._handlers() if one.source and one.matches(one.source, event)})
             near = difflib.get_close_matches(event, patterns, n=1)
             if only:
                 hint = f"It is handled from {' and '.join(map(repr, only))} only: source={only[0]!r}."
@@ -532,7 +532,7 @@ class TestBus:
     def published(self, event: str) -> list[Any]: ...
 
     def published(self, event: str | type[Any] | None = None) -> list[Any]:
-        """What was published, in the order of the confirms: by the apps and by `bus.publish`, heard or not.
+        """What was published, in the order of the confirms: by the apps and by `bus.publish`, handled or not.
 
         Args:
             event: an event class, for a list of its instances; or a name or topic pattern, for a list of instances of

@@ -60,7 +60,7 @@ class NotedPublisher(Publisher):
 
 
 class NotedConsumer(Dispatcher):
-    """An app's consumer, whose handlers' ends are noted: before the broker hears of them, so that `drain`, which asks
+    """An app's consumer, whose handlers' ends are noted: before the broker knows of them, so that `drain`, which asks
     the broker, never returns too early."""
 
     handled_by: Callable[[Handler, Delivery], object]
@@ -192,7 +192,7 @@ class Host:
                 for stop, ended in reversed(ends):
                     stop.set()
                     await ended.wait()
-        except Exception as error:  # noqa: BLE001  # said by whoever waits for it
+        except Exception as error:  # noqa: BLE001  # raised by the code that waits for it
             self.failure = _only(error)
         finally:
             self._started.set()

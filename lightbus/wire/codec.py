@@ -352,7 +352,7 @@ def read_properties(delivery: Delivery) -> Properties:
 
 
 def read_message(app: str, delivery: Delivery) -> Message:
-    """The envelope that handlers see. Every property has a fallback, so that plain AMQP programs are heard.
+    """The envelope that handlers see. Every property has a fallback: any AMQP program can send a message.
 
     Raises:
         errors.DecodeError: the properties are malformed.

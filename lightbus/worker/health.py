@@ -1,7 +1,7 @@
 """Is this worker well? A report of one moment, and a small HTTP server for probes.
 
 `live` says whether ending this process and starting another one would help; `ready` whether it handles events now.
-A handler that runs for long, or a full prefetch, is work and no illness: it is told, and changes neither.
+A handler that runs for long, or a full prefetch, is normal work: it is reported, and changes neither.
 """
 
 from __future__ import annotations

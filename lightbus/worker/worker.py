@@ -186,7 +186,7 @@ def _only(error: BaseException) -> BaseException:
     return error
 
 
-# --- a process of its own ---------------------------------------------------------------------
+# --- the process ---------------------------------------------------------------------
 
 
 def run(
@@ -280,7 +280,7 @@ class _End:
 
     def tell(self, word: bytes) -> None:
         if self.supervisor is not None:
-            with contextlib.suppress(OSError):  # it has gone, which `_listen` hears as well
+            with contextlib.suppress(OSError):  # it has gone, which `_listen` notices as well
                 self.supervisor.send(word)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:

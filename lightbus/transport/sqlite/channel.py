@@ -10,7 +10,7 @@
 | `memory://`, `memory://name` | none that lasts: shared by all connections of this process, gone with it |
 
 Processes share the file by SQLite's own locks, so it belongs on a local disk. Beside it lies the folder
-`bus.db.clients` (see `wake_pipe`). Nothing runs in the background: whoever is in `drain_events`
+`bus.db.clients` (see `wake_pipe`). Nothing runs in the background: a client in `drain_events`
 also expires messages and finds the clients that died.
 
 It differs from RabbitMQ where nobody should notice: a message expires when its time has come, not only at

@@ -579,7 +579,7 @@ class Store:
         if first_due is not None:
             self._clock.note(self.sql)  # for a wall clock that is wrong after a boot
             next_due = self._next_due()
-            # Whoever is waiting may have to wake sooner than it knows.
+            # Clients that wait may have to wake earlier.
             self._ring_all = self._ring_all or next_due is None or first_due < next_due
         self._many(INSERT_ENTRY, [(row.id, row.queue.id, row.due, row.due) for row in rows])
         self._many(
