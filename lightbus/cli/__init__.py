@@ -63,7 +63,7 @@ class Commands(Group):
         found = super().resolve_command(ctx, args)
         if ctx.obj is not None and not ctx.resilient_parsing:
             if args[0] in ("worker", "tail"):  # they would run on where an import loses an interrupt
-                for module in ("connection", "consumer", args[0]):
+                for module in ("connection.thread", "consuming.dispatcher", args[0]):
                     importlib.import_module(f"lightbus.{module}")
             ctx.obj()  # all is imported: see lightbus/__main__.py
         return found
