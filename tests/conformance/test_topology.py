@@ -244,12 +244,12 @@ async def test_each_app_can_run_as_a_user_that_may_touch_only_its_own_names(rabb
 
 MAKE_FILES_AT_ONCE = """
 import multiprocessing, sys
-from lightbus.connection import Broker
+from lightbus.connection.dial import BrokerAddresses
 
 def connect(together):
     for number in range(40):
         together.wait()
-        Broker.parse(f"sqlite:///{sys.argv[1]}/{number}.db").connect("tests").close()
+        BrokerAddresses.parse(f"sqlite:///{sys.argv[1]}/{number}.db").connect("tests").close()
 
 if __name__ == "__main__":
     fork = multiprocessing.get_context("fork")

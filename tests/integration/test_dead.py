@@ -274,7 +274,7 @@ def test_a_consumer_that_is_sent_nothing_is_no_end_of_the_letters(url: str, monk
 
 
 def test_a_slow_retry_keeps_few_letters_at_a_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightbus.dead_letters.queue.SECONDS_AHEAD", 1.0)
+    monkeypatch.setattr("lightbus.dead_letters.actions.SECONDS_AHEAD", 1.0)
     put_letters(url, 20)
     outcome = Outcome()
     app = app_of(url)

@@ -228,25 +228,25 @@ async def test_the_embedded_broker_is_watched_as_well(caplog: pytest.LogCaptureF
         await eventually(lambda: consumer.connected)
 
 
-DEAF = """\
+STALLED = """\
 from lightbus import Lightbus
-from lightbus.subscriber import Subscriber
-from lightbus.watchdog import Watch
+from lightbus.consuming.connection import ConsumerConnection
+from lightbus.consuming.watchdog import Watch
 
 app = Lightbus("billing")
-subscribe = Subscriber._subscribe
+subscribe = ConsumerConnection._subscribe
 
-def subscribe_in_vain(self, lane, connection, **options):
-    subscribe(self, lane, connection, **options)
-    lane.channel.basic_cancel(lane.consumer_tag)
+def subscribe_in_vain(self, subscription, connection, **options):
+    subscribe(self, subscription, connection, **options)
+    subscription.channel.basic_cancel(subscription.consumer_tag)
 
-Subscriber._subscribe = subscribe_in_vain
+ConsumerConnection._subscribe = subscribe_in_vain
 Watch.__init__.__defaults__ = (0.1,)
 """
 
 
-def test_a_worker_that_stays_deaf_ends_with_exit_code_1_and_says_why(tmp_path: Path) -> None:
-    (tmp_path / "billing.py").write_text(DEAF)
+def test_a_worker_that_stays_stalled_ends_with_exit_code_1_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "billing.py").write_text(STALLED)
     with Program("worker", "billing:app", folder=tmp_path, url=f"sqlite:///{tmp_path}/bus.db") as worker:
         assert worker.end() == 1
     assert "Connected but stalled: the broker lists no consumer on the queue 'billing.main'" in worker.output
