@@ -329,11 +329,21 @@ def retry_queue_deleted(stage: Stage, *, times: int) -> Row:
                 connection.close()
                 scene.say(f"fails-{number}", "fail")
                 scene.until(lambda: worker.said.count("Declaring it again") > number, "it is missed")  # noqa: B023
+            # Before the queue is deleted again: with it would go what waits there for its next attempt.
+            scene.until(lambda: _dead_letters(scene) > number, "its last attempt")  # noqa: B023
         scene.settle()
         row = scene.row("retry queue deleted under a worker", times)
         assert "connection lost" not in worker.said, worker.said
         assert not row.duplicates, f"nothing was to be delivered again: {row.duplicates}"
         return row
+
+
+def _dead_letters(scene: Scene) -> int:
+    connection = connect(scene.url)
+    try:
+        return int(connection.channel().queue_declare("billing.dead", passive=True).message_count)
+    finally:
+        connection.close()
 
 
 def _all_is_quiet(scene: Scene) -> bool:
