@@ -25,7 +25,7 @@ from lightbus import errors
 from lightbus.app import Lightbus
 from lightbus.connection.address import Address
 from lightbus.connection.declare import declare, exchange_exists, near_exchange
-from lightbus.connection.diagnosis import LOST, ctl, describe, way_out
+from lightbus.connection.diagnosis import LOST, ctl, describe, way_out, words_of
 from lightbus.connection.dial import BrokerAddresses, address_of
 from lightbus.transport import Channel, Connection, Delivery, Publication
 from lightbus.wire import topology
@@ -168,7 +168,7 @@ def _is_loopback(host: str) -> bool:
 
 def _bus(connection: Connection, address: Address, target: str) -> Iterator[Finding]:
     bus = topology.bus_exchange()
-    if not _exists(connection, exchange=bus.name):
+    if not exchange_exists(connection, bus.name):
         yield Finding(
             "warn",
             "topology",
@@ -183,10 +183,10 @@ def _topology(connection: Connection, address: Address, app: Lightbus, target: s
     yield from _bus(connection, address, target)
     # An app without handlers subscribes to nothing: it needs no worker, nor what one declares.
     wanted = app.topology() if app.handlers else topology.publishing(app.name)
-    missing = [one.name for one in wanted.exchanges if not _exists(connection, exchange=one.name)]
-    missing += [f"{one.name} (queue)" for one in wanted.queues if not _exists(connection, queue=one.name)]
+    missing = [one.name for one in wanted.exchanges if not exchange_exists(connection, one.name)]
+    missing += [f"{one.name} (queue)" for one in wanted.queues if not _queue_exists(connection, one.name)]
     missing += [
-        f"{one.name} (of another app)" for one in wanted.shared[1:] if not _exists(connection, exchange=one.name)
+        f"{one.name} (of another app)" for one in wanted.shared[1:] if not exchange_exists(connection, one.name)
     ]
     if missing:
         yield Finding(
@@ -238,13 +238,10 @@ def _sources(connection: Connection, app: Lightbus) -> Iterator[Finding]:
             yield Finding("note", "source", text, "Check the name. An app that only publishes has no workers.")
 
 
-def _exists(connection: Connection, *, exchange: str = "", queue: str = "") -> bool:
+def _queue_exists(connection: Connection, name: str) -> bool:
     channel = connection.channel()
     try:
-        if queue:
-            channel.queue_declare(queue, passive=True)
-        else:
-            channel.exchange_declare(exchange, "topic", passive=True)
+        channel.queue_declare(name, passive=True)
     except amqp.exceptions.NotFound:
         return False
     channel.close()
@@ -258,7 +255,7 @@ def _compared(
     try:
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
-        words = _words(error)
+        words = words_of(error)
         if "inequivalent arg" not in words:
             return [Finding("fail", "topology", str(describe(error, address)), "See above.")]
         text = f"It differs from what the app declares: {words}."
@@ -266,13 +263,9 @@ def _compared(
     except amqp.exceptions.AccessRefused as error:
         if restricted:  # as it should be: only who sets the broker up may configure the bus
             return []
-        text = f"The app's own names cannot be configured (declared): {_words(error)}."
+        text = f"The app's own names cannot be configured (declared): {words_of(error)}."
         return [Finding("fail", "permissions", text, f"lightbus topology permissions {target} prints what it needs.")]
     return []
-
-
-def _words(error: BaseException) -> str:
-    return str(getattr(error, "reply_text", "") or error).strip().rstrip(".")
 
 
 @attrs.frozen
@@ -299,7 +292,7 @@ def states(connection: Connection, app: Lightbus) -> States:
     wanted, address = app.topology(), address_of(connection, app.broker)
     exchanges = {}
     for exchange in (*wanted.shared, *wanted.exchanges):
-        there = _exists(connection, exchange=exchange.name)
+        there = exchange_exists(connection, exchange.name)
         others = exchange in wanted.shared
         same = Topology(exchanges=(exchange,))
         exchanges[exchange.name] = ObjectState(there, _difference(connection, address, same, others) if there else "")
@@ -407,7 +400,7 @@ def _trial(connection: Connection, app: Lightbus, target: str) -> Iterator[Findi
         if not app.handlers:
             with contextlib.suppress(*LOST):  # an exchange that nothing was bound to does not go by itself
                 connection.channel().exchange_delete(name)
-        text = f"Publishing, binding or reading is refused: {_words(error)}."
+        text = f"Publishing, binding or reading is refused: {words_of(error)}."
         yield Finding("fail", "permissions", text, f"lightbus topology permissions {target} prints what it needs.")
         return
     except TimeoutError:

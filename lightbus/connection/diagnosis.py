@@ -1,8 +1,5 @@
 """What a failed connection or a refused method means: an error that names the cause and the next step."""
 
-# kombu has no types:
-# mypy: disable-error-code="no-untyped-call"
-
 from __future__ import annotations
 
 import errno
@@ -32,7 +29,7 @@ FATAL = (
     errors.InvalidURL,
     errors.BrokerFileError,
 )
-"""Errors that another try will not mend."""
+"""Errors that another attempt does not resolve."""
 
 
 def describe(error: BaseException, address: Address, endpoint: str = "") -> errors.BrokerError:
@@ -71,7 +68,7 @@ def describe(error: BaseException, address: Address, endpoint: str = "") -> erro
             )
         case _:
             return errors.BrokerUnreachable(
-                f"No connection to {where}: {_words(error) or type(error).__name__}. Is the broker running there?"
+                f"No connection to {where}: {words_of(error) or type(error).__name__}. Is the broker running there?"
             )
 
 
@@ -79,7 +76,7 @@ def _describe_limit(error: BaseException, where: str) -> errors.LimitReached | N
     """A limit that something has reached: what may be so at any time, and change at any time."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return errors.LimitReached(f"No connection to {where}: {too_many_files(error)}")
-    if not isinstance(error, amqp.exceptions.AMQPError) or not _LIMIT.search(words := _words(error)):
+    if not isinstance(error, amqp.exceptions.AMQPError) or not _LIMIT.search(words := words_of(error)):
         return None
     if re.search(r"(queue|exchange) limit", words):
         step, how = "Delete unused queues and exchanges, or raise it", "set_vhost_limits"
@@ -96,12 +93,12 @@ _LIMIT = re.compile(r"limit\b.*\breached|reached\b.*\b(limit|channel_max)")
 def _is_answer(error: amqp.exceptions.AMQPError) -> bool:
     """Whether a broker has said so, and not our own reading of what came."""
     known = (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed, amqp.exceptions.NotFound)
-    return isinstance(error, known) or re.match("[A-Z_]+ - ", _words(error)) is not None
+    return isinstance(error, known) or re.match("[A-Z_]+ - ", words_of(error)) is not None
 
 
 def _describe_answer(error: amqp.exceptions.AMQPError, where: str, address: Address) -> errors.BrokerError:
     """A broker's answer, by what it says: one code stands for many causes, 406 for conflicts, limits and bugs alike."""
-    words = _words(error)
+    words = words_of(error)
     if "inequivalent arg" in words:
         return errors.TopologyConflict(
             f"It exists on the broker with other arguments than this app declares: {words}. {way_out(words, address)}"
@@ -239,7 +236,7 @@ def too_many_files(error: BaseException) -> str:
     )
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
     text = getattr(error, "reply_text", None) or getattr(error, "strerror", None) or str(error)
     return str(text).strip().rstrip(".")
 
