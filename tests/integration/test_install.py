@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -25,6 +24,7 @@ import pytest
 import lightbus
 from tests import wheelhouse
 from tests.processes import LIMIT, ROOT, Program, wait_until
+from tests.rabbitmq import free_port
 
 VERSION = lightbus.__version__
 PAGE = (ROOT / "docs" / "howto" / "install.md").read_text()
@@ -223,8 +223,7 @@ def test_livez_is_the_health_of_the_container_while_the_broker_is_down(
     shell("lightbus new shop --no-input", installed, tmp_path, wheels)
     text = (tmp_path / "shop" / "Dockerfile").read_text().replace("\\\n", " ")
     health, command = (json.loads(found) for found in re.findall(r"^(?:HEALTHCHECK .*?)?CMD (.*)$", text, re.MULTILINE))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     program = [str(installed.parent / command[0])]
     arguments = [one.replace("8080", port) for one in command[1:]]
     secret = {"LIGHTBUS_REQUIRE_URL": "1", "PYTHONPATH": ""}
