@@ -1,8 +1,5 @@
 """A broker's address: one URL, read strictly. A secret in it is never shown."""
 
-# kombu has no types:
-# mypy: disable-error-code="no-untyped-call"
-
 from __future__ import annotations
 
 import difflib
@@ -260,7 +257,7 @@ def _options_of(query: str) -> tuple[dict[str, str], str | None]:
             raise ValueError
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict")
     except ValueError:
-        pairs = None  # told below: Python's words, which an error from here would keep, quote the URL
+        pairs = None  # reported below: Python's words, which an error from here would keep, quote the URL
     if pairs is None:
         return {}, f"its options, after the '?', cannot be read. Use '?heartbeat=10&connect_timeout=5'. {_ESCAPE}"
     options = dict(pairs)

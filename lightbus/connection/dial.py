@@ -131,8 +131,8 @@ class BrokerAddresses:
         addresses. A refusal, too, leads to the next one.
 
         Raises:
-            errors.BrokerError: none did; the error says what each said. Only where all failed in a way that another
-                try will not mend, it is one of `FATAL`.
+            errors.BrokerError: none did; the error has the answer of each. It is one of `FATAL` only if all failed
+                in such a way.
         """
         failures: list[tuple[Endpoint, BaseException]] = []
         for endpoint in self._endpoints(failures):

@@ -5,9 +5,6 @@ event loop, so the owner is never the loop's thread. But while the loop is quick
 place (`loop_reader.LoopReader`): a change of threads costs more than an event.
 """
 
-# kombu has no types:
-# mypy: disable-error-code="no-untyped-call"
-
 from __future__ import annotations
 
 import contextlib

@@ -103,7 +103,7 @@ class Subscription:
         self.on_probation = False
         """One at a time: see `ConsumerConnection`."""
         self.suspecting = False
-        """Careful for a reason, which was said."""
+        """On probation for a reason that was logged."""
         self.arrived: list[Delivery] = []
         self.settlements = Settlements(0)
         self.taken = 0

@@ -125,17 +125,8 @@ class Dispatcher:
         self._drained = anyio.Event()
         self._ended = anyio.Event()
         self._idle = anyio.Event()
-        self._tick = max(
-            0.02,
-            min(
-                1.0,
-                min(
-                    (one.timeout for subscription in self.subscriptions for one in subscription.handlers.values()),
-                    default=60.0,
-                )
-                / 10,
-            ),
-        )
+        timeouts = [one.timeout for subscription in self.subscriptions for one in subscription.handlers.values()]
+        self._tick = max(0.02, min(1.0, min(timeouts, default=60.0) / 10))
         self.beat = time.monotonic()
         watch = LoopWatch(self._due, self._handler_that_runs)
         try:
@@ -458,9 +449,8 @@ class Dispatcher:
                     self._collect(pool)
                 coming = False
                 if seat.returned is not None and seat.late is None:
-                    self._tasks.start_soon(
-                        self._work, pool.subscription, self._left_to_await(seat)
-                    )  # with this one's room
+                    # With this one's room.
+                    self._tasks.start_soon(self._work, pool.subscription, self._left_to_await(seat))
                     handed_on = not pool.take_room(1)
                     if handed_on:
                         break
@@ -687,8 +677,7 @@ class Dispatcher:
         return errors.NoHandler(
             f"no handler of {self.app!r} on queue {subscription.name!r} handles {envelope.event!r} from "
             f"{envelope.source!r}. If the handler was removed, remove its binding too: lightbus unbind MODULE:ATTR "
-            f"PATTERN{own_queue} (one "
-            f"that matches {envelope.event!r})"
+            f"PATTERN{own_queue} (one that matches {envelope.event!r})"
         )
 
     async def _handle_failure(self, subscription: Subscription, job: HandlerRun, error: BaseException) -> None:

@@ -19,13 +19,13 @@ CHUNK = 100
 
 @attrs.define
 class Outcome:
-    """What became of the letters that were meant."""
+    """What happened to the selected dead letters."""
 
     matched: int = 0
     done: int = 0
     """Retried, or purged."""
     unproven: int = 0
-    """Left, since their source is a claim that nobody vouches for."""
+    """Skipped, because their source is not verified."""
     stranded: dict[str, int] = attrs.field(factory=dict)
     """Left, because the queue that they came from no longer exists: how many, by queue."""
     gone: dict[str, int] = attrs.field(factory=dict)
@@ -57,7 +57,7 @@ def retry(
         outcome: counted up on the way, so that an interruption leaves what is done known.
         limit: retry so many at most.
         rate: letters a second at most.
-        trust_origin: also those of which nobody vouches for the source.
+        trust_origin: also those whose source is not verified.
     """
     size = CHUNK if rate is None else max(1, min(CHUNK, int(rate)))
     if rate is not None:

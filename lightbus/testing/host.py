@@ -1,7 +1,5 @@
 """What a test bus runs: the apps' workers and publishers, which note what happens."""
 
-# The end of a timeout is an error that says what is stuck; a cancel scope could not:
-
 from __future__ import annotations
 
 import asyncio

@@ -1,7 +1,5 @@
 """What a test reads: one record for each event that was published, handled, failed, or became a dead letter."""
 
-# The end of a timeout is an error that says what is stuck; a cancel scope could not:
-
 from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar

@@ -706,7 +706,7 @@ def embedded_disk_full(stage: Stage) -> Row:
 
 def embedded_file_unusable(stage: Stage, *, how: str) -> Row:
     """`how`: "read-only", "corrupted" or "of another version". The worker says so and ends; the file stays as it was;
-    mended, all that was confirmed is there."""
+    repaired, all that was confirmed is there."""
     folder = stage.folder()
     file = folder / "bus.db"
     with Scene(f"sqlite:///{file}") as scene:
@@ -717,7 +717,7 @@ def embedded_file_unusable(stage: Stage, *, how: str) -> Row:
                     remount("ro")
                     _refused(scene, "Check the permissions")
                 remount("rw")
-                return _mended(scene, how)
+                return _repaired(scene, how)
         _fill(scene)
         shutil.copy(file, folder / "copy")
         if how == "corrupted":
@@ -730,7 +730,7 @@ def embedded_file_unusable(stage: Stage, *, how: str) -> Row:
         with _stays_as_it_is(file):
             _refused(scene, words)
         shutil.copy(folder / "copy", file)
-        return _mended(scene, how)
+        return _repaired(scene, how)
 
 
 def _fill(scene: Scene) -> None:
@@ -765,11 +765,11 @@ def _refused(scene: Scene, words: str) -> None:
     assert len(scene.ledger.entries(FAILED)) == 3, "publishers are told"
 
 
-def _mended(scene: Scene, how: str) -> Row:
+def _repaired(scene: Scene, how: str) -> Row:
     with scene.fault(well=False):
         pass
     scene.worker()
     scene.settle()
-    row = scene.row(f"embedded: file {how}, then mended", 1)
+    row = scene.row(f"embedded: file {how}, then repaired", 1)
     assert row.confirmed == row.handled == 200
     return row

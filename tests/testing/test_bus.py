@@ -156,7 +156,7 @@ async def test_a_payload_that_cannot_be_read_is_a_dead_letter_with_what_came(bil
         await bus.publish("order.placed", b"no JSON", source="shop")
         await bus.publish("order.placed", {"amount": 1}, source="shop")
         await bus.drain()
-        # Each is published by a task of its own, in any order.
+        # Separate tasks publish them, in any order.
         payloads = [letter.payload for letter in bus.dead()]
         assert sorted(payloads, key=str) == [b"no JSON", {"amount": 1}]
 

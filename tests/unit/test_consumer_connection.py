@@ -61,7 +61,7 @@ ACKED = [(2, False), (3, False), "closed", "dropped"]
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (EpochEnded("deaf"), ACKED),
+        (EpochEnded("stalled"), ACKED),
         (amqp.exceptions.NotFound("no queue"), ACKED),
         (amqp.exceptions.PreconditionFailed("inequivalent arg"), ACKED),
         (TimeoutError("the broker did not complete queue.declare"), ACKED),

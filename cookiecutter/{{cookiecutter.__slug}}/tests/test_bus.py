@@ -1,4 +1,4 @@
-"""What the service does with an event. Each test has an embedded broker of its own, so no server has to run."""
+"""What the service does with an event. Each test has a separate embedded broker, so no server has to run."""
 
 from lightbus.testing import TestBus
 

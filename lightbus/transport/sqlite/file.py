@@ -136,8 +136,7 @@ def _check_version(database: sqlite3.Connection, path: Path) -> bool:
         )
     if database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise errors.BrokerFileError(
-            f"{path} is a database of another program, not the embedded broker's. "
-            "Point the broker URL at a file of its own."
+            f"{path} is a database of another program, not the embedded broker's. Use another file in the broker URL."
         )
     return True
 

@@ -86,7 +86,7 @@ def forget_memory(name: str) -> None:
 
 
 def forget_memory_of_parent() -> None:
-    """In a forked child, which has a memory of its own."""
+    """In a forked child: the parent's memory brokers are not its own."""
     global _memory_lock
     _memory_lock = threading.Lock()
     _memory_folders.clear()

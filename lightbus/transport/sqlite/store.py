@@ -104,7 +104,7 @@ class Claim:
 
 
 class Store:
-    """One client's open file. One thread uses it; only `bell.ring` is for others."""
+    """One client's open file. One thread uses it; only `wake_pipe.ring` is for others."""
 
     def __init__(self, place: Place) -> None:
         self.path = place.path
