@@ -1175,7 +1175,7 @@ def _make_damaged(path: Path) -> None:
     ("make", "words"),
     [
         (lambda path: path.write_bytes(b"Dear diary, " * 1000), "not an SQLite file: point the broker URL"),
-        (_make_other_program, "is a database of another program.*file of its own"),
+        (_make_other_program, "is a database of another program.*Use another file"),
         (_make_newer, "schema version 99.*Use the Lightbus that wrote it"),
         (_make_damaged, "restore it from a backup"),
     ],
