@@ -91,11 +91,11 @@ async def give_up(worker: Worker, crash: anyio.Event) -> None:
 
     async def stalled() -> None:
         await crash.wait()
-        worker.consumer.give_up(errors.WorkerError("deaf"))
+        worker.consumer.give_up(errors.WorkerError("stalled"))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stalled)
-        with pytest.raises(errors.WorkerError, match="deaf"):
+        with pytest.raises(errors.WorkerError, match="stalled"):
             await worker.serve(anyio.Event())
 
 

@@ -87,7 +87,7 @@ async def test_a_plain_handlers_own_concurrency_is_kept_while_others_run(shop: L
     together = threading.Barrier(3)
 
     @billing.on("order.placed", concurrency=2, retry=Retry(delays=(0.05,)))
-    def on_probation(order: OrderPlaced, message: Message) -> None:
+    def careful(order: OrderPlaced, message: Message) -> None:
         with few:
             time.sleep(0.002)
             if order.number % 7 == 0 and message.attempt == 1:
