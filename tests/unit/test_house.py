@@ -16,6 +16,8 @@ HOUSE = Path(lightbus.__file__).parent
 
 ORDER = [
     "errors",
+    "event_loop",
+    "options",
     "pattern",
     "event",
     "message",
@@ -23,6 +25,7 @@ ORDER = [
     "wire",
     "retry",
     "handler",
+    "unknown_events",
     "connection",
     "publishing",
     "consuming",
