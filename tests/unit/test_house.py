@@ -61,7 +61,7 @@ INNER_ORDER = {
     "consuming": ["acks", "watchdog", "credit", "stall", "connection", "threads", "dispatcher"],
     "dead_letters": ["letter", "queue", "actions"],
     "worker": ["worker", "supervisor", "health"],
-    "testing": ["records", "host", "bus"],
+    "testing": ["messages", "records", "apps", "recorder", "overrides", "host", "session", "drain", "bus"],
 }
 """The same within a package."""
 
