@@ -15,6 +15,7 @@ import lightbus
 HOUSE = Path(lightbus.__file__).parent
 
 ORDER = [
+    "version",
     "errors",
     "event_loop",
     "options",
@@ -65,7 +66,7 @@ INNER_ORDER = {
 }
 """The same within a package."""
 
-TRANSPORTS = {"errors", "pattern", "transport"}
+TRANSPORTS = {"version", "errors", "pattern", "transport"}
 """What the transports themselves may import."""
 
 HEAVY = {
