@@ -112,16 +112,15 @@ class Lightbus:
         """Create an app; nothing connects yet.
 
         Args:
-            name: names the app's exchange, and begins its queues' names: lower case, `[a-z][a-z0-9_-]*`.
+            name: the name of the app's exchange, and the prefix of its queues' names: `[a-z][a-z0-9_-]*`.
             url: the broker, or several nodes of one cluster; by default the environment's LIGHTBUS_URL, read when the
                 app first connects, and without that the embedded broker (`sqlite://`), with a warning in the log, or
-                an error where LIGHTBUS_REQUIRE_URL=1. A relative path in it (`sqlite:///bus.db`, `cafile=ca.pem`) is
-                relative to the working directory in which the app was made.
-            retry: for handlers without a `retry` of their own, and for events that no handler matches; by default
-                `Retry()`.
-            prefetch: unsettled deliveries at most, for each queue and worker process. A worker takes about a second's
-                work, but at least as many as may run at once.
-            concurrency: handlers that run at once at most, for each queue and worker process.
+                an error if LIGHTBUS_REQUIRE_URL=1. A relative path in it (`sqlite:///bus.db`, `cafile=ca.pem`) is
+                relative to the working directory in which the app was created.
+            retry: for handlers without their own `retry`, and for events that no handler matches; by default `Retry()`.
+            prefetch: maximum number of unsettled deliveries, for each queue and worker process. A worker takes about a
+                second's work, but at least `concurrency` deliveries.
+            concurrency: maximum number of handlers that run at once, for each queue and worker process.
             lifespan: called with the app; returns an async context manager that surrounds the worker's life.
             publish_timeout: seconds within which a publish is confirmed or fails.
             queue_type: "quorum" (replicated, the default) or "classic".
@@ -183,7 +182,7 @@ class Lightbus:
 
         Raises:
             errors.InvalidEvent: a field's type cannot be written as JSON, the field would not be sent, or its default
-                would be shared by all events; names the field.
+                would be shared by all events; the message names the field.
             errors.InvalidName, errors.DuplicateEvent: the name is invalid, or already taken.
             errors.InvalidOption: the version is not a positive integer.
         """
@@ -238,7 +237,7 @@ class Lightbus:
                 rename the function.
 
         Raises:
-            errors.InvalidHandler: the function's parameters cannot be filled; says which and why.
+            errors.InvalidHandler: the function's parameters cannot be filled; the message names the parameter and why.
             errors.InvalidName, errors.InvalidOption: an argument has an invalid value.
         """
         handler.refuse_bare(targets)

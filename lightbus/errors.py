@@ -345,11 +345,11 @@ class PublisherClosed(PublishError):
 
 
 class DecodeError(LightbusError, ValueError):
-    """A delivery's body or properties cannot be decoded as the type that the handler asks for."""
+    """A delivery's body or properties cannot be decoded as the type that the handler expects."""
 
 
 class Reject(LightbusError):
-    """Raised by a handler: this event can never be handled; dead-letter it at once, with the reason."""
+    """Raise it in a handler: the event can never be handled, and is dead-lettered at once, with this reason."""
 
 
 class HandlerTimeout(LightbusError, TimeoutError):
@@ -357,17 +357,17 @@ class HandlerTimeout(LightbusError, TimeoutError):
 
 
 class HandlerCancelled(LightbusError):
-    """A handler cancelled the task that it ran in, or awaited something that was cancelled."""
+    """A handler cancelled its own task, or awaited something that was cancelled."""
 
 
 class NoHandler(LightbusError, LookupError):
-    """An event arrived that no handler of the app matches: a rolling deployment, or a binding that is no longer
-    needed."""
+    """An event arrived that no handler of the app matches: during a rolling deployment, or because of a binding that is
+    no longer needed."""
 
 
 class UnverifiedOrigin(NoHandler):
-    """A retried copy or a dead letter was moved between queues by hand, or an event came to the bus by a queue that
-    dead-letters to it: its source is not verified."""
+    """The source of an event is not verified: it was moved between queues by hand, or a queue dead-lettered it to the
+    bus."""
 
 
 # --- the worker -------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ class TestBusError(LightbusError):
 
 
 class DrainTimeout(TestBusError, TimeoutError):
-    """An event was still waiting or being handled when `TestBus.drain` timed out; the message says which."""
+    """An event was still waiting or being handled when `TestBus.drain` timed out; the message names it."""
 
 
 class UnexpectedDeadLetters(TestBusError, AssertionError):

@@ -30,7 +30,7 @@ _ATTRIBUTE = "__lightbus_event__"
 
 @attrs.frozen
 class EventType:
-    """What `@app.event` knows of a class."""
+    """The name and version that `@app.event` gives to a class."""
 
     name: str
     version: int
@@ -43,10 +43,10 @@ def default_name(class_name: str) -> str:
 
 
 def define(cls: type[Any], name: object, version: object) -> EventType:
-    """Make an event type of a class.
+    """Make an event type from a class.
 
     Raises:
-        errors.InvalidEvent: the class cannot be written as JSON and read back; names the field.
+        errors.InvalidEvent: the class cannot be written as JSON and read back; the message names the field.
         errors.InvalidName: the name cannot be a routing key.
         errors.InvalidOption: the version is not a positive int.
     """
@@ -64,16 +64,16 @@ def define(cls: type[Any], name: object, version: object) -> EventType:
 
 
 def event_type_of(cls: type[Any]) -> EventType | None:
-    """What `@app.event` made of exactly this class (not of a base class), if anything."""
+    """The event type of this class itself (not of a base class), if it has one."""
     found = cls.__dict__.get(_ATTRIBUTE)
     return found if isinstance(found, EventType) else None
 
 
 def check_name(name: object, owner: str) -> str:
-    """The name itself, if a routing key can be made of it.
+    """The name, if it is a valid routing key: words of letters, digits, `_` and `-`, joined by dots.
 
     Raises:
-        errors.InvalidName: words of letters, digits, `_` and `-`, joined by dots, are what it takes.
+        errors.InvalidName: it is not valid, or longer than a routing key may be.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise errors.InvalidName(
@@ -89,10 +89,10 @@ def check_name(name: object, owner: str) -> str:
 
 
 def _check_own_name(class_name: str, name: object) -> str:
-    """The name of an event that an app declares. Those of others, in patterns, may have capital letters.
+    """The name of an event that an app declares. Patterns, for events of other programs, may have capital letters.
 
     Raises:
-        errors.InvalidName: it cannot be a routing key, or somebody who subscribes would easily miss it.
+        errors.InvalidName: it is not a valid routing key, or has capital letters, which subscribers easily miss.
     """
     owner = f"event class {class_name}"
     if name is None:
@@ -114,7 +114,7 @@ def _check_own_name(class_name: str, name: object) -> str:
 
 
 def is_value_class(cls: type[Any]) -> bool:
-    """Whether the class itself (not a base of it) is an attrs class, a dataclass or a msgspec.Struct."""
+    """Whether the class itself (not one of its bases) is an attrs class, a dataclass or a msgspec.Struct."""
     own = cls.__dict__
     return "__attrs_attrs__" in own or "__dataclass_fields__" in own or issubclass(cls, msgspec.Struct)
 
@@ -127,14 +127,12 @@ def _as_value_class(cls: type[Any]) -> type[Any]:
             f"{cls.__name__} (a {type(cls).__name__}, base {cls.__mro__[1].__name__}) cannot be an event. "
             "Use a plain class with annotated fields, an attrs class, a dataclass or a msgspec.Struct."
         )
-    _refuse_unsaid_fields(cls)
+    _refuse_missing_annotations(cls)
     return attrs.define(cls, frozen=True, slots=True, kw_only=True, field_transformer=_fresh_defaults)
 
 
 def _fresh_defaults(_: type[Any], fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
-    """Each event gets its own list (dict, set) where the class has one as a default: what is added to one event
-    must not be in the next.
-    """
+    """Give each event its own copy of a mutable default (a list, dict or set): events must not share it."""
     return [
         field.evolve(default=attrs.Factory(functools.partial(copy.deepcopy, field.default)))
         if isinstance(field.default, (list, dict, set, bytearray))
@@ -143,10 +141,10 @@ def _fresh_defaults(_: type[Any], fields: list[attrs.Attribute[Any]]) -> list[at
     ]
 
 
-def _refuse_unsaid_fields(cls: type[Any]) -> None:
+def _refuse_missing_annotations(cls: type[Any]) -> None:
     """
     Raises:
-        errors.InvalidEvent: a plain class whose fields are not said by annotations, so that none would be sent.
+        errors.InvalidEvent: a plain class whose attributes have no annotations, so that they would not be sent.
     """
     if "__init__" in cls.__dict__:
         raise errors.InvalidEvent(
@@ -164,7 +162,7 @@ def _refuse_unsaid_fields(cls: type[Any]) -> None:
 
 @contextlib.contextmanager
 def _known_by_its_name(cls: type[Any]) -> Generator[None]:
-    """While a class is decorated, its module does not have it yet; but its fields may name it, as a tree's do."""
+    """Within this block the module has the class, which is still being decorated: its own fields may refer to it."""
     module = getattr(sys.modules.get(cls.__module__), "__dict__", {})
     before = module.get(cls.__name__, module)
     module[cls.__name__] = cls
@@ -181,7 +179,7 @@ def _check_fields(event_type: EventType) -> None:
     cls = event_type.cls
     try:
         info = msgspec.inspect.type_info(cls)
-    except KeyError as error:  # what msgspec says of attrs.field() alone
+    except KeyError as error:  # msgspec raises it for an attrs.field() without a type
         raise errors.InvalidEvent(
             f"event {event_type.name!r}: field {cls.__name__}.{error.args[0]} has no type. "
             f"Annotate it, as in `{error.args[0]}: int`."
@@ -220,7 +218,7 @@ def _check_fields(event_type: EventType) -> None:
 
 
 def _unreadable_field(cls: type[Any]) -> str:
-    """The field whose type msgspec refuses."""
+    """The field whose type msgspec does not support."""
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         try:
             msgspec.inspect.type_info(hint)
@@ -230,20 +228,20 @@ def _unreadable_field(cls: type[Any]) -> str:
 
 
 def unreadable_part(info: msgspec.inspect.Type) -> tuple[str, str] | None:
-    """The first part of a type that JSON cannot carry, as (path, type name); None where all is well."""
+    """The first part of a type that JSON cannot represent, as (path, type name); None if there is none."""
     return _search(info, "", set())
 
 
 def _search(info: Any, path: str, seen: set[type]) -> tuple[str, str] | None:
     if isinstance(info, msgspec.inspect.CustomType) and info.cls is object:
-        return None  # whatever JSON has
+        return None  # any JSON value
     if isinstance(info, (msgspec.inspect.CustomType, msgspec.inspect.RawType, msgspec.inspect.ExtType)):
         return path, getattr(getattr(info, "cls", None), "__name__", type(info).__name__)
     if isinstance(info, msgspec.inspect.DictType) and not _may_be_key(info.key_type):
         return path, f"dict with keys that are no text or number ({type(info.key_type).__name__.removesuffix('Type')})"
     cls = getattr(info, "cls", None)
     if isinstance(cls, type) and hasattr(info, "fields"):
-        if cls in seen:  # a class that holds itself, as a tree does
+        if cls in seen:  # a recursive class, such as a tree
             return None
         seen.add(cls)
     for name, part in _parts(info):
@@ -257,14 +255,15 @@ def _search(info: Any, path: str, seen: set[type]) -> tuple[str, str] | None:
 
 
 def lossy_part(info: msgspec.inspect.Type) -> str | None:
-    """Why a value would lose a field on the way to JSON or back, or share one with the next value: what msgspec reads
-    and writes of each class in a type is compared with all that the class declares. None where all is well.
+    """Why a value would lose a field on the way to JSON or back, or share a default with others; None if it would not.
+
+    It compares the fields that msgspec reads and writes, of each class in a type, with those that the class declares.
     """
     return _first_problem(info, (_mixed_kinds, _lost_annotation, _unset_default, _shared_default))
 
 
 def private_part(info: msgspec.inspect.Type) -> str | None:
-    """Why a field would not be written: msgspec leaves out what begins with `_` in attrs classes."""
+    """Why a field would not be written: in attrs classes, msgspec leaves out names that begin with `_`."""
     return _first_problem(info, (_private_field,))
 
 
@@ -286,7 +285,7 @@ def _first_problem(info: Any, checks: Sequence[Callable[[type[Any], Any], str | 
 
 
 def _kinds(cls: type[Any]) -> list[str]:
-    """What makes its fields: more than one where a base is of another kind."""
+    """The kinds of class that it is: more than one if a base class is of another kind."""
     kinds = {"attrs class": attrs.has(cls), "dataclass": dataclasses.is_dataclass(cls)}
     kinds["msgspec.Struct"] = issubclass(cls, msgspec.Struct)
     return [kind for kind, it_is in kinds.items() if it_is]
@@ -332,7 +331,7 @@ def _is_no_field(name: str, annotation: Any) -> bool:
 
 
 def _unset_default(cls: type[Any], info: Any) -> str | None:
-    """A dataclass's `__init__` does not set such a field, and what is not set is not written."""
+    """A dataclass's `__init__` does not set such a field, so msgspec does not write it."""
     if not dataclasses.is_dataclass(cls) or hasattr(cls, "__post_init__"):
         return None
     for field in dataclasses.fields(cls):

@@ -1,4 +1,4 @@
-"""A handler: what it subscribes to, the function, its policy. The signature is resolved once, at registration."""
+"""A handler: its patterns, its function, its options. The signature is resolved once, at registration."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Handler:
     function: Callable[..., Any]
     """The user's function."""
     is_async: bool
-    """Whether it is awaited in the event loop; else it runs in a thread."""
+    """Whether it is awaited in the event loop. A sync function runs in a thread."""
     arguments: Callable[[Delivery], Arguments]
     """Fills the function's parameters from a delivery.
 
     Raises:
-        errors.DecodeError: the delivery cannot be read as what they are annotated with.
+        errors.DecodeError: the delivery cannot be decoded as the annotated type.
     """
 
     def matches(self, source: str, event: str) -> bool:
@@ -102,7 +102,7 @@ def build(
 
 
 def names_of(targets: Sequence[str | type[Any]], owner: str) -> tuple[str, ...]:
-    """The patterns of what was given to `@app.on`: strings, or event classes that stand for their names.
+    """The patterns of the targets of `@app.on`: a string is a pattern, an event class stands for its name.
 
     Raises:
         errors.InvalidName, errors.InvalidHandler: neither a topic pattern nor an event class.
@@ -134,10 +134,10 @@ def _name_of(target: object, owner: str) -> str:
 
 
 def check_name(name: object, function: Callable[..., Any]) -> str:
-    """What the handler is called: its `name=`, else the function's.
+    """The handler's name: its `name=`, or the name of the function.
 
     Raises:
-        errors.InvalidName: not a text of up to 255 characters, which a retried copy carries in a header.
+        errors.InvalidName: not a string of up to 255 printable characters. Retried copies have it in a header.
     """
     if name is None:
         name = getattr(function, "__name__", None) or type(function).__name__
@@ -162,7 +162,7 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 
 def _routine(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What is run in the end: the function inside of partials, or the method of an object that can be called."""
+    """The function that runs: the one within partials, or the `__call__` of an object."""
     while isinstance(function, functools.partial):
         function = function.func
     return function if inspect.isroutine(function) else type(function).__call__
@@ -185,10 +185,10 @@ def check_function(function: Callable[..., Any], owner: str) -> Callable[..., An
 def read_signature(
     app: str, function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]
 ) -> Callable[[Delivery], Arguments]:
-    """How the function's positional parameters are filled from a delivery.
+    """A function that fills the positional parameters from a delivery.
 
     Raises:
-        errors.InvalidHandler: a parameter that cannot be filled; says which and why.
+        errors.InvalidHandler: a parameter cannot be filled; the message names it and the reason.
     """
     readers: list[Callable[[Delivery], Any]] = []
     payload: str | None = None
@@ -220,7 +220,7 @@ def read_signature(
 def _refuse_unbound(parameters: Sequence[inspect.Parameter], owner: str) -> None:
     """
     Raises:
-        errors.InvalidHandler: a method, decorated where its object is not there yet.
+        errors.InvalidHandler: a method that was decorated in its class, where there is no instance yet.
     """
     if parameters and parameters[0].name == "self" and parameters[0].annotation is inspect.Parameter.empty:
         raise errors.InvalidHandler(
@@ -230,7 +230,7 @@ def _refuse_unbound(parameters: Sequence[inspect.Parameter], owner: str) -> None
 
 
 def _combine(readers: list[Callable[[Delivery], Any]]) -> Callable[[Delivery], Arguments]:
-    if len(readers) == 1:  # the usual case, without a loop for each event
+    if len(readers) == 1:  # the common case, without a loop per event
         (read,) = readers
         return lambda delivery: (read(delivery),)
     return lambda delivery: tuple(read(delivery) for read in readers)
@@ -264,7 +264,7 @@ def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[s
 
 
 def _wrapper(function: Callable[..., Any]) -> str | None:
-    """What is wrong, where the function is one that a decorator has put around the handler."""
+    """What is wrong, if the function is a wrapper that a decorator put around the handler."""
     code = getattr(function, "__code__", None)
     inside = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell)]
     wrapped = [one for one in inside if inspect.isroutine(one)]
@@ -279,14 +279,14 @@ def _wrapper(function: Callable[..., Any]) -> str | None:
 def _is_filled(cell: Any) -> bool:
     try:
         _ = cell.cell_contents
-    except ValueError:  # the variable is set later
+    except ValueError:  # the variable is not set yet
         return False
     return True
 
 
 def _hints(function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        wrapped = inspect.unwrap(_routine(inspect.unwrap(function)))  # whose signature it is that counts
+        wrapped = inspect.unwrap(_routine(inspect.unwrap(function)))  # its signature counts
         return typing.get_type_hints(wrapped, localns=dict(local_names), include_extras=True)
     except NameError as error:
         raise errors.InvalidHandler(
@@ -307,7 +307,7 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
     try:
         info = msgspec.inspect.type_info(wanted)
         readable = unreadable_part(info)
-    except KeyError as error:  # what msgspec says of attrs.field() alone
+    except KeyError as error:  # msgspec raises it for an attrs.field() without a type
         raise errors.InvalidHandler(
             f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' cannot be filled: "
             f"its field {error.args[0]!r} has no type. Annotate it, as in `{error.args[0]}: int`."

@@ -1,4 +1,4 @@
-"""The values that users meet: a message as it arrived, and the receipt of a publish."""
+"""The values that users get: a `Message` in a handler, and the `Receipt` of a publish."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Message:
     causation_id: str | None
     """The id of the event whose handler published this one; None where no handler did."""
     headers: Mapping[str, Any]
-    """The publisher's own headers."""
+    """The custom headers that the publisher set."""
     body: bytes
     """The payload as it arrived, undecoded."""
     redelivered: bool
@@ -54,8 +54,8 @@ class Receipt:
     Always True with a delay, whose own queue takes it."""
 
 
-# An id must be unique, not secret: asking the system for random bytes each time costs a system call an event.
-# It is seeded by the system, and apart from `random`, so that a program's `random.seed(1)` repeats no ids.
+# Ids must be unique, not secret, so this generator is enough: `os.urandom` would cost a system call per event.
+# It is separate from `random`, so that a program's `random.seed(1)` does not repeat ids.
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 

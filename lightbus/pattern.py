@@ -8,10 +8,10 @@ from functools import lru_cache
 
 @lru_cache(maxsize=65536)
 def topic_matches(pattern: str, routing_key: str) -> bool:
-    """Say whether a topic exchange sends `routing_key` to a binding with `pattern`, as RabbitMQ does.
+    """Whether a topic exchange routes `routing_key` to a binding with `pattern`, as in RabbitMQ.
 
-    `*` stands for exactly one word, `#` for zero or more, anywhere in the pattern. A word may be
-    empty (`a..b` has three), and the empty key has no word at all, so that `#` matches it and `*` does not.
+    `*` matches exactly one word, `#` zero or more, anywhere in the pattern. A word may be empty (`a..b` has three
+    words). The empty key has no words: `#` matches it, and `*` does not.
     """
     return _words_match(split_words(pattern), split_words(routing_key))
 
@@ -23,8 +23,8 @@ def split_words(key: str) -> tuple[str, ...]:
 
 
 def _words_match(pattern: Sequence[str], words: Sequence[str]) -> bool:
-    # Only the last `#` ever needs to take more words: whatever an earlier one could take, a later one
-    # can take as well. So there is one point to go back to, and no exponential search.
+    # Only the last `#` needs to match more words: a later one can match whatever an earlier one could. So there is one
+    # point to go back to, and no exponential search.
     at, word = 0, 0
     hash_at, hash_word = -1, 0
     while word < len(words):

@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture `lightbus_bus`, a `TestBus` over the apps that a marker or the settings name.
+"""The pytest plugin: the fixture `lightbus_bus`, a `TestBus` with the apps that a marker or pytest's settings name.
 
 Every pytest run where Lightbus is installed loads this file, so it imports nothing before the fixture is used.
 """
@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def lightbus_bus(request: pytest.FixtureRequest) -> Generator[TestBus]:
-    """A started TestBus over the apps of `@pytest.mark.lightbus_apps(...)`, or of the ini option `lightbus_apps`."""
+    """A started TestBus with the apps of `@pytest.mark.lightbus_apps(...)`, or of the ini option `lightbus_apps`."""
     from lightbus.testing import TestBus
 
     marker = request.node.get_closest_marker(MARKER)
@@ -50,7 +50,7 @@ def lightbus_bus(request: pytest.FixtureRequest) -> Generator[TestBus]:
         with bus:
             yield bus
         return
-    # Handlers run in the test's event loop, which this fixture is not in: the test's own task starts and ends them.
+    # Handlers run in the event loop of the test. This fixture does not, so the task of the test starts and stops them.
     with bus.prepared() as running:
         test = request.node.obj
 
@@ -76,5 +76,5 @@ def _app(named: str | Lightbus) -> Lightbus:
 
 
 def _is_async(request: pytest.FixtureRequest) -> bool:
-    # A unittest.TestCase runs its method itself, and would not see what is put in its place.
+    # A unittest.TestCase runs its own method, and ignores a replacement.
     return inspect.iscoroutinefunction(request.node.obj) and not isinstance(request.instance, unittest.TestCase)

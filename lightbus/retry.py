@@ -1,4 +1,4 @@
-"""What becomes of a delivery whose handler failed: a decision is a value; the consumer acts on it."""
+"""What happens to a delivery whose handler failed. A decision is a value; the dispatcher acts on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightbus.options import MAX_DELAY
 
 @attrs.frozen
 class Ack:
-    """The delivery is done: acknowledge it."""
+    """The delivery is handled: acknowledge it."""
 
 
 @attrs.frozen
@@ -88,7 +88,7 @@ class Retry:
     on: tuple[type[BaseException], ...] = attrs.field(validator=_check_errors)
     """Only these errors are retried; others are dead-lettered at once."""
     never: tuple[type[BaseException], ...] = attrs.field(validator=_check_errors)
-    """These errors are dead-lettered at once, whatever `on` says."""
+    """These errors are dead-lettered at once, even if `on` contains them."""
     jitter: float = attrs.field(validator=_check_jitter)
     """The part of each delay, from 0 to below 1, by which it may be shortened at random, so that events that failed
     together are not retried together. A retry queue keeps its order, so in a burst the spread is smaller."""
@@ -120,8 +120,8 @@ class Retry:
         """
         Args:
             delays: seconds between attempts, each from 0.001 to 30 days.
-            on: the error class(es) that are retried. What is no `Exception` (SystemExit, KeyboardInterrupt, a Rust
-                panic) is dead-lettered at once, unless `on` contains it: on=BaseException.
+            on: the error class(es) that are retried. Errors that are not an `Exception` (SystemExit, KeyboardInterrupt,
+                a Rust panic) are dead-lettered at once, unless `on` contains them: on=BaseException.
             never: the error class(es) that are not, even if `on` contains them.
             jitter: the part of each delay, from 0 to below 1, by which it may be shortened at random.
 
@@ -140,8 +140,8 @@ class Retry:
     ) -> RetryIn | DeadLetter:
         """Decide what to do after this error on this attempt (from 1).
 
-        In an exception group (as a TaskGroup raises), each member counts: one that is not retryable makes it a dead
-        letter.
+        In an exception group (a TaskGroup raises one), each member counts: if one of them is not retryable, the event
+        is dead-lettered.
         """
         final = self._first_final(error)
         if final is not None:
@@ -152,7 +152,7 @@ class Retry:
         return RetryIn(delay, delay * (1 - self.jitter * part()))
 
     def _first_final(self, error: BaseException) -> BaseException | None:
-        """The first error, of this one and of the members of a group, that is not to be retried."""
+        """The first error that is not retryable: this one, or a member of a group."""
         final: tuple[type[BaseException], ...] = (*FINAL, *self.never)
         others: list[BaseException] = []
         ahead = [error]

@@ -1,13 +1,13 @@
-"""A bus for an application's own tests: everything is real except the broker's address and its clock.
+"""A bus for the tests of an application. Only the broker's address and its clock differ from production.
 
     async with TestBus(app) as bus:
         await app.publish(InvoicePaid(invoice_id="i-1", amount=Decimal("9.50")))
         await bus.drain()
         assert bus.handled("open_account")
 
-Each TestBus has its own embedded broker (`memory://`). Its apps publish, declare and consume there with the code
-that they use in production. Two things differ. The broker's clock stands still, so that a delayed event comes when
-`advance` says so; and `drain` lets retries expire early, so that nobody waits for them.
+Each TestBus has its own embedded broker (`memory://`). Its apps publish, declare and consume there with the code that
+they use in production. The broker's clock stands still: `advance` moves it, for delayed events. `drain` lets retries
+expire at once, so that a test does not wait for them.
 """
 
 from lightbus.testing.bus import TestBus as TestBus

@@ -97,7 +97,7 @@ class Host:
                     stop.set()
                     await ended.wait()
         except Exception as error:  # noqa: BLE001  # `check` raises it
-            self.failure = _only(error)
+            self.failure = errors.without_groups(error)
         finally:
             self._started.set()
             self._ended.set()
@@ -125,12 +125,6 @@ def _spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> object:
 
         return trio.lowlevel.spawn_system_task(function, context=contextvars.copy_context())
     return loop.create_task(function())
-
-
-def _only(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 def _clipped(body: bytes) -> str:

@@ -1,7 +1,7 @@
-"""Events to wire and back: a JSON body, AMQP properties, and headers with a fallback for each.
+"""Encodes events and decodes deliveries: a JSON body, AMQP properties and headers, with a fallback for each.
 
-Only JSON is ever decoded, whatever a content type says. Nothing in here trusts a header that a stranger
-can write: attempt, handler, source and routing key of a copy are read only from the app's internal exchange.
+Only JSON is decoded, whatever the content type. No header is trusted that any client can write: the attempt, handler,
+source and routing key of a copy are read only from deliveries of the app's internal exchange.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightbus.wire import collisions, topology
 from lightbus.wire.topology import INTERNAL
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
-"""RabbitMQ 4.0's default limit (`max_message_size`); older brokers take more."""
+"""RabbitMQ 4.0's default limit (`max_message_size`); older brokers accept more."""
 
 MAX_HEADERS_BYTES = 64 * 1024
 """Half of the frame that RabbitMQ negotiates by default (128 KiB)."""
@@ -54,9 +54,9 @@ DELIVERY_COUNT = "x-delivery-count"
 
 _OWN_PREFIX = "lightbus-"
 
-# Headers that brokers interpret or write. A copy must not carry them on: RabbitMQ routes each message that it is given
-# to the keys in CC and BCC too, so that every copy would multiply; and before 4.0.1 it drops a message whose x-death
-# shows a cycle. RabbitMQ compares these names as they are: `cc` is a header like any other.
+# Headers that brokers interpret or write. A copy must not have them: RabbitMQ also routes a message to the keys in CC
+# and BCC, so each copy would multiply; and before 4.0.1 it drops a message whose x-death shows a cycle. These names are
+# case-sensitive: `cc` is an ordinary header.
 ROUTING_HEADERS = frozenset({"CC", "BCC"})
 _BROKER_NAMES = ROUTING_HEADERS | {
     DELIVERY_COUNT,
@@ -75,22 +75,23 @@ _BROKER_PREFIXES = ("x-death", "x-first-death-", "x-last-death-", "x-opt-", "x-s
 _NOT_THE_PUBLISHERS = (_OWN_PREFIX, *_BROKER_PREFIXES)
 
 _COPIED = ("content_type", "content_encoding", "correlation_id", "reply_to", "timestamp", "type", "app_id")
-"""Properties that a copy has as they came. Of the others, RabbitMQ acts on `user_id` (the channel ends if it is not the
-publisher's own), `expiration` and `priority` (in a retry queue it would hold up those behind it)."""
+"""The properties that a copy keeps unchanged. It does not keep those that RabbitMQ acts on: `user_id` (the channel
+closes if it is not the publisher's), `expiration`, and `priority` (in a retry queue, it would delay the messages behind
+it)."""
 
 _DIRECT_REPLY = "amq.rabbitmq.reply-to"
-"""Who publishes with this must have a consumer on it, or RabbitMQ closes the channel."""
+"""RabbitMQ closes the channel of a publisher that uses this without a consumer on it."""
 
-# A header frame must fit the smallest frame that brokers negotiate (8 KB), together with the user's headers.
+# With the user's headers, a header frame must fit the smallest frame that brokers negotiate (8 KB).
 _MAX_TRACEBACK = 4_000
 _MAX_MESSAGE = 1_000
 _MAX_TYPE = 200
 
 current_delivery: ContextVar[Delivery | None] = ContextVar("lightbus_current_delivery", default=None)
-"""What is being handled here: the cause of what is published now."""
+"""The delivery that this task or thread handles: the cause of the events that it publishes."""
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
-"""What decoding a body raises, whatever is in it."""
+"""All that decoding a body can raise."""
 
 _NULL = (msgspec.inspect.NoneType, msgspec.inspect.AnyType, msgspec.inspect.RawType, msgspec.inspect.CustomType)
 
@@ -102,9 +103,9 @@ _decoders: dict[Any, msgspec.json.Decoder[Any] | collisions.GuardedDecoder] = {}
 
 
 def encode(event_type: EventType, event: object) -> bytes:
-    """The JSON body of an event, proven to be readable as its own class.
+    """The JSON body of an event. It is decoded once, to check it.
 
-    Reading back what was written finds every value of a wrong type, at the publisher, where the mistake is.
+    So a value of the wrong type is an error of the publisher, where the mistake is.
 
     Raises:
         errors.InvalidPayload: a value does not have its field's type.
@@ -126,8 +127,8 @@ def encode(event_type: EventType, event: object) -> bytes:
 
 @functools.cache
 def _takes_null(cls: type) -> bool:
-    """Whether a null is read back without an error somewhere in such an event. To look for one in a body takes longer
-    than to decode it.
+    """Whether a null is valid somewhere in such an event. Checked once per class: searching each body for values that
+    became null takes longer than decoding it.
     """
     seen: set[int] = set()
     left: list[object] = [msgspec.inspect.type_info(cls)]
@@ -138,7 +139,7 @@ def _takes_null(cls: type) -> bool:
         elif isinstance(kind, (msgspec.inspect.Type, msgspec.inspect.Field)) and id(kind) not in seen:
             if isinstance(kind, _NULL) or (isinstance(kind, msgspec.inspect.LiteralType) and None in kind.values):
                 return True
-            seen.add(id(kind))  # a class may have itself in a field
+            seen.add(id(kind))  # a class may be recursive
             left += [getattr(kind, name) for name in kind.__struct_fields__]
     return False
 
@@ -161,7 +162,7 @@ def check_size(name: str, body: bytes) -> bytes:
 
 
 def decode(payload_type: Any, body: bytes) -> Any:
-    """A body as the type that a handler asked for.
+    """A body as the type that a handler expects.
 
     Raises:
         errors.DecodeError: not JSON, or not of that type.
@@ -186,14 +187,14 @@ def _type_name(payload_type: Any) -> str:
 
 
 def build_event(event_type: EventType, payload: Mapping[str, Any] | bytes) -> Any:
-    """An event of JSON, or of loose data as it comes from a command line: there, strings become numbers where the
-    class wants numbers.
+    """An event from JSON, or from loose data such as a command line's: there, strings become numbers where the class
+    has numbers.
 
     Raises:
         errors.InvalidPayload: the data does not fit the class.
     """
     try:
-        if isinstance(payload, bytes):  # straight into the class: by way of a float, a Decimal would lose digits
+        if isinstance(payload, bytes):  # directly into the class: through a float, a Decimal would lose digits
             return _decoder(event_type.cls).decode(payload)
         return msgspec.convert(payload, event_type.cls, strict=False)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
@@ -204,7 +205,7 @@ def build_event(event_type: EventType, payload: Mapping[str, Any] | bytes) -> An
 
 
 def event_properties(app: str, event_type: EventType, headers: Mapping[str, Any] | None) -> Properties:
-    """The AMQP properties of a new event, caused by the one that is being handled here, if any."""
+    """The AMQP properties of a new event. Its cause is the delivery that is being handled, if there is one."""
     message_id = new_id()
     table: dict[str, Any] = {VERSION: event_type.version}
     cause = current_delivery.get()
@@ -264,7 +265,7 @@ def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]
                 "it as a str."
             )
     size = sum(len(key.encode()) + len(str(value).encode()) for key, value in headers.items())
-    if size > MAX_HEADERS_BYTES:  # all headers travel in one frame; the error headers of a dead letter join them
+    if size > MAX_HEADERS_BYTES:  # all headers are in one frame, with the error headers of a dead letter
         raise errors.InvalidPayload(
             f"event {name!r} was not sent: its headers have {size:,} bytes, the limit is {MAX_HEADERS_BYTES:,}. "
             "Put the data into the event."
@@ -282,29 +283,29 @@ def _is_text(value: str) -> bool:
 
 @attrs.frozen
 class Envelope:
-    """What the consumer must know of a delivery before it is decoded, from sources that it can trust."""
+    """What the dispatcher needs to know of a delivery before it is decoded, from trusted sources."""
 
     event: str
     source: str
     attempt: int
     handler: str | None
     verified: bool = True
-    """False of a copy that somebody has moved between queues by hand: all of this is then what its headers claim. And
-    of what was dead-lettered to the bus: the source is then empty."""
+    """False for a copy that was moved between queues by hand: all fields are then only claims of its headers. Also
+    false for a message that was dead-lettered to the bus: its source is empty."""
 
 
 def read_envelope(app: str, delivery: Delivery) -> Envelope:
-    """Who published what, and which attempt this is.
+    """The event, the app that published it, and the attempt.
 
-    A first delivery says it with its exchange and routing key. A retried copy says it in headers, which
-    count only because nobody but the app can publish to its internal exchange.
+    A first delivery has them in its exchange and routing key. A retried copy has them in headers. These are trusted,
+    because only the app itself may publish to its internal exchange.
 
     Raises:
         errors.DecodeError: the properties are malformed.
     """
     internal = app + INTERNAL  # not by a function: this runs for each delivery
     if delivery.exchange and delivery.exchange != internal:
-        if delivery.exchange == topology.BUS:  # nobody can publish to it; a queue can dead-letter to it
+        if delivery.exchange == topology.BUS:  # no client can publish to it, but a queue can dead-letter to it
             return Envelope(delivery.routing_key, "", 1, None, verified=False)
         # A delayed event comes from `billing.delay.N`: the source is the first part of its exchange's name.
         return Envelope(delivery.routing_key, delivery.exchange.partition(".")[0], 1, None)
@@ -322,12 +323,13 @@ def read_envelope(app: str, delivery: Delivery) -> Envelope:
         verified=bool(delivery.exchange)
         and _waited_for(internal, headers)
         and UNVERIFIED not in headers
-        and transport.UNREADABLE not in properties,  # the app writes none such
+        and transport.UNREADABLE not in properties,  # the app never writes such a copy
     )
 
 
 def _read_first_moved(delivery: Delivery, headers: Mapping[str, Any]) -> Envelope:
-    """Of what came by the default exchange and is no copy: a letter of the broker's that was moved, or plainly sent."""
+    """The envelope of a delivery from the default exchange that is not a copy: a message that the broker dead-lettered
+    and that was moved by hand, or one that was published to the queue directly."""
     match headers.get("x-death"):
         case [{"exchange": str(exchange), "routing-keys": [str() | bytes() as key, *_]}, *_] if exchange:
             return Envelope(_name(key), exchange.partition(".")[0], 1, None, verified=False)
@@ -336,8 +338,8 @@ def _read_first_moved(delivery: Delivery, headers: Mapping[str, Any]) -> Envelop
 
 
 def _waited_for(internal: str, headers: Mapping[str, Any]) -> bool:
-    """Whether what came through the internal exchange was published to it, and not put into a retry queue by way of
-    the default exchange, from where the broker has sent it on."""
+    """Whether a delivery from the internal exchange was published to it. If not, it was put into a retry queue through
+    the default exchange, and the broker dead-lettered it from there to the internal exchange."""
     deaths = headers.get("x-death")
     if not isinstance(deaths, list) or not deaths or not isinstance(deaths[0], dict):
         return deaths is None
@@ -352,7 +354,7 @@ def read_properties(delivery: Delivery) -> Properties:
 
 
 def read_message(app: str, delivery: Delivery) -> Message:
-    """The envelope that handlers see. Every property has a fallback: any AMQP program can send a message.
+    """The envelope that handlers get. Every property has a fallback: any AMQP program can send a message.
 
     Raises:
         errors.DecodeError: the properties are malformed.
@@ -382,7 +384,7 @@ def read_message(app: str, delivery: Delivery) -> Message:
 
 
 def read_cause(delivery: Delivery) -> tuple[str, str]:
-    """(message id, correlation id), which a publish inside of the handler carries on."""
+    """(message id, correlation id) for the events that the handler publishes."""
     try:
         properties = read_properties(delivery)
     except errors.DecodeError:
@@ -392,9 +394,9 @@ def read_cause(delivery: Delivery) -> tuple[str, str]:
 
 
 def read_returns(delivery: Delivery) -> int:
-    """How often it came back unsettled (its worker died, say), as the broker counts; 0 where it does not say.
+    """How often it was returned unsettled, for example because its worker died; 0 if the broker does not count.
 
-    Quorum queues count, and the embedded broker. Classic queues do not, and hand on what a publisher wrote there.
+    Quorum queues and the embedded broker count. Classic queues do not, and keep whatever a publisher wrote there.
     """
     if not delivery.redelivered:
         return 0
@@ -408,12 +410,12 @@ def read_returns(delivery: Delivery) -> int:
 def copy_properties(
     app: str, delivery: Delivery, handler: str | None, attempt: int, queue: str, expiration: float | None = None
 ) -> Properties:
-    """The properties of a copy for a retry or dead-letter queue: as they came, with what the app must remember.
+    """The properties of a copy for a retry or dead-letter queue: those of the delivery, and the app's own headers.
 
     Args:
-        attempt: which attempt the copy is for (or, of a dead letter, which one failed last).
+        attempt: the attempt that the copy is for; in a dead letter, the one that failed last.
         queue: the name of the queue that the delivery came from.
-        expiration: seconds, where it is less than the retry queue's own.
+        expiration: seconds, if less than the TTL of the retry queue.
     """
     try:
         properties = read_properties(delivery)
@@ -427,7 +429,7 @@ def copy_properties(
         for key, value in _headers(properties).items()
         if key not in _BROKER_NAMES
         and not key.startswith(_BROKER_PREFIXES)
-        # Else forged ones, or another app's.
+        # Other `lightbus-` headers of a first delivery are forged, or of another app.
         and (from_a_copy or not key.startswith(_OWN_PREFIX) or key in (VERSION, CAUSATION))
     }
     headers |= {
@@ -454,7 +456,7 @@ def copy_properties(
 
 
 def moved_by_hand(app: str, delivery: Delivery, queue: str) -> errors.UnverifiedOrigin:
-    """Why what came past the apps' exchanges is a dead letter (again), and what it was one for before."""
+    """Why a delivery that did not come through an app's exchange is dead-lettered, and its former error, if any."""
     headers = _headers(read_properties(delivery))
     if delivery.exchange == topology.BUS:
         return errors.UnverifiedOrigin(
@@ -471,7 +473,7 @@ def moved_by_hand(app: str, delivery: Delivery, queue: str) -> errors.Unverified
 
 
 def _last_queue(headers: Mapping[str, Any]) -> str:
-    """Which queue has dead-lettered it last. The broker puts its own record first, also before one that was forged."""
+    """The queue that dead-lettered it last. The broker puts its record first, also before a forged one."""
     match headers.get("x-death"):
         case [{"queue": str() | bytes() as queue}, *_]:
             return f"the queue {_name(queue)!r}"
@@ -480,10 +482,10 @@ def _last_queue(headers: Mapping[str, Any]) -> str:
 
 
 def error_headers(error: BaseException, within: BaseException | None = None) -> dict[str, Any]:
-    """Why a dead letter is one, in headers that `lightbus dead show` prints.
+    """The reason for a dead letter, as headers. `lightbus dead show` prints them.
 
     Args:
-        within: the group of which it is a member, for the traceback.
+        within: the exception group that has it as a member, for the traceback.
     """
     return {
         ERROR_TYPE: _clipped(errors.type_name(error), _MAX_TYPE),
@@ -505,7 +507,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _clipped(text: str, limit: int, *, keep_end: bool = False) -> str:
-    """At most `limit` bytes of it, but for the mark that some are left out."""
+    """At most `limit` bytes of the text, and `...` if some are left out."""
     encoded = text.encode("utf-8", "backslashreplace")
     if len(encoded) <= limit:
         return encoded.decode()
@@ -524,8 +526,8 @@ def _text(value: object) -> str:
 
 
 def _wire_name(name: str) -> str | bytes:
-    """An exchange's name or a routing key as a header. A stranger's may have bytes that are no UTF-8 (see
-    `transport.amqp.wire.decode_names`), and no text header can carry those."""
+    """An exchange's name or a routing key as a header. Other programs may use bytes that are not UTF-8 (see
+    `transport.amqp.wire.decode_names`). A string header cannot have those, so they are sent as bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -545,7 +547,7 @@ def _time(timestamp: object) -> datetime:
 
 
 def _remembered_id(delivery: Delivery) -> str:
-    """A foreign message without an id gets one, the same for all that is asked of this delivery."""
+    """The id of a message. One without an id (of another program) gets one, which its delivery keeps."""
     try:
         properties = delivery.properties
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
@@ -556,7 +558,7 @@ def _remembered_id(delivery: Delivery) -> str:
 
 
 def payload_reader(payload_type: Any) -> Callable[[Delivery], Any]:
-    """`decode` for the bodies of one type, resolved once: two calls less for each event, which are 4 % of its CPU."""
+    """`decode` for one type, resolved once: that saves two calls per event, which are 4 % of its CPU time."""
     decode_body = _decoder(payload_type).decode
 
     def read(delivery: Delivery) -> Any:
@@ -565,6 +567,6 @@ def payload_reader(payload_type: Any) -> Callable[[Delivery], Any]:
                 return decode_body(delivery.body)
             except UNREADABLE:
                 pass
-        return decode(payload_type, delivery.body)  # for its error
+        return decode(payload_type, delivery.body)  # raises the error
 
     return read

@@ -1,8 +1,8 @@
-"""Bodies that take quadratic time to decode: sets and dicts of numbers that all have one hash.
+"""Refuses bodies that take quadratic time to decode: sets and dicts of numbers that all have the same hash.
 
-Python hashes texts with a secret, but numbers by a public rule, so anybody can write thousands that collide; each is
-then compared with all before it, in one call in the event loop. What has a type that this can happen to is looked at
-before it is decoded, where it is large. All other types are decoded as they are, at no cost.
+Python hashes strings with a secret, but numbers by a public rule. So anyone can write thousands of numbers that
+collide: each is then compared with all before it, in one call that blocks the event loop. A large body for a type with
+such sets or dicts is checked before it is decoded. All other bodies are decoded directly, at no cost.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import msgspec
 import msgspec.inspect
 
 HARMLESS_BYTES = 8 * 1024
-"""A body up to this size decodes within about 20 ms, whatever is in it."""
+"""A body up to this size decodes within about 20 ms, whatever it contains."""
 MOST_COLLIDING = 100
-"""Different numbers with one hash. By chance there are no three."""
+"""Different numbers with the same hash. Ordinary data does not even have three."""
 MOST_COMPOSITE = 1_000
-"""Arrays and objects in a large body, where some are elements of a set: what their hash is cannot be known before."""
+"""Arrays and objects in a large body, for a type with a set of them: their hashes are not known before decoding."""
 
 _NUMBERS = (
     msgspec.inspect.IntType,
@@ -36,7 +36,7 @@ _plain = msgspec.json.Decoder(float_hook=Decimal)
 
 
 class GuardedDecoder:
-    """A decoder for a type that colliding numbers could slow down."""
+    """A decoder for a type whose decoding colliding numbers can slow down."""
 
     def __init__(self, decoder: msgspec.json.Decoder[Any], *, composite: bool) -> None:
         self._decode = decoder.decode
@@ -53,7 +53,7 @@ class GuardedDecoder:
 
 
 def guard(decoder: msgspec.json.Decoder[Any]) -> msgspec.json.Decoder[Any] | GuardedDecoder:
-    """The decoder itself, unless its type has sets or dicts of what can be made to collide."""
+    """The decoder itself; or a guarded one, if its type has sets or dicts of values that can be made to collide."""
     elements = list(_hashed(msgspec.inspect.type_info(decoder.type)))
     composite = any(_holds(one, _is_composite) and _holds(one, _is_by_rule) for one in elements)
     if composite or any(_holds(one, _is_number) for one in elements):
@@ -74,12 +74,12 @@ def _is_composite(info: Any) -> bool:
 
 
 def _hashed(info: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
-    """What is hashed, of all that is in a type: elements of sets, and keys."""
+    """The parts of a type whose values are hashed: elements of sets, and keys of dicts."""
     for part in _all(info):
         if isinstance(part, (msgspec.inspect.SetType, msgspec.inspect.FrozenSetType)):
             yield part.item_type
         elif isinstance(part, msgspec.inspect.DictType) and not isinstance(part.key_type, msgspec.inspect.AnyType):
-            yield part.key_type  # any key is a text
+            yield part.key_type  # every JSON key is a string
 
 
 def _holds(info: msgspec.inspect.Type, wanted: Callable[[Any], bool]) -> bool:
@@ -87,7 +87,7 @@ def _holds(info: msgspec.inspect.Type, wanted: Callable[[Any], bool]) -> bool:
 
 
 def _all(info: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
-    """A type, and all that it is made of."""
+    """A type, and all types in it."""
     seen: set[int] = set()
     left: list[Any] = [info]
     while left:
@@ -97,7 +97,7 @@ def _all(info: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
         elif isinstance(part, msgspec.inspect.Field):
             left.append(part.type)
         elif isinstance(part, msgspec.inspect.Type) and id(part) not in seen:
-            seen.add(id(part))  # a class may have itself in a field
+            seen.add(id(part))  # a class may be recursive
             yield part
             left += [getattr(part, name) for name in part.__struct_fields__]
 
@@ -116,7 +116,7 @@ def _refuse_collisions(body: bytes, composite: bool) -> None:
                 left += value.values()
         elif (number := _hash(value)) is not None:
             hashes[number] += 1
-            if hashes[number] > MOST_COLLIDING:  # the same one over and over is no harm
+            if hashes[number] > MOST_COLLIDING:  # the same number many times is harmless
                 different = kinds.setdefault(number, set())
                 different.add(str(value))
                 if len(different) > MOST_COLLIDING:
@@ -132,7 +132,7 @@ def _refuse_collisions(body: bytes, composite: bool) -> None:
 
 
 def _hash(value: Any) -> int | None:
-    """As it would be hashed if it is read as a number or a UUID."""
+    """The hash that it has if it is decoded as a number or a UUID; None if it has none."""
     if isinstance(value, str):
         try:
             value = uuid.UUID(value) if len(value) in (32, 36) else Decimal(value)

@@ -1,7 +1,6 @@
-"""Which exchanges, queues and bindings an app has: pure values; `connection.declare` makes them kombu's entities.
+"""The exchanges, queues and bindings of an app, as pure values. `connection.declare` declares them.
 
-Every name carries the arguments that may change (a delay), so that changing an option never meets
-406 PRECONDITION_FAILED.
+Every name contains the arguments that may change (a delay). So a changed option never causes 406 PRECONDITION_FAILED.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Exchange:
     name: str
     type: str
     internal: bool = False
-    """Takes messages from other exchanges only: nobody can publish to it."""
+    """It takes messages only from other exchanges: clients cannot publish to it."""
     arguments: dict[str, Any] = attrs.field(factory=dict)
 
 
@@ -70,7 +69,7 @@ class Topology:
     """What to declare, in this order: shared exchanges, exchanges, queues, bindings."""
 
     shared: tuple[Exchange, ...] = ()
-    """Exchanges of others, asked for passively first: a restricted user may not declare them."""
+    """Exchanges of other apps. They are first declared passively: a restricted user may not declare them."""
     exchanges: tuple[Exchange, ...] = ()
     queues: tuple[Queue, ...] = ()
     bindings: tuple[Binding, ...] = ()
@@ -78,12 +77,12 @@ class Topology:
 
 @attrs.frozen
 class ConsumedQueue:
-    """One queue that an app consumes: its own, or a handler's (`queue="slow"`)."""
+    """One queue that an app consumes: its main queue, or a separate one (`queue="slow"`)."""
 
     app: str
     suffix: str
     patterns: tuple[tuple[str, str], ...]
-    """(exchange, pattern), once each."""
+    """(exchange, pattern), without duplicates."""
     delays: tuple[float, ...]
     """The distinct retry delays of its handlers, in seconds."""
 
@@ -98,7 +97,7 @@ class ConsumedQueue:
 def check_app_name(name: object) -> str:
     """
     Raises:
-        errors.InvalidName: it must be a lower-case word, since it names the exchange and begins the queues' names.
+        errors.InvalidName: not a lower-case word. It names the app's exchange, and begins the names of its queues.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise errors.InvalidName(
@@ -113,7 +112,7 @@ def check_app_name(name: object) -> str:
 
 
 def _near_name(name: object) -> str:
-    """The app name that somebody who wrote this one may want: 'Billing Service' -> 'billing-service'."""
+    """The most similar valid app name: 'Billing Service' -> 'billing-service'."""
     words = re.findall(r"[a-z0-9_]+", name.lower()) if isinstance(name, str) and name.isascii() else []
     near = "-".join(words).lstrip("0123456789_-")
     return near if near and near not in _TAKEN and len(near) <= 100 else "billing"
@@ -122,7 +121,7 @@ def _near_name(name: object) -> str:
 def check_queue_suffix(suffix: object, owner: str) -> str:
     """
     Raises:
-        errors.InvalidName: not a word, or one that Lightbus uses itself.
+        errors.InvalidName: not a word, or reserved by Lightbus.
     """
     if not isinstance(suffix, str) or not _NAME.fullmatch(suffix) or len(suffix) > 100:
         raise errors.InvalidName(
@@ -149,8 +148,8 @@ def check_pattern(pattern: object, owner: str) -> str:
 
 
 def queue_name(app: str, suffix: str) -> str:
-    # Never the app's name alone: permissions go by name, and who may read the exchange `billing` (for `source=`) could
-    # read a queue `billing` too.
+    # Never the app's name alone: permissions are by name. A user who may read the exchange `billing` (for `source=`)
+    # could also read a queue `billing`.
     return f"{app}.{suffix}"
 
 
@@ -160,7 +159,7 @@ def internal_name(app: str) -> str:
 
 
 def retry_key(suffix: str, delay: float) -> str:
-    """The retry queue's key on the internal exchange, which is its name without the app's."""
+    """The routing key of a retry queue on the internal exchange: its name without the app's name."""
     step = _seconds(delay)
     return f"retry.{step}" if suffix == MAIN else f"{suffix}.retry.{step}"
 
@@ -198,7 +197,7 @@ def publishing(app: str) -> Topology:
 
 
 def consuming(app: str, queues: Iterable[ConsumedQueue], queue_type: QueueType) -> Topology:
-    """All that an app has: what it needs to publish, and its queues, retry queues and dead-letter queue."""
+    """The whole topology of an app: what it needs to publish, its queues, retry queues and dead-letter queue."""
     queues = tuple(queues)
     internal = internal_name(app)
     base = publishing(app)
@@ -225,11 +224,11 @@ def consuming(app: str, queues: Iterable[ConsumedQueue], queue_type: QueueType) 
 
 
 def dead_lettering(exchange: str, key: str | None = None) -> dict[str, Any]:
-    """Arguments of a queue that hands its messages on and loses none of them."""
+    """Arguments of a queue that dead-letters its messages to an exchange without losing any."""
     arguments: dict[str, Any] = {
         "x-dead-letter-exchange": exchange,
         "x-dead-letter-strategy": "at-least-once",
-        # Without it, at-least-once dead-lettering silently falls back to at-most-once.
+        # Required: otherwise at-least-once dead-lettering silently becomes at-most-once.
         "x-overflow": "reject-publish",
     }
     if key is not None:
@@ -243,7 +242,7 @@ def _queue(name: str, queue_type: QueueType, arguments: dict[str, Any], *, deliv
         if delivery_limit is not None:
             arguments["x-delivery-limit"] = delivery_limit
     else:
-        # A classic queue knows neither at-least-once dead-lettering nor a delivery limit.
+        # Classic queues support neither at-least-once dead-lettering nor a delivery limit.
         arguments.pop("x-dead-letter-strategy", None)
     return Queue(name, arguments)
 
@@ -252,7 +251,7 @@ def _queue(name: str, queue_type: QueueType, arguments: dict[str, Any], *, deliv
 
 
 def delay_seconds(delay: object) -> int:
-    """Whole seconds, rounded up: a delayed event may be late by less than a second, never early.
+    """Whole seconds, rounded up: a delayed event may be late by less than a second, but is never early.
 
     Raises:
         errors.InvalidOption: not within 0 (exclusive) and 30 days.
@@ -266,7 +265,7 @@ def delay_seconds(delay: object) -> int:
 
 
 def delay_level(seconds: int) -> int:
-    """The highest level that a delay needs; its walk begins there."""
+    """The highest level that a delay needs. The event passes the levels from there down to 0."""
     return seconds.bit_length() - 1
 
 
@@ -304,11 +303,11 @@ def delay_of(headers: Container[str]) -> int:
 def delaying(app: str, highest_level: int, queue_type: QueueType) -> Topology:
     """The levels 0 to `highest_level` of delayed publishing.
 
-    Each level is a headers exchange and a queue of the same name. A message that has the level's header waits
-    2^level seconds in the queue and is dead-lettered to the next lower level; one that has not goes there at once
-    (alternate exchange). Below level 0 is `billing.delay.due`, which leads to the app exchange and, for every
-    message, to a queue that forgets it at once: at-least-once dead-lettering holds back what no queue takes, so
-    without it 32 delayed events that nobody listens to would stop all that come after them.
+    Each level is a headers exchange and a queue of the same name. A message that has the level's header waits 2^level
+    seconds in the queue, and is then dead-lettered to the next lower level. A message without the header goes there at
+    once (alternate exchange). Below level 0 is `billing.delay.due`. It is bound to the app's exchange, and to a queue
+    that discards every message at once (TTL 0). That queue is necessary: at-least-once dead-lettering holds back
+    messages that no queue takes, so 32 delayed events without a subscriber would stop all later ones.
     """
     due = f"{app}.delay.due"
     unheard = f"{app}.delay.unheard"
