@@ -1,4 +1,4 @@
-"""Fixtures that give each test a broker of its own: an embedded one, or a virtual host of a private RabbitMQ node."""
+"""Fixtures that give each test a separate broker: an embedded one, or a virtual host of a private RabbitMQ node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _vhost_numbers = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rabbitmq: needs a RabbitMQ server to be installed (none needs to run)")
-    # xdist's processes ignore Ctrl-C, and so would all that they start: also the commands that tests interrupt.
+    # The processes of xdist ignore Ctrl-C. Without this, the commands that tests start and interrupt would, too.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -42,7 +42,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    """Commands that a test runs in its own process set levels, which would hide records from later tests' `caplog`."""
+    """Restore logging after each test. Commands that run in the process of a test set levels, which would hide records
+    from the `caplog` of later tests."""
     root = logging.getLogger()
     loggers = [root, *(each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger))]
     before = [(each, each.level, each.disabled, each.propagate) for each in loggers]
@@ -55,6 +56,7 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def need_rabbitmq() -> None:
+    """Skip the test if RabbitMQ is not installed; in CI, fail it."""
     if nodes.find("rabbitmq-server") is None:
         if os.environ.get("CI") == "true":
             pytest.fail(nodes.INSTALL, pytrace=False)
@@ -63,7 +65,7 @@ def need_rabbitmq() -> None:
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[nodes.Node]:
-    """The RabbitMQ node that all tests share. Leave it as it is: `rabbitmq_node` is for tests that break one."""
+    """The RabbitMQ node that all tests share. Do not stop or configure it: use `rabbitmq_node` for that."""
     need_rabbitmq()
     with nodes.Node() as node:
         yield node
@@ -71,7 +73,7 @@ def rabbitmq() -> Iterator[nodes.Node]:
 
 @pytest.fixture
 def rabbitmq_node() -> Iterator[Callable[..., nodes.Node]]:
-    """`rabbitmq_node(config="...")` starts a node for this test alone, which ends with it."""
+    """`rabbitmq_node(config="...")` starts a node for this test only, and stops it afterwards."""
     need_rabbitmq()
     started: list[nodes.Node] = []
 
@@ -88,7 +90,7 @@ def rabbitmq_node() -> Iterator[Callable[..., nodes.Node]]:
 
 @pytest.fixture(scope="session")
 def _vhosts(rabbitmq: nodes.Node) -> Iterator[str]:
-    """Endless names of fresh virtual hosts, made in bulk."""
+    """An endless iterator over names of new virtual hosts, which are created in batches."""
 
     def generate() -> Iterator[str]:
         while True:

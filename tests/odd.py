@@ -1,4 +1,4 @@
-"""Messages that no client of ours would write, byte by byte: what other programs' clients send to RabbitMQ."""
+"""Messages as other AMQP clients write them, byte by byte. Lightbus does not write such messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTENT_TYPE, HEADERS, CORRELATION_ID, MESSAGE_ID = 0x8000, 0x2000, 0x0400, 0x00
 
 
 def table(items: dict[bytes, bytes]) -> bytes:
-    """Headers of these names and values, the latter with the letter of their type."""
+    """Headers with these names and encoded values (a type byte, then the value)."""
     inside = b"".join(bytes((len(name),)) + name + value for name, value in items.items())
     return struct.pack(">I", len(inside)) + inside
 
@@ -50,4 +50,4 @@ def publish_raw(
         method = wire.frame.pack(wire.METHOD, number, len(arguments)) + arguments
         content = wire.frame.pack(wire.BODY, number, len(body)) + body
         channel.connection.send(b"".join((method, b"\xce", header, b"\xce", content, b"\xce")))
-        channel.exchange_declare("amq.topic", "topic", passive=True)  # behind it: the broker takes them in order
+        channel.exchange_declare("amq.topic", "topic", passive=True)  # after it: the broker processes both in order

@@ -1,4 +1,4 @@
-"""The fixtures of the conformance suite: bad input is met on every broker too."""
+"""The fixtures of the conformance suite: these tests also run on every broker."""
 
 from tests.conformance.conftest import anyio_backend, billing, make_app, make_rabbitmq_app, shop
 

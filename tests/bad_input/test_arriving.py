@@ -1,4 +1,4 @@
-"""What strangers publish: whatever it is, it is handled or a dead letter with a reason; the next event is handled."""
+"""Messages of other programs: any of them is handled, or dead-lettered with a reason, and the next event is handled."""
 
 from __future__ import annotations
 
@@ -70,14 +70,12 @@ BAD_BODIES: dict[str, tuple[bytes, tuple[str, ...]]] = {
 }
 
 
-async def test_a_body_that_cannot_be_read_is_a_dead_letter_at_once_that_says_why(
-    shop: Lightbus, billing: Lightbus
-) -> None:
-    heard: list[int] = []
+async def test_an_unreadable_body_is_dead_lettered_at_once_with_the_reason(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def note(order: Order) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     def publish_all(channel: Channel) -> None:
         for name, (body, _) in BAD_BODIES.items():
@@ -88,7 +86,7 @@ async def test_a_body_that_cannot_be_read_is_a_dead_letter_at_once_that_says_why
     async with running(shop, billing), stranger(billing) as channel:
         await anyio.to_thread.run_sync(publish_all, channel)
         dead = await dead_letters(billing, len(BAD_BODIES))
-        await eventually(lambda: heard, [5])
+        await eventually(lambda: received, [5])
     letters = {letter.properties["message_id"]: letter for letter in dead}
     assert set(letters) == set(BAD_BODIES)
     for name, (body, words) in BAD_BODIES.items():
@@ -102,7 +100,7 @@ async def test_a_body_that_cannot_be_read_is_a_dead_letter_at_once_that_says_why
         assert headers["lightbus-routing-key"] == "order.placed"
 
 
-async def test_nothing_is_ever_unpickled(shop: Lightbus, billing: Lightbus, tmp_path: Any) -> None:
+async def test_a_pickled_body_is_never_unpickled(shop: Lightbus, billing: Lightbus, tmp_path: Any) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
             return (tmp_path.joinpath("exploded").touch, ())
@@ -118,7 +116,7 @@ async def test_nothing_is_ever_unpickled(shop: Lightbus, billing: Lightbus, tmp_
     assert not tmp_path.joinpath("exploded").exists()
 
 
-async def test_deep_nesting_that_the_handler_takes_as_a_dict_is_refused_too(shop: Lightbus, billing: Lightbus) -> None:
+async def test_deep_nesting_in_a_dict_payload_is_refused(shop: Lightbus, billing: Lightbus) -> None:
     billing.on("order.placed")(lambda anything: None)
     async with running(shop, billing), stranger(billing) as channel:
         body = b'{"x":' * 100_000 + b"1" + b"}" * 100_000
@@ -137,28 +135,28 @@ async def test_a_body_over_the_limit_is_a_dead_letter(shop: Lightbus, billing: L
     assert dead.body == body
 
 
-async def test_a_handler_that_reads_only_the_message_takes_any_body(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[bytes] = []
+async def test_a_handler_with_only_the_envelope_accepts_any_body(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[bytes] = []
 
     @billing.on("order.placed")
     async def note(message: Message) -> None:
-        heard.append(message.body)
+        received.append(message.body)
 
     bodies = [body for body, _ in BAD_BODIES.values()]
     async with running(shop, billing), stranger(billing) as channel:
         for body in bodies:
             await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", body)
-        await eventually(lambda: heard, bodies)
+        await eventually(lambda: received, bodies)
 
 
-async def test_big_numbers_and_odd_texts_that_json_can_carry_are_heard(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[Any] = []
-    billing.on("order.placed")(lambda payload: heard.append(payload))
+async def test_big_numbers_and_unusual_strings_are_handled(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[Any] = []
+    billing.on("order.placed")(lambda payload: received.append(payload))
     payload = {"number": 2**53 + 1, "long": 2**64 - 1, "note": "\u0000 \U0001f600 \u202e", "": [], "a": {"b": [None]}}
     async with running(shop, billing), stranger(billing) as channel:
         body = json.dumps(payload).encode()
         await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", body)
-        await eventually(lambda: heard, [payload])
+        await eventually(lambda: received, [payload])
 
 
 # --- properties -------------------------------------------------------------------------------
@@ -182,14 +180,12 @@ HOSTILE_HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
-async def test_headers_of_wrong_types_fall_back_and_are_retried_like_any_other(
-    shop: Lightbus, billing: Lightbus
-) -> None:
-    heard: dict[str, list[Message]] = {name: [] for name in HOSTILE_HEADERS}
+async def test_headers_of_wrong_types_fall_back_to_defaults(shop: Lightbus, billing: Lightbus) -> None:
+    received: dict[str, list[Message]] = {name: [] for name in HOSTILE_HEADERS}
 
     @billing.on("order.placed")
     async def fail(message: Message) -> None:
-        heard[message.id].append(message)
+        received[message.id].append(message)
         raise ValueError("no")
 
     def publish_all(channel: Channel) -> None:
@@ -200,7 +196,7 @@ async def test_headers_of_wrong_types_fall_back_and_are_retried_like_any_other(
     async with running(shop, billing), stranger(billing) as channel:
         await anyio.to_thread.run_sync(publish_all, channel)
         dead = await dead_letters(billing, len(HOSTILE_HEADERS))
-    for name, messages in heard.items():
+    for name, messages in received.items():
         assert [message.attempt for message in messages] == [1, 2, 3], name
         for message in messages:
             assert (message.event, message.source, message.version) == ("order.placed", "shop", 1), name
@@ -212,48 +208,50 @@ async def test_headers_of_wrong_types_fall_back_and_are_retried_like_any_other(
         assert reason(letter) == "ValueError: no"
 
 
-async def test_a_timestamp_from_beyond_time_is_now(shop: Lightbus, billing: Lightbus) -> None:
-    heard: dict[int, list[datetime]] = {0: [], 2**31: [], 2**40: [], 2**63: [], 2**64 - 1: []}
+async def test_a_timestamp_out_of_range_is_now(shop: Lightbus, billing: Lightbus) -> None:
+    received: dict[int, list[datetime]] = {0: [], 2**31: [], 2**40: [], 2**63: [], 2**64 - 1: []}
 
     @billing.on("order.placed")
     async def note(message: Message) -> None:
-        heard[int(message.id)].append(message.time)
+        received[int(message.id)].append(message.time)
         if message.attempt == 1:
             raise ValueError("once more")
 
     def publish_all(channel: Channel) -> None:
-        for timestamp in heard:
+        for timestamp in received:
             properties = {"timestamp": timestamp, "message_id": str(timestamp)}
             publish_plainly(channel, "shop", "order.placed", b"{}", properties)
 
     async with running(shop, billing), stranger(billing) as channel:
         await anyio.to_thread.run_sync(publish_all, channel)
-        await eventually(lambda: [len(times) for times in heard.values()], [2] * len(heard))
-    for timestamp, times in heard.items():
+        await eventually(lambda: [len(times) for times in received.values()], [2] * len(received))
+    for timestamp, times in received.items():
         if timestamp < 2**40:
             assert times == [datetime.fromtimestamp(timestamp, UTC)] * 2
         else:
             assert all(abs(at - datetime.now(UTC)) < timedelta(seconds=60) for at in times)
 
 
-async def test_empty_properties_are_as_good_as_none(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[Message] = []
+async def test_empty_properties_are_like_missing_ones(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[Message] = []
 
     @billing.on("order.placed")
     async def note(message: Message) -> None:
-        heard.append(message)
+        received.append(message)
 
     async with running(shop, billing), stranger(billing) as channel:
         empty = {"message_id": "", "correlation_id": "", "type": "", "app_id": "", "headers": {}}
         await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b"{}", empty)
-        await eventually(lambda: len(heard), 1)
-    assert heard[0].id
-    assert heard[0].correlation_id == heard[0].id
+        await eventually(lambda: len(received), 1)
+    assert received[0].id
+    assert received[0].correlation_id == received[0].id
 
 
-async def test_headers_that_nearly_fill_a_frame_cost_no_event_and_no_worker(shop: Lightbus, billing: Lightbus) -> None:
-    """A copy of it, with the reason in more headers, may be more than the broker takes; then it goes without one."""
-    heard: list[int] = []
+async def test_headers_that_nearly_fill_a_frame_lose_no_event_and_stop_no_worker(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    """With the error headers, a copy may be larger than the broker accepts. Then it is sent without the traceback."""
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def fail(message: Message) -> None:
@@ -261,33 +259,33 @@ async def test_headers_that_nearly_fill_a_frame_cost_no_event_and_no_worker(shop
 
     @billing.on("order.cancelled")
     async def note(payload: dict[str, int]) -> None:
-        heard.append(payload["number"])
+        received.append(payload["number"])
 
     async with running(shop, billing), stranger(billing) as channel:
         properties = {"message_id": "large", "headers": {"large": "x" * 130_900}}
         await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b'{"n": 1}', properties)
         (dead,) = await dead_letters(billing)
         await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.cancelled", b'{"number": 1}')
-        await eventually(lambda: heard, [1])
+        await eventually(lambda: received, [1])
     assert dead.body == b'{"n": 1}'
     assert dead.properties["message_id"] == "large"
 
 
 FRAME_MAX = 131_072
-"""What RabbitMQ and py-amqp agree on."""
+"""The frame size that RabbitMQ and py-amqp negotiate."""
 
 
 def _filling_a_frame(message_id: str) -> dict[str, Any]:
-    """Properties that just fit the frame of a header: a copy with more of them does not."""
+    """Properties that just fit a header frame. With the headers of a copy, they do not."""
     empty = len(wire.encode_properties({"message_id": message_id, "headers": {"large": ""}}))
     return {"message_id": message_id, "headers": {"large": "x" * (FRAME_MAX - 20 - empty)}}
 
 
 @pytest.mark.rabbitmq
-async def test_headers_that_fill_a_frame_cost_the_own_publishes_of_an_app_nothing(
+async def test_headers_that_fill_a_frame_do_not_disturb_the_apps_own_publishes(
     make_rabbitmq_app: MakeApp,
 ) -> None:
-    """A copy of such an event cannot be sent, so that the broker dead-letters the event itself."""
+    """A copy of such an event cannot be sent, so the broker dead-letters the event itself."""
     shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing")
     shop.event(OrderPlaced)
     billing.event(OrderCancelled)
@@ -295,7 +293,9 @@ async def test_headers_that_fill_a_frame_cost_the_own_publishes_of_an_app_nothin
 
     @billing.on("order.placed")
     async def charge(payload: dict[str, Any]) -> None:
-        await billing.publish(OrderCancelled(number=payload["number"]))  # KeyError: the stranger's have none
+        await billing.publish(
+            OrderCancelled(number=payload["number"])
+        )  # KeyError: the other program's events have no number
         handled.append(payload["number"])
 
     async with running(shop, billing), stranger(billing) as channel:
@@ -312,7 +312,7 @@ async def test_headers_that_fill_a_frame_cost_the_own_publishes_of_an_app_nothin
 
 @pytest.mark.rabbitmq
 async def test_what_the_broker_adds_to_headers_that_fill_a_frame_can_be_read(make_rabbitmq_app: MakeApp) -> None:
-    """x-delivery-count where it comes again, x-death where it is a dead letter."""
+    """x-delivery-count when it is redelivered, x-death when it is dead-lettered."""
     shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing")
     shop.event(OrderPlaced)
     handled: list[Message] = []
@@ -343,13 +343,13 @@ async def test_what_the_broker_adds_to_headers_that_fill_a_frame_can_be_read(mak
     assert len(wire.encode_properties(dead.properties)) > FRAME_MAX
 
 
-async def test_an_event_by_the_default_exchange_is_unmatched_and_not_lost(billing: Lightbus) -> None:
-    """Any program that may write to the default exchange can put something into a queue, past every binding."""
-    heard: list[tuple[str, str]] = []
+async def test_an_event_through_the_default_exchange_is_unmatched_and_not_lost(billing: Lightbus) -> None:
+    """Any program that may publish to the default exchange can put a message directly into a queue."""
+    received: list[tuple[str, str]] = []
 
     @billing.on("order.placed", source="shop")
     async def note(message: Message) -> None:
-        heard.append((message.source, message.event))
+        received.append((message.source, message.event))
 
     def publish(channel: Channel) -> None:
         channel.publish([Publication("", "billing.main", b"{}", {"message_id": "m"}, mandatory=False)])
@@ -359,7 +359,7 @@ async def test_an_event_by_the_default_exchange_is_unmatched_and_not_lost(billin
         await anyio.to_thread.run_sync(publish, channel)
         (dead,) = await dead_letters(billing)
     assert "NoHandler" in reason(dead)
-    assert heard == []
+    assert received == []
 
 
 # --- bytes that only RabbitMQ lets through ----------------------------------------------------
@@ -367,24 +367,22 @@ async def test_an_event_by_the_default_exchange_is_unmatched_and_not_lost(billin
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("odd", ODD_PROPERTIES)
-async def test_odd_properties_cost_neither_the_event_nor_its_other_properties(
-    make_rabbitmq_app: MakeApp, odd: str
-) -> None:
+async def test_odd_properties_lose_neither_the_event_nor_other_properties(make_rabbitmq_app: MakeApp, odd: str) -> None:
     _, _, headers = ODD_PROPERTIES[odd]
     shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing", retry=Retry(delays=(0.05,)))
-    heard: list[Message] = []
+    received: list[Message] = []
 
     @billing.on("order.placed")
     async def fail(message: Message) -> None:
-        heard.append(message)
+        received.append(message)
         raise ValueError("no")
 
     properties = odd_properties(odd)
     async with running(shop, billing):
         await anyio.to_thread.run_sync(publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
         (dead,) = await dead_letters(billing)
-    assert [message.attempt for message in heard] == [1, 2]
-    for message in heard:
+    assert [message.attempt for message in received] == [1, 2]
+    for message in received:
         assert (message.id, dict(message.headers)) == ("m-1", headers)
         assert (message.event, message.source, message.correlation_id) == ("order.placed", "shop", "m-1")
     assert dead.properties["message_id"] == "m-1"
@@ -397,21 +395,21 @@ async def test_odd_properties_cost_neither_the_event_nor_its_other_properties(
 
 
 @pytest.mark.rabbitmq
-async def test_an_id_that_is_not_utf_8_is_as_good_as_none(make_rabbitmq_app: MakeApp) -> None:
+async def test_an_id_that_is_not_utf_8_is_like_a_missing_one(make_rabbitmq_app: MakeApp) -> None:
     shop, billing = make_rabbitmq_app("shop"), make_rabbitmq_app("billing")
-    heard: list[str] = []
+    received: list[str] = []
 
     @billing.on("order.placed")
     async def fail_once(message: Message) -> None:
-        heard.append(message.id)
+        received.append(message.id)
         if message.attempt == 1:
             raise ValueError("once more")
 
     properties = MESSAGE_ID.to_bytes(2) + b"\x02\xff\xfe"
     async with running(shop, billing):
         await anyio.to_thread.run_sync(publish_raw, billing, b"order.placed", properties, b'{"number": 1}')
-        await eventually(lambda: len(heard), 2)
-    assert heard[0] == heard[1] != ""
+        await eventually(lambda: len(received), 2)
+    assert received[0] == received[1] != ""
 
 
 @pytest.mark.rabbitmq

@@ -1,4 +1,4 @@
-"""Broker URLs that cannot be read, and brokers that cannot be used: each says what is wrong, never the password."""
+"""Invalid broker URLs, and brokers that cannot be used: each error has the cause, and never the password."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ BAD_URLS: dict[str, tuple[Any, type[errors.BrokerError], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_URLS)
-def test_a_url_that_cannot_be_read_is_explained_and_keeps_its_password(case: str) -> None:
+def test_an_invalid_url_is_explained_without_its_password(case: str) -> None:
     url, error, words = BAD_URLS[case]
     for reach in _all_ways_of(_app(url)):
         with within(0), pytest.raises((error, errors.PublishRefused, ExceptionGroup)) as refused:
             reach()
-        said = _words(refused.value)
-        assert all(word in said for word in words), said
-        assert PASSWORD not in said
+        message = _words(refused.value)
+        assert all(word in message for word in words), message
+        assert PASSWORD not in message
 
 
 @pytest.mark.parametrize("case", ["no-scheme", "redis", "unknown-option"])
-def test_the_environments_url_is_refused_in_the_same_words(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_url_in_the_environment_has_the_same_error(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url, error, words = BAD_URLS[case]
     monkeypatch.setenv("LIGHTBUS_URL", url)
     with pytest.raises(error) as refused:
@@ -86,30 +86,30 @@ def test_the_environments_url_is_refused_in_the_same_words(case: str, monkeypatc
     assert all(word in str(refused.value) for word in words)
 
 
-def test_nothing_of_an_app_connects_before_it_must() -> None:
+def test_an_app_connects_only_when_it_is_used() -> None:
     app = _app("redis://nowhere")
     app.on(OrderPlaced)(lambda: None)
     assert "shop" in repr(app)
 
 
-# --- brokers that are not there, or do not let us in ------------------------------------------
+# --- brokers that do not exist, or refuse the connection --------------------------------------
 
 
-def test_nobody_listens_there() -> None:
+def test_a_port_without_a_listener() -> None:
     url = f"amqp://guest:{PASSWORD}@127.0.0.1:{free_port()}/"
     app = _app(url)
     with pytest.raises(errors.PublishUnreachable) as unreachable:
         app.publish_sync(OrderPlaced(number=1), timeout=2)
-    said = str(unreachable.value)
-    assert "amqp://guest:**@127.0.0.1:" in said
-    assert "Connection refused" in said
-    assert "Is the broker running there?" in said
+    message = str(unreachable.value)
+    assert "amqp://guest:**@127.0.0.1:" in message
+    assert "Connection refused" in message
+    assert "Is the broker running there?" in message
     assert PASSWORD not in _words(unreachable.value)
     app.__exit__(None, None, None)
 
 
-def test_the_host_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    def resolve(*_: object, **__: object) -> None:  # at once: a real resolver may take its time to say so
+def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_: object, **__: object) -> None:  # at once: a real resolver may take seconds
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
@@ -122,7 +122,7 @@ def test_the_host_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     app.__exit__(None, None, None)
 
 
-def test_every_address_of_a_cluster_says_why() -> None:
+def test_the_error_of_each_cluster_node_is_reported() -> None:
     ports = [free_port(), free_port()]
     app = _app([f"amqp://guest:{PASSWORD}@127.0.0.1:{port}" for port in ports])
     with pytest.raises(errors.PublishUnreachable) as unreachable:
@@ -132,7 +132,7 @@ def test_every_address_of_a_cluster_says_why() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x01" * 200, b""])
-def test_something_else_listens_there(answer: bytes) -> None:
+def test_a_port_with_another_protocol(answer: bytes) -> None:
     def serve() -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -152,7 +152,7 @@ def test_something_else_listens_there(answer: bytes) -> None:
         app.__exit__(None, None, None)
 
 
-def test_somebody_listens_there_and_never_answers() -> None:
+def test_a_listener_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         app = _app(f"amqp://guest:{PASSWORD}@127.0.0.1:{server.getsockname()[1]}/?connect_timeout=1")
         no_answer = pytest.raises(errors.PublishUnreachable, match=r"No connection to amqp://guest.*no answer")
@@ -166,13 +166,13 @@ def test_somebody_listens_there_and_never_answers() -> None:
 @pytest.mark.rabbitmq
 class TestRabbitMQ:
     def _refused(self, url: str, *words: str) -> None:
-        """Refused at once on every way, in these words."""
+        """Every way to connect fails at once, with these words in its error."""
         for reach in _all_ways_of(_app(url)):
             with within(0), pytest.raises((errors.AccessRefused, errors.PublishRefused, ExceptionGroup)) as refused:
                 reach()
-            said = _words(refused.value)
-            assert all(word in said for word in words), said
-            assert PASSWORD not in said
+            message = _words(refused.value)
+            assert all(word in message for word in words), message
+            assert PASSWORD not in message
 
     def test_a_wrong_password(self, rabbitmq: Node) -> None:
         url = rabbitmq.vhost_url("/", "guest", PASSWORD)
@@ -182,7 +182,7 @@ class TestRabbitMQ:
         url = rabbitmq.vhost_url("/", "nobody", PASSWORD)
         self._refused(url, "amqp://nobody:**@127.0.0.1", "refused the user name or password")
 
-    def test_a_virtual_host_that_is_not_there(self, rabbitmq: Node) -> None:
+    def test_an_unknown_virtual_host(self, rabbitmq: Node) -> None:
         url = rabbitmq.vhost_url("no-such-vhost")
         self._refused(url, "no-such-vhost", "no such virtual host", "rabbitmqctl add_vhost")
 
@@ -205,16 +205,16 @@ def _file_refused(path: Path, *words: str) -> None:
     for reach in _all_ways_of(_app(f"sqlite:///{path}")):
         with within(0), pytest.raises((errors.BrokerFileError, errors.PublishRefused, ExceptionGroup)) as refused:
             reach()
-        said = _words(refused.value)
-        assert str(path) in said
-        assert all(word in said for word in words), said
+        message = _words(refused.value)
+        assert str(path) in message
+        assert all(word in message for word in words), message
 
 
 def test_the_file_is_a_folder(tmp_path: Path) -> None:
     _file_refused(tmp_path, "cannot")
 
 
-def test_the_folder_is_not_there(tmp_path: Path) -> None:
+def test_the_folder_does_not_exist(tmp_path: Path) -> None:
     _file_refused(tmp_path / "missing" / "bus.db", "the folder", "does not exist", "Create it")
 
 
@@ -249,7 +249,7 @@ def test_the_file_is_damaged(tmp_path: Path) -> None:
 
 
 def _words(error: BaseException) -> str:
-    """All that a reader of the traceback sees: the error, its causes, and those in a group."""
+    """All messages in a traceback: of the error, its causes, and the members of a group."""
     parts = [str(error)]
     if isinstance(error, BaseExceptionGroup):
         parts += [_words(one) for one in error.exceptions]

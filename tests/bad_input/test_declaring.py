@@ -1,4 +1,4 @@
-"""Names, events, handlers and options that cannot work are found where they are written, at import."""
+"""Invalid names, events, handlers and options are errors where they are written, at import."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _refused(error: type[errors.LightbusError], *words: str) -> Any:
     ["bil.ling", "Billing", "1billing", "", "-billing", "bill ing", "bïlling", "billing\n", "a/b", "*", "#", None, 7],
     ids=repr,
 )
-def test_an_app_name_that_cannot_name_a_queue_is_refused_with_an_example(name: Any) -> None:
+def test_an_invalid_app_name_is_refused_with_an_example(name: Any) -> None:
     with _refused(errors.InvalidName, f"app name {name!r}", "no dots", "as in '"):
         Lightbus(name)
 
@@ -46,20 +46,20 @@ def test_an_app_name_that_cannot_name_a_queue_is_refused_with_an_example(name: A
     ("name", "near"),
     [("Billing Service", "billing-service"), ("bil.ling", "bil-ling"), ("2fa", "fa"), ("", "billing"), (7, "billing")],
 )
-def test_a_refused_app_name_is_shown_as_it_could_be(name: Any, near: str) -> None:
+def test_the_error_suggests_a_valid_app_name(name: Any, near: str) -> None:
     Lightbus(near)
     with _refused(errors.InvalidName, f"as in {near!r}"):
         Lightbus(name)
 
 
-def test_the_bus_own_name_and_endless_names_are_refused() -> None:
+def test_the_name_of_the_bus_and_long_names_are_refused() -> None:
     with _refused(errors.InvalidName, "'lightbus' is the name of the bus exchange", "Choose another"):
         Lightbus("lightbus")
     with _refused(errors.InvalidName, "longer than 100 characters", "Choose another"):
         Lightbus("a" * 101)
 
 
-def test_the_name_whose_queues_would_be_the_brokers_own_is_refused_also_as_a_source(app: Lightbus) -> None:
+def test_the_name_amq_is_refused_as_app_and_as_source(app: Lightbus) -> None:
     with _refused(errors.InvalidName, "app name 'amq'", "'amq.'", "RabbitMQ reserves", "Choose another"):
         Lightbus("amq")
     with _refused(errors.InvalidName, "app name 'amq'"):
@@ -68,18 +68,18 @@ def test_the_name_whose_queues_would_be_the_brokers_own_is_refused_also_as_a_sou
     Lightbus("amq-1")
 
 
-def test_patterns_may_have_the_capital_letters_of_events_from_elsewhere(app: Lightbus) -> None:
+def test_patterns_may_have_capital_letters(app: Lightbus) -> None:
     app.on("User.Registered", "Order.*")(lambda: None)
 
 
 @pytest.mark.parametrize("queue", ["main", "dead", "retry", "delay", "internal"])
-def test_queue_names_of_lightbus_own_are_refused(app: Lightbus, queue: str) -> None:
+def test_reserved_queue_names_are_refused(app: Lightbus, queue: str) -> None:
     with _refused(errors.InvalidName, "handler 'handle' of app 'billing'", f"queue={queue!r}", "reserved by Lightbus"):
         app.on("a", queue=queue, name="handle")(lambda: None)
 
 
 @pytest.mark.parametrize("queue", ["slow.er", "Slow", "", "s low", 7, "a" * 101], ids=repr)
-def test_a_queue_name_that_is_no_word_is_refused(app: Lightbus, queue: Any) -> None:
+def test_an_invalid_queue_name_is_refused(app: Lightbus, queue: Any) -> None:
     with _refused(errors.InvalidName, "queue=", "as in 'slow'"):
         app.on("a", queue=queue)(lambda: None)
 
@@ -89,19 +89,19 @@ def test_a_queue_name_that_is_no_word_is_refused(app: Lightbus, queue: Any) -> N
     ["", ".", "a.", ".a", "a..b", "user registered", "user.regist*", "#a", "a#", "**", "a/b", "ü", "a" * 256, "a\n"],
     ids=repr,
 )
-def test_what_is_no_topic_pattern_is_refused_with_how_to_write_one(app: Lightbus, pattern: str) -> None:
+def test_an_invalid_topic_pattern_is_refused_with_an_example(app: Lightbus, pattern: str) -> None:
     with _refused(errors.InvalidName, "is not a topic pattern", "'*' matches one word", "'user.*'"):
         app.on(pattern)(lambda: None)
 
 
 @pytest.mark.parametrize("source", ["bil.ling", "Auth", "lightbus", ""], ids=repr)
-def test_a_source_that_can_be_no_app_is_refused(app: Lightbus, source: str) -> None:
+def test_an_invalid_source_is_refused(app: Lightbus, source: str) -> None:
     with _refused(errors.InvalidName, f"{source!r}"):
         app.on("a", source=source)(lambda: None)
 
 
 @pytest.mark.parametrize("name", ["", "user.", "user..x", "user registered", "user.*", "#", "ü"], ids=repr)
-def test_a_name_that_can_be_no_routing_key_is_refused(app: Lightbus, name: Any) -> None:
+def test_an_invalid_event_name_is_refused(app: Lightbus, name: Any) -> None:
     with _refused(errors.InvalidName, "event class", f"{name!r}", "is not a valid event name", "'user.registered'"):
 
         @app.event(name)
@@ -118,7 +118,7 @@ def test_an_event_name_of_more_than_255_bytes_is_refused(app: Lightbus) -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, 1.5, "2", True, None], ids=repr)
-def test_a_version_that_does_not_count_is_refused(app: Lightbus, version: Any) -> None:
+def test_an_invalid_version_is_refused(app: Lightbus, version: Any) -> None:
     with _refused(errors.InvalidOption, "event 'anything'", f"version={version!r}", "of 1 or more"):
 
         @app.event(version=version)
@@ -167,7 +167,7 @@ class Colour(enum.Enum):
     ],
     ids=str,
 )
-def test_an_event_that_json_cannot_carry_is_refused_with_its_field(
+def test_an_event_that_json_cannot_represent_is_refused_with_its_field(
     app: Lightbus, annotation: Any, words: tuple[str, ...]
 ) -> None:
     cls = type("Anything", (), {"__annotations__": {"fine": int, "x": annotation}})
@@ -197,7 +197,7 @@ def test_a_field_deep_inside_is_named_by_its_path(app: Lightbus) -> None:
     ],
     ids=lambda cls: cls.__name__,
 )
-def test_a_class_that_is_no_record_is_refused_with_what_to_use(app: Lightbus, cls: type) -> None:
+def test_a_class_of_another_kind_is_refused_with_what_to_use(app: Lightbus, cls: type) -> None:
     with _refused(errors.InvalidEvent, cls.__name__, "cannot be an event", "plain class with annotated fields"):
         app.event(cls)
 
@@ -268,7 +268,7 @@ def test_a_type_that_is_not_imported_is_refused_with_its_name(app: Lightbus) -> 
             x: Missing  # type: ignore[name-defined] # noqa: F821
 
 
-def test_every_kind_of_record_is_an_event(app: Lightbus) -> None:
+def test_every_kind_of_value_class_can_be_an_event(app: Lightbus) -> None:
     @app.event
     class Plain:
         x: int
@@ -366,7 +366,7 @@ def test_a_handler_whose_parameters_cannot_be_filled_is_refused_with_the_paramet
 
 
 @pytest.mark.parametrize("thing", [None, "a name", 7, Opaque, Opaque()])
-def test_what_is_no_function_cannot_handle(app: Lightbus, thing: Any) -> None:
+def test_values_that_are_not_functions_cannot_be_handlers(app: Lightbus, thing: Any) -> None:
     with _refused(errors.InvalidHandler, "of app 'billing'", "is not a function"):
         app.on("order.placed")(thing)
 
@@ -380,7 +380,7 @@ def test_on_without_an_event_is_refused_with_an_example(app: Lightbus) -> None:
         def handle(order: dict[str, Any]) -> None: ...
 
 
-def test_on_a_class_that_is_no_event_is_refused(app: Lightbus) -> None:
+def test_on_a_class_that_is_not_an_event_is_refused(app: Lightbus) -> None:
     with _refused(errors.InvalidHandler, "Opaque is not an event class", "@app.event"):
         app.on(Opaque)(lambda: None)
 
@@ -400,7 +400,7 @@ def test_two_lambdas_need_names(app: Lightbus) -> None:
         app.on("b")(lambda: None)
 
 
-def test_a_method_is_refused_where_there_is_no_object_yet(app: Lightbus) -> None:
+def test_an_unbound_method_is_refused(app: Lightbus) -> None:
     with _refused(errors.InvalidHandler, "handler 'handle' of app 'billing' is a method", "(service.handle)"):
 
         class Service:
@@ -438,7 +438,7 @@ def test_a_method_is_refused_where_there_is_no_object_yet(app: Lightbus) -> None
         (lambda: Retry(jitter="much"), ("jitter='much'",)),  # type: ignore[arg-type]
     ],
 )
-def test_a_ladder_that_cannot_be_climbed_is_refused(make: Callable[[], Retry], words: tuple[str, ...]) -> None:
+def test_invalid_retry_delays_are_refused(make: Callable[[], Retry], words: tuple[str, ...]) -> None:
     with _refused(errors.InvalidOption, "Retry", *words):
         make()
 
@@ -460,7 +460,7 @@ def test_a_ladder_that_cannot_be_climbed_is_refused(make: Callable[[], Retry], w
     ],
     ids=str,
 )
-def test_an_option_of_an_app_outside_of_its_bounds_is_refused(options: dict[str, Any], words: tuple[str, ...]) -> None:
+def test_an_app_option_out_of_range_is_refused(options: dict[str, Any], words: tuple[str, ...]) -> None:
     with _refused(errors.InvalidOption, "Lightbus('billing')", *words):
         Lightbus("billing", **options)
 
@@ -477,7 +477,7 @@ def test_an_option_of_an_app_outside_of_its_bounds_is_refused(options: dict[str,
     ],
     ids=str,
 )
-def test_an_option_of_a_handler_outside_of_its_bounds_is_refused(
+def test_a_handler_option_out_of_range_is_refused(
     app: Lightbus, options: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     with _refused(errors.InvalidOption, "handler 'handle' of app 'billing'", *words):
@@ -499,13 +499,13 @@ UNKNOWN: dict[str, tuple[Callable[[Lightbus], object], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", UNKNOWN)
-def test_an_unknown_option_is_named_with_what_there_is_in_its_place(app: Lightbus, case: str) -> None:
+def test_an_unknown_option_is_refused_with_what_to_use_instead(app: Lightbus, case: str) -> None:
     declare, words = UNKNOWN[case]
     with _refused(errors.InvalidOption, *words):
         declare(app)
 
 
-def test_a_type_error_that_is_not_over_an_option_stays_pythons_own(app: Lightbus) -> None:
+def test_other_type_errors_are_not_changed(app: Lightbus) -> None:
     with pytest.raises(TypeError, match="name"):
         Lightbus()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
@@ -525,7 +525,7 @@ def test_a_type_error_that_is_not_over_an_option_stays_pythons_own(app: Lightbus
         Lightbus(Odd("billing"), queue_type=Odd("quorum"))  # type: ignore[arg-type]
 
 
-def test_a_decorator_without_wraps_is_named_with_its_place(app: Lightbus) -> None:
+def test_a_decorator_without_wraps_is_named_with_its_file_and_line(app: Lightbus) -> None:
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
@@ -546,7 +546,7 @@ def test_a_decorator_without_wraps_is_named_with_its_place(app: Lightbus) -> Non
         app.on("a")(welcome)
 
 
-def test_a_parameter_for_something_else_than_the_payload_is_named(app: Lightbus) -> None:
+def test_a_parameter_that_is_not_the_payload_is_named(app: Lightbus) -> None:
     def welcome(user: dict[str, Any], session: Any) -> None: ...
 
     with _refused(
@@ -555,7 +555,7 @@ def test_a_parameter_for_something_else_than_the_payload_is_named(app: Lightbus)
         app.on("a")(welcome)
 
 
-def test_a_message_annotation_under_another_name_is_found(app: Lightbus) -> None:
+def test_an_aliased_message_annotation_is_recognized(app: Lightbus) -> None:
     def handle(envelope: Message, order: dict[str, Any]) -> None: ...
 
     with contextlib.nullcontext():

@@ -1,4 +1,4 @@
-"""Exceptions that break whatever is asked of them: each is a failure like any other, and nothing ends."""
+"""Exceptions whose own methods raise: each is an ordinary failure of a handler, and the worker continues."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ pytestmark = pytest.mark.anyio
 
 
 class Broken(Exception):
-    """Raised by what the exceptions below do when they are looked at."""
+    """Raised by the methods of the exceptions below."""
 
 
 class Panic(BaseException):
-    """What some extensions raise: no Exception."""
+    """Some extension modules raise such errors: a BaseException that is not an Exception."""
 
 
 def raising(names: tuple[str, ...], base: type[BaseException] = Exception, what: type[BaseException] = Broken) -> Any:
-    """A class whose attributes of these names raise."""
+    """A class with these attributes, which raise."""
 
     def method(self: Any, *_: Any) -> Any:
         raise what("broken")
@@ -110,7 +110,7 @@ class OddLoader:
 
 
 def from_an_odd_module() -> BaseException:
-    """Whose source cannot be looked up."""
+    """An exception whose source lines cannot be read."""
     module = types.ModuleType("odd_module")
     module.__loader__ = OddLoader()  # type: ignore[assignment]
     exec(compile("def fail():\n    raise ValueError('no')", f"<odd {uuid.uuid4()}>", "exec"), module.__dict__)
@@ -159,7 +159,7 @@ ODD: dict[str, Callable[[], BaseException]] = {
 
 
 class Log(logging.StreamHandler[io.StringIO]):
-    """What is logged, and what broke while it was."""
+    """The log records, and the errors while they were handled."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         super().__init__(io.StringIO())
@@ -184,7 +184,7 @@ def logs() -> Iterator[list[Log]]:
 
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
 @pytest.mark.parametrize("odd", ODD)
-async def test_an_exception_that_cannot_be_shown_is_a_dead_letter_and_the_next_event_is_handled(
+async def test_an_exception_that_cannot_be_printed_is_dead_lettered_and_the_next_event_is_handled(
     odd: str, plain: bool, logs: list[Log]
 ) -> None:
     app = Lightbus("shop", url=f"memory://{uuid.uuid4().hex}", retry=Retry(delays=(0.02,)))
@@ -216,7 +216,7 @@ async def test_an_exception_that_cannot_be_shown_is_a_dead_letter_and_the_next_e
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_whatever_is_asked_of_an_exception_is_answered(odd: str) -> None:
+def test_every_error_function_accepts_any_exception(odd: str) -> None:
     try:
         raise ODD[odd]()
     except BaseException as error:  # noqa: BLE001
@@ -231,13 +231,13 @@ def test_whatever_is_asked_of_an_exception_is_answered(odd: str) -> None:
         text.encode()
 
 
-def test_where_only_frames_can_be_shown_it_says_why() -> None:
+def test_a_traceback_with_frames_only_explains_why() -> None:
     try:
         raise ApiError
     except ApiError as error:
         shown = errors.format_traceback(error)
     assert shown.startswith("Traceback (most recent call last):\n")
-    assert "in test_where_only_frames_can_be_shown_it_says_why" in shown
+    assert "in test_a_traceback_with_frames_only_explains_why" in shown
     if sys.version_info < (3, 13):
         assert "ApiError: the API said no\n" in shown
         assert "Python cannot print this exception: KeyError: '__notes__'" in shown
@@ -256,5 +256,5 @@ async def test_a_test_bus_shows_the_failure_too() -> None:
         await bus.drain()
         (failed,) = bus.failed()
         assert failed.error == "ApiError: the API said no"
-        (letter,) = bus.dead()
-        assert letter.error == "ApiError: the API said no"
+        (dead,) = bus.dead()
+        assert dead.error == "ApiError: the API said no"

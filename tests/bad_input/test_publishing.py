@@ -1,4 +1,4 @@
-"""What the publisher itself gives: refused where the mistake is, before anything is sent."""
+"""Invalid arguments of a publish are refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEVER_REACHED = "memory://never-reached"
 
 @pytest.fixture
 def unconnected() -> Iterator[Lightbus]:
-    """An app that proves that nothing was sent: it never connected."""
+    """An app that never connects: so nothing was sent."""
     app = declare_orders(Lightbus("unconnected", url=NEVER_REACHED))
     yield app
     assert not any(thread.name == "lightbus unconnected publisher" for thread in threading.enumerate())
@@ -85,7 +85,7 @@ async def test_a_value_that_does_not_fit_is_refused_with_event_field_and_next_st
     assert not any(thread.name == "lightbus lab publisher" for thread in threading.enumerate())
 
 
-async def test_integers_of_any_size_and_all_of_unicode_pass(make_app: MakeApp) -> None:
+async def test_integers_of_any_size_and_all_of_unicode_are_sent(make_app: MakeApp) -> None:
     app = make_app("lab")
     app.event(Measured)
     app.on(Measured)(lambda: None)
@@ -108,7 +108,7 @@ async def test_a_body_over_the_limit_is_refused_with_both_sizes_and_a_way_out(
     assert "the limit is 16,777,216" in str(large.value)
     assert "Store the data elsewhere" in str(large.value)
     assert await left_in(billing) == []
-    # As large as can be, to the byte, is taken.
+    # The largest body, to the byte, is accepted.
     overhead = len(b'{"note":"","number":1}')
     await shop.publish(OrderPlaced(number=1, note="x" * (MAX_BODY_BYTES - overhead)))
     assert [len(delivery.body) for delivery in await left_in(billing)] == [MAX_BODY_BYTES]
@@ -134,7 +134,7 @@ async def test_a_body_over_the_limit_is_refused_with_both_sizes_and_a_way_out(
         ({"score": -math.inf}, r"the header 'score' is -inf, which RabbitMQ does not accept"),
     ],
 )
-async def test_a_header_that_amqp_cannot_carry_is_refused_by_name(
+async def test_a_header_that_amqp_cannot_represent_is_refused_by_name(
     unconnected: Lightbus, headers: dict[Any, Any], words: str
 ) -> None:
     with pytest.raises(errors.InvalidPayload, match=rf"event 'order\.placed' was not sent: .*{words}"):
@@ -161,7 +161,7 @@ async def test_headers_of_the_limit_are_taken_and_survive_a_dead_letter(shop: Li
 
 
 @pytest.mark.parametrize("thing", ["order.placed", {"number": 1}, None, 7, Opaque(), object, OrderPlaced])
-async def test_what_is_no_event_is_refused_with_what_is(unconnected: Lightbus, thing: object) -> None:
+async def test_values_that_are_not_events_are_refused_with_a_hint(unconnected: Lightbus, thing: object) -> None:
     words = (
         r"not declared on app 'unconnected'|is (not an event|a class|only the event's name)\. Publish an instance of"
     )
@@ -170,7 +170,7 @@ async def test_what_is_no_event_is_refused_with_what_is(unconnected: Lightbus, t
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "5", 3601, True], ids=str)
-async def test_an_impossible_timeout_is_refused(unconnected: Lightbus, seconds: float) -> None:
+async def test_an_invalid_timeout_is_refused(unconnected: Lightbus, seconds: float) -> None:
     with pytest.raises(errors.InvalidOption, match=r"timeout.*more than 0 and up to 3,600"):
         await unconnected.publish(OrderPlaced(number=1), timeout=seconds)
 

@@ -1,1 +1,1 @@
-"""Who gets in, what a stranger can do, and what is kept secret."""
+"""Authentication, hostile messages, and secrets."""

@@ -1,4 +1,4 @@
-"""What an app can do with no more than its own permissions to pass for another one, or to disturb those that listen."""
+"""What an app can do, with only its own permissions, to impersonate another app or to disturb its subscribers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def mallory_does(apps: dict[str, Lightbus], *steps: Callable[[Channel], ob
 
 
 def trick(channel: Channel) -> None:
-    """A queue of mallory's own dead-letters to the bus, to which nobody can publish."""
+    """One of mallory's queues dead-letters to the bus exchange, to which no client can publish."""
     arguments = {
         "x-dead-letter-exchange": "lightbus",
         "x-dead-letter-routing-key": "order.placed",
@@ -77,7 +77,7 @@ def trick(channel: Channel) -> None:
     publish_plainly(channel, "mallory", "trick", b'{"number": 1}', {"headers": headers, "message_id": "m-1"})
 
 
-async def test_what_a_queue_dead_letters_to_the_bus_is_handled_by_nobody(apps: dict[str, Lightbus]) -> None:
+async def test_no_handler_gets_what_a_queue_dead_letters_to_the_bus(apps: dict[str, Lightbus]) -> None:
     billing, handled = apps["billing"], list[str]()
 
     @billing.on("order.#")
@@ -97,7 +97,7 @@ async def test_what_a_queue_dead_letters_to_the_bus_is_handled_by_nobody(apps: d
     assert handled == []
 
 
-async def test_an_alternate_exchange_changes_no_source(apps: dict[str, Lightbus]) -> None:
+async def test_an_alternate_exchange_does_not_change_the_source(apps: dict[str, Lightbus]) -> None:
     billing, sources = apps["billing"], list[str]()
 
     @billing.on("order.placed")
@@ -120,11 +120,11 @@ def publish_plainly_to_fanout(channel: Channel) -> None:
 
 
 def bind_the_bus(channel: Channel) -> None:
-    """To mallory's own exchange: billing gets all events by its binding there."""
+    """The alternate exchange is mallory's own exchange: there, a binding of billing gets all events."""
     channel.exchange_bind("mallory", "lightbus", "#")
 
 
-async def test_who_listens_to_one_app_only_gets_no_dead_letters_of_others_events(
+async def test_a_queue_for_one_app_gets_no_dead_letters_of_other_apps(
     apps: dict[str, Lightbus], caplog: pytest.LogCaptureFixture
 ) -> None:
     shop, billing, handled = apps["shop"], apps["billing"], list[str]()
@@ -140,16 +140,16 @@ async def test_who_listens_to_one_app_only_gets_no_dead_letters_of_others_events
                 await shop.publish(OrderPlaced(number=number))
             (consumer,) = bus.consumers["billing"]
             with caplog.at_level(logging.WARNING, "lightbus"):
-                await eventually(lambda: consumer.handled, 6)  # each is retried twice first: a new worker may take it
+                await eventually(lambda: consumer.handled, 6)  # each is retried twice before
             await eventually(lambda: waiting(billing), {"billing.main": 0, "billing.dead": 0})
         async with mallory_does(apps, lambda channel: publish_plainly(channel, "mallory", "order.placed", b"{}")):
             await eventually(lambda: handled, ["mallory"])
-    (said,) = [one.getMessage() for one in caplog.records if "acknowledged without" in one.getMessage()]
-    assert "'order.placed' from 'shop' was acknowledged without a handler (1 so far)" in said
+    (logged,) = [one.getMessage() for one in caplog.records if "acknowledged without" in one.getMessage()]
+    assert "'order.placed' from 'shop' was acknowledged without a handler (1 so far)" in logged
 
 
-async def test_who_also_listens_to_the_bus_gets_others_events_as_dead_letters(apps: dict[str, Lightbus]) -> None:
-    """Then nothing tells them from those of a handler that is missing by mistake, or in a deploy."""
+async def test_a_queue_that_is_also_bound_to_the_bus_gets_dead_letters_of_other_apps(apps: dict[str, Lightbus]) -> None:
+    """They cannot be distinguished from events whose handler is missing by mistake, or during a deployment."""
     shop, billing = apps["shop"], apps["billing"]
     shop.event(OrderPlaced)
     billing.on("order.placed", source="mallory")(lambda order: None)
@@ -168,8 +168,8 @@ def waiting(app: Lightbus) -> dict[str, int]:
         }
 
 
-async def test_what_anybody_can_learn_about_another_apps_queues(apps: dict[str, Lightbus]) -> None:
-    """RabbitMQ asks for no permission to ask whether something exists."""
+async def test_what_any_app_can_read_of_another_apps_queues(apps: dict[str, Lightbus]) -> None:
+    """RabbitMQ requires no permission for a passive declare."""
     billing = apps["billing"]
     billing.on("order.placed")(lambda order: None)
     seen: list[Any] = []

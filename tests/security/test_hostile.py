@@ -1,4 +1,4 @@
-"""What strangers throw at a live consumer: it survives, and each message ends in the dead-letter queue, with a reason.
+"""Hostile messages to a running consumer: it survives, and each message is dead-lettered, with a reason.
 
 All of it is valid AMQP, published by py-amqp itself (not by Lightbus), with nothing sane in it. A few thousand in
 `make test`; `LIGHTBUS_HOSTILE=100000` (as `make faults` sets it) for the whole of it.
@@ -40,7 +40,7 @@ from tests.bus import connected, eventually, running
 COUNT = int(os.environ.get("LIGHTBUS_HOSTILE", "3000"))
 BATCH = 2000
 GROWTH = 60 * 1024 * 1024
-"""Bytes of memory that the consumer's process may gain: far below what keeping a part of the messages would take."""
+"""Bytes by which the memory of the consumer's process may grow: far less than keeping some of the messages takes."""
 
 
 @attrs.frozen(kw_only=True)
@@ -78,7 +78,7 @@ def assert_nothing_was_run() -> None:
 
 
 class Exploit:
-    """Unpickled, it would leave a mark."""
+    """If it is unpickled, it creates a file."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (MARKER,)
@@ -193,7 +193,7 @@ def headers(chance: Chance) -> dict[str, Any]:
 
 
 def properties(chance: Chance) -> dict[str, Any]:
-    """py-amqp takes them as keywords of a message."""
+    """As the keyword arguments of py-amqp's Message."""
     some: dict[str, Any] = {"application_headers": headers(chance)} if chance.random() < 0.9 else {}
     for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "type", "app_id"):
         if chance.random() < 0.4:
@@ -227,7 +227,7 @@ def as_stranger(url: str) -> Iterator[amqp.Channel]:
 
 
 def throw(url: str, first: int, count: int) -> Counter[str]:
-    """Publish so many, each from a seed of its own; returns how many the broker took, by routing key."""
+    """Publish `count` messages, each from a separate seed; returns how many the broker accepted, by routing key."""
     taken: Counter[str] = Counter()
     with as_stranger(url) as channel:
         for number in range(first, first + count):
@@ -235,7 +235,7 @@ def throw(url: str, first: int, count: int) -> Counter[str]:
             key = routing_key(chance)
             channel.basic_publish(amqp.Message(body(chance), **properties(chance)), "shop", key)
             taken[key] += 1
-        # Behind all of them: answered once the broker has seen them.
+        # After all of them: the broker answers once it has processed them.
         channel.queue_declare("billing.main", passive=True)
     return taken
 
@@ -247,7 +247,7 @@ def resident(pid: int | None = None) -> int:
 
 
 def reasons(url: str, queue: str) -> Counter[str]:
-    """Take everything out of a dead-letter queue, by reason. Each has one."""
+    """Take all messages out of a dead-letter queue, and count them by reason. Each has one."""
     found: Counter[str] = Counter()
     with connected(url) as connection:
         channel = connection.channel()
@@ -270,10 +270,10 @@ def reason_of(delivery: Delivery) -> str:
 @pytest.mark.rabbitmq
 @pytest.mark.anyio
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-async def test_whatever_strangers_publish_is_handled_or_a_dead_letter_with_a_reason(
+async def test_hostile_messages_are_handled_or_dead_lettered_with_a_reason(
     rabbitmq_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.CRITICAL, logger="lightbus")  # pytest would keep every line: memory is measured here
+    caplog.set_level(logging.CRITICAL, logger="lightbus")  # pytest keeps every record, and this test measures memory
     handled: Counter[str] = Counter()
     shop, billing = (
         Lightbus("shop", url=rabbitmq_url),
@@ -321,7 +321,7 @@ async def test_whatever_strangers_publish_is_handled_or_a_dead_letter_with_a_rea
         dead += await anyio.to_thread.run_sync(reasons, rabbitmq_url, "billing.dead")
     print(f"thrown {dict(thrown)}; handled {dict(handled)}; dead {dict(dead)}; RSS {[size >> 20 for size in sizes]} MB")
     assert handled.total() + dead.total() == thrown.total() == COUNT
-    assert handled["order.envelope"] == thrown["order.envelope"], "whoever reads no payload hears everything"
+    assert handled["order.envelope"] == thrown["order.envelope"], "a handler without a payload gets every event"
     nobody = thrown.total() - thrown["order.placed"] - thrown["order.envelope"]
     assert dead["NoHandler"] == nobody
     assert dead["DecodeError"] == thrown["order.placed"] - handled["order.placed"]
@@ -342,7 +342,7 @@ FORBIDDEN = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "yaml", "dill"
 EVALUATES = {"eval", "exec", "__import__", "compile"}
 
 
-def test_nothing_in_lightbus_imports_or_calls_what_could_run_a_payload() -> None:
+def test_lightbus_uses_nothing_that_could_execute_a_payload() -> None:
     found = []
     for path in Path(lightbus.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -360,8 +360,8 @@ def test_nothing_in_lightbus_imports_or_calls_what_could_run_a_payload() -> None
 
 
 @pytest.mark.anyio
-async def test_kombu_never_decodes_a_body_of_ours(monkeypatch: pytest.MonkeyPatch, broker_url: str) -> None:
-    """Its serializers are chosen by the content type, which any stranger may write."""
+async def test_kombu_never_decodes_a_body(monkeypatch: pytest.MonkeyPatch, broker_url: str) -> None:
+    """kombu chooses its serializers by the content type, which any client can set."""
 
     def never(*arguments: object, **_: object) -> None:
         raise AssertionError(f"a kombu serializer was asked to decode {arguments!r}")
@@ -370,12 +370,12 @@ async def test_kombu_never_decodes_a_body_of_ours(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kombu.serialization.registry, "loads", never)
     monkeypatch.setattr(pickle, "loads", never)
     monkeypatch.setattr(pickle, "load", never)
-    heard: list[Any] = []
+    received: list[Any] = []
     shop, billing = Lightbus("shop", url=broker_url), Lightbus("billing", url=broker_url, retry=Retry.none())
 
     @billing.on("order.placed")
     async def note(payload: dict[str, Any], message: Message) -> None:
-        heard.append(payload)
+        received.append(payload)
 
     def publish() -> None:
         from lightbus.transport import Publication
@@ -391,16 +391,16 @@ async def test_kombu_never_decodes_a_body_of_ours(monkeypatch: pytest.MonkeyPatc
         await anyio.to_thread.run_sync(publish)
         count = len(kombu.serialization.registry.name_to_type)
         assert count >= 4
-        await eventually(lambda: len(heard) >= count)
+        await eventually(lambda: len(received) >= count)
         await bus.quiet(billing)
-        assert heard == [{"number": 1}] * count
+        assert received == [{"number": 1}] * count
     assert_nothing_was_run()
     for app in (shop, billing):
         await anyio.to_thread.run_sync(app.__exit__, None, None, None)
 
 
 def test_a_worker_never_parses_yaml_or_unpickles() -> None:
-    """In a process of its own: what the interpreter itself reports of `pickle`'s lookups, and PyYAML of its calls."""
+    """In a separate process: audit hooks report the lookups of `pickle`, and a patch the calls of PyYAML."""
     program = """
 import sys
 seen = []
@@ -409,33 +409,33 @@ def note_it(event, arguments):
         seen.append(event)
 sys.addaudithook(note_it)
 try:
-    import yaml  # kombu does where it is installed
+    import yaml  # kombu imports it if it is installed
 except ImportError:
     pass
 else:
     yaml.load = lambda *_: seen.append("yaml")
 import anyio
 from lightbus import Lightbus
-shop, heard = Lightbus("shop", url="memory://audit"), []
+shop, received = Lightbus("shop", url="memory://audit"), []
 @shop.event
 class OrderPlaced:
     number: int
 billing = Lightbus("billing", url="memory://audit")
 @billing.on("order.placed")
 async def note(order: dict) -> None:
-    heard.append(order)
+    received.append(order)
 async def main():
     consumer = billing.consumer()
     async with anyio.create_task_group() as tasks:
         await tasks.start(consumer.run)
         await shop.publish(OrderPlaced(number=0))
         with anyio.fail_after(60):
-            while not heard:
+            while not received:
                 await anyio.sleep(0.01)
             seen.clear()
             for number in range(1, 20):
                 await shop.publish(OrderPlaced(number=number))
-            while len(heard) < 20:
+            while len(received) < 20:
                 await anyio.sleep(0.01)
         print(sorted(set(seen)))
         await consumer.stop(5)
@@ -446,11 +446,11 @@ anyio.run(main)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
-# --- what no library would send ---------------------------------------------------------------
+# --- invalid frames --------------------------------------------------------------------------
 
 
-def test_tables_of_every_shape_are_read_or_refused_and_nothing_else() -> None:
-    """The decoder itself, on bytes that no broker would pass on: ValueError, and within bounds."""
+def test_tables_of_any_shape_are_decoded_or_refused() -> None:
+    """The decoder itself, with bytes that no broker forwards: it raises ValueError, within bounded time."""
     from lightbus.transport.amqp import wire as amqp_wire
 
     chance = random.Random(7)

@@ -1,4 +1,4 @@
-"""No text of a stranger's can look like a record of its own in a worker's log."""
+"""No text of another program can look like a separate record in a worker's log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [A-Z]+ +")
 
 
 def record(text: str, *, name: str = "lightbus") -> logging.LogRecord:
-    """A failure whose error says this, logged with its traceback."""
+    """The log record of a failure with this message, with its traceback."""
     try:
         raise ValueError(text)
     except ValueError as error:
@@ -35,7 +35,7 @@ def test_only_the_first_line_of_a_record_begins_like_one(broken: str, colour: bo
         assert all(line.startswith("    ") for line in others)
 
 
-def test_a_traceback_keeps_its_own_indentation_below_that() -> None:
+def test_a_traceback_keeps_its_indentation() -> None:
     _, *trace = Lines("", False).format(record("no")).splitlines()
     assert trace[0] == "    Traceback (most recent call last):"
     assert trace[1].startswith('      File "')
@@ -52,5 +52,5 @@ def test_in_json_a_record_is_one_line(broken: str) -> None:
     assert datetime.fromisoformat(read["time"])
 
 
-def test_a_time_that_begins_a_line_is_a_record() -> None:
+def test_a_line_that_starts_with_a_time_is_a_record() -> None:
     assert RECORD.match(Lines("", False).format(record("no")))

@@ -1,4 +1,4 @@
-"""Passwords never appear: in no log, banner, error or traceback; and the embedded broker's files are the user's."""
+"""No log, banner, error or traceback shows a password, and only the user can read the embedded broker's files."""
 
 from __future__ import annotations
 
@@ -59,28 +59,28 @@ def assert_secret(text: str) -> None:
 
 
 @contextmanager
-def everything_said() -> Iterator[io.StringIO]:
+def captured_logs() -> Iterator[io.StringIO]:
     """All log records of all libraries, down to debug, with tracebacks."""
-    said = io.StringIO()
-    handler = logging.StreamHandler(said)
+    logged = io.StringIO()
+    handler = logging.StreamHandler(logged)
     root = logging.getLogger()
     before = root.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     try:
-        yield said
+        yield logged
     finally:
         root.removeHandler(handler)
         root.setLevel(before)
 
 
-def told(error: BaseException) -> str:
-    """All that a traceback, a log and a debugger's first look would show, with causes."""
+def with_causes(error: BaseException) -> str:
+    """All that a traceback, a log and a debugger show of an error and its causes."""
     lines = ["".join(traceback.format_exception(error)), repr(error), str(error), repr(error.args)]
     if error.__cause__ is not None:
-        lines.append(told(error.__cause__))
+        lines.append(with_causes(error.__cause__))
     if error.__context__ is not None and error.__context__ is not error.__cause__:
-        lines.append(told(error.__context__))
+        lines.append(with_causes(error.__context__))
     return "\n".join(lines)
 
 
@@ -108,43 +108,41 @@ BAD_URLS = {
 
 
 @pytest.mark.parametrize("case", BAD_URLS)
-def test_a_url_that_cannot_be_used_keeps_its_password(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_url_does_not_show_its_password(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with everything_said() as said:
+    with captured_logs() as logged:
         app = declare_orders(Lightbus("shop", url=BAD_URLS[case], publish_timeout=0.5))
         with pytest.raises(errors.LightbusError) as raised:
             app.publish_sync(OrderPlaced(number=1))
         with pytest.raises(errors.LightbusError) as opened, app:
             pass
-    assert_secret(told(raised.value) + told(opened.value) + said.getvalue() + repr(app))
+    assert_secret(with_causes(raised.value) + with_causes(opened.value) + logged.getvalue() + repr(app))
 
 
-@pytest.mark.parametrize("case", sorted(BAD_URLS.keys() - {"an at sign in the password"}))  # a worker waits there
-def test_a_worker_with_a_url_that_cannot_be_used_keeps_its_password(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", sorted(BAD_URLS.keys() - {"an at sign in the password"}))  # for it, the worker waits
+def test_a_worker_with_an_invalid_url_does_not_show_its_password(case: str, tmp_path: Path) -> None:
     done = _run(tmp_path, BAD_URLS[case], "worker", "program:app", "--log-level", "debug")
     assert done.returncode in (1, 2), done.stderr
     assert_secret(done.stdout + done.stderr)
 
 
-def test_an_unreachable_broker_keeps_its_password() -> None:
-    with everything_said() as said:
+def test_the_error_of_an_unreachable_broker_does_not_show_its_password() -> None:
+    with captured_logs() as logged:
         app = declare_orders(Lightbus("shop", url=UNREACHABLE, publish_timeout=0.5))
         found = []
         for publish in (app.publish_sync, lambda event: app.publish_many_sync([event])):
             with pytest.raises(errors.PublishError) as raised:
                 publish(OrderPlaced(number=1))
-            found.append(told(raised.value))
+            found.append(with_causes(raised.value))
         with pytest.raises(errors.BrokerUnreachable) as opened, app:
             pass
-    everything = "\n".join([*found, told(opened.value), said.getvalue()])
+    everything = "\n".join([*found, with_causes(opened.value), logged.getvalue()])
     assert "billing:**@127.0.0.1" in everything
     assert_secret(everything)
     app.__exit__(None, None, None)
 
 
-def test_what_shows_a_broker_masks_it() -> None:
+def test_every_display_of_a_broker_masks_its_password() -> None:
     broker = BrokerAddresses.parse([UNREACHABLE, f"amqps://b:{SECRET}@example.org/?cafile=/ca.pem"])
     assert_secret(f"{broker} {broker!r} {broker.masked} {broker.addresses} {broker.addresses[0]!r}")
     assert_secret(repr(Lightbus("shop", url=UNREACHABLE)))
@@ -152,8 +150,8 @@ def test_what_shows_a_broker_masks_it() -> None:
 
 def _run(folder: Path, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     process = _start(folder, url, *arguments)
-    output, said = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(process.args, process.returncode, output, said)
+    output, stderr = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, stderr)
 
 
 def _start(folder: Path, url: str, *arguments: str) -> subprocess.Popen[str]:
@@ -173,12 +171,12 @@ def _start(folder: Path, url: str, *arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.rabbitmq
 def test_a_refused_password_is_not_shown(rabbitmq: Node, tmp_path: Path) -> None:
     url = f"amqp://guest:{ENCODED}@127.0.0.1:{rabbitmq.port}/"
-    with everything_said() as said:
+    with captured_logs() as logged:
         app = declare_orders(Lightbus("shop", url=url, publish_timeout=60))
         with pytest.raises(errors.PublishRefused) as raised:
             app.publish_sync(OrderPlaced(number=1))
         app.__exit__(None, None, None)
-    everything = told(raised.value) + said.getvalue()
+    everything = with_causes(raised.value) + logged.getvalue()
     assert "refused the user name or password" in everything
     assert_secret(everything)
     done = _run(tmp_path, url, "worker", "program:app", "--log-level", "debug")
@@ -189,8 +187,8 @@ def test_a_refused_password_is_not_shown(rabbitmq: Node, tmp_path: Path) -> None
 
 @pytest.mark.rabbitmq
 @pytest.mark.anyio
-async def test_a_worker_at_work_does_not_show_its_password(rabbitmq: Node, rabbitmq_url: str, tmp_path: Path) -> None:
-    """Its banner, its logs of failures with tracebacks, and the dead letter that it leaves."""
+async def test_a_running_worker_does_not_show_its_password(rabbitmq: Node, rabbitmq_url: str, tmp_path: Path) -> None:
+    """In its banner, its logs of failures with tracebacks, and its dead letter."""
     vhost = rabbitmq_url.rpartition("/")[2]
     user = f"keeper-{vhost}"
 
@@ -201,13 +199,13 @@ async def test_a_worker_at_work_does_not_show_its_password(rabbitmq: Node, rabbi
     await anyio.to_thread.run_sync(make_user)
     url = rabbitmq.vhost_url(vhost, user, ENCODED)
     process = _start(tmp_path, url, "worker", "program:app", "--log-level", "debug")
-    said: list[str] = []
+    logged: list[str] = []
     failed = threading.Event()
 
     def read() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            said.append(line)
+            logged.append(line)
             if "failed on" in line:
                 failed.set()
 
@@ -227,12 +225,12 @@ async def test_a_worker_at_work_does_not_show_its_password(rabbitmq: Node, rabbi
     process.terminate()
     await anyio.to_thread.run_sync(process.wait, 60)
     reader.join(60)
-    everything = "".join(said)
+    everything = "".join(logged)
     assert f"{user}:**@127.0.0.1" in everything
     assert_secret(everything)
 
 
-def test_a_pickled_error_keeps_the_password() -> None:
+def test_a_pickled_error_does_not_contain_the_password() -> None:
     app = declare_orders(Lightbus("shop", url=UNREACHABLE, publish_timeout=0.3))
     with pytest.raises(errors.PublishError) as raised:
         app.publish_sync(OrderPlaced(number=1))
@@ -241,15 +239,15 @@ def test_a_pickled_error_keeps_the_password() -> None:
 
 
 def taken_apart(thing: Any) -> Iterator[bytes]:
-    """What pickles, copies and debuggers make of it."""
+    """The pickles, copies and debugger views of an object."""
     for make in (pickle.dumps, repr, copy.copy, copy.deepcopy, vars):
-        with contextlib.suppress(TypeError, AttributeError, NotImplementedError):  # they refuse
+        with contextlib.suppress(TypeError, AttributeError, NotImplementedError):  # some objects refuse
             made = make(thing)  # type: ignore[operator]
             yield made if isinstance(made, bytes) else repr(made).encode()
             yield repr(getattr(made, "__dict__", "")).encode()
 
 
-def test_an_app_and_what_it_is_made_of_give_their_password_to_no_pickle_copy_or_debugger() -> None:
+def test_no_pickle_copy_or_debugger_shows_the_password_of_an_app() -> None:
     app = declare_orders(Lightbus("shop", url=UNREACHABLE, publish_timeout=0.3))
     app.on("order.placed")(lambda order: None)
     with pytest.raises(errors.PublishError) as raised:
@@ -271,7 +269,7 @@ def test_an_app_is_not_pickled_and_its_copies_are_the_app() -> None:
 
 
 @pytest.mark.rabbitmq
-def test_so_do_dead_letters_and_connections_open_and_closed(rabbitmq: Node, rabbitmq_url: str) -> None:
+def test_no_pickle_copy_or_debugger_shows_the_password_of_a_connection(rabbitmq: Node, rabbitmq_url: str) -> None:
     vhost = rabbitmq_url.rpartition("/")[2]
     user = f"keeper-{vhost}"
     rabbitmq.ctl("add_user", user, SECRET)
@@ -283,8 +281,8 @@ def test_so_do_dead_letters_and_connections_open_and_closed(rabbitmq: Node, rabb
     channel.publish([Publication("shop.internal", "dead", b"{}", {"headers": {}})])
     wait_until(lambda: channel.queue_declare("shop.dead", passive=True).message_count == 1, "a dead letter")
     queue = DeadQueue(app, connection)
-    letter = next(queue.letters())
-    things = [letter, letter.delivery, queue, queue.channel, connection]
+    dead_letter = next(queue.letters())
+    things = [dead_letter, dead_letter.delivery, queue, queue.channel, connection]
     for thing in things:
         for made in taken_apart(thing):
             assert_secret(made.decode(errors="replace"))
@@ -299,7 +297,7 @@ def _modes(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_the_embedded_brokers_files_are_for_the_user_only(tmp_path: Path, umask: int) -> None:
+def test_only_the_user_can_read_the_embedded_brokers_files(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         app = declare_orders(Lightbus("shop", url=f"sqlite:///{tmp_path}/bus.db"))
@@ -319,7 +317,7 @@ def test_the_embedded_brokers_files_are_for_the_user_only(tmp_path: Path, umask:
     assert {name: oct(mode) for name, mode in seen.items() if mode & 0o077} == {}
 
 
-def test_the_users_own_file_is_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_file_is_in_a_separate_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     before = os.umask(0)
     try:

@@ -1,4 +1,4 @@
-"""`amqps://` on a real node with certificates of the test's own: who is trusted, and what is said to who is not."""
+"""`amqps://` on a real node, with certificates made by the test: what is trusted, and the errors if it is not."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Authority:
 
 @attrs.frozen
 class Secured:
-    """A node that takes TLS on a port of its own."""
+    """A node with a separate port for TLS."""
 
     node: Node
     port: int
@@ -75,12 +75,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """One that the node knows nothing of."""
+    """An authority that the node does not trust."""
     return Authority(tmp_path_factory.mktemp("other-authority"))
 
 
 class Nodes:
-    """A node takes seconds to start, so those with the same options are shared by the tests of this module."""
+    """Nodes take seconds to start, so the tests of this module share those with the same options."""
 
     def __init__(self, authority: Authority) -> None:
         self.authority = authority
@@ -117,7 +117,7 @@ def nodes(authority: Authority) -> Iterator[Nodes]:
 
 
 def refused(url: str) -> str:
-    """What is said to who is not let in, by everything that connects."""
+    """The error of a refused connection, in everything that connects."""
     app = declare_orders(Lightbus("shop", url=url, publish_timeout=LIMIT))
     app.on("order.placed")(lambda: None)
     with pytest.raises(errors.TLSRefused) as by_connecting, app:
@@ -134,8 +134,8 @@ def refused(url: str) -> str:
     return words
 
 
-async def heard(url: str) -> None:
-    """An event goes out, and comes in, over this URL."""
+async def assert_delivers(url: str) -> None:
+    """An event is published and handled over this URL."""
     shop, billing = declare_orders(Lightbus("shop", url=url)), Lightbus("billing", url=url)
     numbers: list[int] = []
 
@@ -146,7 +146,7 @@ async def heard(url: str) -> None:
     async with running(shop, billing) as bus:
         (consumer,) = bus.consumers["billing"]
         await shop.publish(OrderPlaced(number=1))
-        # A TLS layer may hold back what it has read of a socket that shows nothing more to whoever watches it.
+        # The TLS layer may hold data that it has read, although the socket itself has nothing more to read.
         await eventually(lambda: consumer.read_by_loop and shop.publisher.read_by_loop)
         await shop.publish_many([OrderPlaced(number=n, note="x" * 50_000) for n in range(2, 40)])
         await shop.publish_many([OrderPlaced(number=n) for n in range(40, 2000)])
@@ -156,9 +156,9 @@ async def heard(url: str) -> None:
         await anyio.to_thread.run_sync(app.__exit__, None, None, None)
 
 
-async def test_events_go_over_tls_where_the_authority_is_known(nodes: Nodes) -> None:
+async def test_events_are_sent_over_tls_if_the_authority_is_trusted(nodes: Nodes) -> None:
     node = nodes.get("plain")
-    await heard(node.url(node.trusted))
+    await assert_delivers(node.url(node.trusted))
     assert "TLS" in await anyio.to_thread.run_sync(lambda: _protocols(node))
 
 
@@ -173,8 +173,8 @@ async def test_the_next_address_of_a_name_is_verified_by_that_name(
         return [found for one in hosts for found in lookup(one, *arguments, **options)]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with socket.create_server(("127.0.0.2", node.port)):  # takes connections, and never says hello
-        await heard(node.url(node.trusted, "connect_timeout=2"))
+    with socket.create_server(("127.0.0.2", node.port)):  # accepts connections, but never answers
+        await assert_delivers(node.url(node.trusted, "connect_timeout=2"))
 
 
 def _protocols(secured: Secured) -> str:
@@ -192,7 +192,7 @@ def test_an_unknown_authority_is_refused(nodes: Nodes, other_authority: Authorit
     assert "?cafile=" in words
 
 
-def test_the_systems_authorities_count_where_none_is_named(nodes: Nodes) -> None:
+def test_without_cafile_the_systems_authorities_are_trusted(nodes: Nodes) -> None:
     assert "CERTIFICATE_VERIFY_FAILED" in refused(nodes.get("plain").url())
 
 
@@ -208,13 +208,13 @@ def test_an_expired_certificate_is_refused(nodes: Nodes) -> None:
     assert "certificate has expired" in refused(node.url(node.trusted))
 
 
-async def test_a_client_certificate_lets_in(nodes: Nodes, authority: Authority) -> None:
+async def test_a_client_certificate_is_accepted(nodes: Nodes, authority: Authority) -> None:
     node = nodes.get("client")
     certificate, key = authority.issue("good-client", "billing.example")
-    await heard(node.url(node.trusted, f"certfile={certificate}", f"keyfile={key}"))
+    await assert_delivers(node.url(node.trusted, f"certfile={certificate}", f"keyfile={key}"))
 
 
-def test_without_a_client_certificate_nobody_gets_in(nodes: Nodes) -> None:
+def test_without_a_client_certificate_the_connection_is_refused(nodes: Nodes) -> None:
     node = nodes.get("client")
     assert "?certfile=" in refused(node.url(node.trusted)) or "certfile=" in refused(node.url(node.trusted))
 
@@ -226,7 +226,7 @@ def test_a_client_certificate_of_an_unknown_authority_is_refused(nodes: Nodes, o
 
 
 @pytest.mark.parametrize("option", ["cafile", "certfile", "keyfile"])
-def test_a_file_that_is_not_there_is_named(nodes: Nodes, authority: Authority, option: str) -> None:
+def test_a_missing_file_is_named(nodes: Nodes, authority: Authority, option: str) -> None:
     node = nodes.get("client")
     certificate, key = authority.issue("named-client", "billing.example")
     files = {"cafile": authority.file, "certfile": certificate, "keyfile": key, option: Path("/nowhere/at-all.pem")}
@@ -241,7 +241,7 @@ def test_a_port_without_tls_is_refused(nodes: Nodes) -> None:
     assert "5671 for amqps:// and 5672 for amqp://" in words
 
 
-def test_plain_amqp_to_a_tls_port_is_an_error_and_no_hang(nodes: Nodes) -> None:
+def test_plain_amqp_to_a_tls_port_fails_without_hanging(nodes: Nodes) -> None:
     node = nodes.get("plain")
     app = declare_orders(Lightbus("shop", url=f"amqp://guest:guest@localhost:{node.port}/", publish_timeout=8))
     with within(8), pytest.raises(errors.BrokerError), app:
@@ -249,7 +249,7 @@ def test_plain_amqp_to_a_tls_port_is_an_error_and_no_hang(nodes: Nodes) -> None:
     app.__exit__(None, None, None)
 
 
-def test_a_worker_that_is_not_let_in_says_why(nodes: Nodes, other_authority: Authority, tmp_path: Path) -> None:
+def test_a_refused_worker_logs_the_reason(nodes: Nodes, other_authority: Authority, tmp_path: Path) -> None:
     node = nodes.get("plain")
     url = node.url(f"cafile={other_authority.file}")
     (tmp_path / "wary.py").write_text("from lightbus import Lightbus\napp = Lightbus('wary')\n")

@@ -1,4 +1,4 @@
-"""`TestBus`: what an application's own tests see of it."""
+"""`TestBus`, as the tests of an application use it."""
 
 from __future__ import annotations
 
@@ -106,25 +106,25 @@ async def test_published_gives_instances_of_what_the_apps_declared(billing: Bill
         assert bus.published(billing.InvoicePaid) == [paid]
         assert bus.published("invoice.paid") == [paid]
         assert bus.published("order.*") == [{"order_id": "o-1"}]
-        # What a handler publishes may be confirmed before the test hears of the confirm of its own.
+        # An event of the handler may be confirmed before the test's own publish has returned.
         invoice, order = sorted(bus.published(), key=lambda one: one.event)
         assert (order.event, order.source, order.routed) == ("order.placed", "shop", True)
         assert (invoice.event, invoice.source, invoice.routed) == ("invoice.paid", "billing", False)
         assert invoice.message.causation_id == order.message.id
 
 
-async def test_whether_somebody_listens_is_as_it_would_be_in_production(billing: Billing) -> None:
+async def test_routed_is_as_in_production(billing: Billing) -> None:
     async with TestBus(billing.app):
-        unheard = await billing.app.publish(billing.InvoicePaid(invoice_id="i-1", amount=Decimal(1)))
-        heard = await billing.app.publish(billing.ReminderDue(invoice_id="i-1"))
-    assert (unheard.routed, heard.routed) == (False, True)
+        unrouted = await billing.app.publish(billing.InvoicePaid(invoice_id="i-1", amount=Decimal(1)))
+        routed = await billing.app.publish(billing.ReminderDue(invoice_id="i-1"))
+    assert (unrouted.routed, routed.routed) == (False, True)
 
 
-async def test_retries_come_without_waiting_and_count(billing: Billing) -> None:
+async def test_retries_run_without_waiting(billing: Billing) -> None:
     billing.on_order = fail_until(5)
     async with TestBus(billing.app) as bus:
         await place(bus)
-        await bus.drain(timeout=LIMIT)  # of a ladder of 756 s
+        await bus.drain(timeout=LIMIT)  # the retry delays add up to 756 s
         assert [one.attempt for one in bus.handled("charge")] == [5]
         assert [(one.attempt, one.error) for one in bus.failed("charge")] == [
             (attempt, "ValueError: not yet") for attempt in (1, 2, 3, 4)
@@ -132,36 +132,36 @@ async def test_retries_come_without_waiting_and_count(billing: Billing) -> None:
         assert bus.dead() == []
 
 
-async def test_the_dead_letter_explains_itself(billing: Billing) -> None:
+async def test_a_dead_letter_has_its_error_payload_and_traceback(billing: Billing) -> None:
     billing.on_order = fail_until(100)
     async with TestBus(billing.app) as bus:
         await place(bus)
         await bus.drain()
-        [letter] = bus.dead("charge")
+        [dead] = bus.dead("charge")
         for same in (bus.dead(), bus.dead(billing.charge), bus.dead("order.placed"), bus.dead("order.*")):
-            assert same == [letter]
+            assert same == [dead]
         assert bus.dead(billing.ReminderDue) == bus.dead("remind") == []
-    assert (letter.event, letter.handler, letter.attempt) == ("order.placed", "charge", 6)
-    assert letter.payload == Order("o-1")
-    assert (letter.error, letter.error_type) == ("ValueError: not yet", "ValueError")
-    assert (letter.message.event, letter.message.source) == ("order.placed", "shop")
-    assert repr(letter) == "<Dead charge on order.placed, attempt 6: ValueError: not yet>"
-    assert str(letter).startswith(f"{letter!r}\nOrder(order_id='o-1', amount=Decimal('1'))\nTraceback")
-    assert str(letter).endswith("ValueError: not yet")
-    assert 'raise ValueError("not yet")' in str(letter)
+    assert (dead.event, dead.handler, dead.attempt) == ("order.placed", "charge", 6)
+    assert dead.payload == Order("o-1")
+    assert (dead.error, dead.error_type) == ("ValueError: not yet", "ValueError")
+    assert (dead.message.event, dead.message.source) == ("order.placed", "shop")
+    assert repr(dead) == "<Dead charge on order.placed, attempt 6: ValueError: not yet>"
+    assert str(dead).startswith(f"{dead!r}\nOrder(order_id='o-1', amount=Decimal('1'))\nTraceback")
+    assert str(dead).endswith("ValueError: not yet")
+    assert 'raise ValueError("not yet")' in str(dead)
 
 
-async def test_a_payload_that_cannot_be_read_is_a_dead_letter_with_what_came(billing: Billing) -> None:
+async def test_a_dead_letter_with_an_unreadable_payload_has_the_raw_payload(billing: Billing) -> None:
     async with TestBus(billing.app) as bus:
         await bus.publish("order.placed", b"no JSON", source="shop")
         await bus.publish("order.placed", {"amount": 1}, source="shop")
         await bus.drain()
         # Separate tasks publish them, in any order.
-        payloads = [letter.payload for letter in bus.dead()]
+        payloads = [dead.payload for dead in bus.dead()]
         assert sorted(payloads, key=str) == [b"no JSON", {"amount": 1}]
 
 
-async def test_a_delayed_event_comes_when_the_test_says_so(billing: Billing) -> None:
+async def test_a_delayed_event_arrives_when_the_test_advances_the_clock(billing: Billing) -> None:
     async with TestBus(billing.app) as bus:
         await billing.app.publish(billing.ReminderDue(invoice_id="i-1"), delay=3600)
         await bus.drain()
@@ -172,8 +172,8 @@ async def test_a_delayed_event_comes_when_the_test_says_so(billing: Billing) -> 
         assert len(bus.handled("remind")) == 1
 
 
-async def test_time_passes_step_by_step(billing: Billing) -> None:
-    """What is published by what falls due on the way falls due in its turn."""
+async def test_advance_stops_at_each_due_event(billing: Billing) -> None:
+    """Events that are published meanwhile fall due in their turn."""
     again = Lightbus("again")
 
     @again.event
@@ -190,7 +190,7 @@ async def test_time_passes_step_by_step(billing: Billing) -> None:
         assert [one.payload.number for one in bus.handled(tick)] == [1, 2, 3]
 
 
-async def test_retries_bring_no_delayed_event_forward(billing: Billing) -> None:
+async def test_drain_expires_retries_but_not_delayed_events(billing: Billing) -> None:
     billing.on_order = fail_until(6)
     async with TestBus(billing.app) as bus:
         await billing.app.publish(billing.ReminderDue(invoice_id="i-1"), delay=1)
@@ -211,14 +211,14 @@ async def test_reject_is_a_dead_letter_at_once(billing: Billing) -> None:
         assert [(one.attempt, one.error) for one in bus.dead()] == [(1, "Reject: nothing to pay")]
 
 
-async def test_dead_letters_that_nobody_asked_about_fail_the_test(billing: Billing) -> None:
+async def test_unchecked_dead_letters_fail_the_test(billing: Billing) -> None:
     billing.on_order = fail_until(100)
 
     async def test() -> None:
         async with TestBus(billing.app) as bus:
             await place(bus)
             await bus.drain()
-            bus.dead("remind")  # which asks for others
+            bus.dead("remind")  # not the one that exists
 
     with pytest.raises(errors.UnexpectedDeadLetters) as caught:
         await test()
@@ -284,10 +284,10 @@ async def test_handlers_run_in_the_tests_event_loop(billing: Billing) -> None:
     async with TestBus(billing.app) as bus:
         await place(bus)
         with anyio.fail_after(LIMIT):
-            await met.wait()  # without a drain, too
+            await met.wait()  # also without a drain
 
 
-async def test_an_app_is_where_it_was_afterwards(billing: Billing) -> None:
+async def test_an_app_gets_its_own_broker_back(billing: Billing) -> None:
     app = Lightbus("billing", url="memory://the-apps-own")
     async with app:
         before = app.broker, app.publisher
@@ -297,7 +297,7 @@ async def test_an_app_is_where_it_was_afterwards(billing: Billing) -> None:
             assert (app.broker, app.publisher) == before
 
 
-async def test_each_bus_begins_empty(billing: Billing) -> None:
+async def test_a_reused_bus_starts_empty(billing: Billing) -> None:
     bus = TestBus(billing.app)
     for _ in range(2):
         async with bus:
@@ -305,10 +305,10 @@ async def test_each_bus_begins_empty(billing: Billing) -> None:
             await place(bus)
             await bus.drain()
             assert len(bus.handled()) == 1
-    assert len(bus.handled()) == 1  # it can be read afterwards
+    assert len(bus.handled()) == 1  # its records can be read afterwards
 
 
-def test_a_sync_test_has_the_same(billing: Billing) -> None:
+def test_a_sync_test_can_do_the_same(billing: Billing) -> None:
     billing.on_order = fail_until(2)
     with TestBus(billing.app) as bus:
         billing.app.publish_sync(billing.ReminderDue(invoice_id="i-1"), delay=60)
@@ -345,7 +345,7 @@ def test_an_async_test_may_use_a_bus_that_a_sync_fixture_started(billing: Billin
         assert len(bus.handled("remind")) == 1
 
 
-async def test_its_repr_says_how_far_it_is(billing: Billing) -> None:
+async def test_its_repr_shows_its_progress(billing: Billing) -> None:
     """pytest shows it beside `assert len(bus.handled(...)) == 1`."""
     billing.on_order = fail_until(2)
     bus = TestBus(billing.app)
@@ -359,26 +359,26 @@ async def test_its_repr_says_how_far_it_is(billing: Billing) -> None:
     assert repr(bus) == "<TestBus of billing: 3 published, 1 handled, 1 failed, ended>"
 
 
-async def test_a_class_that_was_imported_twice_is_told(billing: Billing) -> None:
+async def test_a_class_that_was_imported_twice_is_named_in_the_error(billing: Billing) -> None:
     async with TestBus(billing.app) as bus:
         with pytest.raises(errors.UnknownEvent, match=r"InvoicePaid, another class\. Import it from there\."):
             bus.published(Billing().InvoicePaid)
 
 
 def test_nothing_is_left_behind(billing: Billing) -> None:
-    before = {*threading.enumerate()}  # other tests' apps have theirs
+    before = {*threading.enumerate()}  # threads of other tests' apps
     with TestBus(billing.app) as bus:
         bus.publish_sync("order.placed", {"order_id": "o-1"}, source="shop")
         bus.drain_sync()
     left = {*threading.enumerate()} - before
     assert not [thread.name for thread in left if thread.name.startswith("lightbus")]
-    assert len(left) <= 1  # anyio's worker thread stays a while
+    assert len(left) <= 1  # anyio keeps its worker thread for a while
 
 
-# --- what goes wrong, in words ----------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
-async def test_a_drain_that_does_not_end_says_what_is_stuck() -> None:
+async def test_a_drain_timeout_reports_what_is_stuck() -> None:
     app = Lightbus("billing", concurrency=1, prefetch=1)
     go_on = anyio.Event()
 
@@ -404,25 +404,25 @@ async def test_a_drain_that_does_not_end_says_what_is_stuck() -> None:
     ]
 
 
-async def test_a_handler_that_hears_itself_is_told() -> None:
+async def test_a_handler_that_handles_its_own_events_is_reported() -> None:
     app = Lightbus("echo")
 
     @app.event
-    class Said:
+    class Repeated:
         pass
 
-    @app.on(Said)
-    async def repeat(said: Said) -> None:
-        await app.publish(Said())
+    @app.on(Repeated)
+    async def repeat(event: Repeated) -> None:
+        await app.publish(Repeated())
 
     async with TestBus(app) as bus:
         for _ in range(10):
-            await app.publish(Said())
+            await app.publish(Repeated())
         with pytest.raises(errors.DrainTimeout, match="Does a handler publish an event that it also handles"):
             await bus.drain(timeout=2)
 
 
-async def test_an_app_is_in_one_bus_at_a_time(billing: Billing) -> None:
+async def test_an_app_can_be_in_one_bus_only(billing: Billing) -> None:
     async with TestBus(billing.app) as bus:
         with pytest.raises(
             errors.TestBusError, match=r"app 'billing' is already in a TestBus \(<TestBus of billing: "
@@ -433,11 +433,11 @@ async def test_an_app_is_in_one_bus_at_a_time(billing: Billing) -> None:
         with pytest.raises(errors.TestBusError, match="is already running"):
             async with bus:
                 pass
-        await place(bus)  # it goes on
+        await place(bus)  # the first one still works
         await bus.drain()
 
 
-def test_what_is_no_app_is_named() -> None:
+def test_values_that_are_not_apps_are_refused() -> None:
     wrong: Any = "billing.bus:app"
     for apps, words in (
         ((), r"needs at least one app: TestBus\(app\)"),
@@ -450,7 +450,7 @@ def test_what_is_no_app_is_named() -> None:
         TestBus(Lightbus("a"), timeout=-1)
 
 
-async def test_names_that_nothing_has_are_told_with_a_near_one(billing: Billing) -> None:
+async def test_unknown_names_are_errors_with_a_suggestion(billing: Billing) -> None:
     shop = Lightbus("shop")
 
     @shop.event
@@ -483,7 +483,7 @@ async def test_names_that_nothing_has_are_told_with_a_near_one(billing: Billing)
                 ask()
 
 
-async def test_an_event_that_nobody_in_the_test_hears_is_refused(billing: Billing) -> None:
+async def test_publishing_an_event_without_a_handler_in_the_test_is_refused(billing: Billing) -> None:
     async with TestBus(billing.app) as bus:
         for event, source, words in (
             ("order.plced", "shop", "handles 'order.plced' from 'shop'. Did you mean 'order.placed'"),
@@ -512,7 +512,7 @@ async def test_sync_methods_in_an_event_loop_name_the_async_ones(billing: Billin
         bus.published()
 
 
-async def test_a_handler_that_came_too_late_is_told(billing: Billing) -> None:
+async def test_a_handler_declared_after_the_start_is_an_error(billing: Billing) -> None:
     async with TestBus(billing.app) as bus:
 
         @billing.app.on("user.registered")

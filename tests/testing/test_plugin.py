@@ -1,4 +1,4 @@
-"""The pytest plugin, and TestBus under each test framework: in a pytest of its own, as its users have it."""
+"""The pytest plugin, and TestBus with each test framework. Each test runs a separate pytest, as a user does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class InvoicePaid:
 loops = []
 
 @app.on(InvoicePaid)
-async def hear(paid: InvoicePaid) -> None:
+async def archive(paid: InvoicePaid) -> None:
     loops.append(anyio.lowlevel.current_token())
     if paid.number < 0:
         raise ValueError("less than nothing")
@@ -45,7 +45,7 @@ HEADER = """
 import anyio, pytest, unittest
 from lightbus.testing import TestBus
 import billing
-from billing import InvoicePaid, app, hear
+from billing import InvoicePaid, app, archive
 """
 
 Run = Callable[..., str]
@@ -53,7 +53,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run a file of tests in a pytest of its own; returns what that said, after its last line was looked at."""
+    """Run a file of tests in a separate pytest, check its last line, and return its output."""
 
     def run(code: str, expected: str, *arguments: str, ini: str = "") -> str:
         (tmp_path / "billing.py").write_text(APP)
@@ -63,9 +63,9 @@ def run(tmp_path: Path) -> Run:
         )
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--strict-markers", *arguments]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-        said = done.stdout + done.stderr
-        assert re.search(rf"=+ {expected} in ", said), said
-        return said
+        output = done.stdout + done.stderr
+        assert re.search(rf"=+ {expected} in ", output), output
+        return output
 
     return run
 
@@ -74,14 +74,14 @@ SYNC = """
 def test_sync(lightbus_bus):
     app.publish_sync(InvoicePaid(number=1))
     lightbus_bus.drain_sync()
-    assert [one.payload.number for one in lightbus_bus.handled(hear)] == [1]
+    assert [one.payload.number for one in lightbus_bus.handled(archive)] == [1]
 """
 
 ASYNC = """
 async def test_async(lightbus_bus):
     await app.publish(InvoicePaid(number=1))
     await lightbus_bus.drain()
-    assert [one.payload.number for one in lightbus_bus.handled(hear)] == [1]
+    assert [one.payload.number for one in lightbus_bus.handled(archive)] == [1]
     assert billing.loops.pop() == anyio.lowlevel.current_token()
 """
 
@@ -93,7 +93,7 @@ async def bus():
 async def test_fixture(bus):
     await app.publish(InvoicePaid(number=1))
     await bus.drain()
-    assert len(bus.handled(hear)) == 1
+    assert len(bus.handled(archive)) == 1
     assert billing.loops.pop() == anyio.lowlevel.current_token()
 """
 
@@ -116,10 +116,10 @@ def test_a_marker_may_give_options_only(run: Run) -> None:
 
 
 def test_an_error_of_the_test_is_shown_at_the_tests_line(run: Run) -> None:
-    said = run(SYNC.replace("handled(hear)", "handled('haer')"), "1 failed", ini="lightbus_apps = billing:app")
-    assert "bus.handled('haer'): app 'billing' has no such handler or event. Did you mean 'hear'?" in said
-    assert re.search(r"^test_it.py:\d+: TestBusError", said, re.MULTILINE), said
-    assert "def _chosen" not in said
+    output = run(SYNC.replace("handled(archive)", "handled('archvie')"), "1 failed", ini="lightbus_apps = billing:app")
+    assert "bus.handled('archvie'): app 'billing' has no such handler or event. Did you mean 'archive'?" in output
+    assert re.search(r"^test_it.py:\d+: TestBusError", output, re.MULTILINE), output
+    assert "def chosen" not in output
 
 
 def test_pytest_asyncio(run: Run) -> None:
@@ -160,7 +160,7 @@ class TestBilling:
     async def test_it(self, lightbus_bus, number):
         await app.publish(InvoicePaid(number=number))
         await lightbus_bus.drain()
-        assert lightbus_bus.handled(hear)[0].payload.number == number
+        assert lightbus_bus.handled(archive)[0].payload.number == number
 """
     run(code, "2 passed", ini="lightbus_apps = billing:app")
 
@@ -177,10 +177,10 @@ async def paid(lightbus_bus):
 
 @pytest.mark.asyncio
 async def test_it(paid):
-    assert len(paid.handled(hear)) == 1
+    assert len(paid.handled(archive)) == 1
     await app.publish(InvoicePaid(number=2))
     await paid.drain()
-    assert len(paid.handled(hear)) == 2
+    assert len(paid.handled(archive)) == 2
 """
     run(code, "1 passed", ini="lightbus_apps = billing:app")
 
@@ -194,7 +194,7 @@ class Async(unittest.IsolatedAsyncioTestCase):
     async def test_it(self):
         await app.publish(InvoicePaid(number=1))
         await self.bus.drain()
-        assert len(self.bus.handled(hear)) == 1
+        assert len(self.bus.handled(archive)) == 1
 
 class Sync(unittest.TestCase):
     def setUp(self):
@@ -203,7 +203,7 @@ class Sync(unittest.TestCase):
     def test_it(self):
         app.publish_sync(InvoicePaid(number=1))
         self.bus.drain_sync()
-        assert len(self.bus.handled(hear)) == 1
+        assert len(self.bus.handled(archive)) == 1
 
 @pytest.mark.usefixtures("lightbus_bus")
 class Both(unittest.IsolatedAsyncioTestCase):
@@ -213,18 +213,19 @@ class Both(unittest.IsolatedAsyncioTestCase):
     run(code, "3 passed", ini="lightbus_apps = billing:app")
 
 
-def test_where_no_app_is_named_the_error_says_how(run: Run) -> None:
-    said = run(SYNC, "1 error")
+def test_without_apps_the_error_explains_how_to_name_them(run: Run) -> None:
+    output = run(SYNC, "1 error")
     assert (
-        "lightbus_bus: no apps given. Set them on the test, as in @pytest.mark.lightbus_apps('billing.bus:app')" in said
+        "lightbus_bus: no apps given. Set them on the test, as in @pytest.mark.lightbus_apps('billing.bus:app')"
+        in output
     )
-    assert "or for all tests in pytest's configuration: lightbus_apps = billing.bus:app" in said
-    assert "pytest_plugin.py" not in said
+    assert "or for all tests in pytest's configuration: lightbus_apps = billing.bus:app" in output
+    assert "pytest_plugin.py" not in output
 
 
-def test_where_a_named_app_is_not_there_the_error_says_what_is(run: Run) -> None:
-    said = run(SYNC, "1 error", ini="lightbus_apps = billing:ap")
-    assert "lightbus_bus: module 'billing' has no 'ap'. Did you mean billing:app or billing:other?" in said
+def test_an_unknown_app_is_an_error_that_lists_the_existing_ones(run: Run) -> None:
+    output = run(SYNC, "1 error", ini="lightbus_apps = billing:ap")
+    assert "lightbus_bus: module 'billing' has no 'ap'. Did you mean billing:app or billing:other?" in output
 
 
 @pytest.mark.parametrize(("test", "expected"), [(SYNC, "1 passed, 1 error"), (ASYNC, "1 failed")])
@@ -232,17 +233,17 @@ def test_a_dead_letter_that_the_test_did_not_ask_about_is_shown(run: Run, test: 
     code = ("\n@pytest.mark.asyncio" if test is ASYNC else "") + test.replace("number=1", "number=-1").replace(
         "[1]", "[]"
     )
-    said = run(code, expected, ini="lightbus_apps = billing:app")
-    assert "UnexpectedDeadLetters: 1 dead letter that the test did not check" in said
-    assert "billing.py" in said
-    assert 'raise ValueError("less than nothing")' in said
+    output = run(code, expected, ini="lightbus_apps = billing:app")
+    assert "UnexpectedDeadLetters: 1 dead letter that the test did not check" in output
+    assert "billing.py" in output
+    assert 'raise ValueError("less than nothing")' in output
 
 
-def test_a_test_that_fails_by_itself_fails_for_its_own_reason(run: Run) -> None:
+def test_a_failing_test_reports_its_own_failure_only(run: Run) -> None:
     code = "\n@pytest.mark.asyncio" + ASYNC.replace("number=1", "number=-1")
-    said = run(code, "1 failed", ini="lightbus_apps = billing:app")
-    assert "assert [] == [1]" in said
-    assert "UnexpectedDeadLetters" not in said
+    output = run(code, "1 failed", ini="lightbus_apps = billing:app")
+    assert "assert [] == [1]" in output
+    assert "UnexpectedDeadLetters" not in output
 
 
 def test_the_plugin_costs_no_more_than_importing_lightbus() -> None:

@@ -1,6 +1,6 @@
 """Read by type checkers, never run: what `@app.event` and `@app.on` make of classes and functions.
 
-A line that must be an error says so, to each checker on its own: an ignore that is not needed is an error itself.
+Lines that must be errors have an ignore for each checker. An ignore that is not needed is an error, too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ app = Lightbus(
 )
 
 # --- a plain class
-# pyright follows `dataclass_transform` through the method. mypy does not, and knows no constructor:
-# whoever uses mypy stacks `@app.event` over `@attrs.frozen`, below.
+# pyright follows `dataclass_transform` through the method. mypy does not, and does not know the constructor:
+# with mypy, stack `@app.event` over `@attrs.frozen`, as below.
 
 
 @app.event

@@ -1,4 +1,4 @@
-"""Lightbus: what an app declares, and how it refuses what cannot work."""
+"""Lightbus: what an app declares, and how it refuses invalid declarations."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def app() -> Lightbus:
     return Lightbus("billing", url=f"memory://{uuid.uuid4().hex}")
 
 
-def test_an_app_that_is_started_by_asyncio_rather_than_anyio_hears_its_events() -> None:
+def test_an_app_started_with_asyncio_run_handles_its_events() -> None:
     app = Lightbus("billing", url=f"memory://{uuid.uuid4().hex}")
-    heard: list[dict[str, object]] = []
+    received: list[dict[str, object]] = []
 
     @app.event
     class InvoicePaid:
@@ -32,7 +32,7 @@ def test_an_app_that_is_started_by_asyncio_rather_than_anyio_hears_its_events() 
 
     @app.on(InvoicePaid)
     async def note(paid: dict[str, object]) -> None:
-        heard.append(paid)
+        received.append(paid)
         done.set()
 
     async def main() -> None:
@@ -46,7 +46,7 @@ def test_an_app_that_is_started_by_asyncio_rather_than_anyio_hears_its_events() 
 
     done = anyio.Event()
     asyncio.run(main())
-    assert heard == [{"invoice_id": "i-1"}]
+    assert received == [{"invoice_id": "i-1"}]
 
 
 # --- declaring events
@@ -78,7 +78,7 @@ def test_an_event_is_declared_by_its_class_or_by_name(app: Lightbus) -> None:
     }
 
 
-def test_two_events_of_one_name_are_refused_and_the_first_stays(app: Lightbus) -> None:
+def test_a_second_event_of_the_same_name_is_refused(app: Lightbus) -> None:
     @app.event
     class InvoicePaid:
         id: int
@@ -103,7 +103,7 @@ def test_two_apps_may_declare_the_same_name(app: Lightbus) -> None:
 
 
 @pytest.mark.parametrize("target", [5, ["a"], print, lambda: None, object()], ids=lambda target: type(target).__name__)
-def test_an_event_that_is_no_class_is_refused(app: Lightbus, target: Any) -> None:
+def test_an_event_that_is_not_a_class_is_refused(app: Lightbus, target: Any) -> None:
     with pytest.raises(errors.InvalidEvent, match=r"@app\.event takes a class, or an event's name"):
         app.event(target)
     with pytest.raises(errors.InvalidEvent, match="decorates a class"):
@@ -124,30 +124,31 @@ def test_an_event_name_that_amqp_cannot_route_is_refused(app: Lightbus, name: st
 # --- declaring handlers
 
 
-async def hear(payload: dict[str, Any]) -> None: ...
+async def handle(payload: dict[str, Any]) -> None: ...
 
 
 def test_two_handlers_of_one_name_are_refused(app: Lightbus) -> None:
-    app.on("a.b")(hear)
+    app.on("a.b")(handle)
     with pytest.raises(
-        errors.InvalidHandler, match=r"handler 'hear' of app 'billing': a handler with this name already exists.*name="
+        errors.InvalidHandler,
+        match=r"handler 'handle' of app 'billing': a handler with this name already exists.*name=",
     ):
-        app.on("a.c")(hear)
-    app.on("a.c", name="hear_again")(hear)
-    assert sorted(app.handlers) == ["hear", "hear_again"]
+        app.on("a.c")(handle)
+    app.on("a.c", name="handle_again")(handle)
+    assert sorted(app.handlers) == ["handle", "handle_again"]
 
 
-def test_on_without_parentheses_says_so(app: Lightbus) -> None:
+def test_on_without_parentheses_is_explained(app: Lightbus) -> None:
     with pytest.raises(errors.InvalidHandler, match=r"as in @app.on\('user.registered'\)"):
-        app.on(hear)  # type: ignore[arg-type]
+        app.on(handle)  # type: ignore[arg-type]
     with pytest.raises(errors.InvalidHandler, match="name at least one event"):
-        app.on()(hear)
+        app.on()(handle)
 
 
 @pytest.mark.parametrize("target", [5, None, b"a", ["a"]], ids=repr)
-def test_on_something_that_is_no_pattern_is_refused(app: Lightbus, target: Any) -> None:
+def test_on_with_an_invalid_pattern_is_refused(app: Lightbus, target: Any) -> None:
     with pytest.raises(errors.InvalidName, match="topic pattern"):
-        app.on(target)(hear)
+        app.on(target)(handle)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +183,9 @@ def test_on_something_that_is_no_pattern_is_refused(app: Lightbus, target: Any) 
     ],
     ids=lambda options: repr(options)[:30],
 )
-def test_a_handlers_option_outside_of_what_it_can_be_is_refused(app: Lightbus, options: dict[str, Any]) -> None:
+def test_an_invalid_handler_option_is_refused(app: Lightbus, options: dict[str, Any]) -> None:
     with pytest.raises((errors.InvalidOption, errors.InvalidName)) as caught:
-        app.on("a.b", **options)(hear)
+        app.on("a.b", **options)(handle)
     (value,) = options.values()
     assert repr(value)[:40] in str(caught.value)
     assert app.handlers == {}
@@ -214,7 +215,7 @@ def test_a_handlers_option_outside_of_what_it_can_be_is_refused(app: Lightbus, o
     ],
     ids=str,
 )
-def test_an_apps_option_outside_of_what_it_can_be_is_refused(options: dict[str, Any]) -> None:
+def test_an_invalid_app_option_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(errors.InvalidOption, match=r"Lightbus\('billing'\)") as caught:
         Lightbus("billing", **options)
     (value,) = options.values()
@@ -229,12 +230,12 @@ def test_an_app_name_that_amqp_or_lightbus_cannot_use_is_refused(name: Any) -> N
 
 def test_nothing_connects_at_construction() -> None:
     app = Lightbus("billing", url="amqp://nobody:secret@127.0.0.1:1//")
-    app.on("a.b")(hear)
+    app.on("a.b")(handle)
     assert app.topology().queues
     assert "secret" not in repr(app)
 
 
-def test_the_url_is_the_apps_else_the_environments_else_the_embedded_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_url_is_the_apps_then_the_environments_then_the_embedded_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTBUS_URL", "amqp://user:secret@rabbit/")
     assert Lightbus("billing", url="memory://a").broker.masked == "memory://a"
     assert Lightbus("billing").broker.masked == "amqp://user:**@rabbit/"
@@ -261,11 +262,11 @@ def test_a_url_that_cannot_be_used_is_refused_when_it_is_needed(url: Any, error:
     assert "secret" not in str(caught.value)
 
 
-def test_queues_collect_what_their_handlers_hear_once_each(app: Lightbus) -> None:
-    app.on("a.*", "b.c", name="one", retry=Retry(delays=(2, 1)))(hear)
-    app.on("a.*", name="two", source="auth")(hear)
-    app.on("a.*", name="three", retry=Retry.none())(hear)
-    app.on("#", name="four", queue="slow")(hear)
+def test_a_queue_has_each_pattern_of_its_handlers_once(app: Lightbus) -> None:
+    app.on("a.*", "b.c", name="one", retry=Retry(delays=(2, 1)))(handle)
+    app.on("a.*", name="two", source="auth")(handle)
+    app.on("a.*", name="three", retry=Retry.none())(handle)
+    app.on("#", name="four", queue="slow")(handle)
     main, slow = app.consumed_queues()
     assert main.patterns == (("lightbus", "a.*"), ("lightbus", "b.c"), ("auth", "a.*"))
     assert main.delays == (1, 2, 5, 30, 120, 600)
@@ -273,16 +274,16 @@ def test_queues_collect_what_their_handlers_hear_once_each(app: Lightbus) -> Non
 
 
 def test_a_consumer_of_a_queue_that_the_app_does_not_have_is_refused(app: Lightbus) -> None:
-    app.on("#", queue="slow")(hear)
+    app.on("#", queue="slow")(handle)
     with pytest.raises(errors.InvalidOption, match=r"no queue 'fast'\. It has: main, slow"):
         app.consumer(queues=["fast"])
 
 
-# --- publishing what cannot be
+# --- publishing with errors
 
 
 async def publish_each(app: Lightbus, event: object, **options: Any) -> list[BaseException]:
-    """What `publish` and `publish_sync` raise; both must say the same."""
+    """The errors of `publish` and `publish_sync`: they must be the same."""
     raised: list[BaseException] = []
     for attempt in (lambda: app.publish(event, **options), lambda: anyio.to_thread.run_sync(in_thread)):
 
@@ -341,7 +342,7 @@ async def test_an_event_that_is_not_declared_is_refused_with_a_suggestion(
 
 
 @pytest.mark.anyio
-async def test_an_app_without_events_says_how_to_declare_one(app: Lightbus) -> None:
+async def test_an_app_without_events_explains_how_to_declare_one(app: Lightbus) -> None:
     for error in await publish_each(app, Unrelated()):
         assert "It declares no events yet: decorate a class with @app.event." in str(error)
 
@@ -360,7 +361,7 @@ async def test_an_app_without_events_says_how_to_declare_one(app: Lightbus) -> N
     ids=str,
 )
 @pytest.mark.anyio
-async def test_a_publish_with_an_option_outside_of_what_it_can_be_is_refused(
+async def test_a_publish_with_an_invalid_option_is_refused(
     billing: Lightbus, options: dict[str, Any], error: type[Exception]
 ) -> None:
     event = billing.events["invoice.paid"].cls(1)

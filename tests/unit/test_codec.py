@@ -1,4 +1,4 @@
-"""Events to wire and back, and what is made of what strangers send."""
+"""Encoding events, and decoding deliveries of any program."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def event_of(field: Any) -> tuple[EventType, Any]:
         (str, None),
         (float, "1.0"),
         (float, float("nan")),
-        (float | None, float("nan")),  # msgspec writes null, which this type takes
+        (float | None, float("nan")),  # msgspec writes null, which this type accepts
         (int | None, float("nan")),
         (Literal["a", None], float("nan")),
         (list[tuple[str, float | None]], [("a", float("inf"))]),
@@ -162,7 +162,7 @@ def event_of(field: Any) -> tuple[EventType, Any]:
         (Any, 1j),
     ],
 )
-def test_a_value_of_a_wrong_type_is_the_publishers_error_and_names_the_event(field: Any, value: Any) -> None:
+def test_a_value_of_a_wrong_type_fails_the_publish_and_names_the_event(field: Any, value: Any) -> None:
     event_type, cls = event_of(field)
     with pytest.raises(errors.InvalidPayload, match=r"event 'happened' was not sent: .* fields of Happened"):
         codec.encode(event_type, cls(what=value))
@@ -175,9 +175,9 @@ def test_a_wrong_value_is_named_by_its_path() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "heard"),
+    ("field", "value", "received"),
     [
-        # JSON has one kind of text and one of number: what reads back as the field's type is what a listener gets.
+        # JSON has one type of string and one of number. Handlers get what decodes as the field's type.
         (Decimal, 1.5, Decimal("1.5")),
         (Decimal, 3, Decimal(3)),
         (Decimal, "9.50", Decimal("9.50")),
@@ -197,14 +197,14 @@ def test_a_wrong_value_is_named_by_its_path() -> None:
     ],
     ids=repr,
 )
-def test_a_value_that_reads_back_as_its_fields_type_is_accepted(field: Any, value: Any, heard: Any) -> None:
+def test_a_value_that_reads_back_as_its_fields_type_is_accepted(field: Any, value: Any, received: Any) -> None:
     event_type, cls = event_of(field)
     what = codec.decode(cls, codec.encode(event_type, cls(what=value))).what
-    assert what == heard
-    assert type(what) is type(heard)
+    assert what == received
+    assert type(what) is type(received)
 
 
-def test_an_event_that_holds_itself_is_refused_rather_than_followed_for_ever() -> None:
+def test_a_recursive_event_is_refused() -> None:
     event_type, cls = event_of(Any)
     loop: list[Any] = []
     loop.append(loop)
@@ -252,7 +252,7 @@ def test_loose_data_becomes_an_event_where_it_fits() -> None:
 # --- properties of a new event
 
 
-def test_a_new_event_says_who_what_and_when() -> None:
+def test_a_new_event_has_its_source_name_and_time() -> None:
     properties = codec.event_properties("billing", everything, {"tenant": "a"})
     assert properties["app_id"] == "billing"
     assert properties["type"] == "everything.happened"
@@ -263,7 +263,7 @@ def test_a_new_event_says_who_what_and_when() -> None:
     assert abs(datetime.now(UTC).timestamp() - properties["timestamp"]) < 5
 
 
-def test_an_event_published_while_handling_another_carries_correlation_and_causation_on() -> None:
+def test_an_event_published_by_a_handler_keeps_correlation_and_causation() -> None:
     first = codec.event_properties("auth", everything, None)
     token = codec.current_delivery.set(delivery_of(properties=first))
     try:
@@ -290,7 +290,7 @@ def test_an_event_published_while_handling_another_carries_correlation_and_causa
         {"a": datetime(1969, 12, 31, tzinfo=UTC)},
     ],
 )
-def test_headers_that_cannot_be_sent_are_the_publishers_error(headers: Any) -> None:
+def test_headers_that_cannot_be_sent_fail_the_publish(headers: Any) -> None:
     with pytest.raises(errors.InvalidPayload, match="was not sent: the header"):
         codec.event_properties("billing", everything, headers)
 
@@ -298,7 +298,7 @@ def test_headers_that_cannot_be_sent_are_the_publishers_error(headers: Any) -> N
 # --- the envelope
 
 
-def test_a_message_with_nothing_but_a_routing_key_is_heard() -> None:
+def test_a_message_with_only_a_routing_key_is_read() -> None:
     message = codec.read_message("billing", delivery_of(b'{"id": 1}'))
     assert (message.event, message.source, message.version, message.attempt) == ("user.registered", "auth", 1, 1)
     assert message.correlation_id == message.id
@@ -308,7 +308,7 @@ def test_a_message_with_nothing_but_a_routing_key_is_heard() -> None:
     assert abs((datetime.now(UTC) - message.time).total_seconds()) < 5
 
 
-def test_a_message_without_an_id_has_the_same_one_whenever_it_is_asked_for() -> None:
+def test_a_message_without_an_id_gets_one_and_keeps_it() -> None:
     delivery = delivery_of()
     message_id = codec.read_message("billing", delivery).id
     assert codec.read_message("billing", delivery).id == message_id
@@ -317,14 +317,14 @@ def test_a_message_without_an_id_has_the_same_one_whenever_it_is_asked_for() -> 
 
 
 @pytest.mark.parametrize("bad_id", ["", 5, None, b"x"], ids=repr)
-def test_a_copy_of_a_message_with_a_useless_id_keeps_the_one_it_was_given(bad_id: Any) -> None:
+def test_a_copy_of_a_message_with_an_invalid_id_keeps_the_generated_one(bad_id: Any) -> None:
     delivery = delivery_of(properties={"message_id": bad_id})
     copy = codec.copy_properties("billing", delivery, None, 2, "billing")
     assert isinstance(copy["message_id"], str)
     assert copy["message_id"] == codec.read_message("billing", delivery).id != ""
 
 
-def test_the_source_is_the_exchange_whatever_the_headers_say() -> None:
+def test_the_source_is_the_exchange_not_a_header() -> None:
     forged = {
         "app_id": "bank",
         "headers": {
@@ -336,7 +336,7 @@ def test_the_source_is_the_exchange_whatever_the_headers_say() -> None:
     }
     envelope = codec.read_envelope("billing", delivery_of(properties=forged))
     assert envelope == codec.Envelope("user.registered", "auth", 1, None)
-    # the internal exchange of another app is no better than any other
+    # the internal exchange of another app is not trusted
     other = codec.read_envelope("billing", delivery_of(exchange="auth.internal", properties=forged))
     assert other == codec.Envelope("user.registered", "auth", 1, None)
 
@@ -345,7 +345,7 @@ def test_the_source_of_a_delayed_event_is_its_app() -> None:
     assert codec.read_envelope("billing", delivery_of(exchange="auth.delay.3")).source == "auth"
 
 
-def test_a_retried_copy_says_what_it_was() -> None:
+def test_a_retried_copy_keeps_its_event_source_and_attempt() -> None:
     first = delivery_of(properties=codec.event_properties("auth", everything, {"tenant": "a"}))
     copy = codec.copy_properties("billing", first, "open_account", 2, "billing.main")
     again = delivery_of(exchange="billing.internal", key="main", properties=copy)
@@ -431,21 +431,19 @@ def test_malformed_properties_are_a_decode_error_and_can_still_be_dead_lettered(
         (True, {}, 0),
         (True, None, 0),
         (True, "not a table", 0),
-        (False, {"x-delivery-count": 3}, 0),  # a publisher wrote it: nothing came back
+        (False, {"x-delivery-count": 3}, 0),  # written by a publisher: it was not returned
         (True, {"x-delivery-count": "3"}, 0),
         (True, {"x-delivery-count": True}, 0),
         (True, {"x-delivery-count": 3.5}, 0),
     ],
 )
-def test_how_often_a_delivery_came_back_is_what_the_broker_counts(
-    redelivered: bool, headers: Any, returns: int
-) -> None:
+def test_returns_are_counted_by_the_broker(redelivered: bool, headers: Any, returns: int) -> None:
     delivery = delivery_of(properties={"headers": headers})
     delivery.redelivered = redelivered
     assert codec.read_returns(delivery) == returns
 
 
-def test_malformed_properties_say_nothing_of_returns() -> None:
+def test_malformed_properties_count_as_no_returns() -> None:
     delivery = delivery_of(properties=malformed)
     delivery.redelivered = True
     assert codec.read_returns(delivery) == 0
@@ -454,7 +452,7 @@ def test_malformed_properties_say_nothing_of_returns() -> None:
 # --- copies
 
 
-def test_a_copy_is_free_of_the_brokers_and_of_forged_headers() -> None:
+def test_a_copy_has_no_broker_headers_and_no_forged_headers() -> None:
     headers = {
         "x-death": [{"count": 1}],
         "x-first-death-queue": "q",
@@ -485,7 +483,7 @@ def test_a_copy_is_free_of_the_brokers_and_of_forged_headers() -> None:
     assert headers["lightbus-attempt"] == 50, "the delivery itself stays as it came"
 
 
-def test_a_copy_is_persistent_and_keeps_what_the_publisher_said() -> None:
+def test_a_copy_is_persistent_and_keeps_the_publishers_properties() -> None:
     first = codec.event_properties("auth", everything, None) | {
         "delivery_mode": 1,
         "user_id": "auth",
@@ -505,7 +503,7 @@ def test_an_expiration_is_in_milliseconds_and_never_zero(seconds: float, millise
     assert copy["expiration"] == milliseconds
 
 
-# --- why a dead letter is one
+# --- the reason of a dead letter
 
 
 class Unprintable(Exception):
@@ -545,7 +543,7 @@ def test_error_headers_are_bounded_whatever_the_error(error: Exception) -> None:
     assert sum(len(name) + len(value.encode()) + 10 for name, value in headers.items()) < 6000
 
 
-def test_error_headers_say_the_type_the_message_and_where() -> None:
+def test_error_headers_have_the_type_the_message_and_the_traceback() -> None:
     headers = codec.error_headers(raised(errors.Reject("no such user")))
     assert headers["lightbus-error-type"] == "lightbus.errors.Reject"
     assert headers["lightbus-error-message"] == "no such user"
@@ -570,13 +568,13 @@ def decode_error(body: bytes) -> errors.DecodeError:
     return caught.value.with_traceback(caught.tb.tb_next)  # without this test's own frame, as in a worker
 
 
-def test_an_error_of_our_own_has_a_message_and_no_frames_of_ours() -> None:
+def test_a_lightbus_error_has_a_message_and_no_frames_of_lightbus() -> None:
     headers = codec.error_headers(decode_error(b'{"number": "one"}'))
     assert "Expected `int`, got `str` - at `$.number`" in headers["lightbus-error-message"]
     assert headers["lightbus-error-traceback"] == ""
 
 
-def test_an_error_of_our_own_keeps_the_frames_of_the_application() -> None:
+def test_a_lightbus_error_keeps_the_frames_of_the_application() -> None:
     shown = codec.error_headers(decode_error(b'{"number": 1}'))["lightbus-error-traceback"]
     assert "in __attrs_post_init__" in shown
     assert "ValueError: an odd number" in shown
@@ -595,7 +593,7 @@ def test_decoding_needs_no_type_to_be_registered() -> None:
     assert msgspec.json.encode({"a": 1}) == b'{"a":1}'
 
 
-def test_a_decimal_of_json_keeps_all_its_digits() -> None:
+def test_a_decimal_from_json_keeps_all_its_digits() -> None:
     @attrs.frozen
     class Priced:
         amount: Decimal
@@ -605,6 +603,6 @@ def test_a_decimal_of_json_keeps_all_its_digits() -> None:
     assert event == Priced(Decimal("12345678901234567890.123456789"))
 
 
-def test_headers_that_no_frame_could_hold_are_refused() -> None:
+def test_headers_larger_than_a_frame_are_refused() -> None:
     with pytest.raises(errors.InvalidPayload, match=r"headers have .* bytes, the limit is 65,536"):
         codec.event_properties("billing", define(type("Big", (), {}), "big", 1), {"note": "x" * 70_000})

@@ -1,4 +1,4 @@
-"""Numbers that were made to collide are refused before they are hashed; honest ones, however many, are decoded."""
+"""Numbers that were made to collide are refused before they are hashed; ordinary ones are decoded, at any size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightbus.wire import codec
 from lightbus.wire.collisions import HARMLESS_BYTES, MOST_COMPOSITE, GuardedDecoder, guard
 
 PRIME = 2**61 - 1
-"""What Python takes numbers modulo, for their hash."""
+"""The hash of a number is its value modulo this prime."""
 
 COUNT = 1200
 
@@ -88,7 +88,7 @@ def test_numbers_that_were_made_to_collide_are_refused(which: str) -> None:
         codec.decode(payload_type, body.encode())
 
 
-def test_composites_that_may_be_made_to_collide_are_few_or_refused() -> None:
+def test_a_large_body_may_have_few_composites_in_sets() -> None:
     body = json.dumps([[n, -n] for n in range(2 * MOST_COMPOSITE)]).encode()
     with pytest.raises(errors.DecodeError, match="Use a list"):
         codec.decode(set[tuple[int, int]], body)
@@ -109,7 +109,7 @@ HONEST: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("which", HONEST)
-def test_honest_data_is_decoded_however_much_it_is(which: str) -> None:
+def test_ordinary_data_is_decoded_at_any_size(which: str) -> None:
     payload_type, value = HONEST[which]
     body = msgspec.json.encode(value)
     assert len(body) > HARMLESS_BYTES
@@ -134,12 +134,12 @@ def test_honest_data_is_decoded_however_much_it_is(which: str) -> None:
         Point,
     ],
 )
-def test_types_that_cannot_collide_pay_nothing(harmless: Any) -> None:
+def test_types_that_cannot_collide_are_not_guarded(harmless: Any) -> None:
     decoder = msgspec.json.Decoder(harmless)
     assert guard(decoder) is decoder
 
 
-def test_events_and_payloads_without_such_types_pay_nothing() -> None:
+def test_events_and_payloads_without_such_types_are_not_guarded() -> None:
     @attrs.frozen
     class Order:
         number: int
@@ -151,7 +151,7 @@ def test_events_and_payloads_without_such_types_pay_nothing() -> None:
     assert isinstance(guard(msgspec.json.Decoder(Tree)), GuardedDecoder)
 
 
-def test_what_its_reader_would_refuse_is_refused_at_the_publisher() -> None:
+def test_a_body_that_subscribers_would_refuse_fails_the_publish() -> None:
     app = Lightbus("shop", url="memory://collisions")
 
     @app.event
@@ -163,6 +163,6 @@ def test_what_its_reader_would_refuse_is_refused_at_the_publisher() -> None:
         app.publish_sync(event)
 
 
-def test_a_small_body_is_not_looked_at() -> None:
+def test_a_small_body_is_not_checked() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     assert codec.decode(dict[int, datetime], b'{"1": "2026-01-01T00:00:00Z"}') == {1: at}

@@ -1,4 +1,4 @@
-"""Errors travel: each survives pickle (process pools, task queues) and copies with all that it carries."""
+"""Every error survives pickle (process pools, task queues) and copies, with all its attributes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
 }
 
-# What an error class is made of, beside its message.
+# The arguments of error classes that have more than a message.
 ARGUMENTS: dict[type[BaseException], tuple[Any, ...]] = {
     errors.PublishManyError: (
         [Receipt("m-1", routed=True), errors.PublishTimeout("the second one was not confirmed")],
@@ -61,7 +61,7 @@ def all_errors() -> list[type[BaseException]]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("cls", all_errors(), ids=lambda cls: cls.__name__)
-def test_an_error_that_travels_stays_what_it_is(cls: type[BaseException], way: str) -> None:
+def test_an_error_survives_pickle_and_copy(cls: type[BaseException], way: str) -> None:
     error = cls("'shop': it broke. Mend it.", *ARGUMENTS.get(cls, ()))
     error.add_note("while it was tested")
     other = WAYS[way](error)
@@ -104,7 +104,7 @@ def test_an_error_comes_out_of_a_process_pool() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_receipts_and_messages_travel_too(way: str) -> None:
+def test_receipts_and_messages_survive_pickle_and_copy(way: str) -> None:
     from lightbus.wire.codec import read_message
 
     channel: Any = None
@@ -118,7 +118,7 @@ def test_receipts_and_messages_travel_too(way: str) -> None:
     assert WAYS[way](receipt) == receipt
 
 
-def test_what_a_failed_publish_raises_travels() -> None:
+def test_the_error_of_a_failed_publish_can_be_pickled() -> None:
     app = Lightbus("shop", url="memory://errors-travel")
     with pytest.raises(errors.UnknownEvent) as caught:
         app.publish_sync("order.placed")

@@ -94,7 +94,7 @@ class Tree:
         ("Import_", "import"),
     ],
 )
-def test_an_event_is_named_after_the_words_of_its_class(class_name: str, name: str) -> None:
+def test_the_default_name_is_the_words_of_the_class_name(class_name: str, name: str) -> None:
     assert default_name(class_name) == name
 
 
@@ -122,7 +122,7 @@ def test_any_ascii_class_name_with_a_letter_or_digit_gives_a_valid_event_name(cl
 
 
 @pytest.mark.parametrize("class_name", ["Größe", "Straße", "Δ", "ÉtéFini", "Page[int]"])
-def test_a_class_whose_name_would_lose_letters_is_to_be_named(class_name: str) -> None:
+def test_a_class_name_with_unsupported_letters_needs_an_explicit_name(class_name: str) -> None:
     cls = type(class_name, (), {"__annotations__": {"x": int}})
     with pytest.raises(errors.InvalidName, match=r"is not allowed in an event name.*@app\.event\('user\.registered'\)"):
         define(cls, None, 1)
@@ -133,9 +133,7 @@ def test_a_class_whose_name_would_lose_letters_is_to_be_named(class_name: str) -
     ("name", "near"),
     [("User.Registered", "user.registered"), ("UserRegistered", "user.registered"), ("user.ID_set", "user.id.set")],
 )
-def test_capital_letters_in_the_name_of_an_own_event_are_refused_with_the_name_in_lower_case(
-    name: str, near: str
-) -> None:
+def test_capital_letters_in_an_event_name_are_refused_with_a_suggestion(name: str, near: str) -> None:
     cls = type("UserRegistered", (), {"__annotations__": {"x": int}})
     with pytest.raises(errors.InvalidName, match=f"capital letters.*Use '{near}'"):
         define(cls, name, 1)
@@ -163,7 +161,7 @@ def test_an_explicit_name_overrides_and_a_version_is_kept() -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, True, "1", 1.0, None])
-def test_a_version_is_a_whole_number_from_1_up(version: object) -> None:
+def test_a_version_is_an_integer_from_1(version: object) -> None:
     class Paid:
         id: int
 
@@ -171,7 +169,7 @@ def test_a_version_is_a_whole_number_from_1_up(version: object) -> None:
         define(Paid, None, version)
 
 
-# --- what becomes of a class
+# --- classes
 
 
 def test_a_plain_class_becomes_a_frozen_slotted_keyword_only_attrs_class() -> None:
@@ -235,7 +233,7 @@ def test_a_subclass_of_an_event_is_not_that_event() -> None:
 
 
 class Meta(type):
-    """As pydantic's, SQLAlchemy's and Django's models have one."""
+    """Like those of pydantic's, SQLAlchemy's and Django's models."""
 
 
 @pytest.mark.parametrize(
@@ -254,7 +252,7 @@ def test_a_class_with_another_metaclass_or_of_a_builtin_kind_is_refused(cls: typ
         define(cls, "some.event", 1)
 
 
-def test_an_event_without_fields_says_all_with_its_name() -> None:
+def test_an_event_needs_no_fields() -> None:
     class Started:
         pass
 
@@ -274,7 +272,7 @@ def test_an_event_without_fields_says_all_with_its_name() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_field_may_have_any_type_that_json_can_carry(field: Any) -> None:
+def test_a_field_may_have_any_type_that_json_can_represent(field: Any) -> None:
     cls = type("Happened", (), {"__annotations__": {"what": field}})
     assert define(cls, None, 1).name == "happened"
 
@@ -299,7 +297,9 @@ def test_a_field_may_have_any_type_that_json_can_carry(field: Any) -> None:
     ],
     ids=str,
 )
-def test_a_field_that_json_cannot_carry_is_refused_by_its_name_and_type(field: Any, where: str, named: str) -> None:
+def test_a_field_that_json_cannot_represent_is_refused_with_its_name_and_type(
+    field: Any, where: str, named: str
+) -> None:
     cls = type("Happened", (), {"__annotations__": {"what": field}})
     with pytest.raises(errors.InvalidEvent, match=rf"field Happened\.{where} has the type {named}\b"):
         define(cls, None, 1)
@@ -308,7 +308,7 @@ def test_a_field_that_json_cannot_carry_is_refused_by_its_name_and_type(field: A
 @pytest.mark.parametrize(
     "field", [str | datetime, Address | dict[str, Any], Address | Opaque, list[int] | set[int]], ids=str
 )
-def test_a_union_whose_members_look_alike_in_json_is_refused_by_its_field(field: Any) -> None:
+def test_an_ambiguous_union_is_refused_with_its_field(field: Any) -> None:
     cls = type("Happened", (), {"__annotations__": {"id": int, "what": field}})
     with pytest.raises(errors.InvalidEvent, match=r"field Happened\.what"):
         define(cls, None, 1)
@@ -320,7 +320,7 @@ def test_an_event_may_hold_events_of_its_own_class() -> None:
     assert msgspec.json.decode(body, type=Tree) == tree
 
 
-def test_a_class_that_holds_itself_is_still_searched_to_its_end() -> None:
+def test_a_recursive_class_is_checked_completely() -> None:
     @attrs.frozen
     class Chain:
         next: Chain | None
@@ -341,7 +341,7 @@ def test_declaring_leaves_the_module_as_it_was() -> None:
     assert "Nowhere" not in globals()
 
 
-def test_a_type_that_is_only_known_to_type_checkers_is_named() -> None:
+def test_a_type_imported_only_for_type_checkers_is_named_in_the_error() -> None:
     class Happened:
         what: Elsewhere  # type: ignore[name-defined]  # noqa: F821
 

@@ -1,4 +1,4 @@
-"""Every field of an event class is sent and arrives, whatever made the class; or the class is refused."""
+"""Every field of an event class is sent and arrives, for every kind of class; or the class is refused."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_private_fields_of_dataclasses_are_sent(app: Lightbus) -> None:
     assert on_the_wire(app, OrderPlaced(_tenant="acme")) == {"_tenant": "acme"}
 
 
-def test_fields_that_no_argument_sets_are_sent(app: Lightbus) -> None:
+def test_fields_with_init_false_are_sent(app: Lightbus) -> None:
     @app.event
     @dataclasses.dataclass
     class OrderPlaced:
@@ -151,7 +151,7 @@ class Note(TypedDict):
     _text: str
 
 
-def test_each_event_of_a_plain_class_gets_a_list_of_its_own(app: Lightbus) -> None:
+def test_events_of_a_plain_class_do_not_share_a_default_list(app: Lightbus) -> None:
     @app.event
     class Base:
         roles: dict[str, list[str]] = {"admin": ["root"]}  # noqa: RUF012
@@ -166,9 +166,9 @@ def test_each_event_of_a_plain_class_gets_a_list_of_its_own(app: Lightbus) -> No
     first.tags.append("alice's")
     first.roles["admin"].append("alice")
     assert on_the_wire(app, OrderPlaced()) == fresh
-    heard = codec.decode(OrderPlaced, b"{}")
-    heard.tags.append("carol's")
-    heard.roles["admin"].append("carol")
+    received = codec.decode(OrderPlaced, b"{}")
+    received.tags.append("carol's")
+    received.roles["admin"].append("carol")
     assert codec.decode(OrderPlaced, b"{}") == OrderPlaced()
     assert on_the_wire(app, OrderPlaced()) == fresh
 
@@ -182,9 +182,9 @@ def test_private_fields_that_would_not_be_sent_are_refused(app: Lightbus, make: 
         number: int
         _tenant: str = "nobody"
 
-    said = refused(app, make(OrderPlaced))
-    assert "OrderPlaced._tenant begins with '_'" in said
-    assert "Rename it to 'tenant'" in said
+    message = refused(app, make(OrderPlaced))
+    assert "OrderPlaced._tenant begins with '_'" in message
+    assert "Rename it to 'tenant'" in message
 
 
 @attrs.frozen
@@ -291,10 +291,10 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize(("cls", "what", "fix"), EVENTS, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_class_that_would_lose_a_field_is_no_event(app: Lightbus, cls: type[Any], what: str, fix: str) -> None:
-    said = refused(app, cls)
-    assert what in said
-    assert fix in said
+def test_a_class_that_would_lose_a_field_is_refused(app: Lightbus, cls: type[Any], what: str, fix: str) -> None:
+    message = refused(app, cls)
+    assert what in message
+    assert fix in message
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
@@ -303,12 +303,12 @@ def test_a_class_that_would_lose_a_field_is_no_event(app: Lightbus, cls: type[An
     [*LOSSY, (Money, "Money._currency begins", "Rename it to 'currency'")],
     ids=lambda v: str(v)[:20],
 )
-def test_a_class_that_would_lose_a_field_is_no_part_of_an_event(
+def test_a_nested_class_that_would_lose_a_field_is_refused(
     app: Lightbus, cls: type[Any], what: str, fix: str, wrap: Callable[[Any], Any]
 ) -> None:
-    said = refused(app, attrs.make_class("OrderPlaced", {"inner": attrs.field(type=wrap(cls))}))
-    assert what in said
-    assert fix in said
+    message = refused(app, attrs.make_class("OrderPlaced", {"inner": attrs.field(type=wrap(cls))}))
+    assert what in message
+    assert fix in message
 
 
 @pytest.mark.parametrize("base", [DataBase, PlainBase])
@@ -316,22 +316,22 @@ def test_a_plain_event_class_with_a_base_of_another_kind_is_refused(app: Lightbu
     class OrderPlaced(base):  # type: ignore[valid-type, misc]  # a variable
         number: int
 
-    said = refused(app, OrderPlaced)
-    assert "at once" in said or "PlainBase.tenant" in said
+    message = refused(app, OrderPlaced)
+    assert "at once" in message or "PlainBase.tenant" in message
 
 
-def test_a_struct_that_is_written_as_a_list_is_no_event(app: Lightbus) -> None:
+def test_an_array_like_struct_is_refused(app: Lightbus) -> None:
     class OrderPlaced(msgspec.Struct, array_like=True):
         number: int
 
     assert "array_like" in refused(app, OrderPlaced)
 
 
-# --- what handlers ask for --------------------------------------------------------------------
+# --- payloads of handlers ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("cls", "what", "fix"), LOSSY, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_handler_does_not_get_a_class_that_would_lose_a_field(
+def test_a_handlers_payload_class_that_would_lose_a_field_is_refused(
     app: Lightbus, cls: type[Any], what: str, fix: str
 ) -> None:
     def handle(order: Any) -> None: ...
@@ -345,7 +345,7 @@ def test_a_handler_does_not_get_a_class_that_would_lose_a_field(
 
 
 def test_a_handler_may_read_a_private_field(app: Lightbus) -> None:
-    """Only writing leaves it out: other programs' payloads may well have `_id`."""
+    """Only encoding leaves it out. Payloads of other programs may have an `_id`."""
 
     @attrs.frozen
     class Document:

@@ -68,7 +68,7 @@ def call(app: Lightbus, body: bytes = BODY) -> Any:
     return anyio.run(run)
 
 
-# --- what parameters are filled with
+# --- filling parameters
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def call(app: Lightbus, body: bytes = BODY) -> Any:
     ],
     ids=str,
 )
-def test_the_payload_is_decoded_as_what_it_is_annotated_with(app: Lightbus, wanted: Any, got: object) -> None:
+def test_the_payload_is_decoded_as_its_annotation(app: Lightbus, wanted: Any, got: object) -> None:
     async def note(user):  # type: ignore[no-untyped-def]
         return user
 
@@ -104,7 +104,7 @@ def test_without_an_annotation_the_payload_is_a_plain_dict(app: Lightbus) -> Non
     assert call(app) == {"user_id": 1, "email": "a@b.c", "more": True}
 
 
-def test_the_envelope_is_given_wherever_message_stands(app: Lightbus) -> None:
+def test_the_envelope_is_passed_at_any_position(app: Lightbus) -> None:
     @app.on("user.registered")
     async def note(message: Message, user: NewUser, again: Message) -> tuple[str, int, str]:
         return message.id, user.user_id, again.source
@@ -123,7 +123,7 @@ def test_a_handler_may_take_the_envelope_alone_or_nothing_at_all(app: Lightbus) 
     async def envelope(message: Message) -> None: ...
 
 
-def test_parameters_with_defaults_are_left_to_them(app: Lightbus) -> None:
+def test_parameters_with_defaults_keep_them(app: Lightbus) -> None:
     @app.on("user.registered")
     async def note(user: NewUser, limit: int = 5, *, more: str = "x") -> tuple[int, int, str]:
         return user.user_id, limit, more
@@ -131,7 +131,7 @@ def test_parameters_with_defaults_are_left_to_them(app: Lightbus) -> None:
     assert call(app) == (1, 5, "x")
 
 
-def test_an_envelope_with_a_default_is_filled_all_the_same(app: Lightbus) -> None:
+def test_an_envelope_parameter_with_a_default_is_filled(app: Lightbus) -> None:
     @app.on("user.registered")
     async def note(user: NewUser, message: Message = NO_MESSAGE) -> str:
         return message.id
@@ -139,7 +139,7 @@ def test_an_envelope_with_a_default_is_filled_all_the_same(app: Lightbus) -> Non
     assert call(app) == "m-1"
 
 
-def test_local_classes_are_found_though_annotations_are_strings(app: Lightbus) -> None:
+def test_string_annotations_may_name_local_classes(app: Lightbus) -> None:
     @attrs.frozen
     class Local:
         user_id: int
@@ -152,7 +152,7 @@ def test_local_classes_are_found_though_annotations_are_strings(app: Lightbus) -
     assert call(app) == Local(1)
 
 
-def test_a_wrong_payload_is_a_decode_error_that_says_where(app: Lightbus) -> None:
+def test_a_wrong_payload_is_a_decode_error_with_the_path(app: Lightbus) -> None:
     @app.on("user.registered")
     async def note(user: NewUser) -> None: ...
 
@@ -162,15 +162,15 @@ def test_a_wrong_payload_is_a_decode_error_that_says_where(app: Lightbus) -> Non
         call(app, b"[]")
 
 
-# --- which functions
+# --- valid functions
 
 
 class Service:
     def __init__(self) -> None:
-        self.heard: list[int] = []
+        self.received: list[int] = []
 
     async def method(self, user: NewUser) -> int:
-        self.heard.append(user.user_id)
+        self.received.append(user.user_id)
         return user.user_id
 
     def plain_method(self, user: NewUser) -> int:
@@ -213,7 +213,7 @@ def timed(function: Callable[..., Awaitable[int]]) -> Callable[..., Awaitable[in
 
 
 def logged(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As many decorators do: a plain function, also around an async one."""
+    """Like many decorators: a sync wrapper, also around an async function."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -231,14 +231,14 @@ class DecoratedByObject:
         return await self.function(*args)
 
 
-async def hear(user: NewUser) -> int:
+async def handle(user: NewUser) -> int:
     return user.user_id
 
 
 @pytest.mark.parametrize(
     "function",
     [
-        hear,
+        handle,
         plain,
         Service().method,
         Service().plain_method,
@@ -250,12 +250,12 @@ async def hear(user: NewUser) -> int:
         functools.partial(functools.partial(with_more, "a"), suffix="z"),
         functools.partial(plain),
         functools.partial(AsyncObject()),
-        timed(hear),
-        timed(timed(hear)),
-        logged(hear),
+        timed(handle),
+        timed(timed(handle)),
+        logged(handle),
         logged(plain),
-        functools.partial(timed(hear)),
-        DecoratedByObject(hear),
+        functools.partial(timed(handle)),
+        DecoratedByObject(handle),
     ],
     ids=lambda function: getattr(function, "__qualname__", type(function).__name__),
 )
@@ -267,19 +267,19 @@ def test_anything_that_can_be_called_with_the_payload_is_a_handler(app: Lightbus
 @pytest.mark.parametrize(
     ("function", "is_async"),
     [
-        (hear, True),
+        (handle, True),
         (AsyncObject(), True),
         (functools.partial(AsyncObject()), True),
-        (DecoratedByObject(hear), True),
+        (DecoratedByObject(handle), True),
         (plain, False),
         (PlainObject(), False),
         (functools.partial(plain), False),
-        (timed(hear), True),
-        (logged(hear), False),
+        (timed(handle), True),
+        (logged(handle), False),
     ],
     ids=lambda value: getattr(value, "__qualname__", type(value).__name__),
 )
-def test_what_is_not_async_runs_in_a_thread(app: Lightbus, function: Callable[..., Any], is_async: bool) -> None:
+def test_sync_callables_run_in_a_thread(app: Lightbus, function: Callable[..., Any], is_async: bool) -> None:
     app.on("user.registered")(function)
     assert registered(app).is_async is is_async
 
@@ -304,12 +304,12 @@ def test_a_generator_is_refused(app: Lightbus, function: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize("thing", [5, "note", None, NewUser], ids=repr)
-def test_what_cannot_be_called_as_a_function_is_refused(app: Lightbus, thing: Any) -> None:
+def test_values_that_are_not_functions_are_refused(app: Lightbus, thing: Any) -> None:
     with pytest.raises(errors.InvalidHandler, match="not a function"):
         app.on("user.registered")(thing)
 
 
-# --- what cannot be filled
+# --- invalid functions
 
 
 async def two_payloads(user: NewUser, other: dict[str, Any]) -> None: ...
@@ -353,7 +353,7 @@ async def alike(user: NewUser | DataclassUser) -> None: ...
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_parameter_that_cannot_be_filled_is_named_at_decoration(
+def test_a_parameter_that_cannot_be_filled_is_refused_at_registration(
     app: Lightbus, function: Callable[..., Any], words: str
 ) -> None:
     with pytest.raises(errors.InvalidHandler, match=words) as caught:
@@ -362,10 +362,10 @@ def test_a_parameter_that_cannot_be_filled_is_named_at_decoration(
     assert app.handlers == {}, "what was refused is not registered"
 
 
-# --- what it hears
+# --- patterns
 
 
-def test_a_handler_hears_its_patterns_from_its_source(app: Lightbus) -> None:
+def test_a_handler_matches_its_patterns_and_its_source(app: Lightbus) -> None:
     @app.on("user.*", "invoice.#", source="auth")
     async def note(user: NewUser) -> None: ...
 
@@ -377,7 +377,7 @@ def test_a_handler_hears_its_patterns_from_its_source(app: Lightbus) -> None:
     assert not handler.matches("shop", "user.registered")
 
 
-def test_an_event_class_stands_for_its_name_and_a_name_counts_once(app: Lightbus) -> None:
+def test_an_event_class_is_the_same_as_its_name(app: Lightbus) -> None:
     @app.event("user.moved")
     class UserMoved:
         id: int
@@ -388,13 +388,13 @@ def test_an_event_class_stands_for_its_name_and_a_name_counts_once(app: Lightbus
     assert registered(app).patterns == ("user.moved", "user.left")
 
 
-def test_a_class_that_is_no_event_cannot_be_heard(app: Lightbus) -> None:
+def test_on_a_class_that_is_not_an_event_is_an_error(app: Lightbus) -> None:
     with pytest.raises(errors.InvalidHandler, match="NewUser is not an event class"):
-        app.on(NewUser)(hear)
+        app.on(NewUser)(handle)
 
 
-def test_the_defaults_are_the_apps(app: Lightbus) -> None:
-    app.on("user.registered")(hear)
+def test_options_default_to_those_of_the_app(app: Lightbus) -> None:
+    app.on("user.registered")(handle)
     handler = registered(app)
     assert (handler.retry, handler.timeout, handler.concurrency, handler.queue) == (Retry(), 60.0, None, "main")
-    assert (handler.name, handler.function) == ("hear", hear)
+    assert (handler.name, handler.function) == ("handle", handle)

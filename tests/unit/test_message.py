@@ -1,4 +1,4 @@
-"""Ids and the values that users meet."""
+"""Ids, `Message` and `Receipt`."""
 
 from __future__ import annotations
 

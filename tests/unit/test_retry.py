@@ -1,4 +1,4 @@
-"""What becomes of a delivery whose handler failed."""
+"""What happens to a delivery whose handler failed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lightbus.retry import DeadLetter, RetryIn
 delays = st.lists(st.floats(0.001, MAX_DELAY), max_size=8)
 
 
-def test_the_ladder_is_climbed_step_by_step_and_ends_in_a_dead_letter() -> None:
+def test_each_delay_is_used_once_and_then_the_event_is_dead_lettered() -> None:
     retry = Retry(delays=(1, 5, 30))
     error = ValueError()
     decisions = [retry.decide(error, attempt) for attempt in range(1, 6)]
     assert decisions == [RetryIn(1, 1), RetryIn(5, 5), RetryIn(30, 30), DeadLetter(error), DeadLetter(error)]
 
 
-def test_the_default_ladder_takes_about_a_quarter_of_an_hour() -> None:
+def test_the_default_delays_add_up_to_about_a_quarter_of_an_hour() -> None:
     assert Retry().delays == (1, 5, 30, 120, 600)
     assert Retry().jitter == 0
 
@@ -43,7 +43,7 @@ def test_only_the_named_errors_are_retried() -> None:
 
 
 @pytest.mark.parametrize("error", [Reject("no"), errors.DecodeError("no")], ids=repr)
-def test_what_can_never_be_handled_is_not_retried_whatever_the_policy_says(error: Exception) -> None:
+def test_final_errors_are_never_retried(error: Exception) -> None:
     assert Retry(on=BaseException).decide(error, 1) == DeadLetter(error)
 
 
@@ -59,16 +59,16 @@ def test_a_handler_that_ends_the_process_is_not_retried_unless_asked_for() -> No
 
 @given(delays, st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True), st.integers(1, 10))
 def test_jitter_shortens_a_delay_by_its_part_at_most_and_keeps_the_step(
-    ladder: list[float], jitter: float, part: float, attempt: int
+    schedule: list[float], jitter: float, part: float, attempt: int
 ) -> None:
-    decision = Retry(ladder, jitter=jitter).decide(ValueError(), attempt, part=lambda: part)
+    decision = Retry(schedule, jitter=jitter).decide(ValueError(), attempt, part=lambda: part)
     match decision:
         case RetryIn(delay, expiration):
-            assert delay == ladder[attempt - 1]
+            assert delay == schedule[attempt - 1]
             assert delay * (1 - jitter) * (1 - 1e-9) <= expiration <= delay
             assert expiration > 0
         case DeadLetter():
-            assert attempt > len(ladder)
+            assert attempt > len(schedule)
 
 
 def test_jitter_is_random() -> None:
@@ -113,7 +113,7 @@ def test_jitter_is_random() -> None:
     ],
     ids=str,
 )
-def test_an_option_outside_of_what_it_can_be_is_refused_by_its_name_and_value(options: dict[str, Any]) -> None:
+def test_an_invalid_option_is_refused_with_its_name_and_value(options: dict[str, Any]) -> None:
     with pytest.raises(errors.InvalidOption, match="Retry: ") as caught:
         Retry(**options)
     (value,) = options.values()
@@ -122,9 +122,9 @@ def test_an_option_outside_of_what_it_can_be_is_refused_by_its_name_and_value(op
 
 
 @given(delays)
-def test_any_ladder_of_seconds_within_30_days_is_taken(ladder: list[float]) -> None:
-    assert Retry(ladder).delays == tuple(ladder)
-    assert Retry(tuple(ladder)) == Retry(ladder)
+def test_any_delays_up_to_30_days_are_accepted(schedule: list[float]) -> None:
+    assert Retry(schedule).delays == tuple(schedule)
+    assert Retry(tuple(schedule)) == Retry(schedule)
 
 
 def test_a_policy_is_a_value() -> None:
@@ -149,7 +149,7 @@ def test_one_member_of_a_group_that_is_not_retried_is_the_reason_for_a_dead_lett
         assert retry.decide(group, 1) == DeadLetter(final)
 
 
-def test_a_group_is_retried_where_each_of_its_members_is() -> None:
+def test_a_group_is_retried_if_all_its_members_are() -> None:
     retry, other = Retry(delays=(1,), on=(OSError, LookupError)), ValueError()
     assert isinstance(retry.decide(ExceptionGroup("all", [TimeoutError(), KeyError()]), 1), RetryIn)
     nested = ExceptionGroup("all", [ExceptionGroup("in it", [OSError()]), KeyError()])
@@ -163,7 +163,7 @@ def test_a_group_can_be_named_itself() -> None:
     assert Retry(delays=(1,), never=ExceptionGroup).decide(group, 1) == DeadLetter(group)
 
 
-def test_a_group_that_has_failed_for_the_last_time_is_named_by_its_one_member_or_itself() -> None:
+def test_after_the_last_attempt_a_group_of_one_is_reported_as_its_member() -> None:
     error, both = OSError(), ExceptionGroup("both", [OSError(), ValueError()])
     assert Retry.none().decide(ExceptionGroup("one", [ExceptionGroup("one", [error])]), 1) == DeadLetter(error)
     assert Retry.none().decide(both, 1) == DeadLetter(both)

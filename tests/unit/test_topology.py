@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lightbus import errors
 from lightbus.options import MAX_DELAY
+from lightbus.transport import Publication
 from lightbus.wire import topology
 from lightbus.wire.topology import Binding, ConsumedQueue, Topology
 
@@ -35,7 +36,7 @@ DEAD_LETTERING = {
 }
 
 
-# --- what is declared
+# --- declarations
 
 
 def test_an_app_that_only_publishes_has_an_exchange_bound_to_the_bus() -> None:
@@ -53,7 +54,7 @@ def test_the_bus_exchange_is_an_internal_topic_and_the_only_internal_one() -> No
     assert not any(exchange.internal for exchange in others)
 
 
-def test_queues_have_the_arguments_that_the_design_promises() -> None:
+def test_queues_have_the_documented_arguments() -> None:
     wanted = topology.consuming("billing", [MAIN, SLOW], "quorum")
     work = {"x-queue-type": "quorum", **DEAD_LETTERING, "x-dead-letter-routing-key": "dead", "x-delivery-limit": 20}
     step = {"x-queue-type": "quorum", **DEAD_LETTERING}
@@ -70,7 +71,7 @@ def test_queues_have_the_arguments_that_the_design_promises() -> None:
     assert [exchange.name for exchange in wanted.shared] == ["lightbus", "auth"]
 
 
-def test_every_queue_is_bound_so_that_a_copy_comes_back_to_where_it_came_from() -> None:
+def test_a_retried_copy_returns_to_the_queue_it_came_from() -> None:
     wanted = topology.consuming("billing", [MAIN, SLOW], "quorum")
     internal = {binding.key: binding.destination for binding in wanted.bindings if binding.source == "billing.internal"}
     assert internal == {
@@ -87,14 +88,14 @@ def test_every_queue_is_bound_so_that_a_copy_comes_back_to_where_it_came_from() 
         assert target is None or target in internal, f"{queue.name} dead-letters to nowhere"
 
 
-def test_what_is_heard_is_bound_from_the_bus_or_from_the_one_app() -> None:
+def test_patterns_are_bound_to_the_bus_or_to_the_source() -> None:
     wanted = topology.consuming("billing", [MAIN], "quorum")
-    heard = {
+    received = {
         (one.source, one.key)
         for one in wanted.bindings
         if one.destination == "billing.main" and one.source != "billing.internal"
     }
-    assert heard == {("lightbus", "user.*"), ("auth", "user.deleted")}
+    assert received == {("lightbus", "user.*"), ("auth", "user.deleted")}
 
 
 def test_bindings_and_queues_are_declared_once_each() -> None:
@@ -103,13 +104,13 @@ def test_bindings_and_queues_are_declared_once_each() -> None:
     assert len(keys) == len({str(key) for key in keys})
 
 
-def test_an_app_may_hear_itself_without_asking_for_its_own_exchange_passively() -> None:
+def test_an_app_that_subscribes_to_itself_does_not_declare_its_exchange_passively() -> None:
     own = ConsumedQueue("billing", "main", (("billing", "invoice.*"),), ())
     wanted = topology.consuming("billing", [own], "quorum")
     assert [exchange.name for exchange in wanted.shared] == ["lightbus"]
 
 
-def test_classic_queues_ask_for_nothing_that_only_quorum_queues_have() -> None:
+def test_classic_queues_have_no_arguments_of_quorum_queues() -> None:
     wanted = topology.consuming("billing", [MAIN, SLOW], "classic")
     for name, arguments in queues(wanted).items():
         assert arguments["x-queue-type"] == "classic", name
@@ -216,8 +217,18 @@ def test_a_delayed_event_waits_exactly_its_delay_and_is_due(seconds: int) -> Non
     assert due == {("billing", False), ("billing.delay.unheard", True)}
 
 
+@given(st.integers(1, MAX_DELAY))
+def test_a_delayed_publication_keeps_its_content_and_its_delay_can_be_read_back(seconds: int) -> None:
+    plain = Publication("billing", "invoice.due", b"{}", {"headers": {"tenant": "a"}, "message_id": "m-1"})
+    delayed, level = topology.delayed(plain, seconds)
+    assert (delayed.exchange, delayed.routing_key, delayed.body) == (f"billing.delay.{level}", "invoice.due", b"{}")
+    assert (delayed.properties["message_id"], delayed.properties["headers"]["tenant"]) == ("m-1", "a")
+    assert topology.delay_of(delayed.properties["headers"]) == seconds
+    assert topology.delay_of({"tenant": "a"}) == 0
+
+
 @given(st.integers(1, MAX_DELAY), st.integers(0, topology.DELAY_LEVELS - 1))
-def test_levels_that_are_declared_already_stay_as_they_are(seconds: int, other: int) -> None:
+def test_levels_that_exist_do_not_change(seconds: int, other: int) -> None:
     few, more = sorted((topology.delay_level(seconds), other))
     small, large = topology.delaying("billing", few, "quorum"), topology.delaying("billing", more, "quorum")
     assert queues(small).items() <= queues(large).items()
