@@ -238,7 +238,10 @@ def _search(info: Any, path: str, seen: set[type]) -> tuple[str, str] | None:
     if isinstance(info, (msgspec.inspect.CustomType, msgspec.inspect.RawType, msgspec.inspect.ExtType)):
         return path, getattr(getattr(info, "cls", None), "__name__", type(info).__name__)
     if isinstance(info, msgspec.inspect.DictType) and not _may_be_key(info.key_type):
-        return path, f"dict with keys that are no text or number ({type(info.key_type).__name__.removesuffix('Type')})"
+        return (
+            path,
+            f"dict with keys that are not strings or numbers ({type(info.key_type).__name__.removesuffix('Type')})",
+        )
     cls = getattr(info, "cls", None)
     if isinstance(cls, type) and hasattr(info, "fields"):
         if cls in seen:  # a recursive class, such as a tree

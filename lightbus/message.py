@@ -34,7 +34,7 @@ class Message:
     correlation_id: str
     """The id of the first event in the chain that led here."""
     causation_id: str | None
-    """The id of the event whose handler published this one; None where no handler did."""
+    """The id of the event whose handler published this one; None if no handler did."""
     headers: Mapping[str, Any]
     """The custom headers that the publisher set."""
     body: bytes
@@ -51,7 +51,7 @@ class Receipt:
     """The event's id: `Message.id` where it is handled."""
     routed: bool
     """False if no queue anywhere was bound for it, so it was dropped. Not an error.
-    Always True with a delay, whose own queue takes it."""
+    Always True with a delay: the delay queue takes it."""
 
 
 # Ids must be unique, not secret, so this generator is enough: `os.urandom` would cost a system call per event.

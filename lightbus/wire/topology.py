@@ -310,10 +310,10 @@ def delaying(app: str, highest_level: int, queue_type: QueueType) -> Topology:
     messages that no queue takes, so 32 delayed events without a subscriber would stop all later ones.
     """
     due = f"{app}.delay.due"
-    unheard = f"{app}.delay.unheard"
+    discarding = f"{app}.delay.unheard"
     exchanges = [_exchange(due, "topic")]
-    queues = [_queue(unheard, "classic", {"x-message-ttl": 0})]
-    bindings = [Binding(due, app, "#"), Binding(due, unheard, "#", to_queue=True)]
+    queues = [_queue(discarding, "classic", {"x-message-ttl": 0})]
+    bindings = [Binding(due, app, "#"), Binding(due, discarding, "#", to_queue=True)]
     for level in range(highest_level + 1):
         name = delay_exchange(app, level)
         lower = delay_exchange(app, level - 1) if level else due

@@ -160,7 +160,7 @@ class Colour(enum.Enum):
         (complex, ("complex",)),
         (Iterator[int], ("x",)),
         (str | bytes, ("more than one str-like type",)),
-        (dict[tuple[int, int], str], ("x", "dict with keys that are no text or number (Tuple)")),
+        (dict[tuple[int, int], str], ("x", "dict with keys that are not strings or numbers (Tuple)")),
         (dict[str, dict[list[int], str]], ("x", "dict with keys")),
         (dict[bool, str], ("x", "dict with keys")),
         (Colour, ("Enums must contain",)),
