@@ -19,6 +19,7 @@ from lightbus.connection.diagnosis import LOST
 from lightbus.connection.loop_reader import Loop
 from lightbus.consuming.credit import Credit
 from lightbus.consuming.deliveries import Deliveries
+from lightbus.consuming.retired import RetiredChannels
 from lightbus.consuming.subscription import Subscription
 from lightbus.consuming.watchdog import Watch
 from lightbus.transport import Channel, Connection, Delivery
@@ -26,8 +27,6 @@ from lightbus.wire import codec
 
 logger = logging.getLogger("lightbus")
 
-RETIRED = 3
-"""Channels of a queue, at most, on which nothing more arrives, and that stay open until their events are settled."""
 FILLED_WITHIN = 0.05
 """Seconds that acks wait at most until a consumer that is to be replaced holds all that it may."""
 SUSPECT = 2
@@ -73,8 +72,7 @@ class Consumer:
         self.channel: Channel | None = None
         self.deliveries = Deliveries()
         """Those of the present channel."""
-        self.retired: dict[Channel, int] = {}
-        """Open channels that a fault has replaced, and how many of their deliveries are not settled."""
+        self.retired = RetiredChannels()
         self.consumer_tag = ""
         self.fault: str | None = None
         """Why the subscription has ended. It must be made again."""
@@ -142,7 +140,7 @@ class Consumer:
         """There is no channel until `begin`. The present one may have `retired` deliveries left to settle."""
         if retired:
             assert self.channel is not None
-            self.retired[self.channel] = retired
+            self.retired.add(self.channel, retired)
         self.channel, self.consumer_tag = None, ""
         self.deliveries.end()
         self._update_channels()
@@ -184,14 +182,11 @@ class Consumer:
         self.end(retired=left)
         if not left:
             channel.close()
-        while len(self.retired) > RETIRED:
-            oldest = next(iter(self.retired))
-            self._forget(oldest)
-            oldest.close()
+        self.close_retired()
 
     def close_retired(self) -> None:
-        """Close the retired channels on which all deliveries are settled."""
-        for channel in [channel for channel, left in self.retired.items() if not left]:
+        """Close the retired channels that are no longer needed."""
+        for channel in self.retired.closable():
             self._forget(channel)
             channel.close()
 
@@ -237,7 +232,7 @@ class Consumer:
 
     def _forget(self, retired: Channel) -> None:
         """This one is closed."""
-        self.retired.pop(retired, None)
+        self.retired.forget(retired)
         self._update_channels()
 
     def _update_channels(self) -> None:
@@ -352,7 +347,8 @@ class Consumer:
         while settled:
             delivery, accepted = settled.popleft()
             if delivery.channel is not channel:
-                self._settle_retired(delivery, accepted)
+                if self.retired.settle(delivery, accepted):
+                    self._owner.wake()  # to close it
             elif accepted:
                 tags.append(delivery.delivery_tag)
             else:
@@ -377,19 +373,6 @@ class Consumer:
     def send_all_acks(self) -> None:
         while self.send_acks():  # what it holds back for earlier ones goes the next time
             pass
-
-    def _settle_retired(self, delivery: Delivery, accepted: bool) -> None:
-        channel = delivery.channel
-        left = self.retired.get(channel)
-        if not left:
-            return  # its channel has ended: the broker delivers it again
-        if accepted:
-            channel.basic_ack(delivery.delivery_tag)
-        else:
-            channel.basic_reject(delivery.delivery_tag, requeue=False)
-        self.retired[channel] = left - 1
-        if left == 1:
-            self._owner.wake()  # to be closed
 
     # --- the watchdog
 

@@ -62,7 +62,7 @@ class Busy:
         (consumer,) = bus.consumers["billing"]
         self.go_on.set()
         await eventually(lambda: [queue_consumer.in_hand for queue_consumer in consumer.consumers], [0, 0])
-        await eventually(lambda: [queue_consumer.retired for queue_consumer in consumer.consumers], [{}, {}])
+        await eventually(lambda: [len(queue_consumer.retired) for queue_consumer in consumer.consumers], [0, 0])
         await bus.quiet(self.billing)
         assert set(self.begun.values()) == {1}, self.begun
         assert consumer.connection.epoch == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from lightbus.consuming.deliveries import Deliveries
+from lightbus.consuming.retired import MOST, RetiredChannels
 from lightbus.transport import Channel, Delivery
 
 
@@ -59,3 +60,39 @@ def test_what_a_closed_channel_still_appends_goes_nowhere() -> None:
     deliveries.end()
     append(Delivery(cast(Channel, None), 1, False, "", "", {}, b""))
     assert deliveries.take() == []
+
+
+class Settled:
+    """A channel that notes what is settled on it."""
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        self.done.append(delivery_tag)
+
+    def basic_reject(self, delivery_tag: int, *, requeue: bool) -> None:
+        self.done.append(-delivery_tag)
+
+
+def on(channel: object, tag: int) -> Delivery:
+    return Delivery(cast(Channel, channel), tag, False, "", "", {}, b"")
+
+
+def test_a_retired_channel_may_be_closed_once_its_deliveries_are_settled() -> None:
+    retired, channel = RetiredChannels(), Settled()
+    retired.add(cast(Channel, channel), 2)
+    assert retired.closable() == []
+    assert [retired.settle(on(channel, 7), True), retired.settle(on(channel, 8), False)] == [False, True]
+    assert channel.done == [7, -8]
+    assert retired.closable() == [channel]
+    retired.forget(cast(Channel, channel))
+    assert not retired.settle(on(channel, 9), True)
+    assert channel.done == [7, -8]
+
+
+def test_of_many_retired_channels_the_oldest_is_closed() -> None:
+    retired, channels = RetiredChannels(), [Settled() for _ in range(MOST + 1)]
+    for channel in channels:
+        retired.add(cast(Channel, channel), 1)
+    assert retired.closable() == channels[:1]

@@ -63,6 +63,7 @@ INNER_ORDER = {
         "coroutines",
         "subscription",
         "deliveries",
+        "retired",
         "consumer",
         "connection",
         "turns",
