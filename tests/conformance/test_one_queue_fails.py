@@ -56,6 +56,9 @@ class Busy:
             await eventually(lambda: self.begun[-1], 1)
             await self.shop.publish_many([OrderPlaced(number=number) for number in range(MANY)])
             await eventually(lambda: sum(self.begun.values()), MANY + 1)
+            (consumer,) = bus.consumers["billing"]
+            # From here on the prefetch does not change: a consumer is replaced only while it is full.
+            await eventually(lambda: [queue_consumer.full for queue_consumer in consumer.consumers], [False, False])
             yield bus
 
     async def end_all(self, bus: Bus) -> None:
@@ -153,7 +156,7 @@ async def test_what_is_in_hand_of_a_deleted_queue_is_handled_once(busy: Busy, ca
         await busy.end_all(bus)
     lost = [one for one in caplog.messages if "lost" in one]
     assert len(lost) == 1
-    assert "queue_consumer to 'billing.main' lost (the broker cancelled the consumer" in lost[0]
+    assert "subscription to 'billing.main' lost (the broker cancelled the consumer" in lost[0]
     assert "Events in progress are not affected." in lost[0]
 
 
