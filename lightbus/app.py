@@ -32,16 +32,16 @@ from lightbus.wire.topology import BUS, MAIN, ConsumedQueue, QueueType
 # Modules that connect are imported on first use: kombu and py-amqp would double the time of `import lightbus`.
 if TYPE_CHECKING:
     from lightbus.connection.dial import BrokerAddresses
-    from lightbus.consuming.connection import Subscription
     from lightbus.consuming.dispatcher import Dispatcher
+    from lightbus.consuming.subscription import SubscriptionConfig
     from lightbus.publishing.publisher import Publisher
 
 PUBLISH_TIMEOUT = 10.0
 """Seconds."""
 PREFETCH = 200
 """RabbitMQ recommends 100 to 300 for throughput: enough to hide the round trip and to ack many deliveries at once. When
-a worker dies, the broker counts a return for each delivery in its prefetch (the limit is 20), so `ConsumerConnection`
-lowers the prefetch while events arrive that came back."""
+a worker dies, the broker counts a return for each delivery in its prefetch (the limit is 20), so `Consumer` lowers
+the prefetch while events arrive that came back."""
 CONCURRENCY = 32
 
 refuse_outsider: Callable[[Lightbus], None] | None = None
@@ -471,14 +471,14 @@ class Lightbus:
 
     def subscriptions(
         self, *, queues: Sequence[str] = (), prefetch: int | None = None, concurrency: int | None = None
-    ) -> list[Subscription]:
-        """One subscription for each queue, for a consumer.
+    ) -> list[SubscriptionConfig]:
+        """The queues that a worker consumes, and how.
 
         Raises:
             errors.InvalidOption: a queue that the app does not have.
         """
         from lightbus.consuming import credit
-        from lightbus.consuming.connection import Subscription
+        from lightbus.consuming.subscription import SubscriptionConfig
 
         known = self.queue_suffixes()
         for queue in queues:
@@ -486,10 +486,10 @@ class Lightbus:
                 raise errors.InvalidOption(f"app {self.name!r} has no queue {queue!r}. It has: {', '.join(known)}.")
         wanted = list(dict.fromkeys(queues) or known)
         return [
-            Subscription(
-                topology.queue_name(self.name, suffix),
-                suffix,
-                [one for one in self.handlers.values() if one.queue == suffix],
+            SubscriptionConfig(
+                name=topology.queue_name(self.name, suffix),
+                suffix=suffix,
+                handlers={one.name: one for one in self.handlers.values() if one.queue == suffix},
                 prefetch=self.prefetch
                 if prefetch is None
                 else options.check_count(prefetch, "worker", "prefetch", 65535),

@@ -1,15 +1,16 @@
-"""All that `lightbus.testing` overrides or reads of what other packages keep private. Nothing else in it does.
+"""All that `lightbus.testing` overrides of the internals of other packages. Nothing else in it does.
 
 A test bus needs to know what its apps publish and how each handler run ends. Lightbus has no public hooks for that yet,
-so these classes override private methods and report to an `Observer`:
+so these classes override internal methods and report to an `Observer`:
 
 | class | member | why |
 |---|---|---|
 | `ObservedPublisher` | `Publisher._finish` | a message is confirmed, returned or failed |
 | | `Publisher._busy` | whether messages wait for their confirms |
-| `ObservedDispatcher` | `Dispatcher._settle` | a handler returned: reported before the broker gets the ack |
-| | `Dispatcher._handle_failure` | a handler failed: reported before it is retried or dead-lettered |
-| | `Dispatcher._slots` | which handlers are running now |
+| `ObservedRunner` | `QueueRunner.settle` | a handler returned: reported before the broker gets the ack |
+| | `QueueRunner.handle_failure` | a handler failed: reported before it is retried or dead-lettered |
+| `ObservedDispatcher` | `Dispatcher.Runner` | makes it use `ObservedRunner` |
+| | `QueueRunner.slots` | which handlers are running now |
 | `HostedWorker` | `Worker._lifespan` | `TestBus(lifespan=False)` |
 """
 
@@ -23,8 +24,13 @@ from typing import Protocol
 
 from lightbus.app import Lightbus
 from lightbus.connection.dial import BrokerAddresses
-from lightbus.consuming.connection import HandlerRun, Subscription
+from lightbus.consuming.connection import ConsumerConnection
+from lightbus.consuming.consumer import Consumer
 from lightbus.consuming.dispatcher import Dispatcher
+from lightbus.consuming.failure import Failures
+from lightbus.consuming.runner import QueueRunner
+from lightbus.consuming.subscription import HandlerRun
+from lightbus.consuming.timeouts import copied
 from lightbus.handler import Handler
 from lightbus.publishing.publisher import PendingPublish, Publisher
 from lightbus.transport import Delivery, Publication
@@ -70,11 +76,40 @@ class ObservedPublisher(Publisher):
         super()._finish(pending)
 
 
-class ObservedDispatcher(Dispatcher):
-    """An app's dispatcher, which reports the end of each handler run.
+class ObservedRunner(QueueRunner):
+    """Runs the handlers of a queue, and reports the end of each run.
 
     It reports before the broker learns of it. So `drain`, which asks the broker, never returns too early.
     """
+
+    observer: Observer
+    observed_app: Lightbus
+
+    def __init__(self, app: str, consumer: Consumer, connection: ConsumerConnection, failures: Failures) -> None:
+        super().__init__(app, consumer, connection, failures)
+        self._failing: set[int] = set()
+        """The runs (by identity) that `handle_failure` will settle."""
+
+    def settle(self, run: HandlerRun, *, accepted: bool = True) -> None:
+        delivery, handler, _ = run
+        if handler is not None and id(run) not in self._failing:
+            self.observer.handled(self.observed_app, handler, delivery)
+        super().settle(run, accepted=accepted)
+
+    async def handle_failure(self, run: HandlerRun, error: BaseException) -> None:
+        delivery, handler, _ = run
+        self.observer.failed(self.observed_app, handler, delivery, error)
+        self._failing.add(id(run))
+        try:
+            await super().handle_failure(run, error)
+        finally:
+            self._failing.discard(id(run))
+
+
+class ObservedDispatcher(Dispatcher):
+    """An app's dispatcher, with observed runners."""
+
+    Runner = ObservedRunner
 
     def __init__(self, app: Lightbus, observer: Observer) -> None:
         super().__init__(
@@ -85,32 +120,13 @@ class ObservedDispatcher(Dispatcher):
             publisher=app.publisher,
             retry=app.retry,
         )
-        self._observed_app = app
-        self._observer = observer
-        self._failing: set[int] = set()
-        """The runs (by identity) that `_handle_failure` will settle."""
-
-    def _settle(self, subscription: Subscription, job: HandlerRun, *, accepted: bool = True) -> None:
-        delivery, handler, _ = job
-        if handler is not None and id(job) not in self._failing:
-            self._observer.handled(self._observed_app, handler, delivery)
-        super()._settle(subscription, job, accepted=accepted)
-
-    async def _handle_failure(self, subscription: Subscription, job: HandlerRun, error: BaseException) -> None:
-        delivery, handler, _ = job
-        self._observer.failed(self._observed_app, handler, delivery, error)
-        self._failing.add(id(job))
-        try:
-            await super()._handle_failure(subscription, job, error)
-        finally:
-            self._failing.discard(id(job))
+        for runner in self.runners:
+            assert isinstance(runner, ObservedRunner)
+            runner.observer, runner.observed_app = observer, app
 
     def running_now(self) -> list[tuple[Handler, Delivery, float]]:
         """The running handlers, each with its delivery and for how many seconds it has run. From any thread."""
-        while True:
-            with contextlib.suppress(RuntimeError):  # the loop changed the set meanwhile: try again
-                runs = [(slot.job, slot.deadline) for slot in self._slots]
-                break
+        runs = [(slot.run, slot.deadline) for runner in self.runners for slot in copied(runner.slots)]
         now = time.monotonic()
         return [
             (run[1], run[0], max(0.0, now - deadline + run[1].timeout))

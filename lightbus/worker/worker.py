@@ -167,15 +167,11 @@ class Worker:
 
     def left_behind(self) -> list[str]:
         """The names of the handlers that run on though their time is over and their event is decided on."""
-        return [
-            late.handler for subscription in self.consumer.subscriptions for late in self.consumer.late(subscription)[1]
-        ]
+        return [late.handler for runner in self.consumer.runners for late in self.consumer.late(runner)[1]]
 
     def in_flight(self) -> list[str]:
         """The names of the running handlers. From any thread, also while the event loop is blocked."""
-        while True:
-            with contextlib.suppress(RuntimeError):  # the loop changed the set meanwhile: look again
-                return self.consumer.in_flight
+        return self.consumer.in_flight
 
 
 def _only(error: BaseException) -> BaseException:
