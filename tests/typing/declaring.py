@@ -1,6 +1,6 @@
-"""Read by type checkers, never run: what `@app.event` and `@app.on` make of classes and functions.
+"""Read by type checkers, never run: the types of `@app.event` and `@app.on`.
 
-Lines that must be errors have an ignore for each checker. An ignore that is not needed is an error, too.
+A line that must be an error has an ignore comment for each checker. An unnecessary ignore comment is an error, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ app = Lightbus(
 )
 
 # --- a plain class
-# pyright follows `dataclass_transform` through the method. mypy does not, and does not know the constructor:
+# pyright supports `dataclass_transform` on a method. mypy does not, and finds no constructor:
 # with mypy, stack `@app.event` over `@attrs.frozen`, as below.
 
 
@@ -49,7 +49,7 @@ def frozen(paid: InvoicePaid) -> None:
     paid.amount = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
-# --- a class of another kind is taken as it is, by both
+# --- classes of other kinds are unchanged for both checkers
 
 
 @app.event

@@ -1,4 +1,4 @@
-"""Read by type checkers, never run: the types in a test of an application."""
+"""Read by type checkers, never run: the types of `lightbus.testing`."""
 
 from collections.abc import Callable
 from typing import Any, assert_type
