@@ -7,7 +7,6 @@ handler blocks the event loop, which is why a thread, not the loop, brings the w
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import logging
 import math
@@ -155,7 +154,7 @@ class Worker:
         """What this app's handlers hear that is almost, but not quite, what the app says: typing errors, mostly."""
         app = self.app
         return [
-            f"{one.name} subscribes to {pattern!r}. This app publishes {near[0]!r}: did you mean that? Pass the "
+            f"{one.name} subscribes to {pattern!r}. This app publishes {near!r}: did you mean that? Pass the "
             "event's class instead of its name to avoid typos; if another app publishes it, set source=."
             for one in app.handlers.values()
             for pattern in one.patterns
@@ -163,7 +162,7 @@ class Worker:
             and pattern not in app.events
             and "*" not in pattern
             and "#" not in pattern
-            and (near := difflib.get_close_matches(pattern, app.events, n=1, cutoff=0.85))
+            and (near := errors.nearest(pattern, app.events, cutoff=0.85))
         ]
 
     def left_behind(self) -> list[str]:

@@ -15,7 +15,10 @@ import lightbus
 HOUSE = Path(lightbus.__file__).parent
 
 ORDER = [
+    "version",
     "errors",
+    "event_loop",
+    "options",
     "pattern",
     "event",
     "message",
@@ -23,6 +26,7 @@ ORDER = [
     "wire",
     "retry",
     "handler",
+    "unknown_events",
     "connection",
     "publishing",
     "consuming",
@@ -78,11 +82,11 @@ INNER_ORDER = {
     ],
     "dead_letters": ["letter", "queue", "actions"],
     "worker": ["worker", "supervisor", "health"],
-    "testing": ["records", "host", "bus"],
+    "testing": ["messages", "records", "apps", "recorder", "overrides", "host", "session", "drain", "bus"],
 }
 """The same within a package."""
 
-TRANSPORTS = {"errors", "pattern", "transport"}
+TRANSPORTS = {"version", "errors", "pattern", "transport"}
 """What the transports themselves may import."""
 
 HEAVY = {

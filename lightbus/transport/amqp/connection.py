@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import itertools
 import platform
 import select
@@ -36,6 +35,7 @@ from amqp import serialization, spec
 from lightbus import errors
 from lightbus.transport import Delivery, Publication, Unencodable
 from lightbus.transport.amqp import wire as wire
+from lightbus.version import __version__
 
 CONNECT_TIMEOUT = 5.0
 OPERATION_TIMEOUT = 10.0
@@ -706,12 +706,8 @@ class Transport(kombu.transport.pyamqp.Transport):
 
 def _product() -> dict[str, str]:
     """What the broker's administrators see of us."""
-    try:
-        version = importlib.metadata.version("lightbus-amqp")
-    except importlib.metadata.PackageNotFoundError:
-        version = "(not installed)"
     driver = f"Python {platform.python_version()}, py-amqp {amqp.__version__}"
-    return {"product": "Lightbus", "product_version": version, "version": version, "platform": driver}
+    return {"product": "Lightbus", "product_version": __version__, "version": __version__, "platform": driver}
 
 
 def _ignore(*_: object) -> None:

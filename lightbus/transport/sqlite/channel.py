@@ -29,7 +29,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from typing import Any, cast
 
 import amqp
@@ -47,6 +46,7 @@ from lightbus.transport.sqlite.place import forget_memory, locate
 from lightbus.transport.sqlite.store import Outcome, Store
 from lightbus.transport.sqlite.tables import decode_table
 from lightbus.transport.sqlite.topology import Exchange, Queue
+from lightbus.version import __version__
 
 __all__ = ["Channel", "Connection", "TestControl", "Transport", "advance_clock", "forget_memory"]
 
@@ -161,7 +161,7 @@ class Transport(base.Transport):
         return connection.connected
 
     def driver_version(self) -> Any:
-        return metadata.version("lightbus-amqp")
+        return __version__
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         return uri
@@ -205,11 +205,7 @@ class Connection:
 
     @property
     def server_properties(self) -> Mapping[str, Any]:
-        try:
-            version = metadata.version("lightbus-amqp")
-        except metadata.PackageNotFoundError:  # run from its source folder
-            version = "(not installed)"
-        return {"product": "Lightbus embedded broker", "version": version}
+        return {"product": "Lightbus embedded broker", "version": __version__}
 
     @property
     def connected(self) -> bool:
