@@ -413,7 +413,9 @@ class ConsumerConnection(ConnectionThread):
     def work(self) -> float:
         connection = self.connection
         assert connection is not None
-        if self._loop is not None and self._loop.ended:  # nobody handles what is in hand: it is for others
+        if (
+            self.reading.loop is not None and self.reading.loop.ended
+        ):  # nobody handles what is in hand: it is for others
             self.stopping = True
             return 0.0
         if self.draining:
@@ -504,7 +506,7 @@ class ConsumerConnection(ConnectionThread):
     # in the event loop that reads: the same, without waiting
 
     def read_in_loop(self) -> None:
-        loop_reader = self._loop_reader
+        loop_reader = self.reading.loop_reader
         assert loop_reader is not None
         loop_reader.connection.drain_nowait()
         for subscription in self.subscriptions:
@@ -519,7 +521,7 @@ class ConsumerConnection(ConnectionThread):
 
     def settle(self, subscription: Subscription) -> None:
         """From the event loop: send the acks that are due, here if the loop reads, else in the thread."""
-        loop_reader = self._loop_reader
+        loop_reader = self.reading.loop_reader
         if subscription.acks_wait_until and not subscription.full:
             return  # the thread sends them
         if loop_reader is None or subscription.acks_wait_until or not loop_reader.take():
@@ -540,7 +542,7 @@ class ConsumerConnection(ConnectionThread):
 
     def settle_soon(self) -> None:
         """The same after this round of the loop: what other handlers settle in it goes along, in one piece."""
-        loop_reader = self._loop_reader
+        loop_reader = self.reading.loop_reader
         if loop_reader is None:
             self.wake()
         elif not self._settling_soon:

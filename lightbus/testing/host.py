@@ -21,7 +21,8 @@ from lightbus.connection.loop_reader import current_loop
 from lightbus.consuming.connection import HandlerRun, Subscription
 from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.handler import Handler
-from lightbus.publishing.publisher import PendingPublish, Publisher
+from lightbus.publishing.confirms import PendingPublish
+from lightbus.publishing.publisher import Publisher
 from lightbus.testing.records import clipped
 from lightbus.transport import Delivery, Publication
 from lightbus.wire import codec, topology
@@ -46,15 +47,13 @@ class NotedPublisher(Publisher):
         self._note = note
         super().__init__(app, broker, timeout=timeout, queue_type=queue_type)
 
-    @property
-    def busy(self) -> bool:
-        return self._busy()
-
-    def _finish(self, pending: PendingPublish) -> None:
-        publication = pending.publication
-        if pending.error is None and publication.exchange != topology.internal_name(self.app):  # no copy for a retry
-            self._note(publication, not pending.returned)
-        super()._finish(pending)
+    def finished(self, messages: Sequence[PendingPublish]) -> None:
+        for pending in messages:
+            publication = pending.publication
+            if pending.error is None and publication.exchange != topology.internal_name(
+                self.app
+            ):  # no copy for a retry
+                self._note(publication, not pending.returned)
 
 
 class NotedConsumer(Dispatcher):

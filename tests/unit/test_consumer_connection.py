@@ -89,7 +89,7 @@ def test_what_is_settled_is_acked_before_a_connection_is_replaced_that_is_well(
             raise error
 
     monkeypatch.setattr(BrokerAddresses, "connect", lambda *_, **__: notes)
-    FailsAtOnce(BrokerAddresses.parse("memory://"), "consumer", cast(Any, None), [subscription], cast(Any, None))._run()  # pyright: ignore[reportPrivateUsage]
+    FailsAtOnce(BrokerAddresses.parse("memory://"), "consumer", cast(Any, None), [subscription], cast(Any, None)).run()
     assert notes.done == expected
 
 
@@ -117,7 +117,7 @@ def test_an_arrival_wakes_the_thread_unless_it_will_look_at_the_prefetch_by_itse
     subscriber = Woken(BrokerAddresses.parse("memory://"), "consumer", cast(Any, None), [subscription], cast(Any, None))
     subscriber.hand_over_here = lambda *_: None
     subscription.begin(cast(Channel, Notes()), on_probation=False)
-    subscriber._loop_reader = cast(Any, Loop(subscription))  # pyright: ignore[reportPrivateUsage]
+    subscriber.reading.loop_reader = cast(Any, Loop(subscription))
     subscription.credit.postpone(time.monotonic())
     subscriber.read_in_loop()
     assert woken == [False]

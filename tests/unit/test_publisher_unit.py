@@ -18,7 +18,8 @@ import pytest
 from lightbus import Receipt, errors
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.message import new_id
-from lightbus.publishing.publisher import WINDOW, Publisher, _close_at_exit
+from lightbus.publishing.confirms import WINDOW
+from lightbus.publishing.publisher import Publisher, close_at_exit
 from lightbus.transport import Publication, Unencodable
 from tests.patience import LIMIT, wait_until, within
 
@@ -309,7 +310,7 @@ def test_what_nobody_waits_for_any_more_is_forgotten(publisher: Publisher, broke
         case _:
             with pytest.raises(KeyboardInterrupt):
                 publisher.publish_many_sync(cast(Sequence[Publication], interrupted()))
-    assert not publisher._waiting  # pyright: ignore[reportPrivateUsage]
+    assert not publisher.window.waiting
     broker.away.clear()
     one = publication()
     assert publisher.publish_sync(one).routed
@@ -556,7 +557,7 @@ def test_a_caller_that_was_interrupted_just_when_it_began_to_send_holds_nobody_u
     publisher.open(LIMIT)
 
     class Interrupted:
-        lock: Any = publisher._sending  # pyright: ignore[reportPrivateUsage]
+        lock: Any = publisher.sending
 
         def acquire(self, *, blocking: bool) -> bool:
             assert self.lock.acquire(blocking=True)
@@ -572,7 +573,7 @@ def test_a_caller_that_was_interrupted_just_when_it_began_to_send_holds_nobody_u
             self.lock.release()
 
     with monkeypatch.context() as patched:
-        patched.setattr(publisher, "_sending", Interrupted())
+        patched.setattr(publisher, "sending", Interrupted())
         with pytest.raises(KeyboardInterrupt):
             publisher.publish_sync(publication())
     assert publisher.publish_sync(publication()).routed
@@ -637,6 +638,6 @@ def test_a_second_interruption_ends_the_wait_at_exit_without_a_traceback(monkeyp
 
     monkeypatch.setattr(Publisher, "close", close)
     publisher = Publisher("billing", BrokerAddresses("memory://"), timeout=1, queue_type="classic")
-    _close_at_exit(publisher)
+    close_at_exit(publisher)
     at_exit[-1]()
     assert interrupted == [publisher]

@@ -1,0 +1,129 @@
+"""Who reads a connection: its own thread, or an event loop. This decides between the two, and switches."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+
+from lightbus.connection.loop_reader import Loop, LoopReader, ReadingOwner
+from lightbus.connection.wake_up import WakeUp
+from lightbus.transport import Connection
+
+TICK = 1.0
+"""Seconds between two checks of whether the loop still reads; also the time for which `keep_reading` holds."""
+
+
+class SharedReading:
+    """One reader at a time for a connection: the thread that owns it, or an event loop in its place.
+
+    An event loop offers to read (`let_loop_read`). The thread then creates a `LoopReader`, and stands by as soon as the
+    loop reads (`stand_by`). Once a second it checks whether the loop still does (`check`), and if not, reads itself.
+    """
+
+    def __init__(self, owner: ReadingOwner, wake_up: WakeUp) -> None:
+        """
+        Args:
+            wake_up: what wakes the owner's thread while it stands by.
+        """
+        self.loop: Loop | None = None
+        """The event loop that reads, or would read."""
+        self.loop_reader: LoopReader | None = None
+        self.using = threading.Lock()
+        """Its holder uses the connection: the owner's thread, or the event loop that reads."""
+        self.standing_by = False
+        """Whether the event loop reads now, and the thread does not."""
+        self._owner = owner
+        self._wake_up = wake_up
+        self._visits_seen = 0
+        self._thread_reads_until = 0.0
+
+    # --- from any thread
+
+    def let_loop_read(self, loop: Loop) -> None:
+        """From the loop's own thread: let it read the connection, unless another loop does already."""
+        if loop.can_watch and (self.loop is None or self.loop.ended):
+            self.loop = loop
+            self._owner.wake()
+
+    def keep_reading(self) -> None:
+        """A caller outside the loop waits for what arrives: for one second from now, only the thread reads."""
+        if self.loop_reader is not None:
+            self._thread_reads_until = time.monotonic() + TICK
+            if self.standing_by:
+                self._owner.wake()
+
+    # --- in the connection's thread
+
+    def present_reader(self, connection: Connection) -> LoopReader | None:
+        """The loop's reader if the loop reads now. If it does not but could, it is invited."""
+        if self.loop is None or time.monotonic() < self._thread_reads_until:
+            return None
+        loop_reader = self.loop_reader
+        if loop_reader is not None and loop_reader.loop.ended:
+            self.forget()
+            loop_reader = None
+        if self.loop.ended:
+            return None
+        if loop_reader is None:
+            watched = connection.watched()
+            if watched is None:
+                return None
+            watched.on_unsent = self._owner.wake
+            loop_reader = LoopReader(self.loop, watched, self.using, self._owner)
+            self.loop_reader, self._visits_seen = loop_reader, -1
+        if loop_reader.active:
+            return loop_reader
+        try:
+            loop_reader.invite()
+        except RuntimeError:
+            self.forget()
+        return None
+
+    def stand_by(self, loop_reader: LoopReader, timeout: float) -> None:
+        """Let the loop read, until this thread is woken or `timeout` seconds have passed.
+
+        Raises:
+            Exception: the loop's reading failed with it.
+        """
+        self.standing_by = True
+        self.using.release()
+        try:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, which `check` finds
+                loop_reader.invite()
+            if not self._owner.stopping:
+                self._wake_up.wait(timeout)
+        finally:
+            self.using.acquire()
+            self.standing_by = False
+        if loop_reader.error is not None:
+            raise loop_reader.error
+
+    def check(self, connection: Connection) -> None:
+        """Once a second: does the loop still read? If it has not, the thread reads until the loop is back."""
+        loop_reader = self.loop_reader
+        if loop_reader is None or not loop_reader.active or time.monotonic() < self._thread_reads_until:
+            return
+        if loop_reader.visits == self._visits_seen:
+            # Either nothing has arrived, or nobody has read it.
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(0)
+                loop_reader.active = False
+        self._visits_seen = loop_reader.visits
+
+    def resume(self) -> None:
+        """After an error that the connection survived: let the loop read again."""
+        if self.loop_reader is not None:
+            self.loop_reader.resume()
+
+    def forget(self) -> None:
+        """The loop has ended, or this is a forked child. The connection itself is left alone."""
+        loop_reader, self.loop_reader = self.loop_reader, None
+        if loop_reader is not None:
+            loop_reader.forget()
+
+    def end(self) -> None:
+        """The connection is closed."""
+        loop_reader, self.loop_reader = self.loop_reader, None
+        if loop_reader is not None:
+            loop_reader.end()
