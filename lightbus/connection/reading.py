@@ -11,20 +11,20 @@ from lightbus.connection.wake_up import WakeUp
 from lightbus.transport import Connection
 
 TICK = 1.0
-"""Seconds between two checks of whether the loop still reads; also the time for which `keep_reading` holds."""
+"""Seconds between two checks of whether the loop still reads; also the time for which `suspend` holds."""
 
 
 class SharedReading:
     """One reader at a time for a connection: the thread that owns it, or an event loop in its place.
 
-    An event loop offers to read (`let_loop_read`). The thread then creates a `LoopReader`, and stands by as soon as the
-    loop reads (`stand_by`). Once a second it checks whether the loop still does (`check`), and if not, reads itself.
+    An event loop offers to read (`offer`). The thread then creates a `LoopReader`, and stands by as soon as the loop
+    reads (`stand_by`). Once a second it checks whether the loop still does (`check`), and if not, reads itself.
     """
 
-    def __init__(self, owner: ReadingOwner, wake_up: WakeUp) -> None:
+    def __init__(self, wake_up: WakeUp) -> None:
         """
         Args:
-            wake_up: what wakes the owner's thread while it stands by.
+            wake_up: what wakes the connection's thread while it stands by.
         """
         self.loop: Loop | None = None
         """The event loop that reads, or would read."""
@@ -33,29 +33,31 @@ class SharedReading:
         """Its holder uses the connection: the owner's thread, or the event loop that reads."""
         self.standing_by = False
         """Whether the event loop reads now, and the thread does not."""
-        self._owner = owner
         self._wake_up = wake_up
         self._visits_seen = 0
         self._thread_reads_until = 0.0
 
     # --- from any thread
 
-    def let_loop_read(self, loop: Loop) -> None:
-        """From the loop's own thread: let it read the connection, unless another loop does already."""
-        if loop.can_watch and (self.loop is None or self.loop.ended):
-            self.loop = loop
-            self._owner.wake()
+    def offer(self, loop: Loop) -> bool:
+        """From the loop's own thread: it can read, unless another loop does already. Returns whether to wake the
+        connection's thread, which starts it.
+        """
+        if not loop.can_watch or (self.loop is not None and not self.loop.ended):
+            return False
+        self.loop = loop
+        return True
 
-    def keep_reading(self) -> None:
-        """A caller outside the loop waits for what arrives: for one second from now, only the thread reads."""
-        if self.loop_reader is not None:
-            self._thread_reads_until = time.monotonic() + TICK
-            if self.standing_by:
-                self._owner.wake()
+    def suspend(self) -> bool:
+        """For one second from now only the thread reads. Returns whether to wake it."""
+        if self.loop_reader is None:
+            return False
+        self._thread_reads_until = time.monotonic() + TICK
+        return self.standing_by
 
     # --- in the connection's thread
 
-    def present_reader(self, connection: Connection) -> LoopReader | None:
+    def present_reader(self, connection: Connection, owner: ReadingOwner) -> LoopReader | None:
         """The loop's reader if the loop reads now. If it does not but could, it is invited."""
         if self.loop is None or time.monotonic() < self._thread_reads_until:
             return None
@@ -69,8 +71,8 @@ class SharedReading:
             watched = connection.watched()
             if watched is None:
                 return None
-            watched.on_unsent = self._owner.wake
-            loop_reader = LoopReader(self.loop, watched, self.using, self._owner)
+            watched.on_unsent = owner.wake
+            loop_reader = LoopReader(self.loop, watched, self.using, owner)
             self.loop_reader, self._visits_seen = loop_reader, -1
         if loop_reader.active:
             return loop_reader
@@ -80,7 +82,7 @@ class SharedReading:
             self.forget()
         return None
 
-    def stand_by(self, loop_reader: LoopReader, timeout: float) -> None:
+    def stand_by(self, loop_reader: LoopReader, timeout: float, owner: ReadingOwner) -> None:
         """Let the loop read, until this thread is woken or `timeout` seconds have passed.
 
         Raises:
@@ -91,7 +93,7 @@ class SharedReading:
         try:
             with contextlib.suppress(RuntimeError):  # the loop has ended, which `check` finds
                 loop_reader.invite()
-            if not self._owner.stopping:
+            if not owner.stopping:
                 self._wake_up.wait(timeout)
         finally:
             self.using.acquire()

@@ -99,7 +99,7 @@ class ConnectionThread:
         start creates a second thread, which waits for this and ends after the first."""
         self._wake_up = WakeUp()
         self._woken = False
-        self.reading = SharedReading(self, self._wake_up)
+        self.reading = SharedReading(self._wake_up)
         self._open_since: float | None = None
 
     def forget(self) -> None:
@@ -196,7 +196,13 @@ class ConnectionThread:
 
     def let_loop_read(self, loop: Loop) -> None:
         """From the loop's own thread: let it read the connection, unless another loop does already."""
-        self.reading.let_loop_read(loop)
+        if self.reading.offer(loop):
+            self.wake()
+
+    def keep_reading(self) -> None:
+        """A caller outside the loop waits for what arrives: for one second from now, only the thread reads."""
+        if self.reading.suspend():
+            self.wake()
 
     def stop(self, timeout: float) -> None:
         """End the thread and close its connection, within `timeout` seconds."""
@@ -289,12 +295,12 @@ class ConnectionThread:
             self._woken = False
             try:
                 timeout = max(0.0, min(self.work(), next_tick - time.monotonic()))
-                loop_reader = self.reading.present_reader(connection)
+                loop_reader = self.reading.present_reader(connection, self)
                 if loop_reader is None:
                     with contextlib.suppress(TimeoutError):
                         connection.drain_events(timeout)
                 elif not loop_reader.connection.catch_up():
-                    self.reading.stand_by(loop_reader, timeout)
+                    self.reading.stand_by(loop_reader, timeout, self)
             except amqp.exceptions.ChannelError as error:
                 if not self.channel_closed(error):
                     raise

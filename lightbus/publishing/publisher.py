@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
 from lightbus import errors
 from lightbus.connection.dial import BrokerAddresses
@@ -63,12 +63,12 @@ class Publisher(PublisherConnection):
         waiter = loop.new_waiter()
         pending = PendingPublish(publication, delay_level, loop=loop, waiter=waiter)
         try:
-            self._submit(pending)
+            self.submit(pending)
             in_time = await waiter.wait(limit)
         except BaseException:  # cancelled: a web client has disconnected, for example
             self.window.abandon(pending)
             raise
-        return self._outcome(pending, limit, in_time)
+        return self.outcome(pending, limit, in_time)
 
     def publish_sync(
         self, publication: Publication, *, timeout: float | None = None, delay_level: int | None = None
@@ -79,12 +79,12 @@ class Publisher(PublisherConnection):
         lock.acquire()
         pending = PendingPublish(publication, delay_level, lock=lock)
         try:
-            self._submit(pending)
+            self.submit(pending)
             in_time = lock.acquire(timeout=limit)
         except BaseException:  # Ctrl-C: no caller waits for it, and the end of the interpreter must not wait either
             self.window.abandon(pending)
             raise
-        return self._outcome(pending, limit, in_time)
+        return self.outcome(pending, limit, in_time)
 
     async def publish_many(self, publications: Sequence[Publication], *, timeout: float | None = None) -> list[Receipt]:
         """Publish all, at most 1,000 at a time, and return once all are confirmed, in their order.
@@ -95,68 +95,36 @@ class Publisher(PublisherConnection):
         Raises:
             errors.PublishManyError: some were not confirmed; its `outcomes` say which.
         """
-        steps = self._publish_all(publications, timeout, current_loop())
-        in_time = None
-        with contextlib.closing(steps):
-            try:
-                while True:
-                    pending, seconds = steps.send(in_time)
-                    assert pending.waiter is not None
-                    in_time = await pending.waiter.wait(seconds)
-            except StopIteration as end:
-                outcomes = end.value
-        return _all_receipts(outcomes)
+        many = _ManyPublishes(self, publications, timeout, current_loop())
+        try:
+            while (pending := many.oldest()) is not None:
+                assert pending.waiter is not None
+                many.finish_oldest(await pending.waiter.wait(many.seconds_left()))
+        except BaseException:  # cancelled
+            many.abandon()
+            raise
+        return many.receipts()
 
     def publish_many_sync(self, publications: Sequence[Publication], *, timeout: float | None = None) -> list[Receipt]:
         """The same for a thread without an event loop."""
-        steps = self._publish_all(publications, timeout, None)
-        in_time = None
-        with contextlib.closing(steps):
-            try:
-                while True:
-                    pending, seconds = steps.send(in_time)
-                    assert pending.lock is not None
-                    in_time = pending.lock.acquire(timeout=seconds)
-            except StopIteration as end:
-                outcomes = end.value
-        return _all_receipts(outcomes)
-
-    def _publish_all(
-        self, publications: Sequence[Publication], timeout: float | None, loop: Loop | None
-    ) -> Generator[tuple[PendingPublish, float], bool | None, list[Receipt | errors.PublishError]]:
-        """Publish all, as the loop's task or as a thread (None). Yields what to wait for, and for how many seconds; is
-        sent whether its outcome came in time; returns all outcomes. Closed before its end, it abandons the rest.
-        """
-        limit = self.timeout if timeout is None else timeout
-        outcomes: list[Receipt | errors.PublishError] = []
-        window: deque[tuple[float, PendingPublish]] = deque()
-        remaining = iter(publications)
+        many = _ManyPublishes(self, publications, timeout, None)
         try:
-            while True:
-                for publication in itertools.islice(remaining, WINDOW - len(window)):
-                    if loop is None:
-                        lock = threading.Lock()
-                        lock.acquire()
-                        pending = PendingPublish(publication, lock=lock)
-                    else:
-                        pending = PendingPublish(publication, loop=loop, waiter=loop.new_waiter())
-                    window.append((time.monotonic() + limit, pending))
-                    self._submit(pending)
-                if not window:
-                    return outcomes
-                deadline, oldest = window[0]
-                in_time = yield oldest, max(0.0, deadline - time.monotonic())
-                try:
-                    outcomes.append(self._outcome(oldest, limit, bool(in_time)))
-                except errors.PublishError as error:
-                    outcomes.append(error)
-                window.popleft()
-        except BaseException:  # cancelled, or Ctrl-C
-            for _, pending in window:
-                self.window.abandon(pending)
+            while (pending := many.oldest()) is not None:
+                assert pending.lock is not None
+                many.finish_oldest(pending.lock.acquire(timeout=many.seconds_left()))
+        except BaseException:  # Ctrl-C
+            many.abandon()
             raise
+        return many.receipts()
 
-    def _submit(self, pending: PendingPublish) -> None:
+    # --- the steps that all four share
+
+    def submit(self, pending: PendingPublish) -> None:
+        """Have it sent: now where that is possible, else by the connection's thread.
+
+        Raises:
+            errors.PublishError: it will not be sent.
+        """
         loop, reading = pending.loop, self.reading
         if loop is None or reading.loop is not loop:
             _refuse_in_own_thread(pending)
@@ -172,11 +140,12 @@ class Publisher(PublisherConnection):
         waiting = self.window.waiting
         waiting.append(pending)
         if loop is None:
-            reading.keep_reading()
+            if reading.loop_reader is not None:
+                self.keep_reading()
         elif reading.loop is not loop:
-            reading.let_loop_read(loop)
+            self.let_loop_read(loop)
             if reading.loop is not loop:
-                reading.keep_reading()
+                self.keep_reading()
         if loop is None or len(waiting) % PIECE == 0:
             self.send_or_wake()
         elif self._sends_soon_in is not loop:
@@ -188,7 +157,14 @@ class Publisher(PublisherConnection):
         self._sends_soon_in = None
         self.send_or_wake()
 
-    def _outcome(self, pending: PendingPublish, limit: float, in_time: bool) -> Receipt:
+    def outcome(self, pending: PendingPublish, limit: float, in_time: bool) -> Receipt:
+        """
+        Args:
+            in_time: whether the wait, of `limit` seconds, has ended with an outcome.
+
+        Raises:
+            errors.PublishError: it was not published, or the outcome is unknown.
+        """
         if in_time:
             if pending.error is not None:
                 raise pending.error
@@ -245,7 +221,7 @@ class Publisher(PublisherConnection):
         """Wait for unconfirmed messages, up to `timeout` seconds, then disconnect. A later publish connects again."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while self.alive and self.busy and time.monotonic() < deadline:
-            self.reading.keep_reading()  # this call may block the event loop that reads
+            self.keep_reading()  # this call may block the event loop that reads
             time.sleep(0.01)
         self.stop(max(1.0, deadline - time.monotonic()))
         self.fail_all(
@@ -293,13 +269,64 @@ def _no_thread(error: RuntimeError, pending: PendingPublish) -> Exception:
     return error  # not ours: a signal handler raised it
 
 
-def _all_receipts(outcomes: list[Receipt | errors.PublishError]) -> list[Receipt]:
-    receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
-    if len(receipts) == len(outcomes):
-        return receipts
-    place, first = next((n, outcome) for n, outcome in enumerate(outcomes) if isinstance(outcome, errors.PublishError))
-    raise errors.PublishManyError(
-        f"{len(outcomes) - len(receipts)} of {len(outcomes)} events were not confirmed, "
-        f"the first at index {place}: {first} (`outcomes` on this error has a Receipt or an error for each).",
-        outcomes,
-    ) from first
+class _ManyPublishes:
+    """A `publish_many` in progress: submits while there is room in the window, and waits for the oldest message."""
+
+    def __init__(
+        self, publisher: Publisher, publications: Sequence[Publication], timeout: float | None, loop: Loop | None
+    ) -> None:
+        """
+        Args:
+            loop: a task of this event loop waits; None: a thread does.
+        """
+        self._publisher = publisher
+        self._limit = publisher.timeout if timeout is None else timeout
+        self._loop = loop
+        self._remaining = iter(publications)
+        self._window: deque[tuple[float, PendingPublish]] = deque()
+        self._outcomes: list[Receipt | errors.PublishError] = []
+
+    def oldest(self) -> PendingPublish | None:
+        """Fill the window. Returns the oldest message, for which the caller waits; None if all have an outcome."""
+        loop, window = self._loop, self._window
+        for publication in itertools.islice(self._remaining, WINDOW - len(window)):
+            if loop is None:
+                lock = threading.Lock()
+                lock.acquire()
+                pending = PendingPublish(publication, lock=lock)
+            else:
+                pending = PendingPublish(publication, loop=loop, waiter=loop.new_waiter())
+            window.append((time.monotonic() + self._limit, pending))
+            self._publisher.submit(pending)
+        return window[0][1] if window else None
+
+    def seconds_left(self) -> float:
+        """For the oldest message, counted from when it was submitted."""
+        return max(0.0, self._window[0][0] - time.monotonic())
+
+    def finish_oldest(self, in_time: bool) -> None:
+        try:
+            self._outcomes.append(self._publisher.outcome(self._window[0][1], self._limit, in_time))
+        except errors.PublishError as error:
+            self._outcomes.append(error)
+        self._window.popleft()
+
+    def abandon(self) -> None:
+        for _, pending in self._window:
+            self._publisher.window.abandon(pending)
+
+    def receipts(self) -> list[Receipt]:
+        """
+        Raises:
+            errors.PublishManyError: some were not confirmed.
+        """
+        outcomes = self._outcomes
+        receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+        if len(receipts) == len(outcomes):
+            return receipts
+        place, first = next((n, one) for n, one in enumerate(outcomes) if isinstance(one, errors.PublishError))
+        raise errors.PublishManyError(
+            f"{len(outcomes) - len(receipts)} of {len(outcomes)} events were not confirmed, "
+            f"the first at index {place}: {first} (`outcomes` on this error has a Receipt or an error for each).",
+            outcomes,
+        ) from first

@@ -88,7 +88,7 @@ RECORDED: dict[str, dict[str, float]] = {
         "message": 1.0,
         "publishing.confirms": 1.13,
         "publishing.connection": 0.14,
-        "publishing.publisher": 3.02,
+        "publishing.publisher": 5.02,
         "reads": 1,
         "writes": 13,
         "hops": 0,

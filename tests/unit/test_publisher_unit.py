@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import threading
@@ -282,6 +283,65 @@ def test_the_one_to_blame_may_be_one_that_nobody_waits_for_any_more(
         assert innocent.result(LIMIT).routed
 
 
+@pytest.mark.parametrize("how", ["publish_sync", "publish_many_sync", "publish", "publish_many"])
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        ("no connection", errors.PublishUnreachable),
+        ("no confirm", errors.PublishTimeout),
+        ("alarm", errors.PublishBlocked),
+        ("nack", errors.PublishNacked),
+        ("not encodable", errors.PublishRefused),
+    ],
+)
+def test_all_ways_to_publish_fail_with_the_same_error(
+    publisher: Publisher,
+    broker: ScriptedBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    kind: type[errors.PublishError],
+    how: str,
+) -> None:
+    def nack(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        channel.on_nack(tag, False)
+
+    publisher.open(LIMIT)
+    match state:
+        case "no connection":
+            publisher.close()
+            broker.away.set()
+        case "no confirm":
+            broker.script = lambda *answer: None
+        case "alarm":
+            monkeypatch.setattr(ScriptedConnection, "blocked", True)
+        case _:
+            broker.script = nack
+    one = publication({"unencodable": 1} if state == "not encodable" else None)
+    timeout = LIMIT if state in ("nack", "not encodable") else 0.1
+    with pytest.raises(errors.PublishError) as caught:
+        publish_in_way(publisher, how, one, timeout)
+    error = caught.value
+    if isinstance(error, errors.PublishManyError):
+        (error,) = error.outcomes  # type: ignore[assignment]
+    assert type(error) is kind
+    assert one.properties["message_id"] in str(error)
+    assert not publisher.window.waiting
+
+
+def test_each_caller_gets_its_own_error_when_the_publisher_is_closed(
+    publisher: Publisher, broker: ScriptedBroker
+) -> None:
+    broker.script = lambda *answer: None
+    with ThreadPoolExecutor(2) as threads:
+        stopped = [threads.submit(publisher.publish_sync, publication()) for _ in range(2)]
+        wait_until(lambda: len(broker.published) == 2, "both are sent")
+        publisher.close(0.1)
+        first, second = (one.exception(LIMIT) for one in stopped)
+    assert isinstance(first, errors.PublisherClosed)
+    assert isinstance(second, errors.PublisherClosed)
+    assert first is not second
+
+
 @pytest.mark.parametrize("how", ["timeout", "cancelled", "cancelled among many", "interrupted among many"])
 def test_what_nobody_waits_for_any_more_is_forgotten(publisher: Publisher, broker: ScriptedBroker, how: str) -> None:
     """In a long outage it would fill the memory, hold up the program's end, and be sent when nobody expects it."""
@@ -397,15 +457,36 @@ def test_where_no_thread_can_be_started_nothing_is_sent_later(
     assert broker.published == [one]
 
 
+def publish_in_way(publisher: Publisher, how: str, one: Publication, timeout: float | None = None) -> None:
+    """Publish by any of the four methods, where no event loop runs."""
+
+    async def publish() -> None:
+        await publisher.publish(one, timeout=timeout)
+
+    async def publish_many() -> None:
+        await publisher.publish_many([one], timeout=timeout)
+
+    match how:
+        case "publish":
+            asyncio.run(publish())
+        case "publish_many":
+            asyncio.run(publish_many())
+        case "publish_many_sync":
+            publisher.publish_many_sync([one], timeout=timeout)
+        case _:
+            publisher.publish_sync(one, timeout=timeout)
+
+
+@pytest.mark.parametrize("how", ["publish_sync", "publish_many_sync", "publish", "publish_many"])
 def test_a_logging_handler_that_publishes_in_the_connections_own_thread_gets_an_error_at_once(
-    publisher: Publisher, broker: ScriptedBroker
+    publisher: Publisher, broker: ScriptedBroker, how: str
 ) -> None:
     failures: list[Exception] = []
 
     class ToTheBus(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             try:
-                publisher.publish_sync(publication(key="log.written"))
+                publish_in_way(publisher, how, publication(key="log.written"))
             except errors.PublishError as error:
                 failures.append(error)
 
