@@ -150,31 +150,31 @@ class LoopReader:
         """What failed in the loop. The thread ends the epoch with it."""
         self.active = False
         """The event loop is reading this connection."""
-        self.visits = 0
+        self.reads = 0
         """How often the loop has read it, or was ready to."""
         self._using = using
         self._owner = owner
         self._ended = False
         self._watching = False
-        self._invited = False
+        self._start_planned = False
         # A separate descriptor: the connection may be closed while the loop still watches it, and a new socket could
         # get the same number.
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
 
     # --- in the connection's thread
 
-    def invite(self) -> None:
+    def start_soon(self) -> None:
         """Let the loop watch the connection, as soon as it can.
 
         Raises:
             RuntimeError: the loop has ended.
         """
-        if not (self._watching and self.active) and not self._invited:
-            self._invited = True
-            self.loop.soon_from_thread(self._begin)
+        if not (self._watching and self.active) and not self._start_planned:
+            self._start_planned = True
+            self.loop.soon_from_thread(self._start)
 
     def resume(self) -> None:
-        """After an error that the connection survived: the loop may read again, once it is invited."""
+        """After an error that the connection survived: the loop may read again, after `start_soon`."""
         self.error = None
         self.active = False
 
@@ -185,7 +185,7 @@ class LoopReader:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         try:
-            self.loop.soon_from_thread(self._leave)
+            self.loop.soon_from_thread(self._close)
         except RuntimeError:  # the loop has ended, and no longer watches it
             self._socket.close()
 
@@ -196,8 +196,8 @@ class LoopReader:
 
     # --- in the event loop
 
-    def take(self) -> bool:
-        """Begin to use the connection, until `give_back`. False: the thread uses it."""
+    def acquire(self) -> bool:
+        """Begin to use the connection, until `release`. False: the thread uses it."""
         if not self._using.acquire(blocking=False):
             return False
         if self._ended or self.error is not None:
@@ -206,22 +206,22 @@ class LoopReader:
         self.connection.may_wait = False
         return True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self.connection.may_wait = True
         self._using.release()
 
     def fail(self, error: BaseException) -> None:
-        """Pass an error to the thread, which ends the epoch. Only between `take` and `give_back`."""
+        """Pass an error to the thread, which ends the epoch. Only between `acquire` and `release`."""
         # It may be Ctrl-C, between any two instructions: it is not known what was read or sent.
         self.error = error if isinstance(error, Exception) else InterruptedError(f"interrupted by {error!r}")
         self._stop_watching()
         self._owner.wake()
 
-    def _begin(self) -> None:
-        self._invited = False
+    def _start(self) -> None:
+        self._start_planned = False
         if self._ended or self.error is not None:
             return
-        self.visits += 1
+        self.reads += 1
         if not self._watching:
             self._watching = True
             self.loop.native.add_reader(self._socket.fileno(), self._readable)
@@ -230,26 +230,26 @@ class LoopReader:
             self._owner.wake()
 
     def _readable(self) -> None:
-        if not self.take():
-            # The thread uses it, and invites the loop again when it stands by. (Or the connection has ended.)
+        if not self.acquire():
+            # The thread uses it, and calls `start_soon` when it stands by. (Or the connection has ended.)
             self._stop_watching()
             self._owner.wake()
             return
         try:
-            self.visits += 1
+            self.reads += 1
             self._owner.read_in_loop()
         except BaseException as error:  # any error ends the epoch, as in the thread
             self.fail(error)
             if not isinstance(error, Exception):  # a signal handler raised it, such as Ctrl-C's
                 raise
         finally:
-            self.give_back()
+            self.release()
 
     def _stop_watching(self) -> None:
         if self._watching:
             self._watching = False
             self.loop.native.remove_reader(self._socket.fileno())
 
-    def _leave(self) -> None:
+    def _close(self) -> None:
         self._stop_watching()
         self._socket.close()

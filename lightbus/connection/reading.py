@@ -34,7 +34,7 @@ class SharedReading:
         self.standing_by = False
         """Whether the event loop reads now, and the thread does not."""
         self._wake_up = wake_up
-        self._visits_seen = 0
+        self._reads_seen = 0
         self._thread_reads_until = 0.0
 
     # --- from any thread
@@ -58,7 +58,7 @@ class SharedReading:
     # --- in the connection's thread
 
     def present_reader(self, connection: Connection, owner: ReadingOwner) -> LoopReader | None:
-        """The loop's reader if the loop reads now. If it does not but could, it is invited."""
+        """The loop's reader if the loop reads now. If it does not but could, it is started."""
         if self.loop is None or time.monotonic() < self._thread_reads_until:
             return None
         loop_reader = self.loop_reader
@@ -73,11 +73,11 @@ class SharedReading:
                 return None
             watched.on_unsent = owner.wake
             loop_reader = LoopReader(self.loop, watched, self.using, owner)
-            self.loop_reader, self._visits_seen = loop_reader, -1
+            self.loop_reader, self._reads_seen = loop_reader, -1
         if loop_reader.active:
             return loop_reader
         try:
-            loop_reader.invite()
+            loop_reader.start_soon()
         except RuntimeError:
             self.forget()
         return None
@@ -91,8 +91,8 @@ class SharedReading:
         self.standing_by = True
         self.using.release()
         try:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, which `check` finds
-                loop_reader.invite()
+            with contextlib.suppress(RuntimeError):  # the loop has ended, which `check` notices
+                loop_reader.start_soon()
             if not owner.stopping:
                 self._wake_up.wait(timeout)
         finally:
@@ -106,12 +106,12 @@ class SharedReading:
         loop_reader = self.loop_reader
         if loop_reader is None or not loop_reader.active or time.monotonic() < self._thread_reads_until:
             return
-        if loop_reader.visits == self._visits_seen:
+        if loop_reader.reads == self._reads_seen:
             # Either nothing has arrived, or nobody has read it.
             with contextlib.suppress(TimeoutError):
                 connection.drain_events(0)
                 loop_reader.active = False
-        self._visits_seen = loop_reader.visits
+        self._reads_seen = loop_reader.reads
 
     def resume(self) -> None:
         """After an error that the connection survived: let the loop read again."""

@@ -524,7 +524,7 @@ class ConsumerConnection(ConnectionThread):
         loop_reader = self.reading.loop_reader
         if subscription.acks_wait_until and not subscription.full:
             return  # the thread sends them
-        if loop_reader is None or subscription.acks_wait_until or not loop_reader.take():
+        if loop_reader is None or subscription.acks_wait_until or not loop_reader.acquire():
             self.wake()
             return
         held = False
@@ -535,7 +535,7 @@ class ConsumerConnection(ConnectionThread):
             if not isinstance(error, Exception):  # a signal's handler raised it, Ctrl-C's for one
                 raise
         finally:
-            loop_reader.give_back()
+            loop_reader.release()
         if held and not self._held_until_later:
             self._held_until_later = True
             loop_reader.loop.native.call_later(HOLD, self._settle_held)

@@ -78,10 +78,10 @@ def test_the_loop_that_publishes_reads_its_own_confirms(shop: Lightbus, run: Cal
         await until_read_by_loop(shop)
         loop_reader = shop.publisher.reading.loop_reader
         assert loop_reader is not None
-        visits = loop_reader.visits
+        reads = loop_reader.reads
         for number in range(20):
             await shop.publish(OrderPlaced(number=number))
-        assert loop_reader.visits >= visits + 20
+        assert loop_reader.reads >= reads + 20
         assert len(await publish(shop, *range(3000))) == 3000
 
     run(main())
