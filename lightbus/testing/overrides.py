@@ -5,8 +5,7 @@ so these classes override methods and report to an `Observer`:
 
 | class | member | why |
 |---|---|---|
-| `ObservedPublisher` | `Publisher._finish` | a message is confirmed, returned or failed |
-| | `Publisher._busy` | whether messages wait for their confirms |
+| `ObservedPublisher` | `Publisher.finished` | messages are confirmed, returned or failed |
 | `ObservedRunner` | `QueueRunner.settle` | a handler returned: reported before the broker gets the ack |
 | | `QueueRunner.handle_failure` | a handler failed: reported before it is retried or dead-lettered |
 | `HostedWorker` | `Worker._lifespan` | `TestBus(lifespan=False)` |
@@ -17,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from lightbus.app import Lightbus
@@ -30,7 +29,8 @@ from lightbus.consuming.runner import QueueRunner
 from lightbus.consuming.subscription import HandlerRun
 from lightbus.consuming.timeouts import copied
 from lightbus.handler import Handler
-from lightbus.publishing.publisher import PendingPublish, Publisher
+from lightbus.publishing.confirms import PendingPublish
+from lightbus.publishing.publisher import Publisher
 from lightbus.transport import Delivery, Publication
 from lightbus.wire import topology
 from lightbus.worker.worker import Worker
@@ -61,17 +61,12 @@ class ObservedPublisher(Publisher):
         self._observer = observer
         super().__init__(app, broker, timeout=timeout, queue_type=queue_type)
 
-    @property
-    def busy(self) -> bool:
-        """Whether messages wait for their confirms."""
-        return self._busy()
-
-    def _finish(self, pending: PendingPublish) -> None:
-        publication = pending.publication
-        # A copy for a retry goes to the internal exchange: it is not a new event.
-        if pending.error is None and publication.exchange != topology.internal_name(self.app):
-            self._observer.published(publication, not pending.returned)
-        super()._finish(pending)
+    def finished(self, messages: Sequence[PendingPublish]) -> None:
+        for pending in messages:
+            publication = pending.publication
+            # A copy for a retry goes to the internal exchange: it is not a new event.
+            if pending.error is None and publication.exchange != topology.internal_name(self.app):
+                self._observer.published(publication, not pending.returned)
 
 
 class ObservedRunner(QueueRunner):

@@ -57,8 +57,8 @@ INNER_ORDER = {
         "store",
         "channel",
     ],
-    "connection": ["loop_reader", "address", "diagnosis", "dial", "declare", "thread"],
-    "publishing": ["publisher"],
+    "connection": ["loop_reader", "wake_up", "reading", "address", "diagnosis", "dial", "declare", "thread"],
+    "publishing": ["confirms", "connection", "publisher"],
     "consuming": [
         "acks",
         "watchdog",
