@@ -42,7 +42,8 @@ from lightbus.publishing.publisher import Publisher
 from lightbus.testing.host import GRACE, Deadline, Host, HostedWorker, NotedPublisher
 from lightbus.testing.records import Dead, Failed, Handled, Published, R
 from lightbus.transport import Delivery, Publication
-from lightbus.transport.sqlite.channel import Holding, TestControl, forget_memory
+from lightbus.transport.sqlite.control import Holding, TestControl
+from lightbus.transport.sqlite.place import forget_memory
 from lightbus.wire import codec, topology
 
 __tracebackhide__ = operator.methodcaller("errisinstance", errors.LightbusError)

@@ -27,8 +27,10 @@ from lightbus import errors
 from lightbus.pattern import topic_matches
 from lightbus.transport import Delivery, Publication
 from lightbus.transport.sqlite import store as store
-from lightbus.transport.sqlite.channel import Channel, Connection, Transport, advance_clock, forget_memory
-from lightbus.transport.sqlite.place import locate
+from lightbus.transport.sqlite.channel import Channel
+from lightbus.transport.sqlite.connection import Connection, Transport
+from lightbus.transport.sqlite.control import advance_clock
+from lightbus.transport.sqlite.place import forget_memory, locate
 from lightbus.transport.sqlite.tables import decode_table, encode_properties
 from tests.patience import LIMIT as SOON
 from tests.patience import sometimes_within, within
@@ -1209,7 +1211,7 @@ def test_a_full_disk_is_an_error_and_nothing_confirmed_is_lost(here: Client) -> 
     here.channel.confirm_select()
     here.publish("app", "a", b"small")
     here.settle()
-    database = here.connection._store._file.get()  # no public way to fill a disk
+    database = here.connection.store.session.file.get()
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     database.execute(f"PRAGMA max_page_count = {pages + 1}")
     with pytest.raises(errors.BrokerFileError, match=r"full.*Free disk space"):
@@ -1224,7 +1226,7 @@ def test_a_full_disk_is_an_error_and_nothing_confirmed_is_lost(here: Client) -> 
 def test_a_file_locked_for_too_long_is_a_lost_connection(
     tmp_path: Path, here: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = here.connection._store._file.get()
+    database = here.connection.store.session.file.get()
     database.execute("PRAGMA busy_timeout = 50")
     with contextlib.closing(sqlite3.connect(tmp_path / "bus.db", isolation_level=None)) as blocker:
         blocker.execute("BEGIN IMMEDIATE")

@@ -15,9 +15,9 @@ from amqp import exceptions as amqp_errors
 
 from lightbus import Lightbus, Retry
 from lightbus.transport.sqlite import clock
-from lightbus.transport.sqlite import store as store
-from lightbus.transport.sqlite.file import _files
+from lightbus.transport.sqlite.file import open_files
 from lightbus.transport.sqlite.place import locate
+from lightbus.transport.sqlite.session import Session
 from tests.bus import InBackground, OrderPlaced
 from tests.patience import wait_until
 
@@ -154,9 +154,9 @@ def test_a_deleted_file_confirms_nothing(shop: Lightbus, billing: Lightbus, path
 
 
 def test_a_file_that_is_replaced_while_a_process_forks_is_not_taken_for_the_old_one(path: Path) -> None:
-    old, new = store.Store(locate(f"sqlite:///{path}")), path.with_name("new.db")
-    store.Store(locate(f"sqlite:///{new}")).close([])
-    for file in [*_files]:  # pyright: ignore[reportPrivateUsage]  # as before a fork
+    old, new = Session(locate(f"sqlite:///{path}")), path.with_name("new.db")
+    Session(locate(f"sqlite:///{new}")).drop()
+    for file in [*open_files]:  # as before a fork
         file.let_go()
     new.replace(path)
     with pytest.raises(amqp_errors.RecoverableConnectionError, match="was replaced by another while it was in use"):
@@ -228,8 +228,8 @@ def test_after_a_boot_delays_go_by_how_long_the_machine_was_off(
 def _boot(monkeypatch: pytest.MonkeyPatch, *, steady: float, wall: float) -> None:
     """The machine's steady clock begins again, and that on the wall went on meanwhile (or was lost)."""
     began = time.monotonic()
-    monkeypatch.setattr(clock, "_steady", lambda: steady + time.monotonic() - began)
-    monkeypatch.setattr(clock, "_clock_domain", lambda: "another boot")
+    monkeypatch.setattr(clock, "steady", lambda: steady + time.monotonic() - began)
+    monkeypatch.setattr(clock, "clock_domain", lambda: "another boot")
     _set_clock(monkeypatch, wall)
 
 

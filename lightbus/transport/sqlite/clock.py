@@ -15,11 +15,11 @@ from lightbus.transport.sqlite.schema import CLOCKS, FORGET_CLOCKS, KNOWN_CLOCK,
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-def _steady() -> float:
+def steady() -> float:
     return time.clock_gettime(_STEADY)
 
 
-def _clock_domain() -> str:
+def clock_domain() -> str:
     """What the steady clock's numbers can be compared within."""
     boot = namespace = ""
     with contextlib.suppress(OSError):
@@ -41,7 +41,7 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._domain = _clock_domain()
+        self._domain = clock_domain()
         self._offset = 0.0
         self._ahead = 0.0  # of the wall's clock, by what the file says
 
@@ -51,26 +51,26 @@ class Clock:
         row = sql(KNOWN_CLOCK, self._domain).fetchone()
         alone = not sql("SELECT 1 FROM clients LIMIT 1").fetchone()
         if row is not None and not (alone and self._domain == " "):  # unknown: it may be another boot
-            then, wall, steady = row
-            self._offset, self._ahead = then - steady, then - wall
+            then, wall, since_boot = row
+            self._offset, self._ahead = then - since_boot, then - wall
             return
         now = time.time()
         newest = sql(NEWEST_CLOCK).fetchone()
         if newest is not None:
             then, wall = newest
             now = max(then, now + then - wall)
-        self._offset = now - _steady()
+        self._offset = now - steady()
         self.note(sql)
         sql(FORGET_CLOCKS)
 
     def now(self) -> float:
-        return _steady() + self._offset
+        return steady() + self._offset
 
     def note(self, sql: Sql) -> None:
         """In a transaction: keep what time it is, for those who come after the next boot."""
-        now, wall, steady = self.now(), time.time(), _steady()
+        now, wall, since_boot = self.now(), time.time(), steady()
         self._ahead = now - wall
-        sql(NOTE_CLOCK, self._domain, now, wall, steady)
+        sql(NOTE_CLOCK, self._domain, now, wall, since_boot)
 
     @property
     def wall_was_set(self) -> bool:

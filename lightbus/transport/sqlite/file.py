@@ -274,7 +274,7 @@ class File:
         """Which files these were when they were opened."""
         with self.lock:
             with _files_lock:
-                _files.add(self)
+                open_files.add(self)
             self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -307,7 +307,7 @@ class File:
             return
         now = [_identity(name) for name in self._names]
         with _files_lock:
-            others = [one for one in _files if one is not self and one.place.path == self.place.path]
+            others = [one for one in open_files if one is not self and one.place.path == self.place.path]
         if any(one.has_open(now[0]) and one._identities != now for one in others):
             raise amqp_error(
                 amqp_errors.RecoverableConnectionError,
@@ -401,7 +401,7 @@ class File:
             _unusable.add(self.place.path)
 
 
-_files: weakref.WeakSet[File] = weakref.WeakSet()
+open_files: weakref.WeakSet[File] = weakref.WeakSet()
 _files_lock = threading.Lock()
 _fork_lock = threading.Lock()
 _let_go: list[File] = []  # while forking: those whose locks are held
@@ -420,7 +420,7 @@ def _before_fork() -> None:
 
 def _other_files() -> list[File]:
     with _files_lock:
-        return [file for file in _files if file not in _let_go]
+        return [file for file in open_files if file not in _let_go]
 
 
 def _after_fork_in_parent() -> None:
@@ -436,9 +436,9 @@ def _after_fork_in_child() -> None:
     _let_go.clear()
     for wake_pipe in list(wake_pipes):
         wake_pipe.close_in_child()  # else this copy would keep the parent alive
-    for file in list(_files):
+    for file in list(open_files):
         file.abandon()
-    _files.clear()
+    open_files.clear()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
