@@ -37,7 +37,9 @@ ROOM = 1.15
 RECORDED: dict[str, dict[str, float]] = {
     "consume": {
         "transport.__init__": 1.0,
-        "transport.amqp.connection": 2.02,
+        "transport.amqp.channel": 1.0,
+        "transport.amqp.frames": 1.0,
+        "transport.amqp.connection": 0.01,
         "wire.codec": 1.0,
         "consuming.dispatcher": 5.07,
         "handler": 1.0,
@@ -51,7 +53,9 @@ RECORDED: dict[str, dict[str, float]] = {
     },
     "consume_plain": {
         "transport.__init__": 1.0,
-        "transport.amqp.connection": 2.02,
+        "transport.amqp.channel": 1.0,
+        "transport.amqp.frames": 1.0,
+        "transport.amqp.connection": 0.01,
         "wire.codec": 1.0,
         "consuming.dispatcher": 2.01,
         "handler": 1.0,
