@@ -1,4 +1,4 @@
-"""The embedded broker's file over a long life: deleted, replaced, empty again, and the clock set meanwhile."""
+"""The embedded broker's file over a long time: deleted, replaced, emptied, the clock set. And the folders of `memory://`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +22,7 @@ from lightbus.transport.sqlite.file import open_files
 from lightbus.transport.sqlite.place import locate
 from lightbus.transport.sqlite.session import Session
 from tests.bus import InBackground, OrderPlaced
-from tests.patience import wait_until
+from tests.patience import LIMIT, wait_until
 
 
 @pytest.fixture
@@ -248,3 +251,101 @@ def test_a_backlog_that_is_gone_gives_its_space_back(
     with InBackground(billing):
         wait_until(lambda: len(handled) == 3000, "all are handled")
         wait_until(lambda: os.path.getsize(path) < 6_000_000, "the file is small again")
+
+
+# --- the folders of memory:// -----------------------------------------------------------------
+
+USES_MEMORY = """
+import multiprocessing, os, signal, sys
+from lightbus.transport.sqlite.connection import Connection
+
+def use():
+    connection = Connection("memory://here")
+    connection.channel().queue_declare("q")
+    return connection
+"""
+
+
+def _start(folder: Path, code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", USES_MEMORY + textwrap.dedent(code)],
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _run(folder: Path, code: str) -> int:
+    with _start(folder, code) as process:
+        process.communicate(timeout=LIMIT)
+    return process.returncode
+
+
+def _left(folder: Path) -> list[str]:
+    return [one.name for one in folder.iterdir() if one.name.startswith("lightbus-memory-")]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("use()", id="ends"),
+        pytest.param("use(); sys.exit(3)", id="exits"),
+        pytest.param(
+            """
+            child = multiprocessing.get_context("fork").Process(target=use)
+            child.start()
+            child.join()
+            """,
+            id="has a child of multiprocessing",
+        ),
+    ],
+)
+def test_a_process_removes_its_memory_brokers_at_its_end(tmp_path: Path, code: str) -> None:
+    _run(tmp_path, code)
+    assert _left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("use(); os._exit(0)", id="os._exit"),
+        pytest.param("use(); os.kill(os.getpid(), signal.SIGKILL)", id="killed"),
+        pytest.param("use(); os.kill(os.getpid(), signal.SIGTERM)", id="terminated"),
+        pytest.param(
+            """
+            pid = os.fork()
+            if pid == 0:
+                use()
+                os._exit(0)
+            os.waitpid(pid, 0)
+            """,
+            id="forked child",
+        ),
+    ],
+)
+def test_the_next_process_removes_the_memory_brokers_of_a_process_that_was_killed(tmp_path: Path, code: str) -> None:
+    _run(tmp_path, code)
+    assert len(_left(tmp_path)) == 1
+    assert _run(tmp_path, "use()") == 0
+    assert _left(tmp_path) == []
+
+
+def test_the_memory_brokers_of_a_living_process_are_kept(tmp_path: Path) -> None:
+    lives_on = """
+    connection = use()
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+    print("ready", flush=True)
+    input()
+    print(connection.channel().queue_declare("q", passive=True).queue)
+    """
+    with _start(tmp_path, lives_on) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert _run(tmp_path, "use()") == 0
+        assert len(_left(tmp_path)) == 1
+        output, _ = process.communicate("go on\n", timeout=LIMIT)
+    assert output == "q\n"
+    assert _left(tmp_path) == []
