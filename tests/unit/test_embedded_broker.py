@@ -473,7 +473,7 @@ def test_a_naive_datetime_is_taken_for_utc_and_comes_back_with_its_time_zone() -
 
 @pytest.mark.parametrize(
     ("properties", "words"),
-    [({"headers": {"a": object()}}, "cannot be encoded"), ({"colour": "red"}, "AMQP knows no property 'colour'")],
+    [({"headers": {"a": object()}}, "cannot be encoded"), ({"colour": "red"}, "AMQP has no property 'colour'")],
 )
 def test_a_property_that_amqp_has_no_word_for_is_refused(
     client: Client, properties: dict[str, Any], words: str

@@ -94,7 +94,7 @@ class Connection:
     def interrupt(self) -> None:
         """Let the current or the next `drain_events` return at once. From any thread, at any time."""
         self._interrupted = True
-        self.store.session.wake_pipe.ring()
+        self.store.session.wake_pipe.wake()
 
     def watched(self) -> None:
         """None: a transaction may wait for the disk, and messages become ready by time alone."""

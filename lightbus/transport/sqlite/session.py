@@ -22,11 +22,11 @@ from lightbus.transport.sqlite.file import File, cannot_open, explain
 from lightbus.transport.sqlite.place import Place, standing_clocks
 from lightbus.transport.sqlite.schema import STATE
 from lightbus.transport.sqlite.topology import Topology, load_topology
-from lightbus.transport.sqlite.wake_pipe import WakePipe, ring
+from lightbus.transport.sqlite.wake_pipe import WakePipe, wake_client
 
 
 class Session:
-    """The file as one client has it open. One thread uses it; only `wake_pipe.ring` is for other threads."""
+    """The file as one client has it open. One thread uses it; other threads may call only `wake_pipe.wake`."""
 
     wake_pipe: WakePipe
     """Shows other clients that this one is alive. Others write to it to wake this client."""
@@ -180,9 +180,9 @@ class Session:
 
     def _wake(self, client: int) -> None:
         if client == self.client:
-            self.wake_pipe.ring()
+            self.wake_pipe.wake()
         else:
-            ring(self.pipe_path(client))
+            wake_client(self.pipe_path(client))
 
     # --- the clock ------------------------------------------------------------------------
 
