@@ -66,7 +66,7 @@ def _delete_the_file_alone(path: Path) -> None:
     path.unlink()
 
 
-def _delete_what_is_beside_it(path: Path) -> None:
+def _delete_log_and_index(path: Path) -> None:
     _wal(path).unlink()
     _shm(path).unlink()
 
@@ -79,7 +79,7 @@ def _delete_its_index(path: Path) -> None:
     _shm(path).unlink()
 
 
-def _delete_all_beside_and_around_it(path: Path) -> None:
+def _delete_the_folder(path: Path) -> None:
     shutil.rmtree(path.parent)
     path.parent.mkdir()
 
@@ -91,8 +91,8 @@ def _replace_by_a_backup(path: Path) -> None:
     backup.replace(path)
 
 
-def _replace_by_one_of_before(path: Path) -> None:
-    shutil.copy(path, path.with_name("older.db"))  # without the log: not what a backup should be
+def _replace_by_an_older_copy(path: Path) -> None:
+    shutil.copy(path, path.with_name("older.db"))  # without the log: a backup must not be made like this
     path.with_name("older.db").replace(path)
 
 
@@ -109,15 +109,15 @@ def _shm(path: Path) -> Path:
     [
         _delete,
         _delete_the_file_alone,
-        _delete_what_is_beside_it,
+        _delete_log_and_index,
         _delete_the_log,
         _delete_its_index,
-        _delete_all_beside_and_around_it,
+        _delete_the_folder,
         _replace_by_a_backup,
-        _replace_by_one_of_before,
+        _replace_by_an_older_copy,
     ],
 )
-def test_a_file_that_is_deleted_or_replaced_is_noticed_and_the_one_that_is_there_now_is_used(
+def test_clients_notice_a_deleted_or_replaced_file_and_use_the_new_one(
     shop: Lightbus,
     billing: Lightbus,
     path: Path,
@@ -129,7 +129,7 @@ def test_a_file_that_is_deleted_or_replaced_is_noticed_and_the_one_that_is_there
         shop.publish_sync(OrderPlaced(number=1))
         wait_until(lambda: handled == [1], "the first is handled")
         harm(path)
-        # At once: what the old file gets is not confirmed. Until the listener has noticed, nobody listens.
+        # Publishing uses the new file at once. No queue is bound there until the consumer has noticed.
         numbers = iter(range(2, 1_000_000))
         wait_until(lambda: shop.publish_sync(OrderPlaced(number=next(numbers))).routed, "one is routed")
         last = next(numbers) - 1
@@ -144,19 +144,21 @@ def test_a_file_that_is_deleted_or_replaced_is_noticed_and_the_one_that_is_there
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_a_deleted_file_confirms_nothing(shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]) -> None:
+def test_no_message_is_confirmed_in_a_deleted_file(
+    shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]
+) -> None:
     with InBackground(billing):
         pass
     with shop:
         assert shop.publish_sync(OrderPlaced(number=1)).routed
         _delete(path)
-        assert not shop.publish_sync(OrderPlaced(number=2)).routed  # it is in the new file, where nobody listens yet
+        assert not shop.publish_sync(OrderPlaced(number=2)).routed  # it is in the new file, where no queue is bound yet
         with InBackground(billing):
             assert shop.publish_sync(OrderPlaced(number=3)).routed
             wait_until(lambda: handled == [3], "the third is handled")
 
 
-def test_a_file_that_is_replaced_while_a_process_forks_is_not_taken_for_the_old_one(path: Path) -> None:
+def test_a_file_that_is_replaced_during_a_fork_is_noticed(path: Path) -> None:
     old, new = Session(locate(f"sqlite:///{path}")), path.with_name("new.db")
     Session(locate(f"sqlite:///{new}")).drop()
     for file in [*open_files]:  # as before a fork
@@ -168,7 +170,7 @@ def test_a_file_that_is_replaced_while_a_process_forks_is_not_taken_for_the_old_
     old.drop()
 
 
-def test_what_sqlites_log_held_is_saved_where_the_log_is_deleted(
+def test_messages_in_a_deleted_write_ahead_log_are_saved(
     shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]
 ) -> None:
     with InBackground(billing):
@@ -176,7 +178,7 @@ def test_what_sqlites_log_held_is_saved_where_the_log_is_deleted(
     with shop:
         for number in range(5):
             shop.publish_sync(OrderPlaced(number=number))
-        _delete_what_is_beside_it(path)
+        _delete_log_and_index(path)
         shop.publish_sync(OrderPlaced(number=5))
     with InBackground(billing):
         wait_until(lambda: sorted({*handled}) == [0, 1, 2, 3, 4, 5], "all are handled")
@@ -186,7 +188,7 @@ def test_what_sqlites_log_held_is_saved_where_the_log_is_deleted(
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0], ids=["back", "forward"])
-def test_delays_and_retries_keep_their_time_where_the_machines_clock_is_set(
+def test_delays_and_retries_are_on_time_when_the_machines_clock_is_set(
     shop: Lightbus, path: Path, step: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     billing, attempts = Lightbus("billing", url=f"sqlite:///{path}", retry=Retry(delays=(2,))), list[float]()
@@ -214,7 +216,7 @@ def _set_clock(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
 
 
 @pytest.mark.parametrize("off", [0.0, 2.0, -3600.0], ids=["restarted", "off for a while", "no clock at first"])
-def test_after_a_boot_delays_go_by_how_long_the_machine_was_off(
+def test_after_a_boot_delays_include_the_time_that_the_machine_was_off(
     shop: Lightbus, billing: Lightbus, path: Path, handled: list[int], off: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with InBackground(billing):
@@ -229,7 +231,7 @@ def test_after_a_boot_delays_go_by_how_long_the_machine_was_off(
 
 
 def _boot(monkeypatch: pytest.MonkeyPatch, *, steady: float, wall: float) -> None:
-    """The machine's steady clock begins again, and that on the wall went on meanwhile (or was lost)."""
+    """The machine's steady clock starts again. The wall clock has continued in the meantime (or was lost)."""
     began = time.monotonic()
     monkeypatch.setattr(clock, "steady", lambda: steady + time.monotonic() - began)
     monkeypatch.setattr(clock, "clock_domain", lambda: "another boot")
@@ -239,9 +241,7 @@ def _boot(monkeypatch: pytest.MonkeyPatch, *, steady: float, wall: float) -> Non
 # --- its size ---------------------------------------------------------------------------------
 
 
-def test_a_backlog_that_is_gone_gives_its_space_back(
-    shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]
-) -> None:
+def test_the_file_shrinks_after_a_backlog(shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]) -> None:
     with InBackground(billing):
         pass
     with shop:

@@ -40,7 +40,7 @@ ORDER = [
 
 INNER_ORDER = {
     "wire": ["collisions", "topology", "codec"],
-    "transport.amqp": ["wire", "frames", "link", "writer", "channel", "connection"],
+    "transport.amqp": ["wire", "frames", "endpoint", "link", "writer", "channel", "connection"],
     "transport.sqlite": [
         "schema",
         "place",

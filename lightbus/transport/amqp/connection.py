@@ -11,6 +11,7 @@ Everything else (handshake, declarations, errors) is py-amqp's.
 | `writer` | writing: everything within a limit, or at once from any thread |
 | `link` | the socket that both share |
 | `channel` | publish, consume, declare |
+| `endpoint` | connecting to one IP address of a host |
 | `wire` | bytes of properties and frames |
 
 Every wait has a limit in seconds: `connect_timeout` (TCP, TLS and AMQP's handshake in total), `operation_timeout` (a
@@ -23,7 +24,6 @@ method and its answer) and `write_timeout` (up to 256 KiB). The last two are tra
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import platform
 import select
@@ -42,6 +42,7 @@ from amqp import spec
 from lightbus import errors
 from lightbus.transport import OnUnsent
 from lightbus.transport.amqp.channel import Channel, ignore, method_name
+from lightbus.transport.amqp.endpoint import Endpoint, to_endpoint
 from lightbus.transport.amqp.frames import FrameReader
 from lightbus.transport.amqp.link import Link
 from lightbus.transport.amqp.writer import SocketWriter
@@ -73,12 +74,12 @@ class Connection(kombu.transport.pyamqp.Connection):
         connect_timeout: float | None = None,
         socket_settings: Mapping[int, int] | None = None,
         client_properties: Mapping[str, Any] | None = None,
-        endpoint: tuple[int, int, int, Any] | None = None,
+        endpoint: Endpoint | None = None,
         **kwargs: Any,
     ) -> None:
         """
         Args:
-            endpoint: family, type, protocol and address of the socket to connect to. Without it, the host is looked up.
+            endpoint: the address to connect to. Without it, the host is looked up.
         """
         settings = dict(socket_settings or {})
         if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -113,10 +114,12 @@ class Connection(kombu.transport.pyamqp.Connection):
         deadline = monotonic() + (self.connect_timeout or CONNECT_TIMEOUT)
         try:
             tls = _verified(self.ssl, self.host)
-            self._transport = self.Transport(self.host, self.connect_timeout, tls, socket_settings=self.socket_settings)
+            settings = self.socket_settings
+            if self.endpoint is None:
+                self._transport = self.Transport(self.host, self.connect_timeout, tls, socket_settings=settings)
+            else:
+                self._transport = to_endpoint(self.endpoint, deadline, self.host, tls=tls, socket_settings=settings)
             self._link.transport = self._transport
-            if self.endpoint is not None:
-                self._transport._connect = functools.partial(_dial, self._transport, self.endpoint, deadline)
             self._transport.connect()
             # Nothing blocks from here on. (py-amqp sets one timeout for reads and writes, and changes it on each read.)
             self._link.opened()
@@ -274,20 +277,6 @@ class Connection(kombu.transport.pyamqp.Connection):
     def _on_unblocked(self) -> None:
         self.blocked = False
         super()._on_unblocked()
-
-
-def _dial(transport: Any, endpoint: tuple[int, int, int, Any], deadline: float, *_: object) -> None:
-    """Connect a transport's socket to this address. The rest of the time is for TLS."""
-    family, kind, protocol, address = endpoint
-    transport.sock = socket.socket(family, kind, protocol)
-    try:
-        transport.sock.settimeout(max(0.001, deadline - monotonic()))
-        transport.sock.connect(address)
-    except BaseException:
-        transport.sock.close()
-        transport.sock = None
-        raise
-    transport.connect_timeout = max(0.001, deadline - monotonic())
 
 
 class Transport(kombu.transport.pyamqp.Transport):
