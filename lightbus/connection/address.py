@@ -26,8 +26,8 @@ TRANSPORTS = {
     "amqp": "lightbus.transport.amqp.connection:Transport",
     "pyamqp": "lightbus.transport.amqp.connection:Transport",
     "amqps": "lightbus.transport.amqp.connection:Transport",
-    "sqlite": "lightbus.transport.sqlite.channel:Transport",
-    "memory": "lightbus.transport.sqlite.channel:Transport",
+    "sqlite": "lightbus.transport.sqlite.connection:Transport",
+    "memory": "lightbus.transport.sqlite.connection:Transport",
 }
 OPTIONS = ("heartbeat", "connect_timeout", "cafile", "certfile", "keyfile")
 _RANGES = {"heartbeat": (1.0, 3600.0), "connect_timeout": (0.1, 3600.0)}

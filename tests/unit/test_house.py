@@ -44,7 +44,7 @@ ORDER = [
 
 INNER_ORDER = {
     "wire": ["collisions", "topology", "codec"],
-    "transport.amqp": ["wire", "connection"],
+    "transport.amqp": ["wire", "frames", "endpoint", "link", "writer", "channel", "connection"],
     "transport.sqlite": [
         "schema",
         "place",
@@ -54,8 +54,17 @@ INNER_ORDER = {
         "clock",
         "wake_pipe",
         "file",
+        "session",
+        "entries",
+        "dead_letters",
+        "deliveries",
+        "declarations",
+        "clients",
         "store",
+        "control",
+        "kombu_channel",
         "channel",
+        "connection",
     ],
     "connection": ["loop_reader", "wake_up", "reading", "address", "diagnosis", "dial", "declare", "thread"],
     "publishing": ["confirms", "connection", "publisher"],
