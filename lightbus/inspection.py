@@ -25,7 +25,7 @@ from lightbus import errors
 from lightbus.app import Lightbus
 from lightbus.connection.address import Address
 from lightbus.connection.declare import declare, exchange_exists, near_exchange
-from lightbus.connection.diagnosis import LOST, ctl, describe, way_out, words_of
+from lightbus.connection.diagnosis import LOST, ctl, describe, message_of, resolution
 from lightbus.connection.dial import BrokerAddresses, address_of
 from lightbus.transport import Channel, Connection, Delivery, Publication
 from lightbus.wire import topology
@@ -255,15 +255,15 @@ def _compared(
     try:
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
-        words = words_of(error)
+        words = message_of(error)
         if "inequivalent arg" not in words:
             return [Finding("fail", "topology", str(describe(error, address)), "See above.")]
         text = f"It differs from what the app declares: {words}."
-        return [Finding("fail", "topology", text, way_out(words, address))]
+        return [Finding("fail", "topology", text, resolution(words, address))]
     except amqp.exceptions.AccessRefused as error:
         if restricted:  # as it should be: only who sets the broker up may configure the bus
             return []
-        text = f"The app's own names cannot be configured (declared): {words_of(error)}."
+        text = f"The app's own names cannot be configured (declared): {message_of(error)}."
         return [Finding("fail", "permissions", text, f"lightbus topology permissions {target} prints what it needs.")]
     return []
 
@@ -400,7 +400,7 @@ def _trial(connection: Connection, app: Lightbus, target: str) -> Iterator[Findi
         if not app.handlers:
             with contextlib.suppress(*LOST):  # an exchange that nothing was bound to does not go by itself
                 connection.channel().exchange_delete(name)
-        text = f"Publishing, binding or reading is refused: {words_of(error)}."
+        text = f"Publishing, binding or reading is refused: {message_of(error)}."
         yield Finding("fail", "permissions", text, f"lightbus topology permissions {target} prints what it needs.")
         return
     except TimeoutError:

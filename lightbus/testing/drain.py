@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from lightbus import errors
 from lightbus.testing.messages import SHOWN, counted, hide_lightbus_errors, listed
 from lightbus.testing.session import Session
-from lightbus.transport.sqlite.channel import Holding
+from lightbus.transport.sqlite.control import Holding
 
 __tracebackhide__ = hide_lightbus_errors
 

@@ -1,15 +1,14 @@
 """All that `lightbus.testing` overrides of the internals of other packages. Nothing else in it does.
 
 A test bus needs to know what its apps publish and how each handler run ends. Lightbus has no public hooks for that yet,
-so these classes override internal methods and report to an `Observer`:
+so these classes override methods and report to an `Observer`:
 
 | class | member | why |
 |---|---|---|
-| `ObservedPublisher` | `Publisher._finish` | a message is confirmed, returned or failed |
-| | `Publisher._busy` | whether messages wait for their confirms |
+| `ObservedPublisher` | `Publisher.finished` | messages are confirmed, returned or failed |
 | `ObservedRunner` | `QueueRunner.settle` | a handler returned: reported before the broker gets the ack |
 | | `QueueRunner.handle_failure` | a handler failed: reported before it is retried or dead-lettered |
-| `ObservedDispatcher` | `Dispatcher.Runner` | makes it use `ObservedRunner` |
+| `ObservedDispatcher` | `Dispatcher.Runner` | so that it uses `ObservedRunner` |
 | | `QueueRunner.slots` | which handlers are running now |
 | `HostedWorker` | `Worker._lifespan` | `TestBus(lifespan=False)` |
 """
@@ -19,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from lightbus.app import Lightbus
@@ -32,7 +31,8 @@ from lightbus.consuming.runner import QueueRunner
 from lightbus.consuming.subscription import HandlerRun
 from lightbus.consuming.timeouts import copied
 from lightbus.handler import Handler
-from lightbus.publishing.publisher import PendingPublish, Publisher
+from lightbus.publishing.confirms import PendingPublish
+from lightbus.publishing.publisher import Publisher
 from lightbus.transport import Delivery, Publication
 from lightbus.wire import topology
 from lightbus.worker.worker import Worker
@@ -63,27 +63,22 @@ class ObservedPublisher(Publisher):
         self._observer = observer
         super().__init__(app, broker, timeout=timeout, queue_type=queue_type)
 
-    @property
-    def busy(self) -> bool:
-        """Whether messages wait for their confirms."""
-        return self._busy()
-
-    def _finish(self, pending: PendingPublish) -> None:
-        publication = pending.publication
-        # A copy for a retry goes to the internal exchange: it is not a new event.
-        if pending.error is None and publication.exchange != topology.internal_name(self.app):
-            self._observer.published(publication, not pending.returned)
-        super()._finish(pending)
+    def finished(self, messages: Sequence[PendingPublish]) -> None:
+        for pending in messages:
+            publication = pending.publication
+            # A copy for a retry goes to the internal exchange: it is not a new event.
+            if pending.error is None and publication.exchange != topology.internal_name(self.app):
+                self._observer.published(publication, not pending.returned)
 
 
 class ObservedRunner(QueueRunner):
-    """Runs the handlers of a queue, and reports the end of each run.
+    """Runs a queue's handlers, and reports the end of each run.
 
     It reports before the broker learns of it. So `drain`, which asks the broker, never returns too early.
     """
 
-    observer: Observer
     observed_app: Lightbus
+    observer: Observer
 
     def __init__(self, app: str, consumer: Consumer, connection: ConsumerConnection, failures: Failures) -> None:
         super().__init__(app, consumer, connection, failures)
@@ -107,7 +102,7 @@ class ObservedRunner(QueueRunner):
 
 
 class ObservedDispatcher(Dispatcher):
-    """An app's dispatcher, with observed runners."""
+    """An app's dispatcher, whose runners report the end of each handler run."""
 
     Runner = ObservedRunner
 
@@ -122,7 +117,7 @@ class ObservedDispatcher(Dispatcher):
         )
         for runner in self.runners:
             assert isinstance(runner, ObservedRunner)
-            runner.observer, runner.observed_app = observer, app
+            runner.observed_app, runner.observer = app, observer
 
     def running_now(self) -> list[tuple[Handler, Delivery, float]]:
         """The running handlers, each with its delivery and for how many seconds it has run. From any thread."""

@@ -15,7 +15,8 @@ from lightbus.testing.host import Host
 from lightbus.testing.messages import hide_lightbus_errors
 from lightbus.testing.overrides import HostedWorker, ObservedPublisher
 from lightbus.testing.recorder import Recorder
-from lightbus.transport.sqlite.channel import TestControl, forget_memory
+from lightbus.transport.sqlite.control import TestControl
+from lightbus.transport.sqlite.place import forget_memory
 from lightbus.wire.topology import QueueType
 
 __tracebackhide__ = hide_lightbus_errors

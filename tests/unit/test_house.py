@@ -44,7 +44,7 @@ ORDER = [
 
 INNER_ORDER = {
     "wire": ["collisions", "topology", "codec"],
-    "transport.amqp": ["wire", "connection"],
+    "transport.amqp": ["wire", "frames", "endpoint", "link", "writer", "channel", "connection"],
     "transport.sqlite": [
         "schema",
         "place",
@@ -54,11 +54,20 @@ INNER_ORDER = {
         "clock",
         "wake_pipe",
         "file",
+        "session",
+        "entries",
+        "dead_letters",
+        "deliveries",
+        "declarations",
+        "clients",
         "store",
+        "control",
+        "kombu_channel",
         "channel",
+        "connection",
     ],
-    "connection": ["loop_reader", "address", "diagnosis", "dial", "declare", "thread"],
-    "publishing": ["publisher"],
+    "connection": ["loop_reader", "wake_up", "reading", "address", "diagnosis", "dial", "declare", "thread"],
+    "publishing": ["confirms", "connection", "publisher"],
     "consuming": [
         "acks",
         "watchdog",
