@@ -200,6 +200,39 @@ def test_a_module_takes_names_from_where_they_are_made(name: str, path: Path) ->
     assert not through_the_door
 
 
+@pytest.mark.parametrize(("name", "path"), [pytest.param(name, path, id=name) for name, path in modules() if name])
+def test_a_module_uses_no_private_names_of_other_objects(name: str, path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Attribute(ast.Name("self" | "cls") | ast.Call(ast.Name("super"))):
+                continue
+            case ast.Attribute(_, attribute) if is_private(attribute):
+                assert ast.unparse(node) in PRIVATE_OF_PYTHON, f"{path.relative_to(HOUSE)}:{node.lineno}"
+            case ast.ImportFrom(_, names):
+                assert not [one.name for one in names if is_private(one.name)], (
+                    f"{path.relative_to(HOUSE)}:{node.lineno}"
+                )
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+PRIVATE_OF_PYTHON = {"os._exit", "sys._getframe", "sys._current_frames"}
+"""Documented, in spite of their names."""
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(name, path, id=name) for name, path in modules() if name])
+def test_a_long_class_gives_the_reason_in_its_docstring(name: str, path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno > LONG_CLASS:
+            assert "300 lines" in (ast.get_docstring(node) or ""), f"{path.relative_to(HOUSE)}:{node.lineno}"
+
+
+LONG_CLASS = 340
+"""Lines. A class has about 300 at most; a longer one names the reason."""
+
+
 def test_the_public_names_are_imported_when_they_are_asked_for() -> None:
     code = "import sys; import lightbus; print(*sorted(one for one in sys.modules if one.startswith('lightbus')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOUSE.parent)
