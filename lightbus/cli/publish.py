@@ -240,15 +240,13 @@ def _value(info: Any, text: str) -> Any:
 
 def _refuse_unknown_fields(event_type: EventType, data: Any) -> None:
     """A listener ignores fields that it does not know; a user who types a name needs to know that it is wrong."""
-    import difflib
-
     from lightbus import errors
 
     unknown = _unknown_fields(event_type, data)
     if unknown:
         known = _field_types(event_type)
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(known) or 'none'}."
+        near = errors.nearest(unknown[0], known)
+        hint = f"Did you mean {near!r}?" if near else f"It has: {', '.join(known) or 'none'}."
         raise errors.InvalidPayload(f"event {event_type.name!r} has no field {unknown[0]!r}. {hint}")
 
 

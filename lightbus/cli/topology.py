@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import shlex
 from collections.abc import Iterator
@@ -72,8 +71,10 @@ class ShowsByDefault(click.Group):
 
     def _means_a_command(self, word: str) -> bool:
         """Also where it is misspelt, so that the error is about the command and not about a module of that name."""
+        from lightbus import errors
+
         return word in self.commands or (
-            ":" not in word and bool(difflib.get_close_matches(word, self.commands, 1, 0.8))
+            ":" not in word and errors.nearest(word, self.commands, cutoff=0.8) is not None
         )
 
 

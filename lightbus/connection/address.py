@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
@@ -27,8 +26,8 @@ TRANSPORTS = {
     "amqp": "lightbus.transport.amqp.connection:Transport",
     "pyamqp": "lightbus.transport.amqp.connection:Transport",
     "amqps": "lightbus.transport.amqp.connection:Transport",
-    "sqlite": "lightbus.transport.sqlite.channel:Transport",
-    "memory": "lightbus.transport.sqlite.channel:Transport",
+    "sqlite": "lightbus.transport.sqlite.connection:Transport",
+    "memory": "lightbus.transport.sqlite.connection:Transport",
 }
 OPTIONS = ("heartbeat", "connect_timeout", "cafile", "certfile", "keyfile")
 _RANGES = {"heartbeat": (1.0, 3600.0), "connect_timeout": (0.1, 3600.0)}
@@ -263,10 +262,8 @@ def _options_of(query: str) -> tuple[dict[str, str], str | None]:
     options = dict(pairs)
     for name in options:
         if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, n=1)
-            which = (
-                f"the option {name!r}, which is not known. Did you mean {near[0]!r}?" if near else "an unknown option."
-            )
+            near = errors.nearest(name, OPTIONS)
+            which = f"the option {name!r}, which is not known. Did you mean {near!r}?" if near else "an unknown option."
             return {}, f"it has {which} {known}"
         if [one for one, _ in pairs].count(name) > 1:
             return {}, f"it has the option {name} more than once."
@@ -298,8 +295,8 @@ def _why_unsupported(scheme: str) -> str:
             else "unknown broker type"
         )
         return f"{scheme}:// is not supported: {what}. {advice}"
-    near = difflib.get_close_matches(scheme, TRANSPORTS, n=1)
-    meant = f" Did you mean {near[0]}://?" if near else ""
+    near = errors.nearest(scheme, TRANSPORTS)
+    meant = f" Did you mean {near}://?" if near else ""
     return f"The URL's scheme, before '://', is not supported: unknown broker type.{meant} {advice}"
 
 

@@ -7,7 +7,6 @@ handler blocks the event loop, which is why a thread, not the loop, brings the w
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import logging
 import math
@@ -155,7 +154,7 @@ class Worker:
         """What this app's handlers hear that is almost, but not quite, what the app says: typing errors, mostly."""
         app = self.app
         return [
-            f"{one.name} subscribes to {pattern!r}. This app publishes {near[0]!r}: did you mean that? Pass the "
+            f"{one.name} subscribes to {pattern!r}. This app publishes {near!r}: did you mean that? Pass the "
             "event's class instead of its name to avoid typos; if another app publishes it, set source=."
             for one in app.handlers.values()
             for pattern in one.patterns
@@ -163,20 +162,16 @@ class Worker:
             and pattern not in app.events
             and "*" not in pattern
             and "#" not in pattern
-            and (near := difflib.get_close_matches(pattern, app.events, n=1, cutoff=0.85))
+            and (near := errors.nearest(pattern, app.events, cutoff=0.85))
         ]
 
     def left_behind(self) -> list[str]:
         """The names of the handlers that run on though their time is over and their event is decided on."""
-        return [
-            late.handler for subscription in self.consumer.subscriptions for late in self.consumer.late(subscription)[1]
-        ]
+        return [late.handler for runner in self.consumer.runners for late in self.consumer.late(runner)[1]]
 
     def in_flight(self) -> list[str]:
         """The names of the running handlers. From any thread, also while the event loop is blocked."""
-        while True:
-            with contextlib.suppress(RuntimeError):  # the loop changed the set meanwhile: look again
-                return self.consumer.in_flight
+        return self.consumer.in_flight
 
 
 def _only(error: BaseException) -> BaseException:

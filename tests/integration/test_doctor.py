@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lightbus import Lightbus, Retry
+from lightbus import Lightbus, Retry, __version__
 from lightbus.connection.declare import declare
 from lightbus.inspection import _clock, _version  # pyright: ignore[reportPrivateUsage]
 from lightbus.transport import Delivery, Publication
@@ -239,7 +239,7 @@ def test_a_wrong_password_is_told_from_a_broker_that_is_away(folder: Path, rabbi
         ("RabbitMQ", "5.0.0", "warn"),
         ("RabbitMQ", "", "warn"),
         ("Other", "1", "warn"),
-        ("Lightbus embedded broker", "0.1.0", "ok"),
+        ("Lightbus embedded broker", __version__, "ok"),
     ],
 )
 def test_versions_that_will_do(product: str, version: str, level: str) -> None:

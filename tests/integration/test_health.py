@@ -163,13 +163,13 @@ async def test_handlers_that_hold_everything_are_told_and_are_no_illness(app: Li
 @pytest.mark.anyio
 async def test_the_watchdogs_proof_and_its_suspicion_are_told(app: Lightbus) -> None:
     async with serving(app) as worker:
-        (subscription,) = worker.consumer.subscriptions
+        (queue_consumer,) = worker.consumer.consumers
         assert report(worker).body["queues"][0]["consumption_proven_seconds_ago"] is None
-        subscription.watch.interval = subscription.watch.next_look = 0.1
+        queue_consumer.watch.interval = queue_consumer.watch.next_look = 0.1
         await eventually(lambda: report(worker).body["queues"][0]["consumption_proven_seconds_ago"] is not None)
-        subscription.watch.interval = 3600.0
-        subscription.watch.subscribed(time.monotonic())  # no look any more
-        subscription.watch.suspicion = "7 events wait in the queue 'billing.main', but none is delivered"
+        queue_consumer.watch.interval = 3600.0
+        queue_consumer.watch.subscribed(time.monotonic())  # no look any more
+        queue_consumer.watch.suspicion = "7 events wait in the queue 'billing.main', but none is delivered"
         found = report(worker)
         assert (found.live, found.ready) == (True, False)
         assert found.problems[0].startswith("connected but possibly stalled: 7 events wait")

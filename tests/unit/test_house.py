@@ -15,7 +15,10 @@ import lightbus
 HOUSE = Path(lightbus.__file__).parent
 
 ORDER = [
+    "version",
     "errors",
+    "event_loop",
+    "options",
     "pattern",
     "event",
     "message",
@@ -23,6 +26,7 @@ ORDER = [
     "wire",
     "retry",
     "handler",
+    "unknown_events",
     "connection",
     "publishing",
     "consuming",
@@ -40,7 +44,7 @@ ORDER = [
 
 INNER_ORDER = {
     "wire": ["collisions", "topology", "codec"],
-    "transport.amqp": ["wire", "connection"],
+    "transport.amqp": ["wire", "frames", "endpoint", "link", "writer", "channel", "connection"],
     "transport.sqlite": [
         "schema",
         "place",
@@ -50,19 +54,48 @@ INNER_ORDER = {
         "clock",
         "wake_pipe",
         "file",
+        "session",
+        "entries",
+        "dead_letters",
+        "deliveries",
+        "declarations",
+        "clients",
         "store",
+        "control",
+        "kombu_channel",
         "channel",
+        "connection",
     ],
     "connection": ["loop_reader", "wake_up", "reading", "address", "diagnosis", "dial", "declare", "thread"],
     "publishing": ["confirms", "connection", "publisher"],
-    "consuming": ["acks", "watchdog", "credit", "stall", "connection", "threads", "dispatcher"],
+    "consuming": [
+        "acks",
+        "watchdog",
+        "credit",
+        "stall",
+        "coroutines",
+        "subscription",
+        "deliveries",
+        "retired",
+        "consumer",
+        "connection",
+        "turns",
+        "slots",
+        "threads",
+        "routes",
+        "tasks",
+        "failure",
+        "runner",
+        "timeouts",
+        "dispatcher",
+    ],
     "dead_letters": ["letter", "queue", "actions"],
     "worker": ["worker", "supervisor", "health"],
-    "testing": ["records", "host", "bus"],
+    "testing": ["messages", "records", "apps", "recorder", "overrides", "host", "session", "drain", "bus"],
 }
 """The same within a package."""
 
-TRANSPORTS = {"errors", "pattern", "transport"}
+TRANSPORTS = {"version", "errors", "pattern", "transport"}
 """What the transports themselves may import."""
 
 HEAVY = {
