@@ -67,7 +67,7 @@ def test_node_without_a_broker_fails(node: Example) -> None:
 
 def test_node_hears_what_lightbus_publishes_and_keeps_what_it_cannot_handle(node: Example, rabbitmq_url: str) -> None:
     shutil.copy(EXAMPLES / "auth.py", node.folder)
-    with node.start("listen.js", rabbitmq_url, program=("node",), url=rabbitmq_url) as listener:
+    with node.start("subscribe.js", rabbitmq_url, program=("node",), url=rabbitmq_url) as listener:
         listener.wait_for("Ready.")
         assert node.run(*PYTHON, "auth.py", url=rabbitmq_url).stdout == "Confirmed.\n"
         listener.wait_for("user.registered from auth: someone@example.com")
@@ -82,7 +82,7 @@ def test_node_hears_what_lightbus_publishes_and_keeps_what_it_cannot_handle(node
 
 
 def test_node_ends_when_its_queue_is_deleted(node: Example, rabbitmq_url: str) -> None:
-    with node.start("listen.js", rabbitmq_url, program=("node",), url=rabbitmq_url) as listener:
+    with node.start("subscribe.js", rabbitmq_url, program=("node",), url=rabbitmq_url) as listener:
         listener.wait_for("Ready.")
         with kombu.Connection(rabbitmq_url) as connection:
             connection.default_channel.queue_delete("newsletter")

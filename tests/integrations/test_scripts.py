@@ -19,7 +19,7 @@ def test_a_script_has_published_all_when_it_ends(example: Callable[[str], Exampl
     with importer.audit(url) as audit:
         done = importer.run(*IMPORT, url=url)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "3 users: each is confirmed by the broker.\n"
+        assert done.stdout == "3 users: all confirmed by the broker.\n"
         for number, email in enumerate(("a@example.com", "b@example.com", "c@example.com"), start=1):
             line = f'user.imported from importer: {{"email": "{email}", "user_id": {number}}}'
             wait_until(lambda line=line: line in audit.output, line)  # type: ignore[misc]
@@ -47,7 +47,7 @@ def test_a_cron_job_is_silent_when_all_is_well(example: Callable[[str], Example]
 def test_a_cron_job_says_that_nobody_has_ever_listened(example: Callable[[str], Example], url: str) -> None:
     done = example("cron").run(*CLOSE, "2026-05-04", url=url)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "close_day 2026-05-04: confirmed, but nobody has ever listened.\n"
+    assert done.stderr == "close_day 2026-05-04: confirmed, but not routed: no queue is bound.\n"
 
 
 def test_a_cron_job_without_a_broker_ends_in_time_with_a_code_of_its_own(example: Callable[[str], Example]) -> None:

@@ -143,8 +143,8 @@ def test_ladders_decide_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(decide("charge", ConnectionError(), 7), DeadLetter)
     assert isinstance(decide("charge", module.CardDeclined()), DeadLetter)
     assert isinstance(decide("charge", Reject("nothing to pay")), DeadLetter)
-    assert isinstance(decide("tell_warehouse", KeyError()), DeadLetter)
-    assert decide("tell_warehouse", TimeoutError(), 2) == RetryIn(30, 30)
+    assert isinstance(decide("notify_warehouse", KeyError()), DeadLetter)
+    assert decide("notify_warehouse", TimeoutError(), 2) == RetryIn(30, 30)
     assert isinstance(decide("send_text_message", ConnectionError()), DeadLetter)
 
 
