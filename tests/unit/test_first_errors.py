@@ -101,7 +101,7 @@ def _(app: Lightbus) -> None:
         user_id = 0
 
 
-@case("An event with an __init__ of its own")
+@case("An event with a custom __init__")
 def _(app: Lightbus) -> None:
     @app.event
     class UserGone:
@@ -109,7 +109,7 @@ def _(app: Lightbus) -> None:
             self.user_id = user_id
 
 
-@case("An event that would lose a field")
+@case("An event with a private field")
 def _(app: Lightbus) -> None:
     @app.event
     class UserGone:
@@ -176,7 +176,7 @@ def _(app: Lightbus) -> None:
     raise caught[0].category(str(caught[0].message))
 
 
-@case("A URL that is not one")
+@case("An invalid URL")
 def _(app: Lightbus) -> None:
     _ = Lightbus("billing", url="localhost:5672").broker
 
@@ -198,7 +198,7 @@ def _(app: Lightbus) -> None:
     raise _timeout_error((None, app.handlers["welcome"], None))  # type: ignore[arg-type]
 
 
-@case("Nothing handles what arrives")
+@case("No handler for an event")
 def _(app: Lightbus) -> None:
     app.on("user.registered", name="welcome")(lambda: None)
     consumer = app.consumer()
