@@ -304,7 +304,7 @@ CASES = tuple(
                 Row("taskiq", "taskiq_", 3000, lacks=TASKS, settings={"handler": "wait", "prefetch": EQUAL}),
                 *_threads("wait-sync", 32, 0.6),
             ),
-            "Up to 100 concurrent handlers, or 32 where the label says so or handlers run in threads.",
+            "Up to 100 concurrent handlers, or 32 where the label shows it or handlers run in threads.",
         ),
         (
             "consume-commits",
