@@ -1,6 +1,6 @@
-"""Read by type checkers, never run: what `@app.event` and `@app.on` make of classes and functions.
+"""Read by type checkers, never run: the types of `@app.event` and `@app.on`.
 
-A line that must be an error says so, to each checker on its own: an ignore that is not needed is an error itself.
+A line that must be an error has an ignore comment for each checker. An unnecessary ignore comment is an error, too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ app = Lightbus(
 )
 
 # --- a plain class
-# pyright follows `dataclass_transform` through the method. mypy does not, and knows no constructor:
-# whoever uses mypy stacks `@app.event` over `@attrs.frozen`, below.
+# pyright supports `dataclass_transform` on a method. mypy does not, and finds no constructor:
+# with mypy, stack `@app.event` over `@attrs.frozen`, as below.
 
 
 @app.event
@@ -49,7 +49,7 @@ def frozen(paid: InvoicePaid) -> None:
     paid.amount = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
-# --- a class of another kind is taken as it is, by both
+# --- classes of other kinds are unchanged for both checkers
 
 
 @app.event

@@ -1,4 +1,4 @@
-"""What a test of an application's own holds in its hands."""
+"""Read by type checkers, never run: the types of `lightbus.testing`."""
 
 from collections.abc import Callable
 from typing import Any, assert_type
