@@ -1,8 +1,8 @@
-"""Helpers for tests: run the consumers of apps in this event loop, and wait for conditions.
+"""A bus for tests: apps that consume on this event loop, and waits that say what they saw.
 
 async with running(auth, billing):
     await auth.publish(UserRegistered(user_id=1))
-    await eventually(lambda: handled, [1])
+    await eventually(lambda: heard, [1])
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from lightbus.transport import Channel, Connection, Delivery, Publication
 from tests.patience import LIMIT, wait_until
 
 QUICK = Retry(delays=(0.05, 0.1))
-"""A retry schedule of three attempts within a fraction of a second."""
+"""A ladder of three attempts within a fraction of a second."""
 
 SENTINEL = "tests-sentinel.all.is.quiet"
 
 _missing: Any = object()
 
 
-# --- events of a shop --------------------------------------------------------------------------
+# --- events, as a shop would have them --------------------------------------------------------
 
 
 @attrs.frozen(kw_only=True)
 class OrderPlaced:
-    """The event that most tests publish."""
+    """What most tests publish."""
 
     number: int
     note: str = ""
@@ -54,7 +54,7 @@ class OrderCancelled:
 
 
 async def eventually(look: Callable[[], Any], wanted: Any = _missing, *, limit: float = LIMIT) -> Any:
-    """Wait until `look()` is `wanted` (or true), and return it. At the limit, fail with its last value."""
+    """Wait until `look()` is `wanted` (or just true), and return it; else fail with what it was at the end."""
     deadline = time.monotonic() + limit
     while True:
         seen = look()
@@ -70,36 +70,36 @@ def _short(text: str) -> str:
     return text if len(text) < 2000 else f"{text[:1000]} ... {text[-1000:]}"
 
 
-# --- running apps ------------------------------------------------------------------------------
+# --- apps that run ----------------------------------------------------------------------------
 
 
 class Bus:
-    """The running consumers of some apps."""
+    """The consumers of some apps, and the way to know that nothing more comes."""
 
     def __init__(self) -> None:
         self.consumers: dict[str, list[Dispatcher]] = {}
-        self._handled: dict[str, list[int]] = {}
+        self._heard: dict[str, list[int]] = {}
         self._rounds = itertools.count(1)
 
     def expect_sentinels(self, app: Lightbus) -> None:
         if "sentinel" not in app.handlers:
-            handled: list[int] = []
-            app.on(SENTINEL, name="sentinel")(lambda payload: handled.append(payload["round"]))
-            self._handled[app.name] = handled
+            heard: list[int] = []
+            app.on(SENTINEL, name="sentinel")(lambda payload: heard.append(payload["round"]))
+            self._heard[app.name] = heard
 
     async def quiet(self, app: Lightbus) -> None:
-        """Return when the app has received all events that were confirmed before this call.
+        """Return once the app has taken all that was confirmed before this call from its queue.
 
-        It publishes another event and waits until that one is handled: queues keep their order.
+        Queues keep their order: what has not begun when a later event is handled, does not come.
         """
         this_round = next(self._rounds)
         body = b'{"round": %d}' % this_round
         async with stranger(app) as channel:
             await anyio.to_thread.run_sync(publish_plainly, channel, app.name, SENTINEL, body)
-        await eventually(lambda: this_round in self._handled[app.name], True)
+        await eventually(lambda: this_round in self._heard[app.name], True)
 
     async def stop(self, app: Lightbus, grace: float = 5.0) -> bool:
-        """Stop the consumers of the app gracefully. Return whether all running handlers have ended."""
+        """Stop the app's consumers in good order; whether all that was in flight ended."""
         ended = [await consumer.stop(grace) for consumer in self.consumers.pop(app.name)]
         return all(ended)
 
@@ -112,7 +112,7 @@ async def running(
     concurrency: int | None = None,
     grace: float = 5.0,
 ) -> AsyncIterator[Bus]:
-    """Start consumers of these apps; an app that is listed twice gets two. All are stopped at the end."""
+    """Consumers of these apps, subscribed; an app that is named twice has two. All are stopped at the end."""
     bus = Bus()
     async with contextlib.AsyncExitStack() as opened, anyio.create_task_group() as tasks:
         for app in dict.fromkeys(apps):
@@ -130,13 +130,13 @@ async def running(
 
 
 async def declare(*apps: Lightbus) -> None:
-    """Declare the queues of each app, by starting and stopping it."""
+    """Start and stop each app once, so that its queues are there and it is not."""
     async with running(*apps):
         pass
 
 
 class InBackground:
-    """One consumer of an app in a thread with its own event loop, for sync tests."""
+    """One consumer of an app in a thread with an event loop of its own, for tests without one."""
 
     def __init__(self, app: Lightbus) -> None:
         self.app = app
@@ -158,12 +158,12 @@ class InBackground:
         self._thread.join(LIMIT)
 
 
-# --- other AMQP clients, and dead letters ------------------------------------------------------
+# --- strangers and dead letters ---------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def connected(app_or_url: Lightbus | str) -> Iterator[Connection]:
-    """A connection to the broker of an app, without the app."""
+    """A plain connection to the broker of an app, as an operator's tool would have."""
     broker = BrokerAddresses.parse(app_or_url) if isinstance(app_or_url, str) else app_or_url.broker
     connection = broker.connect("tests")
     try:
@@ -174,7 +174,7 @@ def connected(app_or_url: Lightbus | str) -> Iterator[Connection]:
 
 @contextlib.asynccontextmanager
 async def stranger(app_or_url: Lightbus | str) -> AsyncIterator[Channel]:
-    """A channel on the broker of an app, like that of a program without Lightbus."""
+    """A plain channel, as a program without Lightbus would have."""
     opened = connected(app_or_url)
     connection = await anyio.to_thread.run_sync(opened.__enter__)
     try:
@@ -187,14 +187,14 @@ async def stranger(app_or_url: Lightbus | str) -> AsyncIterator[Channel]:
 def publish_plainly(
     channel: Channel, exchange: str, routing_key: str, body: bytes, properties: dict[str, Any] | None = None
 ) -> None:
-    """Publish exactly this message. Return when the broker has processed it."""
+    """Publish with nothing but what is given; returns when the broker has seen it."""
     channel.publish([Publication(exchange, routing_key, body, properties or {}, mandatory=False)])
-    # Wait for the reply to a second method: the broker processes both in order.
+    # A synchronous method behind it: the broker takes them in order.
     channel.exchange_declare(exchange, "topic", passive=True, durable=True, auto_delete=False)
 
 
 def publish_confirmed(connection: Connection, *publications: Publication) -> None:
-    """Publish, and return when the broker has confirmed."""
+    """Publish, and return once every queue has them: closing the connection loses none."""
     channel = connection.channel()
     confirmed = 0
 
@@ -216,7 +216,7 @@ def publish_confirmed(connection: Connection, *publications: Publication) -> Non
 
 
 def take_all(app: Lightbus, queue: str) -> list[Delivery]:
-    """Remove and return all messages of a queue; an empty list if the queue does not exist."""
+    """Everything in a queue, taken out of it; nothing where there is no such queue."""
     with connected(app) as connection:
         channel = connection.channel()
         taken: list[Delivery] = []
@@ -229,16 +229,16 @@ def take_all(app: Lightbus, queue: str) -> list[Delivery]:
 
 
 async def left_in(app: Lightbus, queue: str | None = None) -> list[Delivery]:
-    """Remove and return the messages in the queue of the app, or in another queue."""
+    """What waits in the app's queue (or another), taken out of it."""
     return await anyio.to_thread.run_sync(take_all, app, queue or f"{app.name}.main")
 
 
 async def dead_letters(app: Lightbus, count: int = 1) -> list[Delivery]:
-    """Wait until the app has `count` dead letters, then remove and return them."""
+    """The app's dead letters, taken out of their queue once there are `count` of them."""
     taken: list[Delivery] = []
     deadline = time.monotonic() + LIMIT
     while True:
-        # A queue that was just declared may not exist yet, or (541 noproc) may have no leader yet.
+        # A queue that was just declared may not be there yet, or (541 noproc) its leader may not.
         with contextlib.suppress(amqp.exceptions.NotFound, amqp.exceptions.InternalError):
             taken += await left_in(app, f"{app.name}.dead")
         if len(taken) >= count:
@@ -248,7 +248,7 @@ async def dead_letters(app: Lightbus, count: int = 1) -> list[Delivery]:
 
 
 def reason(dead_letter: Delivery) -> str:
-    """The reason of a dead letter, as `TypeError: message`."""
+    """Why a dead letter is one, as an operator reads it: `TypeError: the message`."""
     headers = dead_letter.properties["headers"]
     return f"{headers['lightbus-error-type']}: {headers['lightbus-error-message']}"
 

@@ -1,4 +1,4 @@
-"""Unusual messages, built byte by byte: other AMQP clients can send them to RabbitMQ."""
+"""Messages that no client of ours would write, byte by byte: what other programs' clients send to RabbitMQ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTENT_TYPE, HEADERS, CORRELATION_ID, MESSAGE_ID = 0x8000, 0x2000, 0x0400, 0x00
 
 
 def table(items: dict[bytes, bytes]) -> bytes:
-    """A header table with these names and values; each value begins with its type code."""
+    """Headers of these names and values, the latter with the letter of their type."""
     inside = b"".join(bytes((len(name),)) + name + value for name, value in items.items())
     return struct.pack(">I", len(inside)) + inside
 
@@ -28,7 +28,7 @@ ODD_PROPERTIES: dict[str, tuple[int, bytes, dict[str, Any]]] = {
     "correlation": (CORRELATION_ID, b"\x02\xff\xfe", {}),
     "content-type": (CONTENT_TYPE, b"\x03a/\xf6", {}),
 }
-"""The flag and the bytes of one property, and the headers that a handler gets."""
+"""The flag of one property and its bytes; and the headers, as they arrive."""
 
 
 def odd_properties(name: str, message_id: bytes = b"m-1") -> bytes:
@@ -50,6 +50,4 @@ def publish_raw(
         method = wire.frame.pack(wire.METHOD, number, len(arguments)) + arguments
         content = wire.frame.pack(wire.BODY, number, len(body)) + body
         channel.connection.send(b"".join((method, b"\xce", header, b"\xce", content, b"\xce")))
-        channel.exchange_declare(
-            "amq.topic", "topic", passive=True
-        )  # wait for a reply: the broker processes both in order
+        channel.exchange_declare("amq.topic", "topic", passive=True)  # behind it: the broker takes them in order

@@ -1,4 +1,4 @@
-"""How long tests wait: long enough for a busy machine. A limit only ends a hang."""
+"""How long tests wait: for what should happen, as long as it takes on a busy machine; a limit only ends a hang."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 
 LIMIT = 60.0
-"""Maximum seconds of a wait, far above the usual time."""
+"""Seconds after which nothing more is hoped for. Far above what anything takes."""
 
 DELAY = 15.0
-"""Seconds that a busy machine may add to a limit of the code."""
+"""Seconds that a busy machine may add to what has a limit of its own."""
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Wait until the condition is true."""
+    """Call it until it is true."""
     deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline, f"not within {LIMIT:g} s: {what}"
@@ -24,17 +24,17 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """The code in the block has a time limit of `seconds`; a busy machine may add `DELAY`."""
+    """The block has a limit of so many seconds, and keeps it: in code, not on the clock of a busy machine."""
     began = time.monotonic()
     try:
         yield
     finally:
         took = time.monotonic() - began
-        assert took < seconds + DELAY, f"it took {took:.1f} s; the limit is {seconds:g} s"
+        assert took < seconds + DELAY, f"it took {took:.1f} s, where {seconds:g} s is the limit"
 
 
 def sometimes_within(seconds: float, attempt: Callable[[], float]) -> None:
-    """Repeat until an attempt returns less than `seconds`: on a busy machine, some attempts take longer."""
+    """Repeat until an attempt returns less than this, in seconds: on a busy machine, not every one does."""
     deadline, took = time.monotonic() + LIMIT, [attempt()]
     while took[-1] >= seconds:
         assert time.monotonic() < deadline, f"never within {seconds:g} s, but {min(took):.3f} s at best"
@@ -42,7 +42,7 @@ def sometimes_within(seconds: float, attempt: Callable[[], float]) -> None:
 
 
 def until_listening(port: int) -> None:
-    """Wait until a loopback port accepts connections."""
+    """Wait until something takes connections on a loopback port."""
 
     def listens() -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=LIMIT):

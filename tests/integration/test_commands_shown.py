@@ -1,4 +1,4 @@
-"""The commands in the documentation: each is run here or by a test listed here, or only sets something up."""
+"""The commands that the documentation shows: each is run, here or by a test named here, or only sets something up."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ RUN_ELSEWHERE = {
     "new-service.md": "tests/integration/test_new.py",
     "install.md": "tests/integration/test_install.py",
 }
-"""Pages whose programs are run by another test."""
+"""Pages whose programs a test starts, as their readers do."""
 APPS = {"billing.bus:app", "auth:app", "welcome:app", "kitchen:app"}
-"""The apps on which commands are run here."""
+"""What is there to run commands on here."""
 PROGRAMS = {"python", "pytest", "uvicorn", "gunicorn", "node", "curl", "sh"}
-"""Programs that only those pages may start."""
+"""What only those pages may start."""
 SETS_UP = {"cd", "mkdir", "export", ".", "pip", "npm", "docker", "python3", "rabbitmqctl"}
-"""Commands that prepare the machine or the broker; the tests do this differently."""
+"""What a reader does to the machine or the broker, and a test does in its own way."""
 ENDLESS = {"worker", "tail", "demo", "new"}
-"""Commands that do not end by themselves, or take long: only their options are checked here."""
+"""Commands of Lightbus that do not end by themselves, or take long: here only their options are tried."""
 
 
 def commands() -> Iterator[tuple[Path, str]]:
@@ -51,7 +51,7 @@ def commands() -> Iterator[tuple[Path, str]]:
 
 
 def words_of(command: str) -> list[str]:
-    """The arguments of the command, without redirections, pipes and comments."""
+    """Its words up to what the shell does with its output, without the comment."""
     words = shlex.split(command.replace("\\\n", " "), comments=True)
     ends = [number for number, word in enumerate(words) if word in ("|", ">", ">>", "&&", ";", "<")]
     return words[: ends[0]] if ends else words
@@ -66,7 +66,7 @@ def named(page: Path, words: list[str]) -> str:
 
 
 def find(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The (sub)command, and its remaining arguments."""
+    """The command that these words begin with, and what is left for it."""
     command: click.Command = main
     context = click.Context(main)
     while isinstance(command, click.Group) and words:
@@ -79,7 +79,7 @@ def find(words: list[str]) -> tuple[click.Command, list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the apps of the pages."""
+    """Where the apps that the pages speak of are."""
     (tmp_path / "billing").mkdir()
     (tmp_path / "billing" / "__init__.py").touch()
     (tmp_path / "billing" / "bus.py").write_text((EXAMPLES / "billing.py").read_text())
@@ -96,7 +96,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("page", "words"), OURS, ids=[named(page, words) for page, words in OURS])
-def test_a_lightbus_command_can_be_run_as_shown(page: Path, words: list[str], folder: Path) -> None:
+def test_a_command_of_lightbus_can_be_run_as_it_is_shown(page: Path, words: list[str], folder: Path) -> None:
     command, rest = find(words)
     targets = [word for word in rest if re.fullmatch(r"[\w.]+:\w+", word)]
     elsewhere = not set(targets) <= APPS
@@ -106,13 +106,13 @@ def test_a_lightbus_command_can_be_run_as_shown(page: Path, words: list[str], fo
         command.make_context("lightbus", list(rest))
         return
     done = CliRunner().invoke(main, words, input="n\n")
-    # 1 is a valid result (no such dead letter, no consumer); 2 is an invalid command line.
+    # 1 is an answer: no such letter, nobody consumes. 2 is a command line that does not exist.
     assert done.exit_code in (0, 1), done.output
     assert done.exception is None or isinstance(done.exception, SystemExit), done.output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_options_in_the_text_exist(page: Path) -> None:
+def test_options_that_the_text_names_exist(page: Path) -> None:
     for line in re.findall(r"`lightbus ([^`]+)`", page.read_text()):
         command, rest = find(line.split())
         known = {one for parameter in command.params for one in (*parameter.opts, *parameter.secondary_opts)}
@@ -122,7 +122,7 @@ def test_options_in_the_text_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "command"), SHOWN, ids=[f"{page.name}: {command}" for page, command in SHOWN])
-def test_each_other_command_only_sets_up_or_is_run_by_a_test(page: Path, command: str) -> None:
+def test_each_other_command_sets_something_up_or_is_run_by_a_test(page: Path, command: str) -> None:
     program = words_of(command)[0]
     if program == "lightbus" or program in SETS_UP:
         return

@@ -1,4 +1,4 @@
-"""docs/howto/seeing.md and command-line.md match the output of the commands, and shell completion works."""
+"""docs/howto/seeing.md and command-line.md show what is really printed, and shells complete as they say."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 def matches(shown: str, printed: str) -> bool:
-    """A line `...` stands for any lines."""
+    """`...` on a line of its own stands for any lines."""
     pattern = r"(?:.*\n)+?".join(map(re.escape, shown.split("...\n")))
     return re.fullmatch(pattern, printed) is not None
 
 
 @pytest.mark.parametrize("command", [one for one in BLOCKS if not one.startswith("tail") and BLOCKS[one]])
-def test_the_page_shows_the_output(folder: Path, command: str) -> None:
+def test_the_page_shows_what_is_printed(folder: Path, command: str) -> None:
     done = lightbus(*shlex.split(command), folder=folder, url="amqp://127.0.0.1:1/")
     assert (done.returncode, done.stderr) == (0, "")
     assert matches(BLOCKS[command], done.stdout), done.stdout
 
 
 def plain(text: str) -> str:
-    """Replace the parts that differ in each run."""
+    """Without what is different each time."""
     text = re.sub(r"SQLite file \S+\)", "SQLite file)", text)
     text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", text)
     return re.sub(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d\.\d{3}", "TIME", text)
 
 
-def test_the_page_shows_the_output_of_tail(folder: Path) -> None:
+def test_the_page_shows_what_tail_prints(folder: Path) -> None:
     (command,) = [one for one in BLOCKS if one.startswith("tail")]
     url = f"sqlite:///{folder}/bus.db"
     with Program(*shlex.split(command), folder=folder, url=url) as one:
@@ -68,7 +68,7 @@ def test_the_page_shows_the_output_of_tail(folder: Path) -> None:
         assert [plain(line) for line in one.lines[:-1]] == plain(BLOCKS[command]).splitlines()
 
 
-def test_the_limits_on_the_page_match_the_code() -> None:
+def test_the_limits_on_the_page_are_the_codes() -> None:
     page = " ".join((HOWTO / "seeing.md").read_text().split())
     assert QUEUE_LIMIT == HELD
     assert f"The queue holds {QUEUE_LIMIT:,} events, and so does the command" in page
@@ -94,7 +94,7 @@ def every_command() -> list[tuple[str, click.Command, click.Context]]:
 
 
 @pytest.mark.parametrize(("path", "command", "context"), every_command(), ids=[one[0] for one in every_command()])
-def test_the_help_of_every_command_has_valid_examples(
+def test_every_command_teaches_with_examples_that_can_be_typed(
     path: str, command: click.Command, context: click.Context
 ) -> None:
     text = command.get_help(context)
@@ -103,7 +103,7 @@ def test_the_help_of_every_command_has_valid_examples(
     )
     mine = [one for one in examples if one.startswith(path)]
     if not isinstance(command, click.Group):
-        assert "xit codes:" in text, f"{path} --help does not list exit codes"
+        assert "xit codes:" in text, f"{path} --help says nothing of exit codes"
     if command is not main:
         assert mine, f"{path} --help has no example"
     for example in examples:
@@ -114,7 +114,7 @@ def test_the_help_of_every_command_has_valid_examples(
         outer = click.Context(main, info_name="lightbus")
         while isinstance(inner, click.Group) and (next_one := inner.get_command(outer, words[0])) is not None:
             inner, words = next_one, words[1:]
-        inner.make_context("example", words, parent=outer)  # parses the options
+        inner.make_context("example", words, parent=outer)  # which reads the options
 
 
 def test_python_dash_m_is_the_same_command(folder: Path) -> None:
@@ -130,7 +130,7 @@ COMPLETED = {"lightbus to": "topology", "lightbus topology per": "permissions", 
 
 @pytest.fixture
 def path_with_lightbus(tmp_path: Path) -> str:
-    """A PATH with this `lightbus`."""
+    """A PATH on which `lightbus` is this one."""
     script = tmp_path / "bin" / "lightbus"
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lightbus "$@"\n')
@@ -139,7 +139,7 @@ def path_with_lightbus(tmp_path: Path) -> str:
 
 
 def setup_line(shell: str) -> str:
-    """The line for the configuration file of the shell, as on the page."""
+    """What the page says to add to the shell's file."""
     page = (HOWTO / "command-line.md").read_text()
     row = re.search(rf"^\| {shell}.*? \| `(.+?)` \|", page, re.MULTILINE)
     assert row is not None
@@ -153,7 +153,7 @@ _lightbus_completion lightbus
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 FISH = "<setup>; complete --do-complete '<words>'"
-# Like pressing Tab, with the function that shows completions replaced by one that prints them.
+# What a key would do, with what zsh shows them by made to print them.
 ZSH = """
 autoload -Uz compinit; compinit -u -d <folder>/dump
 <setup>
@@ -168,7 +168,7 @@ _lightbus_completion
 @pytest.mark.parametrize(
     ("shell", "script"), [("bash", BASH), ("fish", FISH), ("zsh", ZSH)], ids=["bash", "fish", "zsh"]
 )
-def test_shell_completion_works_with_the_line_of_the_page(
+def test_a_shell_completes_with_the_line_of_the_page(
     tmp_path: Path, path_with_lightbus: str, shell: str, script: str, words: str
 ) -> None:
     if shutil.which(shell) is None:
@@ -195,10 +195,10 @@ def test_shell_completion_works_with_the_line_of_the_page(
     [({"FORCE_COLOR": "1"}, True), ({}, False), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
     ids=str,
 )
-def test_environment_variables_control_colours(
+def test_the_environment_decides_on_colours(
     folder: Path, command: list[str], extra: dict[str, str], coloured: bool
 ) -> None:
-    """In the output of commands, and in the banner and log of a worker."""
+    """Of answers, and of a worker's banner and log."""
     url = "amqp://127.0.0.1:1/" if command[0] == "doctor" else f"sqlite:///{folder}/bus.db"
     with Program(*command, folder=folder, url=url, extra=extra) as one:
         one.wait_for("To check an app, too|broker|Ready")
