@@ -87,7 +87,7 @@ def test_the_time_to_stop_covers_all_steps_of_a_worker() -> None:
     assert sum(Retry().delays) < 13 * 60
     rounds = -(-app.PREFETCH // app.CONCURRENCY)
     assert rounds * app.HANDLER_TIMEOUT == 7 * 60
-    assert consumer.COPY_PAUSES[-1] == 5, "the page on policies has: every few seconds"
+    assert consumer.COPY_PAUSES[-1] == 5, "every few seconds, says the page on policies"
 
 
 def test_the_rabbitmq_page_lists_every_declared_argument() -> None:

@@ -72,7 +72,7 @@ def test_figures_match_the_code() -> None:
     assert f"| unconfirmed events of an app's publisher | {publisher.WINDOW:,} |" in PAGE
     [queue] = [one for one in Lightbus("billing", url="memory://").topology().queues if one.name == "billing.main"]
     assert f"until it becomes a dead letter | {queue.arguments['x-delivery-limit']} |" in PAGE
-    assert topology.MAX_DELAY_SECONDS == 30 * 24 * 3600, "the page has: 30 days"
+    assert topology.MAX_DELAY_SECONDS == 30 * 24 * 3600, "30 days, says the page"
     assert {address.URL_VARIABLE, address.REQUIRE_VARIABLE} <= set(re.findall(r"`(\w+)`", PAGE))
 
 
