@@ -1,5 +1,5 @@
-# The commands of a contributor; `make help` lists them. Each target installs what it needs, so a new clone needs only
-# Python (3.11 or newer) and make.
+# What a contributor runs: `make help` lists it. Each target sets up what it needs when it is missing, so that
+# a fresh clone needs nothing but Python (3.11 or newer) and make.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -28,7 +28,7 @@ help:  ## show this list
 demo: $(READY)  ## three services over the embedded broker; options go in ARGS, as in ARGS="--url amqp://localhost"
 	@$(PYTHON) -m lightbus demo $(ARGS)
 
-# Four processes, because tests wait more than they compute. Each process starts its own RabbitMQ node.
+# Four files at a time, since tests wait more than they work. Each of the four processes has a node of its own.
 test: $(READY) rabbitmq  ## all tests; some of them with pytest's options in ARGS, as in ARGS="tests/unit -x"
 	@$(PYTHON) -m pytest $(or $(ARGS),-n 4 --dist loadfile)
 
@@ -119,8 +119,8 @@ rabbitmq:
 	done; \
 	rm -f $$log
 
-# pyproject.toml lists the requirements, the lock file their exact versions. The oldest supported Python writes it, so
-# that it includes what only that version needs. The lock files of the template get the same versions.
+# The groups in pyproject.toml say what is needed; the lock file says which versions. The oldest supported Python
+# writes it, so that it holds what only that one needs. The lock files of the template get the same versions.
 lock:  ## update requirements-dev.txt, and the template's, to the newest versions that pyproject.toml allows
 	@rm -rf .make/lock && python3.11 -m venv .make/lock
 	@.make/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"

@@ -63,7 +63,7 @@ def _need_rabbitmq() -> None:
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[nodes.Node]:
-    """The RabbitMQ node that all tests share. Tests that stop or configure a node use `rabbitmq_node`."""
+    """The RabbitMQ node that all tests share. Leave it as it is: `rabbitmq_node` is for tests that break one."""
     _need_rabbitmq()
     with nodes.Node() as node:
         yield node
@@ -71,7 +71,7 @@ def rabbitmq() -> Iterator[nodes.Node]:
 
 @pytest.fixture
 def rabbitmq_node() -> Iterator[Callable[..., nodes.Node]]:
-    """`rabbitmq_node(config="...")` starts a node for this test, and stops it at the end."""
+    """`rabbitmq_node(config="...")` starts a node for this test alone, which ends with it."""
     _need_rabbitmq()
     started: list[nodes.Node] = []
 

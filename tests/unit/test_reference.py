@@ -66,7 +66,7 @@ def test_the_url_options_match_the_code() -> None:
         assert f"`{url}" in PAGE
 
 
-def test_figures_match_the_code() -> None:
+def test_figures_are_the_codes() -> None:
     assert f"| `timeout=` | {app.HANDLER_TIMEOUT:g} | seconds, at most {app.LONGEST_HANDLER_TIMEOUT:,g} |" in PAGE
     assert f"| a body | {codec.MAX_BODY_BYTES // 1024**2} MiB |" in PAGE
     assert f"| unconfirmed events of an app's publisher | {publisher.WINDOW:,} |" in PAGE
