@@ -1,4 +1,4 @@
-"""Fixtures that give each test its own broker: an embedded one, or a virtual host of a private RabbitMQ node."""
+"""Fixtures that give each test a broker of its own: an embedded one, or a virtual host of a private RabbitMQ node."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _vhost_numbers = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "rabbitmq: needs an installed RabbitMQ server (it does not need to run)")
-    # xdist's processes ignore Ctrl-C, and child processes inherit that, including the commands that tests interrupt.
+    config.addinivalue_line("markers", "rabbitmq: needs a RabbitMQ server to be installed (none needs to run)")
+    # xdist's processes ignore Ctrl-C, and so would all that they start: also the commands that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -31,7 +31,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if nodes.INSTALL in str(report.longrepr)]
     if skipped:
         terminalreporter.section("RABBITMQ IS MISSING", red=True, bold=True)
-        terminalreporter.line(f"{len(skipped)} TESTS WERE SKIPPED WITHOUT RABBITMQ. {nodes.INSTALL}", red=True)
+        terminalreporter.line(f"{len(skipped)} TESTS DID NOT RUN FOR LACK OF RABBITMQ. {nodes.INSTALL}", red=True)
     lines = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     missing = sorted({line[line.rfind("Skipped: ") + 9 :].rstrip("')") for line in lines if MISSING in line})
     if missing:
@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    """Restore log levels: commands that run in the test process change them, which would affect later tests."""
+    """Commands that a test runs in its own process set levels, which would hide records from later tests' `caplog`."""
     root = logging.getLogger()
     loggers = [root, *(each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger))]
     before = [(each, each.level, each.disabled, each.propagate) for each in loggers]
@@ -88,7 +88,7 @@ def rabbitmq_node() -> Iterator[Callable[..., nodes.Node]]:
 
 @pytest.fixture(scope="session")
 def _vhosts(rabbitmq: nodes.Node) -> Iterator[str]:
-    """An endless iterator over names of new virtual hosts, which are created in bulk."""
+    """Endless names of fresh virtual hosts, made in bulk."""
 
     def generate() -> Iterator[str]:
         while True:
@@ -107,7 +107,7 @@ def rabbitmq_url(rabbitmq: nodes.Node, _vhosts: Iterator[str]) -> str:
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty broker; the test runs once for each kind."""
+    """The URL of an empty broker, of each kind in turn."""
     match request.param:
         case "memory":
             return f"memory://{uuid.uuid4().hex}"

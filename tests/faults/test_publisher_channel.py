@@ -1,4 +1,4 @@
-"""A broken channel: the broker nacks everything on it, but not on a new channel."""
+"""A channel that the broker leaves in a bad state: it nacks everything, while a new one would not."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def publication() -> Publication:
     return Publication("shop", "order.placed", b"{}", {"message_id": new_id(), "headers": {}})
 
 
-def test_a_channel_that_only_nacks_is_replaced_without_a_new_connection() -> None:
-    """RabbitMQ 3.10.8 does this when the leader of a quorum queue dies: see `cluster_nodes_killed`."""
+def test_a_channel_that_only_nacks_is_replaced_and_the_connection_is_not() -> None:
+    """As RabbitMQ 3.10.8 does where a quorum queue's leader dies: see `cluster_nodes_killed`."""
     broker = ScriptedBroker()
     channels: list[ScriptedChannel] = []
 
@@ -40,7 +40,7 @@ def test_a_channel_that_only_nacks_is_replaced_without_a_new_connection() -> Non
     publisher.close()
 
 
-def test_a_nack_does_not_republish_other_events() -> None:
+def test_a_nack_does_not_make_others_be_published_twice() -> None:
     broker = ScriptedBroker()
     refused: list[int] = []
 

@@ -1,6 +1,6 @@
-"""Read by type checkers, never run: the types of `@app.event` and `@app.on`.
+"""Read by type checkers, never run: what `@app.event` and `@app.on` make of classes and functions.
 
-A line that must be an error has an ignore comment for each checker. An unnecessary ignore comment is an error, too.
+A line that must be an error says so, to each checker on its own: an ignore that is not needed is an error itself.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ app = Lightbus(
 )
 
 # --- a plain class
-# pyright supports `dataclass_transform` on a method. mypy does not, and finds no constructor:
-# with mypy, stack `@app.event` over `@attrs.frozen`, as below.
+# pyright follows `dataclass_transform` through the method. mypy does not, and knows no constructor:
+# whoever uses mypy stacks `@app.event` over `@attrs.frozen`, below.
 
 
 @app.event
@@ -49,7 +49,7 @@ def frozen(paid: InvoicePaid) -> None:
     paid.amount = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
-# --- classes of other kinds are unchanged for both checkers
+# --- a class of another kind is taken as it is, by both
 
 
 @app.event

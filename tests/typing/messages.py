@@ -31,7 +31,7 @@ def catch() -> None:
         raise Reject("no such user")
     except errors.PublishManyError as error:
         for outcome in error.outcomes:
-            assert_type(outcome, Any)  # a Receipt or a PublishError: `errors` cannot import `message`
+            assert_type(outcome, Any)  # a Receipt or a PublishError: errors stand below messages in the house
             if isinstance(outcome, Receipt):
                 assert_type(outcome.routed, bool)
     except errors.PublishTimeout as error:

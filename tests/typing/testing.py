@@ -1,4 +1,4 @@
-"""Read by type checkers, never run: the types of `lightbus.testing`."""
+"""What a test of an application's own holds in its hands."""
 
 from collections.abc import Callable
 from typing import Any, assert_type
