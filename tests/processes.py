@@ -1,4 +1,4 @@
-"""Runs real `lightbus` processes: reads their output, sends signals, and ends them with the test."""
+"""Real `lightbus` processes: started, read line by line, signalled, and ended with the test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def lightbus(
     *arguments: str, folder: Path, url: str, given: bytes = b"", extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command until it ends."""
+    """Run a command to its end."""
     done = subprocess.run(
         [*LIGHTBUS, *arguments],
         cwd=folder,
@@ -46,7 +46,7 @@ def lightbus(
 
 
 class Program:
-    """A command in the background. `lines` has its output (stdout and stderr)."""
+    """A command that runs beside the test. Its output, stdout and stderr, is in `lines`."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Program:
         return "\n".join(self.lines)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Wait for the next line, after the previous match, that matches the pattern."""
+        """The next line, after the last one waited for, in which the pattern is found."""
         deadline = time.monotonic() + LIMIT
         with self._more:
             while True:
@@ -108,7 +108,7 @@ class Program:
         try:
             status = self.process.wait(LIMIT)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"it is still running after {LIMIT:g} s:\n{self.output}") from None
+            raise AssertionError(f"it still runs after {LIMIT:g} s:\n{self.output}") from None
         self._reader.join(LIMIT)
         return status
 
@@ -119,20 +119,20 @@ class Program:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # also its workers, which are in the same session
+            os.killpg(self.process.pid, signal.SIGKILL)  # its workers too: they are of its session
         self.process.wait()
 
 
 @contextlib.contextmanager
 def working(target: str, *options: str, folder: Path, url: str) -> Iterator[Program]:
-    """Start a worker, and wait until it is ready."""
+    """A worker that is ready."""
     with Program("worker", target, *options, folder=folder, url=url) as worker:
         worker.wait_for("Ready")
         yield worker
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is running (a zombie is not)."""
+    """Whether a process runs (one that ended, and that nobody has asked about, does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
