@@ -5,8 +5,17 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-VENV := .venv
+# Make never changes an environment that it did not make, or into which `pip install .` installed Lightbus later, as the
+# README does. If there is such a one in .venv, make has a separate one.
+MARK := made-by-make
+EDITABLE := .venv/lib/python*/site-packages/*lightbus_amqp.pth
+VENV := $(shell \
+  if [ ! -e .venv ]; then echo .venv; \
+  elif [ -e .venv/ready-in ] && ls $(EDITABLE) >/dev/null 2>&1; then echo .venv; \
+  elif [ -e .venv/$(MARK) ] && [ ! -e .venv/ready-in ]; then echo .venv; \
+  else echo .make/venv; fi)
 PYTHON := $(VENV)/bin/python
+PYTHONS := python3.13 python3.12 python3.11 python3.14 python3
 READY := $(VENV)/ready-in
 TEMPLATE := 'cookiecutter/{{cookiecutter.__slug}}'
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet --quiet
@@ -14,7 +23,7 @@ POLICY := /usr/sbin/policy-rc.d
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
 RABBITMQ_FOLDERS := $(if $(LIGHTBUS_RABBITMQ),$(LIGHTBUS_RABBITMQ):)/usr/lib/rabbitmq/bin:/usr/sbin:/opt/homebrew/sbin:/usr/local/sbin
 
-# A clone that was moved or copied needs its environment anew: the paths in it are absolute.
+# A clone that was moved or copied needs a new environment: the paths in it are absolute.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
@@ -25,8 +34,12 @@ help:  ## show this list
 	@echo "make TARGET, where TARGET is one of:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  %-10s%s\n", name, $$0 }'
 
-demo: $(READY)  ## three services over the embedded broker; options go in ARGS, as in ARGS="--url amqp://localhost"
-	@$(PYTHON) -m lightbus demo $(ARGS)
+# Runs in the environment of the README where that is enough, and then needs no set-up.
+demo:  ## three services over the embedded broker; options go in ARGS, as in ARGS="--url amqp://localhost"
+	@python=$(PYTHON); \
+	if [ $(VENV) != .venv ] && .venv/bin/python -B -c 'import lightbus.cli.demo' 2>/dev/null; then python=.venv/bin/python; \
+	else $(MAKE) $(READY) || exit; fi; \
+	$$python -m lightbus demo $(ARGS)
 
 # Four files at a time, since tests wait more than they work. Each of the four processes has a node of its own.
 test: $(READY) rabbitmq  ## all tests; some of them with pytest's options in ARGS, as in ARGS="tests/unit -x"
@@ -43,7 +56,7 @@ docs: $(READY)  ## the documentation as a site, in docs/_build/html; a warning i
 	  --doctree-dir docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-pictures: $(READY)  ## the drawings and recordings of the documentation anew
+pictures: $(READY)  ## draw and record the pictures of the documentation again
 	@$(PYTHON) docs/site/pictures.py
 	@$(PYTHON) docs/site/recordings.py
 
@@ -54,26 +67,27 @@ faults: $(READY) rabbitmq  ## faults on real brokers, and 100,000 hostile messag
 	@$(PYTHON) -m tests.faults $(ARGS)
 	@$(if $(ARGS),true,LIGHTBUS_HOSTILE=100000 $(PYTHON) -m pytest -q --no-header -s tests/security/test_hostile.py)
 
-setup: $(READY) rabbitmq  ## only set up: the environment in .venv, and RabbitMQ for the tests
+setup: $(READY) rabbitmq  ## only set up: the environment, and RabbitMQ for the tests
 
 # Exact versions, so that a test that passes today passes tomorrow.
 $(READY): pyproject.toml requirements-dev.txt
-	@if $(usable); then echo "Installing what is needed into $(VENV) (once, about a minute) ..."; exit 0; fi; \
+	@if $(usable); then echo "Updating $(VENV) (about a minute) ..."; exit 0; fi; \
 	$(find_python) \
 	echo "Setting up $(VENV) with $$("$$python" --version) (once, about a minute) ..."; \
-	rm -rf $(VENV); "$$python" -m venv $(VENV)
+	rm -rf $(VENV); mkdir -p $(VENV); touch $(VENV)/$(MARK); "$$python" -m venv $(VENV)
 	@$(PIP) install --requirement requirements-dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/$(MARK)
 	@echo "$(CURDIR)" > $@
 
-# An environment that is there, as the README makes one, stays with all that is in it; one of a moved clone does not.
+# An environment is updated, unless its Python is too old, it is incomplete, or the clone was moved.
 usable = $(PYTHON) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-  && { [ ! -e $(READY) ] || [ "$$(cat $(READY))" = "$(CURDIR)" ]; }
+  && [ "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" ]
 
-# Sets the shell's $python; where venv is missing, as on a bare Debian, installs it if that is allowed.
+# Sets the shell's $python to the first of $(PYTHONS) that will do; where venv is missing, as on a bare Debian, installs it if that is allowed.
 define find_python
 set -e; python=; \
-for candidate in python3.13 python3.12 python3.11 python3.14 python3; do \
+for candidate in $(PYTHONS); do \
   if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
 done; \
 if [ -z "$$python" ]; then \
@@ -96,10 +110,12 @@ endef
 
 # The tests start nodes of their own, so the package's service must not start: policy-rc.d forbids it meanwhile.
 # amqp-tools has amqp-publish, which one example uses.
+# The test of the site's layout needs a browser: only continuous integration installs one.
 rabbitmq:
 	@packages=; \
 	PATH="$(RABBITMQ_FOLDERS):$$PATH" command -v rabbitmq-server >/dev/null || packages=rabbitmq-server; \
 	command -v amqp-publish >/dev/null || packages="$${packages:+$$packages }amqp-tools"; \
+	if [ "$$CI" = true ] && ! command -v chromium >/dev/null; then packages="$${packages:+$$packages }chromium"; fi; \
 	if [ -z "$$packages" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "Not installed, so some tests will be skipped: $$packages. On Debian and Ubuntu: sudo apt-get install $$packages" >&2; \
