@@ -3,7 +3,8 @@
 - The comment that names a block's file becomes the block's caption.
 - A link to a folder of the repository becomes its name: the site does not have the folder.
 - A drawing becomes a part of its page, so that its lines have the page's colour, light or dark.
-- The page on the command line gets what the commands say of themselves.
+- The page on the command line gets the help texts of the commands.
+- The first page gets the figures of the last `make bench` and `make faults`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import figures
 from command_line import sections
 from docutils import nodes
 from pictures import FOLDER as DRAWINGS
@@ -25,6 +27,7 @@ FOLDER = Path(__file__).parents[1]
 NAMED_BLOCK = re.compile(r"^<!-- (?P<file>docs/\S+) -->\n```(?P<language>\w+)$", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[(?P<words>[^]]+)\]\((?P<target>[^)#:\s]+)\)")
 COMMANDS = "<!-- the commands -->"
+FIGURES = "<!-- the figures -->"
 
 
 def read_page(app: Sphinx, name: str, source: list[str]) -> None:
@@ -37,6 +40,10 @@ def read_page(app: Sphinx, name: str, source: list[str]) -> None:
     text = LINK.sub(without_folder, text)
     if COMMANDS in text:
         text = text.replace(COMMANDS, "\n\n".join(sections(main, click.Context(main, info_name="lightbus"))))
+    if FIGURES in text:
+        text = text.replace(FIGURES, f"```{{raw}} html\n{figures.as_html()}\n```")
+        for path in figures.SOURCES:
+            app.env.note_dependency(str(path))
     source[0] = text
 
 
