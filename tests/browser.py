@@ -1,4 +1,4 @@
-"""Chromium without a window, through its DevTools protocol on two pipes: pages are opened, measured and photographed."""
+"""Chromium without a window, through its DevTools protocol on two pipes: opens, measures and photographs pages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,10 +86,19 @@ class Browser:
         file.write_bytes(base64.b64decode(answer["data"]))
 
 
+# The browser speaks the protocol on its file descriptors 3 and 4.
+RUN = """
+import fcntl, os, sys
+commands, answers = (fcntl.fcntl(int(one), fcntl.F_DUPFD, 10) for one in sys.argv[1:3])
+os.dup2(commands, 3)
+os.dup2(answers, 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+
+
 @contextlib.contextmanager
 def start(program: str, folder: Path) -> Iterator[Browser]:
     """A browser whose profile is in the folder."""
-    # The protocol is on the descriptors 3 and 4 of the browser.
     to_browser, commands = os.pipe()
     answers, from_browser = os.pipe()
     arguments = [
@@ -103,9 +113,8 @@ def start(program: str, folder: Path) -> Iterator[Browser]:
         "--disable-background-networking",
         "--hide-scrollbars",
     ]
-    shell = ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", *arguments]
     process = subprocess.Popen(
-        shell,
+        [sys.executable, "-c", RUN, str(to_browser), str(from_browser), *arguments],
         pass_fds=(to_browser, from_browser),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
