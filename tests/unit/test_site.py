@@ -170,10 +170,22 @@ def test_the_readme_has_the_figures_of_the_last_runs(monkeypatch: pytest.MonkeyP
         *(f"{figures.ratio('cpu_us', peer):.1f} times as much" for peer in ("FastStream", "Celery")),
         f"{figures.median('rate', 'FastStream'):,.0f} (1/{figures.ratio('rate', 'FastStream'):.0f})",
         f"{figures.median('rate', 'Celery, solo'):,.0f} (1/{figures.ratio('rate', 'Celery'):.0f})",
-        f"{faults.scenarios} scenarios",
+        f"In {faults.scenarios} fault scenarios, ",
         f"{faults.lost} of {faults.confirmed:,} confirmed events were lost",
     ):
         assert figure in text, f"README.md does not have {figure!r}"
+    rows = {tuple(row) for row in cells((ROOT / "docs" / "reliability.md").read_text())}
+    head = ("fault", "times", "confirmed", "handled", "dead", "queued", "errors told", "duplicates", "lost", "recovery")
+    assert head in rows
+    measured = {(row[0], row[1], row[2], row[8]) for row in rows if len(row) == len(head)}
+    _, _, excerpt = text.partition("| fault |")
+    shown = [tuple(row) for row in cells("| fault |" + excerpt.partition("\n\n")[0])][2:]
+    assert len(shown) == 5
+    assert set(shown) <= measured
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in re.findall(r"^\|.*\|$", text, re.MULTILINE)]
 
 
 def test_the_repository_is_linked_if_its_address_is_configured(pages: dict[Path, Page], site: Path) -> None:
