@@ -1,5 +1,5 @@
-# What a contributor runs: `make help` lists it. Each target sets up what it needs when it is missing, so that
-# a fresh clone needs nothing but Python (3.11 or newer) and make.
+# The commands of a contributor: `make help` lists them. Each target installs what it needs, so a fresh clone needs only
+# Python (3.11 or newer) and make.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -41,7 +41,7 @@ demo:  ## three services over the embedded broker; options go in ARGS, as in ARG
 	else $(MAKE) $(READY) || exit; fi; \
 	$$python -m lightbus demo $(ARGS)
 
-# Four files at a time, since tests wait more than they work. Each of the four processes has a node of its own.
+# Four files at a time, since tests wait most of the time. Each of the four processes starts its own RabbitMQ node.
 test: $(READY) rabbitmq  ## all tests; some of them with pytest's options in ARGS, as in ARGS="tests/unit -x"
 	@$(PYTHON) -m pytest $(or $(ARGS),-n 4 --dist loadfile)
 
@@ -69,7 +69,7 @@ faults: $(READY) rabbitmq  ## faults on real brokers, and 100,000 hostile messag
 
 setup: $(READY) rabbitmq  ## only set up: the environment, and RabbitMQ for the tests
 
-# Exact versions, so that a test that passes today passes tomorrow.
+# Exact versions, so that a test that passes today also passes tomorrow.
 $(READY): pyproject.toml requirements-dev.txt
 	@if $(usable); then echo "Updating $(VENV) (about a minute) ..."; exit 0; fi; \
 	$(find_python) \
@@ -84,7 +84,7 @@ $(READY): pyproject.toml requirements-dev.txt
 usable = $(PYTHON) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
   && [ "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" ]
 
-# Sets the shell's $python to the first of $(PYTHONS) that will do; where venv is missing, as on a bare Debian, installs it if that is allowed.
+# Sets the shell's $python to the first of $(PYTHONS) that will do; if venv is missing, as on a bare Debian, installs it if possible.
 define find_python
 set -e; python=; \
 for candidate in $(PYTHONS); do \
@@ -108,8 +108,8 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi;
 endef
 
-# The tests start nodes of their own, so the package's service must not start: policy-rc.d forbids it meanwhile.
-# amqp-tools has amqp-publish, which one example uses.
+# The tests start their own nodes, so the service of the package must not start: policy-rc.d prevents it.
+# amqp-tools contains amqp-publish, which one example uses.
 # The test of the site's layout needs a browser: only continuous integration installs one.
 rabbitmq:
 	@packages=; \
@@ -135,8 +135,8 @@ rabbitmq:
 	done; \
 	rm -f $$log
 
-# The groups in pyproject.toml say what is needed; the lock file says which versions. The oldest supported Python
-# writes it, so that it holds what only that one needs. The lock files of the template get the same versions.
+# The groups in pyproject.toml list what is needed; the lock file has the versions. The oldest supported Python writes it,
+# because only that one needs some of them. The lock files of the template get the same versions.
 lock:  ## update requirements-dev.txt, and the template's, to the newest versions that pyproject.toml allows
 	@rm -rf .make/lock && python3.11 -m venv .make/lock
 	@.make/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
@@ -151,6 +151,6 @@ lock:  ## update requirements-dev.txt, and the template's, to the newest version
 	@rm -rf .make/lock
 	@git diff --stat -- requirements-dev.txt cookiecutter
 
-clean:  ## remove the environment and what tools left behind
+clean:  ## remove the environment, caches and build results
 	@rm -rf $(VENV) .venv-bench .make docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""How `make docs` makes a site of these pages. It needs nothing from outside: no fonts, no scripts, no inventories."""
+"""Configuration of the site that `make docs` builds. The site loads nothing from elsewhere: no fonts, no scripts."""
 
 import sys
 import tomllib
@@ -22,22 +22,22 @@ extensions = [
 ]
 exclude_patterns = ["_build", "examples", "site"]
 nitpicky = True
-# What is not ours has no page here.
+# Names of other packages have no page here.
 nitpick_ignore_regex = [("py:.*", r"(?!lightbus\.|errors\.).*")]
-# Type variables, and a type that only type checkers meet.
+# Type variables, and a type that only type checkers use.
 nitpick_ignore = [
     ("py:class", f"lightbus.{name}") for name in ("app.C", "app.F", "app._EventDecorator", "errors.R", "testing.bus.E")
 ]
 smartquotes = False
 highlight_language = "none"
 
-# --- pages: Markdown as GitHub shows it
+# --- pages: Markdown that GitHub can show
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 myst_links_external_new_tab = False
 
-# --- reference: docstrings, in which `this` is code
+# --- reference: docstrings in which `this` is code
 
 default_role = "code"
 autoclass_content = "both"
@@ -64,7 +64,7 @@ html_theme_options = {
     "dark_logo": "logo-dark.svg",
 }
 templates_path = ["site/templates"]
-# Of the theme, without the two that need Read the Docs, and with a link to the repository.
+# The theme's parts without those for Read the Docs, and with a link to the repository.
 html_sidebars = {
     "**": [
         "sidebar/brand.html",
@@ -75,10 +75,10 @@ html_sidebars = {
         "sidebar/scroll-end.html",
     ]
 }
-# The address of the repository. While pyproject.toml has none, the site has no links to it.
+# The repository's URL: `Repository` in [project.urls] of pyproject.toml. Without it, the site has no link to it.
 repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {}).get("Repository", "")
 
-# --- copy buttons: of commands only, without the prompt
+# --- copy buttons: of commands, without prompt and output
 
 copybutton_prompt_text = "$ "
 copybutton_line_continuation_character = "\\"
