@@ -36,7 +36,11 @@ def read_page(app: Sphinx, name: str, source: list[str]) -> None:
     def without_folder(link: re.Match[str]) -> str:
         return f"`{link['label'].strip('`')}`" if (page.parent / link["target"]).is_dir() else link[0]
 
-    text = NAMED_BLOCK.sub(r"```{code-block} \g<language>\n:caption: \g<file>\n", source[0])
+    def with_caption(block: re.Match[str]) -> str:
+        file = block["file"].replace("_", r"\_")  # captions are Markdown
+        return f"```{{code-block}} {block['language']}\n:caption: {file}\n"
+
+    text = NAMED_BLOCK.sub(with_caption, source[0])
     text = LINK.sub(without_folder, text)
     if COMMANDS in text:
         text = text.replace(COMMANDS, "\n\n".join(sections(main, click.Context(main, info_name="lightbus"))))
