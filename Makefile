@@ -115,7 +115,7 @@ rabbitmq:
 	@packages=; \
 	PATH="$(RABBITMQ_FOLDERS):$$PATH" command -v rabbitmq-server >/dev/null || packages=rabbitmq-server; \
 	command -v amqp-publish >/dev/null || packages="$${packages:+$$packages }amqp-tools"; \
-	if [ "$$CI" = true ] && ! command -v chromium >/dev/null; then packages="$${packages:+$$packages }chromium"; fi; \
+	if [ "$$CI" = true ] && ! { command -v chromium || command -v google-chrome; } >/dev/null; then packages="$${packages:+$$packages }chromium"; fi; \
 	if [ -z "$$packages" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "Not installed, so some tests will be skipped: $$packages. On Debian and Ubuntu: sudo apt-get install $$packages" >&2; \
