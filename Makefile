@@ -1,12 +1,21 @@
-# What a contributor runs: `make help` lists it. Each target sets up what it needs when it is missing, so that
-# a fresh clone needs nothing but Python (3.11 or newer) and make.
+# The commands of a contributor: `make help` lists them. Each target installs what it needs, so a fresh clone needs only
+# Python (3.11 or newer) and make.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-VENV := .venv
+# Make never changes an environment that it did not make, or into which `pip install .` installed Lightbus later, as the
+# README does. If there is such a one in .venv, make has a separate one.
+MARK := made-by-make
+EDITABLE := .venv/lib/python*/site-packages/*lightbus_amqp.pth
+VENV := $(shell \
+  if [ ! -e .venv ]; then echo .venv; \
+  elif [ -e .venv/ready-in ] && ls $(EDITABLE) >/dev/null 2>&1; then echo .venv; \
+  elif [ -e .venv/$(MARK) ] && [ ! -e .venv/ready-in ]; then echo .venv; \
+  else echo .make/venv; fi)
 PYTHON := $(VENV)/bin/python
+PYTHONS := python3.13 python3.12 python3.11 python3.14 python3
 READY := $(VENV)/ready-in
 TEMPLATE := 'cookiecutter/{{cookiecutter.__slug}}'
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet --quiet
@@ -14,7 +23,7 @@ POLICY := /usr/sbin/policy-rc.d
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
 RABBITMQ_FOLDERS := $(if $(LIGHTBUS_RABBITMQ),$(LIGHTBUS_RABBITMQ):)/usr/lib/rabbitmq/bin:/usr/sbin:/opt/homebrew/sbin:/usr/local/sbin
 
-# A clone that was moved or copied needs its environment anew: the paths in it are absolute.
+# A clone that was moved or copied needs a new environment: the paths in it are absolute.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
@@ -25,10 +34,14 @@ help:  ## show this list
 	@echo "make TARGET, where TARGET is one of:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  %-10s%s\n", name, $$0 }'
 
-demo: $(READY)  ## three services over the embedded broker; options go in ARGS, as in ARGS="--url amqp://localhost"
-	@$(PYTHON) -m lightbus demo $(ARGS)
+# Runs in the environment of the README where that is enough, and then needs no set-up.
+demo:  ## three services over the embedded broker; options go in ARGS, as in ARGS="--url amqp://localhost"
+	@python=$(PYTHON); \
+	if [ $(VENV) != .venv ] && .venv/bin/python -B -c 'import lightbus.cli.demo' 2>/dev/null; then python=.venv/bin/python; \
+	else $(MAKE) $(READY) || exit; fi; \
+	$$python -m lightbus demo $(ARGS)
 
-# Four files at a time, since tests wait more than they work. Each of the four processes has a node of its own.
+# Four files at a time, since tests wait most of the time. Each of the four processes starts its own RabbitMQ node.
 test: $(READY) rabbitmq  ## all tests; some of them with pytest's options in ARGS, as in ARGS="tests/unit -x"
 	@$(PYTHON) -m pytest $(or $(ARGS),-n 4 --dist loadfile)
 
@@ -43,7 +56,7 @@ docs: $(READY)  ## the documentation as a site, in docs/_build/html; a warning i
 	  --doctree-dir docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-pictures: $(READY)  ## the drawings and recordings of the documentation anew
+pictures: $(READY)  ## draw and record the pictures of the documentation again
 	@$(PYTHON) docs/site/pictures.py
 	@$(PYTHON) docs/site/recordings.py
 
@@ -54,26 +67,27 @@ faults: $(READY) rabbitmq  ## faults on real brokers, and 100,000 hostile messag
 	@$(PYTHON) -m tests.faults $(ARGS)
 	@$(if $(ARGS),true,LIGHTBUS_HOSTILE=100000 $(PYTHON) -m pytest -q --no-header -s tests/security/test_hostile.py)
 
-setup: $(READY) rabbitmq  ## only set up: the environment in .venv, and RabbitMQ for the tests
+setup: $(READY) rabbitmq  ## only set up: the environment, and RabbitMQ for the tests
 
-# Exact versions, so that a test that passes today passes tomorrow.
+# Exact versions, so that a test that passes today also passes tomorrow.
 $(READY): pyproject.toml requirements-dev.txt
-	@if $(usable); then echo "Installing what is needed into $(VENV) (once, about a minute) ..."; exit 0; fi; \
+	@if $(usable); then echo "Updating $(VENV) (about a minute) ..."; exit 0; fi; \
 	$(find_python) \
 	echo "Setting up $(VENV) with $$("$$python" --version) (once, about a minute) ..."; \
-	rm -rf $(VENV); "$$python" -m venv $(VENV)
+	rm -rf $(VENV); mkdir -p $(VENV); touch $(VENV)/$(MARK); "$$python" -m venv $(VENV)
 	@$(PIP) install --requirement requirements-dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/$(MARK)
 	@echo "$(CURDIR)" > $@
 
-# An environment that is there, as the README makes one, stays with all that is in it; one of a moved clone does not.
+# An environment is updated, unless its Python is too old, it is incomplete, or the clone was moved.
 usable = $(PYTHON) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-  && { [ ! -e $(READY) ] || [ "$$(cat $(READY))" = "$(CURDIR)" ]; }
+  && [ "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" ]
 
-# Sets the shell's $python; where venv is missing, as on a bare Debian, installs it if that is allowed.
+# Sets the shell's $python to the first of $(PYTHONS) that will do; if venv is missing, as on a bare Debian, installs it if possible.
 define find_python
 set -e; python=; \
-for candidate in python3.13 python3.12 python3.11 python3.14 python3; do \
+for candidate in $(PYTHONS); do \
   if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
 done; \
 if [ -z "$$python" ]; then \
@@ -94,12 +108,14 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi;
 endef
 
-# The tests start nodes of their own, so the package's service must not start: policy-rc.d forbids it meanwhile.
-# amqp-tools has amqp-publish, which one example uses.
+# The tests start their own nodes, so the service of the package must not start: policy-rc.d prevents it.
+# amqp-tools contains amqp-publish, which one example uses.
+# The test of the site's layout needs a browser: only continuous integration installs one.
 rabbitmq:
 	@packages=; \
 	PATH="$(RABBITMQ_FOLDERS):$$PATH" command -v rabbitmq-server >/dev/null || packages=rabbitmq-server; \
 	command -v amqp-publish >/dev/null || packages="$${packages:+$$packages }amqp-tools"; \
+	if [ "$$CI" = true ] && ! { command -v chromium || command -v google-chrome; } >/dev/null; then packages="$${packages:+$$packages }chromium"; fi; \
 	if [ -z "$$packages" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "Not installed, so some tests will be skipped: $$packages. On Debian and Ubuntu: sudo apt-get install $$packages" >&2; \
@@ -119,8 +135,8 @@ rabbitmq:
 	done; \
 	rm -f $$log
 
-# The groups in pyproject.toml say what is needed; the lock file says which versions. The oldest supported Python
-# writes it, so that it holds what only that one needs. The lock files of the template get the same versions.
+# The groups in pyproject.toml list what is needed; the lock file has the versions. The oldest supported Python writes it,
+# because only that one needs some of them. The lock files of the template get the same versions.
 lock:  ## update requirements-dev.txt, and the template's, to the newest versions that pyproject.toml allows
 	@rm -rf .make/lock && python3.11 -m venv .make/lock
 	@.make/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
@@ -135,6 +151,6 @@ lock:  ## update requirements-dev.txt, and the template's, to the newest version
 	@rm -rf .make/lock
 	@git diff --stat -- requirements-dev.txt cookiecutter
 
-clean:  ## remove the environment and what tools left behind
+clean:  ## remove the environment, caches and build results
 	@rm -rf $(VENV) .venv-bench .make docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""The benchmark suite: `python -m benchmarks`, or `make bench`. docs/performance.md says how it measures."""
+"""The benchmark suite: `python -m benchmarks`, or `make bench`. docs/performance.md describes the method."""

@@ -23,13 +23,13 @@ from benchmarks.process import Failed
 from benchmarks.suite import ROOT, Suite
 from tests.rabbitmq import Node
 
-# As on a machine of its own: all cores, but no spinning while idle, which would take CPU from the contestants.
+# All cores, but no busy waiting while idle: that would take CPU from the contestants.
 ERLANG = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 DOCS = ROOT / "docs"
 FEWEST = 2
-"""Rounds that each case has, however slow the machine is; and failures after which a contestant is not tried again."""
+"""Minimum number of rounds of each case; also the number of failures after which a contestant is skipped."""
 ALL, ONE = 26 * 60.0, 150.0
-"""Seconds after which all cases, or one alone, begin no round that they could do without."""
+"""Seconds after which no optional round starts: for the whole suite, and for a single case."""
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
         for case in CASES:
             print(f"{case.name:22} {case.title} ({len(case.rows)} contestants, {case.rounds} rounds)")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, as Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the started processes, like Ctrl-C
     began = time.monotonic()
     work = ROOT / ".make" / "bench"
     work.mkdir(parents=True, exist_ok=True)
@@ -64,9 +64,9 @@ def main() -> int:
             )
             until = math.inf if options.rounds else measuring + limit
             data["cases"][case.name] = _run(case, suite, options.rounds or case.rounds, until, facts)
-            with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):  # then it goes with the node
+            with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):  # it is deleted with the node
                 node.ctl("delete_vhost", case.name)
-            # After each case, so that a run that is broken off leaves what it has.
+            # After each case, so that an interrupted run keeps its results.
             data["cases"] = {one.name: data["cases"][one.name] for one in CASES if one.name in data["cases"]}
             results_file.write_text(json.dumps(_with_summaries(data), indent=1) + "\n")
     _finish(output, results_file, data, peers)
@@ -77,18 +77,23 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--case", nargs="*", default=[], choices=[case.name for case in CASES], metavar="CASE")
-    parser.add_argument("--rounds", type=int, help="rounds of every case; else each case's own number")
+    parser.add_argument("--rounds", type=int, help="number of rounds of every case (default: set by each case)")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="times the number of events; other than 1 leaves docs/ alone"
+        "--scale",
+        type=float,
+        default=1.0,
+        help="multiplies the number of events; with a value other than 1, docs/ is not changed",
     )
-    parser.add_argument("--output", type=Path, help="instead of docs/")
-    parser.add_argument("--peers-python", type=Path, help="an environment that has the peers already")
-    parser.add_argument("--list", action="store_true", help="only list the cases")
+    parser.add_argument("--output", type=Path, help="the folder for the results, instead of docs/")
+    parser.add_argument(
+        "--peers-python", type=Path, help="the Python of an environment in which the peers are installed"
+    )
+    parser.add_argument("--list", action="store_true", help="list the cases and exit")
     return parser.parse_args()
 
 
 def _limits(chosen: Sequence[Case]) -> list[float]:
-    """For each case: the seconds from the start of all until when it may begin rounds after its second."""
+    """For each case: the seconds since the start of the suite until which it may start a third or later round."""
     every = sum(len(case.rows) * case.rounds for case in CASES)
     runs = list(itertools.accumulate(len(case.rows) * case.rounds for case in chosen))
     whole = ONE if len(chosen) == 1 else max(ONE, ALL * runs[-1] / every)
@@ -96,7 +101,7 @@ def _limits(chosen: Sequence[Case]) -> list[float]:
 
 
 def _run(case: Case, suite: Suite, rounds: int, until: float, facts: dict[str, Any]) -> dict[str, Any]:
-    """A B C, A B C, ...: what else the machine does meanwhile meets all contestants alike."""
+    """Run the contestants in turn (A B C, A B C, ...), so that other load affects all of them equally."""
     print(f"\n{case.title} ({case.name})", flush=True)
     began = time.monotonic()
     runs: list[dict[str, Any]] = []
@@ -108,15 +113,15 @@ def _run(case: Case, suite: Suite, rounds: int, until: float, facts: dict[str, A
             break
         for row in case.rows:
             if failed[row.label, row.group] == FEWEST:
-                continue  # it will not do better, and each failure may take its whole time limit
+                continue  # it would fail again, and each failure may take the whole time limit
             run: dict[str, Any] = {"round": number, "label": row.label, "group": row.group, "lacks": row.lacks}
             try:
                 run["parts"] = case.measure(suite, row)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one contestant, the others go on
+            except Exception as error:  # noqa: BLE001 - the other contestants continue
                 run["error"] = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
                 failed[row.label, row.group] += 1
             runs.append(run)
-            _tell(run)
+            _print_run(run)
     print(f"  {time.monotonic() - began:.0f} s", flush=True)
     return {
         "title": case.title,
@@ -128,7 +133,7 @@ def _run(case: Case, suite: Suite, rounds: int, until: float, facts: dict[str, A
     }
 
 
-def _tell(run: dict[str, Any]) -> None:
+def _print_run(run: dict[str, Any]) -> None:
     head = f"  {run['round']}  {run['label']}{', ' + run['group'] if run['group'] else ''}"
     if "error" in run:
         print(f"{head:60} failed: {run['error']}", flush=True)

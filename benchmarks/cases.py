@@ -1,4 +1,4 @@
-"""All cases: who takes part, with which settings and how many events."""
+"""All cases: the contestants, their settings and the number of events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import attrs
 from benchmarks.suite import Result, Row, Suite
 
 EQUAL = 100
-"""The equal prefetch: that of the recorded figures, and within RabbitMQ's advice for throughput (100 to 300)."""
+"""The common prefetch, within RabbitMQ's recommendation for throughput (100 to 300)."""
 
 FASTSTREAM = "retry, handler timeout, dead letters"
 BARE = "types and validation, retry, handler timeout, dead letters"
@@ -34,7 +34,7 @@ def _with_limit(measure: Callable[[Suite, Row], dict[str, Result]]) -> Callable[
 
 
 def _consumers(kind: str, queue_type: str = "quorum", share: float = 1.0) -> tuple[Row, ...]:
-    """Who consumes with an async handler (or, where there is none, with what comes nearest)."""
+    """Contestants with an async handler, or with the closest equivalent."""
     base = {"kind": kind, "queue_type": queue_type}
     same = {**base, "prefetch": EQUAL}
 
@@ -96,11 +96,11 @@ def _publishers(in_flight: int, count: int, queue_type: str = "quorum") -> tuple
             "FastStream",
             "faststream_",
             count // 3,
-            lacks="the check of types is in building the event",
+            lacks="type checks (done when the event is built)",
             settings=settings,
         ),
         Row("aio-pika", "aio_pika_", count // 3, lacks="types and validation", settings=settings),
-        Row("taskiq", "taskiq_", count // 3, lacks="the check of types is in building the event", settings=settings),
+        Row("taskiq", "taskiq_", count // 3, lacks="type checks (done when the event is built)", settings=settings),
     )
 
 
@@ -207,7 +207,7 @@ def _imports() -> tuple[Row, ...]:
         "Dramatiq": ("dramatiq_", "import dramatiq; from dramatiq.brokers.rabbitmq import RabbitmqBroker"),
         "taskiq": ("taskiq_", "from taskiq_aio_pika import AioPikaBroker"),
         "Nameko": ("nameko_", "from nameko.events import event_handler"),
-        "kombu (which Lightbus and Celery stand on)": ("lightbus_", "import kombu.transport.pyamqp, kombu.entity"),
+        "kombu (used by Lightbus and Celery)": ("lightbus_", "import kombu.transport.pyamqp, kombu.entity"),
     }
     return tuple(Row(label, peer, settings={"statement": statement}) for label, (peer, statement) in statements.items())
 
@@ -216,7 +216,7 @@ def _memory() -> tuple[Row, ...]:
     full = {"prefetch": 1000, "handler": "hold"}
     threads = {"prefetch": 1000, "handler": "hold-sync", "concurrency": 8}
     return (
-        # Of handlers that do not end, it holds no more than may run at once.
+        # With handlers that do not end, a worker holds no more events than may run at once.
         Row("Lightbus", "lightbus_", settings={**full, "concurrency": 1000}),
         Row("FastStream", "faststream_", settings=full),
         Row("aio-pika", "aio_pika_", settings=full),
@@ -265,12 +265,12 @@ CASES = tuple(
             "Consume, async handler",
             _with_limit(Suite.consume),
             (*_consumers("order"), *READERS),
-            "Celery has no async handlers: here its pool `solo` runs a plain function.",
+            "Celery has no async handlers: its pool `solo` runs a sync function.",
             4,
         ),
         (
             "consume-sync",
-            "Consume, plain (sync) handler",
+            "Consume, sync handler",
             Suite.consume,
             (
                 Row("Lightbus", "lightbus_", 12000, settings={"handler": "sync", "prefetch": EQUAL}),
@@ -287,7 +287,7 @@ CASES = tuple(
                 ),
                 Row("Nameko", "nameko_", 3000, lacks=f"{TASKS}; quorum queues", settings={**NAMEKO, "prefetch": EQUAL}),
             ),
-            "A plain handler runs in a thread, except in Nameko (a green thread).",
+            "The handler runs in a thread; in Nameko, in a green thread.",
             4,
         ),
         (
@@ -304,21 +304,21 @@ CASES = tuple(
                 Row("taskiq", "taskiq_", 3000, lacks=TASKS, settings={"handler": "wait", "prefetch": EQUAL}),
                 *_threads("wait-sync", 32, 0.6),
             ),
-            "All may have 100 handlers at once, unless said otherwise; with threads, 32.",
+            "Up to 100 concurrent handlers, or 32 where the label shows it or handlers run in threads.",
         ),
         (
             "consume-commits",
             "Consume real events (2,000 commits)",
             Suite.consume,
             tuple(row for row in _consumers("commit", share=0.7) if "own prefetch" not in row.label),
-            "Typed, with a date to parse, where the contestant has types.",
+            "With types, including a date to parse, if the contestant supports types.",
         ),
         (
             "publish-one",
             "Publish, awaited one by one",
             Suite.publish,
             _publish_one(),
-            "One event at a time: nearly all of it is waiting for the broker's confirm. In group sync, no event loop.",
+            "Most of the time is spent waiting for the broker's confirm. Group sync: without an event loop.",
             4,
         ),
         (
@@ -326,7 +326,7 @@ CASES = tuple(
             "Publish, 500 in flight",
             _with_limit(Suite.publish),
             (*_publishers(500, 15000), WRITER),
-            "The contestants that block (Celery, Dramatiq) are in publish-threads.",
+            "For contestants with blocking calls (Celery, Dramatiq), see publish-threads.",
             4,
         ),
         (
@@ -344,15 +344,15 @@ CASES = tuple(
             "Publish in bulk (publish_many)",
             _with_limit(Suite.publish),
             (Row("Lightbus", "lightbus_", 15000, settings={"in_flight": 0}), WRITER),
-            "No peer has it.",
+            "No peer has an equivalent.",
         ),
         (
             "latency",
             "Latency from publish to handler, two processes",
             Suite.latency,
             _latency(),
-            "Half of saturation: half of what the contestant itself reached in the same run, publishing as fast as it "
-            "goes; so the rates differ.",
+            "Half of saturation: half of the highest rate that the contestant reached in the same run, so the rates "
+            "differ.",
             4,
         ),
         ("cold-start", "Cold start: from the command to the first event handled", Suite.cold_start, _cold()),
@@ -362,7 +362,7 @@ CASES = tuple(
             "Memory of a consumer",
             Suite.memory,
             _memory(),
-            "Prefetch 1,000; resident memory with its children.",
+            "Prefetch 1,000; resident memory, including child processes.",
         ),
         ("queue-types", "Consume from quorum and classic queues", Suite.consume, _queue_types(False)),
         (
@@ -373,18 +373,18 @@ CASES = tuple(
         ),
         (
             "fan-out",
-            "Fan-out: one event, heard by several apps",
+            "Fan-out: one event, several subscribed apps",
             Suite.fan_out,
             _fan_out(),
-            "Each app has a queue of its own. Publish: events a second, confirmed by all queues. Consume: deliveries "
-            "a second, all apps in one process.",
+            "Each app has its own queue. Publish: events/s, confirmed by all queues. Consume: deliveries/s, all apps "
+            "in one process.",
         ),
         (
             "processes",
             "Several processes on one queue",
             Suite.processes,
             _processes(),
-            "Over the time in which all were at work. CPU is the sum.",
+            "Measured while all processes are running. CPU is the sum.",
         ),
         ("bodies", "Consume bodies of different sizes", Suite.consume, _bodies(False)),
         ("bodies-publish", "Publish bodies of different sizes", Suite.publish, _bodies(True), "Up to 20 MB in flight."),
@@ -393,7 +393,7 @@ CASES = tuple(
             "The embedded broker (SQLite)",
             Suite.embedded,
             _embedded(),
-            "Ratios are to the row with two processes.",
+            "Ratios compare with the row with two processes.",
             3,
             "publish and handle, two processes",
         ),
@@ -412,19 +412,19 @@ CASES = tuple(
                     (1, True, "1 handler"),
                     (100, True, "100 handlers, one class"),
                     (1000, True, "1,000 handlers, one class"),
-                    (100, False, "100 handlers, a class each"),
-                    (1000, False, "1,000 handlers, a class each"),
+                    (100, False, "100 handlers, own classes"),
+                    (1000, False, "1,000 handlers, own classes"),
                 )
             ),
-            "Each handler hears an event of its own, and the events come in turn. The first event of each name, which "
-            "looks for its handlers, is not in what is measured. With one class, the difference is what finding and "
-            "calling the handler costs; with a class each, decoding meets another class each time, too.",
+            "Each handler handles a different event; the events arrive in turn. The first event of each name is not "
+            "measured, because it looks up the handlers. With one class, the difference is the cost of routing and of "
+            "calling the handler; with own classes, each event is also decoded as a different class.",
             4,
             "1 handler",
         ),
         (
             "dead-letters",
-            "Reject every event, while dead letters pile up",
+            "Reject every event, with dead letters in the queue",
             Suite.dead_letters,
             tuple(
                 Row(f"{dead:,} dead letters", "lightbus_", 1500, settings={"dead": dead, "handler": "reject"})

@@ -1,6 +1,6 @@
-"""One contestant's one run, in a process of its own: `python -m benchmarks.contestant PEER PLAN`.
+"""One run of one contestant, in a separate process: `python -m benchmarks.contestant PEER PLAN`.
 
-Says what it measured as lines of JSON on its standard output.
+Prints its measurements as lines of JSON on standard output.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from benchmarks import payload
 from benchmarks.plan import Latencies, Meter, Plan, cpu_seconds
 
 ACK_TIME = 0.5
-"""Seconds from the last handler to the end, for acks on their way; not measured."""
+"""Seconds to wait after the last handler, so that pending acks are sent; not measured."""
 
 
-def say(**values: Any) -> None:
-    """Standard output is for this alone."""
+def emit(**values: Any) -> None:
+    """Print one line of JSON for the suite. Nothing else writes to standard output."""
     _output.write(json.dumps(values) + "\n")
     _output.flush()
 
 
 def _end_with(parent: int) -> None:
-    """A suite that was killed must not leave contestants behind."""
+    """Exit when the suite has ended, even if it was killed."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
@@ -49,11 +49,11 @@ def main() -> None:
         case "publish":
             _publish(peer, plan, seed=False)
         case "raw":
-            say(**peer.run(plan))
+            emit(**peer.run(plan))
         case _:
             _consume(peer, plan)
     sys.stderr.flush()
-    os._exit(0)  # what a contestant leaves running (threads, sockets) is over now
+    os._exit(0)  # also ends threads that the contestant left running
 
 
 # --- consuming --------------------------------------------------------------------------------
@@ -72,13 +72,13 @@ async def _consume_async(peer: Any, plan: Plan, meter: Any) -> None:
     async with peer.consuming(plan, meter):
         if plan.role == "memory":
             await asyncio.sleep(1.0)
-            say(rss_mb=rss_mb())
+            emit(rss_mb=rss_mb())
             await asyncio.to_thread(sys.stdin.readline)
             await asyncio.sleep(1.0)
-            say(rss_mb=rss_mb(), in_hand=len(meter.values))
+            emit(rss_mb=rss_mb(), in_hand=len(meter.values))
             os._exit(0)
         if plan.role in ("share", "latency"):
-            say(ready=True)
+            emit(ready=True)
         if plan.role == "share":
             await asyncio.to_thread(sys.stdin.readline)
         else:
@@ -92,13 +92,13 @@ def _consume_sync(peer: Any, plan: Plan, meter: Any) -> None:
     with peer.consuming(plan, meter):
         if plan.role == "memory":
             time.sleep(2.0)
-            say(rss_mb=rss_mb())
+            emit(rss_mb=rss_mb())
             sys.stdin.readline()
             time.sleep(1.0)
-            say(rss_mb=rss_mb(), in_hand=len(meter.values))
+            emit(rss_mb=rss_mb(), in_hand=len(meter.values))
             os._exit(0)
         if plan.role in ("share", "latency"):
-            say(ready=True)
+            emit(ready=True)
         if plan.role == "share":
             sys.stdin.readline()
         else:
@@ -109,13 +109,13 @@ def _consume_sync(peer: Any, plan: Plan, meter: Any) -> None:
 
 def _report(plan: Plan, meter: Any) -> None:
     if plan.role == "share":
-        say(handled=len(meter.values), stamps=meter.stamps, values=meter.values)
+        emit(handled=len(meter.values), stamps=meter.stamps, values=meter.values)
     elif plan.role != "latency":
-        say(**meter.result())
+        emit(**meter.result())
 
 
 def rss_mb() -> float:
-    """Of this process and its children: resident memory, in megabytes."""
+    """Resident memory of this process and its children, in megabytes."""
     total = 0.0
     for pid in [os.getpid(), *_children(os.getpid())]:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -159,7 +159,7 @@ async def _publish_async(peer: Any, plan: Plan, *, seed: bool) -> None:
         if seed:
             for event in events:
                 await send(event)
-            return say(sent=len(events))
+            return emit(sent=len(events))
         for event in events[: plan.greet]:
             await send(event)
         began, cpu = time.perf_counter(), cpu_seconds()
@@ -173,13 +173,13 @@ async def _publish_async(peer: Any, plan: Plan, *, seed: bool) -> None:
             for start in range(0, len(events), plan.in_flight):
                 await asyncio.gather(*[send(event) for event in events[start : start + plan.in_flight]])
         ended, cpu = time.perf_counter(), cpu_seconds() - cpu
-    return say(
+    return emit(
         events=len(events), wall=ended - began, cpu=cpu, begun=begun, sent=len(events) + len(events[: plan.greet])
     )
 
 
 async def _publish_at_rate(peer: Any, plan: Plan, send: Callable[[Any], Awaitable[object]]) -> None:
-    """Each event is stamped when its publish is called. A late call is not stamped back: all contestants' are alike."""
+    """Each event has the time at which its publish is called, even if the call is late, for all contestants."""
     await asyncio.sleep(0.2)
     tasks: set[asyncio.Task[object]] = set()
     behind = 0
@@ -198,7 +198,7 @@ async def _publish_at_rate(peer: Any, plan: Plan, send: Callable[[Any], Awaitabl
         task.add_done_callback(tasks.discard)
     while tasks:
         await asyncio.wait(tasks)
-    return say(sent=plan.count, took=time.monotonic() - began, behind=behind)
+    return emit(sent=plan.count, took=time.monotonic() - began, behind=behind)
 
 
 def _publish_sync(peer: Any, plan: Plan, *, seed: bool) -> None:
@@ -208,17 +208,17 @@ def _publish_sync(peer: Any, plan: Plan, *, seed: bool) -> None:
             for index in range(plan.count):
                 time.sleep(max(0.0, began + index / plan.rate - time.monotonic()))
                 send(peer.make(plan, time.monotonic_ns(), 0))
-            return say(sent=plan.count, took=time.monotonic() - began)
+            return emit(sent=plan.count, took=time.monotonic() - began)
         events = [peer.make(plan, number, index) for index, number in enumerate(_numbers(plan, seed))]
         if seed:
             for event in events:
                 send(event)
-            return say(sent=len(events))
+            return emit(sent=len(events))
         count = max(1, plan.threads)
         gate = threading.Barrier(count + 1)
 
         def work(share: list[Any]) -> None:
-            send(share[0])  # connected, where each thread has a connection
+            send(share[0])  # connects, if each thread has its own connection
             gate.wait()
             for event in share:
                 send(event)
@@ -231,11 +231,11 @@ def _publish_sync(peer: Any, plan: Plan, *, seed: bool) -> None:
         for thread in threads:
             thread.join()
         ended, cpu = time.perf_counter(), cpu_seconds() - cpu
-    return say(events=len(events), wall=ended - began, cpu=cpu, sent=len(events) + count)
+    return emit(events=len(events), wall=ended - began, cpu=cpu, sent=len(events) + count)
 
 
 if __name__ == "__main__":
     _output = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what contestants print goes to the log
+    os.dup2(2, 1)  # output of the contestant goes to the log
     sys.modules["benchmarks.contestant"] = sys.modules["__main__"]
     main()

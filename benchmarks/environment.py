@@ -1,4 +1,4 @@
-"""The peers' own environment, `.venv-bench`: made once, made anew when requirements.txt changes."""
+"""The virtual environment of the peers, `.venv-bench`. It is created again when requirements.txt changes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 
 
 def prepare() -> tuple[Path, list[str]]:
-    """The environment's Python, and what could not be installed there.
+    """Create the environment if needed. Return its Python, and the requirements that could not be installed.
 
     Raises:
-        RuntimeError: not even an empty environment could be made.
+        RuntimeError: the environment could not be created.
     """
     python = FOLDER / "bin" / "python"
     ready = FOLDER / "ready"
@@ -35,7 +35,7 @@ def prepare() -> tuple[Path, list[str]]:
     try:
         _run([*pip, "--requirement", str(REQUIREMENTS)], 600)
     except RuntimeError:
-        # One that cannot be installed (on a newer Python, say) must not keep the others away.
+        # Install one by one: a peer that cannot be installed (on a newer Python) must not prevent the others.
         lines = [line for line in REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
         for line in lines:
             try:
@@ -48,7 +48,7 @@ def prepare() -> tuple[Path, list[str]]:
 
 
 def versions(python: Path) -> dict[str, str]:
-    """What is installed for a Python, by name."""
+    """The versions of the installed distributions, by name."""
     listed = _run([str(python), "-m", "pip", "--disable-pip-version-check", "list", "--format=freeze"], 60)
     return dict(line.split("==", 1) for line in listed.splitlines() if "==" in line)
 

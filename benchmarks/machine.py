@@ -1,4 +1,4 @@
-"""What a result depends on: the machine and the versions. No names of hosts or people."""
+"""Describes the machine and the versions, without names of hosts or people."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What is sent: an order of seven fields (about 250 bytes of JSON), real commits, or a text of any length.
+"""The payloads: an order of seven fields (about 250 bytes of JSON), real commits, or a text of any length.
 
-Every event carries a number that the handler adds to what it has seen, so that each run can prove that it handled
-every event, and none of them twice.
+Every event has a number, which the handler records. So each run can check that every event was handled exactly once.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 FIRST = 100_000_000
-"""Numbers have nine digits, so that a message can be copied with another number in the same place."""
+"""Numbers have nine digits, so that a copy of a message can have another number in the same place."""
 SEED = FIRST + 123_456
-"""The number in a message that serves as a template for others."""
+"""The number in the message that is the template of the copies."""
 
 COMMITS = Path(__file__).parent.parent / "docs" / "examples" / "demo" / "commits.jsonl"
 
 NUMBER = {"order": "customer_id", "commit": "insertions", "blob": "number"}
-"""The field with the number, by the kind of payload."""
+"""The field with the number, by kind of payload."""
 
 
 def make(kind: str, number: int, size: int = 0) -> dict[str, Any]:
-    """An event's fields, as JSON has them."""
+    """The fields of an event, as JSON values."""
     if kind == "commit":
         return commits()[number % len(commits())]
     if kind == "blob":

@@ -1,4 +1,4 @@
-"""What a contestant is to do in one run, and the meter that its handler feeds."""
+"""The plan of one run, and the meter that the handler calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks import payload
 class Plan:
     url: str
     name: str
-    """Of the queue, or of the app that has it."""
+    """The name of the queue, or of its app."""
     role: str = "consume"
     kind: str = "order"
     size: int = 0
@@ -28,26 +28,26 @@ class Plan:
     `read-ack` or `write`."""
     queue_type: str = "quorum"
     prefetch: int | None = None
-    """None: what the contestant does when nobody says."""
+    """None: the contestant's default."""
     concurrency: int | None = None
-    """Handlers at once (threads, where it has threads); None as above."""
+    """Concurrent handlers, or threads; None: the contestant's default."""
     handlers: int = 1
     one_class: bool = False
-    """All handlers take the same class; else each one its own."""
+    """Whether all handlers use the same class; otherwise each has its own."""
     apps: int = 1
     count: int = 1
     """Events to measure."""
     warm: int = 0
-    """Events before those: nothing is measured until the contestant is at its usual speed."""
+    """Events before the measured ones, so that the contestant is warmed up."""
     tail: int = 0
-    """Events after them, so that it stays at that speed until the end of what is measured."""
+    """Events after the measured ones, so that the queue is not empty before the end of the measurement."""
     in_flight: int = 500
     threads: int = 0
-    """Threads that publish with the synchronous call; 0 where one event loop publishes."""
+    """Threads that publish with the synchronous call; 0: one event loop publishes."""
     greet: int = 20
-    """Events that are published before the measured ones, so that everything is connected and imported."""
+    """Events that are published before the measured ones, to connect and import everything."""
     rate: float = 0.0
-    """Events a second; 0 is as fast as it goes."""
+    """Events/s; 0: as fast as possible."""
     phases: tuple[int, ...] = ()
 
     @property
@@ -55,7 +55,7 @@ class Plan:
         return self.warm + self.count + self.tail
 
     def names(self) -> list[str]:
-        """The names of the apps or queues that all hear the same event."""
+        """The names of the apps or queues that receive the same event."""
         return [self.name] if self.apps == 1 else [f"{self.name}-{index}" for index in range(self.apps)]
 
     def event_name(self, index: int = 0) -> str:
@@ -64,13 +64,13 @@ class Plan:
 
 
 def cpu_seconds() -> float:
-    """Of this process with all its threads, and of the processes that it waited for."""
+    """CPU time of this process with all its threads, and of its finished children."""
     times = os.times()
     return time.process_time() + times.children_user + times.children_system
 
 
 class Meter:
-    """Counts events as they are handled, and takes the time where the measured part begins and ends."""
+    """Counts handled events, and records the time at the start and the end of the measured part."""
 
     def __init__(self, plan: Plan) -> None:
         self.values: list[int] = []
@@ -83,7 +83,7 @@ class Meter:
         self._every = 50 if plan.role == "share" else 0
 
     def begin(self) -> None:
-        """Right before the contestant starts to consume."""
+        """Call this right before the contestant starts to consume."""
         if self._plan.warm == 0:
             self.marks[0] = (time.perf_counter(), cpu_seconds())
 
@@ -118,7 +118,7 @@ class Meter:
 
 
 class Latencies:
-    """Takes the time from the call of publish (in the event, on the clock that all processes share) to the handler."""
+    """Measures the time from the publish call to the handler, on the monotonic clock that all processes share."""
 
     def __init__(self, plan: Plan) -> None:
         self.finished = threading.Event()
@@ -140,13 +140,13 @@ class Latencies:
                     self.finished.set()
 
     def _report(self) -> None:
-        from benchmarks.contestant import say  # at the end of a phase: nothing is measured now
+        from benchmarks.contestant import emit  # between two phases: nothing is measured here
 
         taken, self._taken = self._taken, []
         sorted_ns = sorted(latency for latency, _ in taken)
         first = min(now - latency for latency, now in taken)
         last = max(now for _, now in taken)
-        say(
+        emit(
             events=len(taken),
             wall=(last - first) / 1e9,
             p50_ms=_percentile(sorted_ns, 0.50) / 1e6,
@@ -163,7 +163,7 @@ def _percentile(ordered: list[int], share: float) -> int:
 
 
 def handler(plan: Plan, meter: Callable[[int], None], annotation: Any) -> Callable[..., Any]:
-    """The handler that all contestants run: it takes the event's number and gives it to the meter."""
+    """The handler of all contestants: it passes the number of the event to the meter."""
     field = payload.NUMBER[plan.kind]
     number = operator.itemgetter(field) if annotation is dict else operator.attrgetter(field)
     function: Callable[..., Any]

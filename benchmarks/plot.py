@@ -1,4 +1,4 @@
-"""The plot: `python -m benchmarks.plot RESULTS.json OUT.svg`. Runs with the peers' Python, which has matplotlib."""
+"""Draws the plot: `python -m benchmarks.plot RESULTS.json OUT.svg`. Needs matplotlib, which `.venv-bench` has."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ INK, PAPER, GRID = "#1f2933", "#ffffff", "#e4e7eb"
 LIGHTBUS, PEER, LIMIT = "#0b6e4f", "#9aa5b1", "#d9a441"
 
 PANELS = (
-    ("consume", "", "", "cpu_us", "Consume, async handler", "CPU an event, µs (less is better)"),
-    ("consume", "", "", "rate", "Consume, async handler", "events a second (more is better)"),
-    ("consume-sync", "", "", "cpu_us", "Consume, plain handler", "CPU an event, µs (less is better)"),
-    ("publish-500", "", "", "rate", "Publish, confirmed, 500 in flight", "events a second (more is better)"),
-    ("publish-500", "", "", "cpu_us", "Publish, confirmed, 500 in flight", "CPU an event, µs (less is better)"),
-    ("latency", "", "200 events/s", "p50_ms", "Publish to handler at 200 events/s", "p50, ms (less is better)"),
+    ("consume", "", "", "cpu_us", "Consume, async handler", "CPU per event, µs (lower is better)"),
+    ("consume", "", "", "rate", "Consume, async handler", "events/s (higher is better)"),
+    ("consume-sync", "", "", "cpu_us", "Consume, sync handler", "CPU per event, µs (lower is better)"),
+    ("publish-500", "", "", "rate", "Publish, confirmed, 500 in flight", "events/s (higher is better)"),
+    ("publish-500", "", "", "cpu_us", "Publish, confirmed, 500 in flight", "CPU per event, µs (lower is better)"),
+    ("latency", "", "200 events/s", "p50_ms", "Publish to handler at 200 events/s", "p50, ms (lower is better)"),
 )
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())["cases"]
     panels = [panel for panel in PANELS if panel[0] in cases]
     if not panels:
-        sys.exit("no case of the plot has been run")
+        sys.exit("no results for the plot")
     plt.rcParams.update(
         {
             "font.family": "DejaVu Sans",

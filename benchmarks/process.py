@@ -1,4 +1,4 @@
-"""Processes of contestants: each in a session of its own, ended by its id, with a limit on every wait."""
+"""Contestant processes: each in its own session, ended by its id, with a limit on every wait."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any
 
 
 class Failed(Exception):
-    """A contestant did not do what it was to do; says why."""
+    """A contestant failed; the message has the reason."""
 
 
 class Process:
-    """One contestant. What it says (lines of JSON) is read as it comes; what it logs goes to a file."""
+    """One contestant. Its output (lines of JSON) is read by a thread; its log goes to a file."""
 
     def __init__(self, command: Sequence[str], *, root: Path, log: Path, environment: Mapping[str, str] = {}) -> None:
         self.log = log
@@ -45,11 +45,11 @@ class Process:
             self._lines.put(line.decode(errors="replace"))
         self._lines.put(None)
 
-    def says(self, timeout: float) -> dict[str, Any]:
-        """The next thing that it says.
+    def read(self, timeout: float) -> dict[str, Any]:
+        """The next line of its output.
 
         Raises:
-            Failed: it ended, or said nothing in time; with the end of its log.
+            Failed: it ended, or printed nothing in time. The message includes the end of its log.
         """
         try:
             line = self._lines.get(timeout=timeout)
@@ -59,13 +59,13 @@ class Process:
             code = self.process.wait(10)
             raise Failed(f"ended with code {code}. {self._tail()}")
         try:
-            said: dict[str, Any] = json.loads(line)
+            values: dict[str, Any] = json.loads(line)
         except ValueError:
-            raise Failed(f"said {line[:200]!r}. {self._tail()}") from None
-        return said
+            raise Failed(f"printed {line[:200]!r}. {self._tail()}") from None
+        return values
 
-    def tell(self) -> None:
-        """Let it go on from where it waits."""
+    def resume(self) -> None:
+        """Continue a contestant that waits for its standard input."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(b"\n")
@@ -76,7 +76,7 @@ class Process:
         return " / ".join(lines[-3:])[-400:]
 
     def end(self, grace: float = 5) -> None:
-        """End it and what it started."""
+        """End it and its child processes."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(0 if self.process.poll() is not None else 0.5)
         if self.process.poll() is None:

@@ -1,4 +1,4 @@
-"""The tables in docs/performance.md, between its markers."""
+"""Writes the tables of docs/performance.md, between the markers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _case(name: str, case: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     head = ["", *(["group"] if grouped else []), *(["part"] if parted else [])]
     for metric in metrics:
         head += [results.METRICS[metric][0], "ratio"]
-    head += ["does not do here"] if lacking else []
+    head += ["not included"] if lacking else []
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for line in lines:
         cells = [line["label"], *([line["group"]] if grouped else []), *([line["part"]] if parted else [])]
@@ -68,8 +68,8 @@ def _case(name: str, case: dict[str, Any], lines: list[dict[str, Any]]) -> str:
         for line in lines
         if line["errors"] and line["metrics"]
     ]
-    said = [f"### {case['title']}", f"`make bench CASE={name}`, {case['rounds']} rounds. {case['note']}".strip()]
-    return "\n\n".join([*said, "\n".join(rows), *failed])
+    intro = [f"### {case['title']}", f"`make bench CASE={name}`, {case['rounds']} rounds. {case['note']}".strip()]
+    return "\n\n".join([*intro, "\n".join(rows), *failed])
 
 
 def _cells(line: dict[str, Any], metric: str) -> list[str]:
@@ -91,7 +91,7 @@ def _short(error: str) -> str:
 
 
 def _machines(data: dict[str, Any]) -> str:
-    """One list, where all cases ran on the same machine with the same versions."""
+    """One list if all cases ran on the same machine with the same versions; otherwise one list for each."""
     by_machine: dict[str, list[str]] = {}
     for name, case in data["cases"].items():
         by_machine.setdefault(_machine(case["machine"]), []).append(name)
@@ -102,7 +102,7 @@ def _machines(data: dict[str, Any]) -> str:
 
 def _machine(machine: dict[str, Any]) -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
-    missing = ", ".join(machine["missing"]) or "nothing"
+    missing = ", ".join(machine["missing"]) or "none"
     return "\n".join(
         [
             f"- {machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB, Linux {machine['kernel']}"
@@ -110,7 +110,7 @@ def _machine(machine: dict[str, Any]) -> str:
             else f"- {machine['cores']} cores of {machine['cpu']}, {machine['system']} {machine['kernel']}",
             f"- Python {machine['python']}, RabbitMQ {machine['rabbitmq']} (one node, on the same machine)",
             f"- {libraries}",
-            f"- Could not be installed: {missing}",
+            f"- Not installed: {missing}",
             f"- {machine['date']}, load before the run: {machine['load']}",
         ]
     )

@@ -10,7 +10,7 @@ import attrs
 
 METRICS: dict[str, tuple[str, bool]] = {
     "rate": ("events/s", True),
-    "cpu_us": ("CPU an event, us", False),
+    "cpu_us": ("CPU per event, us", False),
     "p50_ms": ("p50, ms", False),
     "p99_ms": ("p99, ms", False),
     "seconds": ("seconds", False),
@@ -18,13 +18,13 @@ METRICS: dict[str, tuple[str, bool]] = {
     "cpu_ms": ("CPU, ms", False),
     "rss_mb": ("MB", False),
 }
-"""What is shown, its unit, and whether more of it is better."""
+"""Metrics with their heading, and whether higher is better."""
 
 
 def summarise(case: dict[str, Any]) -> list[dict[str, Any]]:
     """A line for each contestant (and group, and part of a run): median, min, max and ratio of each metric.
 
-    A ratio says how many times better the baseline (Lightbus) was in the same round: more events a second, or less CPU.
+    A ratio is how many times better the baseline (Lightbus) was in the same round: more events/s, or less CPU.
     """
     runs = case["runs"]
     keys: list[tuple[str, str, str]] = []
@@ -33,7 +33,7 @@ def summarise(case: dict[str, Any]) -> list[dict[str, Any]]:
             key = (run["label"], run["group"], part)
             if key not in keys:
                 keys.append(key)
-    # A contestant that failed in one round has its parts from another one.
+    # If a contestant failed in one round, its parts come from another round.
     keys = [key for key in keys if key[2] or not any(key[:2] == other[:2] and other[2] for other in keys)]
     return [_line(case, runs, *key) for key in keys]
 
@@ -82,7 +82,7 @@ class Target:
 
 
 def _ratios(case: str, metric: str, *labels: str, group: str = "", part: str = "") -> Callable[..., list[float]]:
-    """The ratios of the lines whose label begins so: those with the peer's own prefetch too."""
+    """The ratios of the lines whose label starts with one of these, so also those with the peer's own prefetch."""
 
     def find(summaries: dict[str, list[dict[str, Any]]]) -> list[float]:
         return [
@@ -98,7 +98,7 @@ def _ratios(case: str, metric: str, *labels: str, group: str = "", part: str = "
 
 
 def _at_least(times: float, find: Callable[..., list[float]]) -> Callable[..., tuple[float, bool] | None]:
-    """The hardest of them for Lightbus counts."""
+    """The lowest ratio counts."""
 
     def measured(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] | None:
         found = find(summaries)
@@ -125,7 +125,7 @@ def _below(limit: float, *where: str, **more: str) -> Callable[..., tuple[float,
 
 
 def _reader_share(own_prefetch: bool) -> Callable[..., tuple[float, bool] | None]:
-    """Both ratios are to Lightbus with the equal prefetch, so that one over the other is Lightbus over the reader."""
+    """Both ratios compare with Lightbus at the common prefetch, so their quotient is Lightbus over the reader."""
 
     def measured(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] | None:
         reader = _ratios("consume", "rate", "the limit:")(summaries)
@@ -153,7 +153,7 @@ def _dispatch(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] 
 
 TARGETS = (
     Target(
-        "consume, async handler: CPU an event, against FastStream",
+        "consume, async handler: CPU per event, against FastStream",
         "1/12 at most",
         "consume",
         _at_least(12, _ratios("consume", "cpu_us", "FastStream")),
@@ -163,7 +163,7 @@ TARGETS = (
     ),
     Target("... against Celery", "1/6 at most", "consume", _at_least(6, _ratios("consume", "cpu_us", "Celery"))),
     Target(
-        "consume: wall rate, against FastStream",
+        "consume: events/s, against FastStream",
         "at least 5x",
         "consume",
         _at_least(5, _ratios("consume", "rate", "FastStream")),
@@ -172,7 +172,7 @@ TARGETS = (
     Target("... against the byte reader, which does not ack", "at least 0.6x", "consume", _reader_share(False)),
     Target("... the same with its own prefetch of 200", "at least 0.6x", "consume", _reader_share(True)),
     Target(
-        "sync handler: CPU an event, against Celery threads",
+        "sync handler: CPU per event, against Celery threads",
         "1/3 at most",
         "consume-sync",
         _at_least(3, _ratios("consume-sync", "cpu_us", "Celery")),
@@ -184,19 +184,19 @@ TARGETS = (
         _at_least(3, _ratios("consume-sync", "cpu_us", "Dramatiq")),
     ),
     Target(
-        "publish, 500 in flight: rate, against FastStream",
+        "publish, 500 in flight: events/s, against FastStream",
         "at least 2.5x",
         "publish-500",
         _at_least(2.5, _ratios("publish-500", "rate", "FastStream")),
     ),
     Target(
-        "... CPU an event, against FastStream",
+        "... CPU per event, against FastStream",
         "1/4 at most",
         "publish-500",
         _at_least(4, _ratios("publish-500", "cpu_us", "FastStream")),
     ),
     Target(
-        "publish, one by one: rate, against FastStream",
+        "publish, one by one: events/s, against FastStream",
         "at least 1x",
         "publish-one",
         _at_least(1, _ratios("publish-one", "rate", "FastStream")),
@@ -217,17 +217,17 @@ TARGETS = (
     Target("memory at rest", "below 45 MB", "memory", _below(45, "memory", "rss_mb", "Lightbus", part="at rest"), "MB"),
     Target(
         "embedded, publish and handle across processes",
-        "at least 5,000/s (where RabbitMQ does not reach 8,000/s: in proportion)",
+        "at least 5,000/s (proportionally less if RabbitMQ is below 8,000/s)",
         "embedded",
         _embedded,
         "/s",
     ),
-    Target("1,000 handlers: dispatch, CPU an event, against one handler", "1.3x at most", "handlers", _dispatch),
+    Target("1,000 handlers: dispatch, CPU per event, against one handler", "1.3x at most", "handlers", _dispatch),
 )
 
 
 def targets(summaries: dict[str, list[dict[str, Any]]]) -> Iterable[tuple[Target, str, str]]:
-    """Each target with what was measured and whether that reaches it."""
+    """Each target with the measured value and the verdict."""
     for target in TARGETS:
         found = target.measured(summaries)
         if found is None:

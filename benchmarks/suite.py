@@ -1,4 +1,4 @@
-"""How each kind of case is measured. Every run is a fresh process (or several) of one contestant."""
+"""Measures the cases. Every run uses new processes of one contestant."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.process import Failed, Process
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 90.0
-"""Seconds for one run of one contestant."""
+"""Maximum seconds for one run of one contestant."""
 
 Result = dict[str, Any]
 
@@ -35,14 +35,14 @@ class Row:
     count: int = 0
     """Events to measure."""
     group: str = ""
-    """Rows are compared with Lightbus' row of the same group."""
+    """Rows are compared with the baseline of the same group."""
     lacks: str = ""
-    """What it does not do here that Lightbus does."""
+    """The features of Lightbus that this contestant does not have, or that this case does not use."""
     settings: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 class Suite:
-    """The node, the two Pythons, and what they need to be put to work."""
+    """Runs contestants against one node: Lightbus with this Python, the peers with theirs."""
 
     def __init__(self, url: str, *, own: str, peers: str, folder: Path, scale: float) -> None:
         self.url = url
@@ -60,7 +60,7 @@ class Suite:
     def plan(self, row: Row, **changes: Any) -> dict[str, Any]:
         count = self.count(row)
         measured = {"count": count, "warm": max(300, count // 8), "tail": max(250, count // 20)}
-        # A name of its own: the same queue cannot be declared with two contestants' arguments.
+        # Each row has its own name, because contestants declare queues with different arguments.
         name = f"bench-{zlib.crc32(repr(row).encode()):08x}"
         return {"url": self.url, "name": name, **measured, **row.settings, **changes}
 
@@ -94,14 +94,14 @@ class Suite:
                 return name
 
     def templates(self, row: Row, plan: Mapping[str, Any]) -> list[broker.Template]:
-        """Messages as the contestant publishes them, by its own means: declared, published, and taken again."""
+        """Messages that the contestant itself published: the queue is declared, filled and read."""
         key = repr(row)
         if key not in self._templates:
             with self.start(row, {**plan, "role": "seed", "threads": 0}, "seed") as process:
-                sent = process.says(LIMIT)["sent"]
+                sent = process.read(LIMIT)["sent"]
             taken, *_ = [broker.take(self.url, queue, sent) for queue in self.queues(row, plan)]
             if not all(template.persistent for template in taken):
-                raise Failed("its messages are not persistent")
+                raise Failed("the messages are not persistent")
             self._templates[key] = taken
         return self._templates[key]
 
@@ -116,12 +116,12 @@ class Suite:
             broker.purge(self.url, queue)
         broker.fill(self.url, templates, total)
         for queue in queues:
-            self._expect(queue, total, "were put there")
+            self._expect(queue, total, "were copied")
         apps = len(queues)
         if apps > 1:
             plan |= {key: plan[key] * apps for key in ("warm", "count", "tail")}
         with self.start(row, plan) as process:
-            result = process.says(LIMIT)
+            result = process.read(LIMIT)
         for queue in queues:
             self._expect(queue, 0, "are left unacked")
         if not result.pop("right") or result["handled"] != total * apps:
@@ -129,9 +129,9 @@ class Suite:
         return {"": _rated(result)}
 
     def _expect(self, queue: str, count: int, what: str, *, fewer: int = 0) -> None:
-        there = broker.until_waiting(self.url, queue, count, fewer=fewer)
-        if not count - fewer <= there <= count:
-            raise Failed(f"{there} messages {what} in {queue!r}, not {count}")
+        found = broker.until_waiting(self.url, queue, count, fewer=fewer)
+        if not count - fewer <= found <= count:
+            raise Failed(f"{found} messages {what} in {queue!r}, not {count}")
 
     def limit(self, row: Row) -> dict[str, Result]:
         """The byte reader and the byte writer."""
@@ -146,15 +146,15 @@ class Suite:
             arguments = {"x-queue-type": plan.get("queue_type", "quorum")}
             on.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
         broker.purge(self.url, queue)
-        # The very messages that Lightbus gets, with the exchange's and event's names in each delivery.
+        # The same messages as for Lightbus, with the same exchange and routing key in each delivery.
         with broker.channel(self.url) as on:
             on.queue_bind(queue, templates[0].exchange, templates[0].routing_key)
         broker.fill(self.url, templates, total)
         with broker.channel(self.url) as on:
             on.queue_unbind(queue, templates[0].exchange, templates[0].routing_key)
-        self._expect(queue, total, "were put there")
+        self._expect(queue, total, "were copied")
         with self.start(row, plan) as process:
-            result = process.says(LIMIT)
+            result = process.read(LIMIT)
         broker.purge(self.url, queue)
         return {"": _rated(result)}
 
@@ -162,7 +162,7 @@ class Suite:
         plan = self.plan(row, role="raw", name="bench-bytes")
         broker.purge(self.url, "bench-bytes")
         with self.start(row, plan) as process:
-            result = process.says(LIMIT)
+            result = process.read(LIMIT)
         self._expect("bench-bytes", result["sent"], "arrived")
         broker.purge(self.url, "bench-bytes")
         return {"": _rated(result)}
@@ -174,20 +174,20 @@ class Suite:
         for queue in queues:
             broker.purge(self.url, queue)
         with self.start(row, plan) as process:
-            result = process.says(LIMIT)
+            result = process.read(LIMIT)
         for queue in queues:
             self._expect(queue, result["sent"], "arrived")
             broker.purge(self.url, queue)
         return {"": _rated(result)}
 
     def fan_out(self, row: Row) -> dict[str, Result]:
-        """One event for several apps: published, then handled by all of them in one process."""
+        """Publish one event to several apps, then handle it in all of them, in one process."""
         published = self.publish(row)[""]
         consumed = self.consume(row)[""]
         return {"publish": published, "consume": consumed}
 
     def latency(self, row: Row) -> dict[str, Result]:
-        """At 200 events a second, then as fast as it goes, then at half of that."""
+        """At 200 events/s, then as fast as possible, then at half of that rate."""
         plan = self.plan(row)
         self.templates(row, plan)
         for queue in self.queues(row, plan):
@@ -195,7 +195,7 @@ class Suite:
         slow, fast, half = (max(50, round(count * self.scale)) for count in (1000, 4000, 3000))
         phases = [slow, fast, half]
         with self.start(row, {**plan, "role": "latency", "phases": phases}, "consumer") as consumer:
-            consumer.says(LIMIT)
+            consumer.read(LIMIT)
             at_200 = self._phase(row, plan, consumer, 200, slow)
             full = self._phase(row, plan, consumer, 1e9, fast)
             saturation = full["events"] / full["wall"]
@@ -207,17 +207,17 @@ class Suite:
 
     def _phase(self, row: Row, plan: Mapping[str, Any], consumer: Process, rate: float, count: int) -> Result:
         with self.start(row, {**plan, "role": "publish", "rate": rate, "count": count}, "publisher") as publisher:
-            said = consumer.says(LIMIT)
-            publisher.says(LIMIT)
-        return said
+            result = consumer.read(LIMIT)
+            publisher.read(LIMIT)
+        return result
 
     def cold_start(self, row: Row) -> dict[str, Result]:
-        """From the start of the command to the handler's first line, for an event that waits already."""
+        """From the start of the command to the first line of the handler, with one event in the queue."""
         plan = self.plan(row)
         templates = self.templates(row, plan)
         broker.purge(self.url, self.queue(row, plan))
         broker.fill(self.url, templates, 1)
-        self._expect(self.queue(row, plan), 1, "were put there")
+        self._expect(self.queue(row, plan), 1, "were copied")
         out = self.folder / "cold"
         out.write_text("")
         environment = {"BENCH_URL": self.url, "BENCH_NAME": plan["name"], "BENCH_OUT": str(out)}
@@ -234,7 +234,7 @@ class Suite:
         return {"": {"seconds": float(out.read_text().split()[0]) - began}}
 
     def imports(self, row: Row) -> dict[str, Result]:
-        """The import line of an application, in a fresh interpreter; the second of two, from compiled files."""
+        """The import statement of an application in a new interpreter; the second run, with compiled files, counts."""
         code = (
             "import time, json; wall, cpu = time.perf_counter(), time.process_time()\n"
             f"{row.settings['statement']}\n"
@@ -244,65 +244,67 @@ class Suite:
         result: Result = {}
         for _ in range(2):
             with Process([self.python(row), "-c", code], root=ROOT, log=self.folder / "logs" / "import.log") as process:
-                result = process.says(30)
+                result = process.read(30)
         return {"": result}
 
     def memory(self, row: Row) -> dict[str, Result]:
-        """Resident memory with nothing to do, then with 1,000 events in hand that the handlers do not let go."""
+        """Resident memory at rest, then with 1,000 unacknowledged events whose handlers do not end."""
         plan = self.plan(row, role="memory")
         templates = self.templates(row, plan)
         queue = self.queue(row, plan)
         broker.purge(self.url, queue)
         with self.start(row, plan) as process:
-            rest = process.says(LIMIT)
+            rest = process.read(LIMIT)
             broker.fill(self.url, templates, 1500)
-            self._expect(queue, 500, "are not in hand")
-            process.tell()
-            full = process.says(LIMIT)
+            self._expect(queue, 500, "are ready")
+            process.resume()
+            full = process.read(LIMIT)
         broker.purge(self.url, queue)
         return {"at rest": _only(rest, "rss_mb"), "1,000 in hand": _only(full, "rss_mb")}
 
     def processes(self, row: Row) -> dict[str, Result]:
-        """Several processes on one queue, over the time in which all of them were at work."""
+        """Several processes on one queue, measured while all of them are running."""
         plan = self.plan(row, role="share")
         templates = self.templates(row, plan)
         queue = self.queue(row, plan)
         total = plan["count"]
         broker.purge(self.url, queue)
         broker.fill(self.url, templates, total)
-        self._expect(queue, total, "were put there")
+        self._expect(queue, total, "were copied")
         with contextlib.ExitStack() as stack:
             started = [
                 stack.enter_context(self.start(row, plan, f"run{index}")) for index in range(row.settings["processes"])
             ]
             for process in started:
-                process.says(LIMIT)
+                process.read(LIMIT)
             broker.until_waiting(self.url, queue, 0, LIMIT)
             time.sleep(1.0)
             for process in started:
-                process.tell()
-            said = [process.says(LIMIT) for process in started]
-        handled = sorted(value for one in said for value in one["values"])
+                process.resume()
+            results = [process.read(LIMIT) for process in started]
+        handled = sorted(value for one in results for value in one["values"])
         if len(handled) != total or len(set(handled)) != total:
-            raise Failed(f"handled {len(handled)} events ({len(set(handled))} different), not {total} once")
-        return {"": _rated(_overlap([one["stamps"] for one in said]))}
+            raise Failed(
+                f"handled {len(handled)} events ({len(set(handled))} different), expected each of {total} once"
+            )
+        return {"": _rated(_overlap([one["stamps"] for one in results]))}
 
     def dead_letters(self, row: Row) -> dict[str, Result]:
-        """A handler that rejects every event, while so many dead letters are there already."""
+        """A handler that rejects every event, with a number of dead letters in the queue before."""
         plan = self.plan(row)
         templates = self.templates(row, plan)
         dead = f"{plan['name']}.dead"
         broker.purge(self.url, dead)
-        there = round(row.settings["dead"] * self.scale)
-        letters = [attrs.evolve(one, exchange=f"{plan['name']}.internal", routing_key="dead") for one in templates]
-        broker.fill(self.url, letters, there)
-        self._expect(dead, there, "were put there")
+        earlier = round(row.settings["dead"] * self.scale)
+        copies = [attrs.evolve(one, exchange=f"{plan['name']}.internal", routing_key="dead") for one in templates]
+        broker.fill(self.url, copies, earlier)
+        self._expect(dead, earlier, "were copied")
         result = self.consume(row)[""]
-        self._expect(dead, there + plan["warm"] + plan["count"] + plan["tail"], "are dead letters")
+        self._expect(dead, earlier + plan["warm"] + plan["count"] + plan["tail"], "are dead letters")
         return {"": result}
 
     def embedded(self, row: Row) -> dict[str, Result]:
-        """The broker in a file: publish, consume, and both at once from two processes."""
+        """The embedded broker: publish, consume, and both at the same time from two processes."""
         what, waiting = row.settings["what"], round(row.settings["waiting"] * self.scale)
         folder = Path(tempfile.mkdtemp(prefix="lightbus-bench-"))
         try:
@@ -314,46 +316,46 @@ class Suite:
             elif waiting:
                 shutil.copytree(self._filled(row, waiting), folder, dirs_exist_ok=True)
             else:
-                self._tell(row, plan, "declare", role="declare")
+                self._single(row, plan, "declare", role="declare")
             if what == "across":
                 return {"": self._across(row, plan, waiting)}
             if what == "consume":
                 return {"": self._consume_embedded(row, plan, waiting)}
             in_flight = 0 if what == "publish_many" else 500
-            return {"": _rated(self._tell(row, plan, "publish", role="publish", in_flight=in_flight))}
+            return {"": _rated(self._single(row, plan, "publish", role="publish", in_flight=in_flight))}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _tell(self, row: Row, plan: Mapping[str, Any], name: str, **changes: Any) -> Result:
+    def _single(self, row: Row, plan: Mapping[str, Any], name: str, **changes: Any) -> Result:
         with self.start(row, {**plan, **changes}, name) as process:
-            return process.says(2 * LIMIT)
+            return process.read(2 * LIMIT)
 
     def _consume_embedded(self, row: Row, plan: dict[str, Any], waiting: int) -> Result:
         total = plan["warm"] + plan["count"] + plan["tail"]
         if not waiting:
-            self._tell(row, plan, "fill", role="publish", in_flight=0, count=total, greet=0)
-        result = self._tell(row, plan, "consume")
+            self._single(row, plan, "fill", role="publish", in_flight=0, count=total, greet=0)
+        result = self._single(row, plan, "consume")
         if not result.pop("right"):
             raise Failed(f"handled {result['handled']} events, not each of the first {total} once")
         return _rated(result)
 
     def _across(self, row: Row, plan: dict[str, Any], waiting: int) -> Result:
-        """One process publishes, another one handles, at the same time."""
+        """One process publishes while another one handles."""
         count = plan["count"]
         if not waiting:  # from the first publish to the last handler
             with self.start(row, {**plan, "role": "latency", "phases": [count]}, "consumer") as consumer:
-                consumer.says(LIMIT)
-                self._tell(row, plan, "publisher", role="publish", rate=1e9)
-                return _rated(_only(consumer.says(LIMIT), "events", "wall"))
-        # The lower of the two rates while the publisher is at work: the backlog is not to grow.
+                consumer.read(LIMIT)
+                self._single(row, plan, "publisher", role="publish", rate=1e9)
+                return _rated(_only(consumer.read(LIMIT), "events", "wall"))
+        # The lower of the two rates while the publisher is running, so that the backlog does not grow.
         with self.start(row, {**plan, "role": "share"}, "consumer") as consumer:
-            consumer.says(LIMIT)
-            published = self._tell(row, plan, "publisher", role="publish")
-            consumer.tell()
-            stamps = consumer.says(LIMIT)["stamps"]
+            consumer.read(LIMIT)
+            published = self._single(row, plan, "publisher", role="publish")
+            consumer.resume()
+            stamps = consumer.read(LIMIT)["stamps"]
         began, ended = published["begun"], published["begun"] + published["wall"]
         if len(stamps) < 2:
-            raise Failed("the consumer handled nearly nothing")
+            raise Failed("the consumer handled too few events")
         handled = _at(stamps, ended)[0] - _at(stamps, began)[0]
         return {
             **_rated({"events": min(handled, count), "wall": published["wall"]}),
@@ -362,15 +364,15 @@ class Suite:
         }
 
     def _filled(self, row: Row, waiting: int) -> Path:
-        """A folder whose file has so many events in it: made once, copied for each run."""
+        """A folder with a file that contains this number of events. It is created once, and copied for each run."""
         folder = self.folder / f"filled-{waiting}"
         if not folder.exists():
             making = self.folder / "filling"
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir(parents=True)
             plan = self.plan(row, url=f"sqlite:///{making}/bus.db", name="bench")
-            self._tell(row, plan, "declare", role="declare")
-            self._tell(row, plan, "fill", role="publish", in_flight=0, count=waiting, greet=0)
+            self._single(row, plan, "declare", role="declare")
+            self._single(row, plan, "fill", role="publish", in_flight=0, count=waiting, greet=0)
             making.rename(folder)
         return folder
 
@@ -392,7 +394,7 @@ def _only(result: Result, *names: str) -> Result:
 
 
 def _rated(result: Result) -> Result:
-    """With events a second and microseconds of CPU an event."""
+    """Add events/s and microseconds of CPU per event."""
     rated = {**result, "rate": result["events"] / result["wall"]}
     if "cpu" in result:
         rated["cpu_us"] = result["cpu"] / result["events"] * 1e6
@@ -400,15 +402,15 @@ def _rated(result: Result) -> Result:
 
 
 def _overlap(stamps: list[list[tuple[int, float, float]]]) -> Result:
-    """Events and CPU of all processes in the time when all of them were at work: from the last one's fourth stamp to
-    the first one's last.
+    """Events and CPU of all processes while all of them are running: from the fourth stamp of the one that started last
+    to the last stamp of the one that ended first.
     """
     if any(len(one) < 8 for one in stamps):
-        raise Failed("one of the processes handled nearly nothing: too few events for so many processes")
+        raise Failed("one process handled too few events: too few events for this number of processes")
     began = max(one[3][1] for one in stamps)
     ended = min(one[-1][1] for one in stamps)
     if ended <= began:
-        raise Failed("the processes were not at work at the same time: too few events")
+        raise Failed("the processes did not run at the same time: too few events")
     events = cpu = 0.0
     for one in stamps:
         first, last = _at(one, began), _at(one, ended)
@@ -418,7 +420,7 @@ def _overlap(stamps: list[list[tuple[int, float, float]]]) -> Result:
 
 
 def _at(stamps: list[tuple[int, float, float]], when: float) -> tuple[float, float]:
-    """Events handled and CPU used until then, between two stamps by a straight line."""
+    """Events handled and CPU used until then, interpolated between two stamps."""
     for (number, time_, cpu), (next_number, next_time, next_cpu) in itertools.pairwise(stamps):
         if time_ <= when <= next_time:
             share = (when - time_) / max(next_time - time_, 1e-9)

@@ -1,34 +1,43 @@
-"""How `make docs` makes a site of these pages. It needs nothing from outside: no fonts, no scripts, no inventories."""
+"""Configuration of the site that `make docs` builds. The site loads nothing from elsewhere: no fonts, no scripts."""
 
 import sys
+import tomllib
 from pathlib import Path
 
 import lightbus
 
-sys.path.insert(0, str(Path(__file__).parent / "site"))
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "docs" / "site"), str(ROOT)]
 
 project = "Lightbus"
 author = "the authors of Lightbus"
 release = version = lightbus.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "as_on_github"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "as_on_github",
+    "repository",
+]
 exclude_patterns = ["_build", "examples", "site"]
 nitpicky = True
-# What is not ours has no page here.
+# Names of other packages have no page here.
 nitpick_ignore_regex = [("py:.*", r"(?!lightbus\.|errors\.).*")]
-# Type variables, and a type that only type checkers meet.
+# Type variables, and a type that only type checkers use.
 nitpick_ignore = [
     ("py:class", f"lightbus.{name}") for name in ("app.C", "app.F", "app._EventDecorator", "options.R", "testing.bus.E")
 ]
 smartquotes = False
 highlight_language = "none"
 
-# --- pages: Markdown as GitHub shows it
+# --- pages: Markdown that GitHub can show
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 myst_links_external_new_tab = False
 
-# --- reference: docstrings, in which `this` is code
+# --- reference: docstrings in which `this` is code
 
 default_role = "code"
 autoclass_content = "both"
@@ -48,6 +57,30 @@ html_show_sourcelink = False
 html_show_copyright = False
 html_static_path = ["site/static"]
 html_css_files = ["site.css"]
-html_theme_options = {"navigation_with_keys": True}
+html_favicon = "site/static/favicon.svg"
+html_theme_options = {
+    "navigation_with_keys": True,
+    "light_logo": "logo-light.svg",
+    "dark_logo": "logo-dark.svg",
+}
+templates_path = ["site/templates"]
+# The theme's parts without those for Read the Docs, and with a link to the repository.
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "repository.html",
+        "sidebar/scroll-end.html",
+    ]
+}
+# The repository's URL: `Repository` in [project.urls] of pyproject.toml. Without it, the site has no link to it.
+repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {}).get("Repository", "")
+
+# --- copy buttons: of commands, without prompt and output
+
+copybutton_prompt_text = "$ "
+copybutton_line_continuation_character = "\\"
 pygments_style = "a11y-light"
 pygments_dark_style = "a11y-dark"

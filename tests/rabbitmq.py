@@ -22,12 +22,12 @@ from pathlib import Path
 
 INSTALL = (
     "RabbitMQ is not installed: `apt-get install rabbitmq-server` (Debian, Ubuntu) or `brew install rabbitmq`. "
-    "No service needs to run: the tests start nodes of their own."
+    "No service needs to run: the tests start their own nodes."
 )
 
 FOLDERS = (
     *filter(None, [os.environ.get("LIGHTBUS_RABBITMQ")]),  # another version than the installed one
-    # Debian's scripts in PATH switch to the user rabbitmq; those that they call run as anybody. So look there first.
+    # Debian's scripts in PATH switch to the user rabbitmq. These are the scripts that they call; any user can run them.
     "/usr/lib/rabbitmq/bin",
     *os.get_exec_path(),
     "/usr/sbin",
@@ -35,7 +35,7 @@ FOLDERS = (
     "/usr/local/sbin",
 )
 
-# 32 MiB, since tests send what is over Lightbus' own limit, which is RabbitMQ 4's default.
+# 32 MiB, because tests send messages above the limit of Lightbus, which is the default of RabbitMQ 4.
 CONFIG = """\
 log.file.level = info
 disk_free_limit.absolute = 50MB
@@ -43,7 +43,7 @@ max_message_size = 33554432
 raft.wal_max_size_bytes = 67108864
 """
 
-# Two schedulers that do not spin while idle: tests share their cores with the node.
+# Two schedulers without busy waiting, because tests share the cores with the node.
 ERLANG_ARGS = (
     "+S 2:2 +SDcpu 1:1 +SDio 4 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 )
@@ -53,15 +53,15 @@ _numbers = itertools.count(1)
 
 
 def find(program: str) -> str | None:
-    """The full path of a RabbitMQ program, or None where RabbitMQ is not installed."""
+    """The full path of a RabbitMQ program, or None if RabbitMQ is not installed."""
     return shutil.which(program, path=os.pathsep.join(FOLDERS))
 
 
 def free_port() -> int:
     """A loopback port on which nothing listens.
 
-    It is below the range that the system gives to outgoing connections: such a port could be taken while a node is
-    down, and a client that keeps trying to reach it could even connect to itself.
+    It is below the range of ephemeral ports. Such a port could be used by another connection while a node is down, and
+    a client that reconnects to it could even connect to itself.
     """
     while True:
         port = random.randrange(20000, 32000)
@@ -73,14 +73,14 @@ def free_port() -> int:
 
 
 class Node:
-    """A RabbitMQ node. Ports and data stay the same over `stop`, `kill` and `start`; `close` ends and deletes all."""
+    """A RabbitMQ node. `stop`, `kill` and `start` keep its ports and data; `close` deletes everything."""
 
     def __init__(
         self, config: str = "", environment: Mapping[str, str] | None = None, *, epmd_port: int | None = None
     ) -> None:
         """`config` is added to rabbitmq.conf, `environment` to the node's environment.
 
-        `epmd_port` is that of another node, up, which this one is to find; see `start_cluster`.
+        `epmd_port` is the port of another running node that this one must find; see `start_cluster`.
         """
         self.port, self.dist_port, self.epmd_port = free_port(), free_port(), epmd_port or free_port()
         self.shares_epmd = epmd_port is not None
@@ -132,7 +132,7 @@ class Node:
         return f"amqp://{user}:{password}@127.0.0.1:{self.port}/{vhost}"
 
     def start(self, timeout: float = 90) -> None:
-        """Start, and return once the node answers AMQP clients.
+        """Start the node, and return when it accepts AMQP clients.
 
         Raises:
             RuntimeError: RabbitMQ is not installed, or the node did not come up within `timeout` seconds.
@@ -142,11 +142,11 @@ class Node:
             raise RuntimeError(INSTALL)
         atexit.register(self.close)
         if self._epmd is None and not self.shares_epmd:
-            # A child of ours, where the node would leave a daemon behind.
+            # Started here, because the node would start it as a daemon.
             epmd = ["epmd", "-port", str(self.epmd_port), "-address", "127.0.0.1"]
             self._epmd = self._spawn(epmd)
         self.process = self._spawn([server])
-        # Ends the node when this process dies without a chance to (SIGKILL): its end of the pipe closes then.
+        # Kills the node if this process is killed (SIGKILL), because its end of the pipe is closed then.
         epmd_too = "" if self._epmd is None else f"-{self._epmd.pid}"
         ends = f"read -r _; kill -9 -{self.process.pid} {epmd_too}; rm -rf '{self.folder}'"
         self._guard = subprocess.Popen(["sh", "-c", ends], stdin=subprocess.PIPE, start_new_session=True)
@@ -161,21 +161,21 @@ class Node:
             time.sleep(0.05)
 
     def answers(self) -> bool:
-        """Whether an AMQP client would be answered."""
+        """Whether the node accepts AMQP clients."""
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5) as probe:
             probe.sendall(b"AMQP\x00\x00\x09\x01")
             return bool(probe.recv(1))
         return False
 
     def stop(self) -> None:
-        """Stop as an operator would (clients get a connection.close), keeping the data."""
+        """Stop gracefully (clients get a connection.close), and keep the data."""
         self._end(signal.SIGTERM)
 
     def kill(self, timeout: float = 30) -> None:
-        """Stop as a crash would: SIGKILL, once the names of its quorum queues are on the disk.
+        """Stop like a crash: SIGKILL, when the names of its quorum queues are on disk.
 
-        RabbitMQ (seen with 3.10.8) writes them up to some seconds after the declaration was answered. A node that is
-        killed before knows the queue, but not its content: confirmed messages are gone, and it never has a leader.
+        RabbitMQ (tested with 3.10.8) writes them up to some seconds after it confirms the declaration. If a node is
+        killed before that, the queue exists without its contents: confirmed messages are lost, and it has no leader.
         """
         deadline = time.monotonic() + timeout
         while self._has_unwritten_queues():
@@ -198,7 +198,7 @@ class Node:
         self.start()
 
     def suspend(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
+        """SIGSTOP: connections stay open without replies."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
@@ -211,7 +211,7 @@ class Node:
         """Run `rabbitmqctl` with these arguments (about a second) and return its output.
 
         Raises:
-            RuntimeError: it failed; with what it said.
+            RuntimeError: it failed; the message has its output.
         """
         program = find("rabbitmqctl")
         assert program is not None, INSTALL
@@ -226,7 +226,7 @@ class Node:
     def add_vhosts(self, names: list[str]) -> None:
         """Create virtual hosts with all permissions for `guest`: all in one call, since each call costs a second."""
         binaries = ", ".join(f'<<"{name}">>' for name in names)
-        # At the same time: one after the other, each takes as long as a test.
+        # In parallel: one by one, each takes as long as a test.
         self.ctl(
             "eval",
             f"Names = [{binaries}], rpc:pmap({{rabbit_vhost, add}}, [<<>>], Names), "
@@ -235,8 +235,8 @@ class Node:
         )
 
     def close(self) -> None:
-        """End the node and its epmd, and delete its folder."""
-        if os.getpid() != self.owner:  # a forked child of a test that leaves through the exit handlers
+        """Kill the node and its epmd, and delete its folder."""
+        if os.getpid() != self.owner:  # a forked child of a test that runs the exit handlers
             return
         self._end(signal.SIGKILL)
         if self._epmd is not None:
@@ -266,7 +266,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is for the tests, which then end the node.
+                start_new_session=True,  # Ctrl-C goes to the tests, which then stop the node.
             )
 
     def _end(self, how: signal.Signals) -> None:
@@ -285,17 +285,17 @@ class Node:
             process.kill()
             process.wait()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it started: Erlang's resolver and the like
+            os.killpg(process.pid, signal.SIGKILL)  # its child processes, such as Erlang's resolver
 
 
 def start_cluster(size: int, config: str = "") -> list[Node]:
-    """Nodes of one cluster, all up. Close the first one last: the others find each other by its epmd."""
+    """Start the nodes of one cluster. Close the first one last: the others find each other with its epmd."""
     nodes = [Node(config)]
     nodes += [Node(config, epmd_port=nodes[0].epmd_port) for _ in range(size - 1)]
     try:
         for node in nodes:
             node.start()
-        for node in nodes[1:]:  # by hand: what a node does that does not find its peers is not the same in all versions
+        for node in nodes[1:]:  # explicitly: the behavior of a node without its peers differs between versions
             node.ctl("stop_app")
             node.ctl("join_cluster", nodes[0].name)
             node.ctl("start_app")

@@ -1,4 +1,4 @@
-"""A package index without a network: wheels of what is installed here, so that pip can fill an empty environment."""
+"""Wheels of the installed distributions, so that pip can fill an empty environment without a package index."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.patience import LIMIT
 from tests.processes import ROOT
 
 BUILD = ("build", "hatchling", "editables")
-"""What `python -m build` needs."""
+"""The distributions that `python -m build` needs."""
 
 
 def requirements_of(name: str, extras: Iterable[str] = (), seen: set[str] | None = None) -> Iterator[str]:
-    """A distribution and everything that it requires, as installed here."""
+    """A distribution and all its dependencies, as installed in this environment."""
     seen = set() if seen is None else seen
     key = f"{packaging.utils.canonicalize_name(name)}[{','.join(sorted(extras))}]"
     if key in seen:
@@ -49,7 +49,7 @@ def fill(folder: Path, names: Iterable[str]) -> None:
 
 
 def _pack(distribution: importlib.metadata.Distribution, folder: Path) -> None:
-    """Make a wheel again of the files that the wheel of a distribution has put into this environment."""
+    """Build a wheel from the installed files of a distribution."""
     metadata = distribution.read_text("WHEEL") or ""
     tags = [line.removeprefix("Tag: ") for line in metadata.splitlines() if line.startswith("Tag: ")]
     name = packaging.utils.canonicalize_name(distribution.metadata["Name"]).replace("-", "_")
@@ -85,7 +85,7 @@ def _compressed(tags: Sequence[str]) -> str:
 
 
 def environment(wheelhouse: Path) -> dict[str, str]:
-    """The variables of a process that has nothing of this clone, and whose pip finds only these wheels."""
+    """The environment of a process without this clone, whose pip finds only these wheels."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -101,13 +101,13 @@ def environment(wheelhouse: Path) -> dict[str, str]:
 
 
 def empty_environment(folder: Path) -> Path:
-    """Make a virtual environment that has only pip; returns its Python."""
+    """Create a virtual environment with only pip. Return its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=4 * LIMIT)
     return folder / "bin" / "python"
 
 
 def build(folder: Path, wheelhouse: Path) -> tuple[Path, Path]:
-    """Lightbus' wheel and sdist, as `python -m build` makes them."""
+    """The wheel and the sdist of Lightbus, built with `python -m build`."""
     run([sys.executable, "-m", "build", "--outdir", folder, ROOT], ROOT, wheelhouse)
     (wheel,) = folder.glob("*.whl")
     (sdist,) = folder.glob("*.tar.gz")
@@ -115,7 +115,7 @@ def build(folder: Path, wheelhouse: Path) -> tuple[Path, Path]:
 
 
 def run(command: Sequence[str | Path], folder: Path, wheelhouse: Path, **more: str) -> str:
-    """A command, to its successful end; returns what it printed."""
+    """Run a command that must succeed. Return its output."""
     done = subprocess.run(
         command,
         cwd=folder,

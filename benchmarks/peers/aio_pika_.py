@@ -13,7 +13,7 @@ from benchmarks import payload
 from benchmarks.plan import Plan, handler
 
 OWN_PREFETCH = 100
-"""What its documentation's first example sets."""
+"""The prefetch of the first example in its documentation."""
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""Celery: a task an event, acked late, confirms on, no results, no gossip; the pools `solo` and `threads`."""
+"""Celery: one task per event, acked late, confirms on, no results, no gossip; the pools `solo` and `threads`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def consuming(plan: Plan, meter: Callable[[int], None]) -> Iterator[None]:
         def on_consumer_ready(self, consumer: Any) -> None:
             started.set()
 
-    # `app` is what `celery -A app worker` would run, without its signal handlers: the main thread is ours.
+    # `app` is what `celery -A app worker` would run, without its signal handlers: the main thread is used here.
     pool = "solo" if plan.concurrency is None else "threads"
     worker = Worker(
         app=app,
@@ -62,7 +62,7 @@ def consuming(plan: Plan, meter: Callable[[int], None]) -> Iterator[None]:
         raise TimeoutError("the Celery worker was not ready within 30 s")
     yield
     state.should_stop = 0
-    thread.join(10)  # acks of the last tasks go out as it stops
+    thread.join(10)  # stopping sends the acks of the last tasks
 
 
 def make(plan: Plan, number: int, index: int) -> Any:

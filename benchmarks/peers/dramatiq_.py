@@ -1,4 +1,4 @@
-"""Dramatiq: an actor an event, its default worker of 8 threads, confirms on; it acks after the actor."""
+"""Dramatiq: one actor per event, its default worker of 8 threads, confirms on; it acks after the actor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.plan import Plan, handler
 
 def _new(plan: Plan) -> Any:
     if plan.prefetch is not None:
-        os.environ["dramatiq_queue_prefetch"] = str(plan.prefetch)  # noqa: SIM112 - read as it is imported
+        os.environ["dramatiq_queue_prefetch"] = str(plan.prefetch)  # noqa: SIM112 - read at import
     import dramatiq
     from dramatiq.brokers.rabbitmq import RabbitmqBroker
     from dramatiq.middleware import AsyncIO
@@ -56,4 +56,4 @@ def publishing_sync(plan: Plan, *, declare: bool) -> Iterator[Any]:
 
     def ignore(event: Any) -> None: ...
 
-    yield _actor(plan, dramatiq, ignore).send  # it declares the queue as it first sends
+    yield _actor(plan, dramatiq, ignore).send  # the first send declares the queue

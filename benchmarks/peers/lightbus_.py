@@ -44,7 +44,7 @@ _classes: list[type[Any]] = []
 
 
 def event_name(plan: Plan, index: int) -> str:
-    """One that no other row's queues hear: all apps of a virtual host share a bus."""
+    """An event name that no other row subscribes to: all apps of a virtual host share a bus."""
     return f"{plan.event_name(index)}.{plan.name}"
 
 

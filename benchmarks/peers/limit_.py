@@ -1,7 +1,7 @@
-"""The limit: a reader that only receives bytes (without acks, or with as few as can be), and a writer that only sends
+"""The limit: a reader that only receives bytes (without acks, or with as few as possible), and a writer that only sends
 them (no confirm).
 
-None decodes anything. They do what every client must have done at least, in Python, on one connection.
+Neither decodes anything. They do the minimum of any Python client on one connection.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read(plan: Plan, *, ack: bool) -> dict[str, Any]:
 
 
 def write(plan: Plan) -> dict[str, Any]:
-    """Frames that were built before; the passive declare's answer says that the broker has read them all."""
+    """Sends prepared frames; the reply to a passive declare shows that the broker has read all of them."""
     _, channel, sock = _connect(plan)
     body = _order(payload.FIRST)
     frames = publish_frames(channel.channel_id, "", plan.name, {"delivery_mode": 2}, body)

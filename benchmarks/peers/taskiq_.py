@@ -1,4 +1,4 @@
-"""taskiq-aio-pika: a task an event, arguments parsed by their annotation (pydantic), acked after the task."""
+"""taskiq-aio-pika: one task per event, arguments parsed by their annotation (pydantic), acked after the task."""
 
 from __future__ import annotations
 

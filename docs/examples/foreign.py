@@ -1,4 +1,4 @@
-"""A program without Lightbus says that a user has registered. Try it: python foreign.py amqp://guest:guest@localhost:5672/"""
+"""Publishes an event with pika, without Lightbus. Try it: python foreign.py amqp://guest:guest@localhost:5672/"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A handler that is right even if an event comes twice: it notes the id in the transaction that does the work."""
+"""An idempotent handler: it stores the event's id in the same transaction as its work."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ def add_points(order: Order, message: Message) -> None:
         database.execute("CREATE TABLE IF NOT EXISTS handled (id TEXT PRIMARY KEY)")
         database.execute("CREATE TABLE IF NOT EXISTS points (customer TEXT PRIMARY KEY, sum INTEGER)")
         if not database.execute("INSERT OR IGNORE INTO handled VALUES (?)", [message.id]).rowcount:
-            return  # it was here before
+            return  # a duplicate: nothing to do
         database.execute(
             "INSERT INTO points VALUES (?, ?) ON CONFLICT (customer) DO UPDATE SET sum = sum + excluded.sum",
             [order.customer, order.amount],

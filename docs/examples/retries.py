@@ -17,19 +17,19 @@ class CardDeclined(Exception):
     """A permanent error: a retry does not help."""
 
 
-# A bank that is down for an hour: seven attempts in two hours, each up to a fifth earlier, so that they spread.
+# The bank may be down for an hour: seven attempts within two hours. Jitter shortens each delay by up to 20 %.
 @app.on("order.placed", retry=Retry(delays=(10, 60, 300, 900, 1800, 3600), never=CardDeclined, jitter=0.2))
 async def charge(order: Order) -> None:
     if order.amount <= 0:
         raise Reject(f"nothing to pay for {order.order_id}")
 
 
-# Only what a network does is tried again; a mistake in the code is a dead letter at once.
+# Retry network errors only. Any other exception, such as a bug, makes the event a dead letter at once.
 @app.on("order.placed", retry=Retry(delays=(5, 30), on=OSError), timeout=20)
-async def tell_warehouse(order: Order) -> None: ...
+async def notify_warehouse(order: Order) -> None: ...
 
 
-# No second try: a late text message is worse than none.
+# No retries: a text message that arrives late is worse than none.
 @app.on("order.placed", retry=Retry.none())
 async def send_text_message(order: Order) -> None: ...
 

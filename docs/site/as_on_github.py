@@ -1,9 +1,10 @@
-"""A Sphinx extension: pages that GitHub shows as they are, as pages of the site; and docstrings as they are written.
+"""A Sphinx extension: builds the site from pages that GitHub can show as they are, and from plain docstrings.
 
-- The comment that names a block's file becomes the block's caption.
-- A link to a folder of the repository becomes its name: the site does not have the folder.
-- A drawing becomes a part of its page, so that its lines have the page's colour, light or dark.
-- The page on the command line gets what the commands say of themselves.
+- The comment that names the file of a code block becomes the block's caption.
+- A link to a folder of the repository becomes plain text: the site does not have the folder.
+- A drawing becomes part of the page's HTML, so that its lines have the page's colour, light or dark.
+- The page on the command line gets the help texts of the commands.
+- The first page gets the figures of the last `make bench` and `make faults`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import figures
 from command_line import sections
 from docutils import nodes
 from pictures import FOLDER as DRAWINGS
@@ -23,20 +25,29 @@ from lightbus.cli import main
 
 FOLDER = Path(__file__).parents[1]
 NAMED_BLOCK = re.compile(r"^<!-- (?P<file>docs/\S+) -->\n```(?P<language>\w+)$", re.MULTILINE)
-LINK = re.compile(r"(?<!!)\[(?P<words>[^]]+)\]\((?P<target>[^)#:\s]+)\)")
+LINK = re.compile(r"(?<!!)\[(?P<label>[^]]+)\]\((?P<target>[^)#:\s]+)\)")
 COMMANDS = "<!-- the commands -->"
+FIGURES = "<!-- the figures -->"
 
 
 def read_page(app: Sphinx, name: str, source: list[str]) -> None:
     page = FOLDER / f"{name}.md"
 
     def without_folder(link: re.Match[str]) -> str:
-        return f"`{link['words'].strip('`')}`" if (page.parent / link["target"]).is_dir() else link[0]
+        return f"`{link['label'].strip('`')}`" if (page.parent / link["target"]).is_dir() else link[0]
 
-    text = NAMED_BLOCK.sub(r"```{code-block} \g<language>\n:caption: \g<file>\n", source[0])
+    def with_caption(block: re.Match[str]) -> str:
+        file = block["file"].replace("_", r"\_")  # captions are Markdown
+        return f"```{{code-block}} {block['language']}\n:caption: {file}\n"
+
+    text = NAMED_BLOCK.sub(with_caption, source[0])
     text = LINK.sub(without_folder, text)
     if COMMANDS in text:
         text = text.replace(COMMANDS, "\n\n".join(sections(main, click.Context(main, info_name="lightbus"))))
+    if FIGURES in text:
+        text = text.replace(FIGURES, f"```{{raw}} html\n{figures.as_html()}\n```")
+        for path in figures.SOURCES:
+            app.env.note_dependency(str(path))
     source[0] = text
 
 
@@ -50,14 +61,14 @@ def draw(app: Sphinx, document: nodes.document) -> None:
 
 
 def separate(app: Sphinx, document: nodes.document) -> None:
-    """Sphinx writes `name -- what it is`, and leaves the dash to smart quotes, which would meet our `--options` too."""
+    """Replace the ` -- ` that Sphinx writes after a name. (Smart quotes would also change `--options`.)"""
     for text in list(document.findall(nodes.Text)):
         if text == " -- ":
             text.parent.replace(text, nodes.Text(": "))
 
 
 def keep_whole(app: Sphinx, document: nodes.document) -> None:
-    """A browser would break `--concurrency` after its hyphens."""
+    """Keep short code on one line: a browser would break `--concurrency` after its hyphens."""
     for literal in document.findall(nodes.literal):
         if len(literal.astext()) <= 30 and " " not in literal.astext():
             literal["classes"].append("whole")
@@ -66,9 +77,9 @@ def keep_whole(app: Sphinx, document: nodes.document) -> None:
 # --- docstrings
 
 EXAMPLE = re.compile(r"(?:^|\n)(?=\S)[^\n]*[^:\n]\n\n(?=    \S)")
-"""A line, after which an indented block is code."""
+"""A line before an indented block, which is code."""
 _attribute: list[str] = []
-"""Of the attribute at hand, while napoleon would read "the event's name: the routing key" as a type and its meaning."""
+"""The current attribute's docstring: napoleon would read "the event's name: the routing key" as a type and its text."""
 
 
 def before_napoleon(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The page on the command line, from the commands themselves: what `--help` says, as Markdown."""
+"""The command line reference: the help texts of all commands, as Markdown."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 import click
 
 KEPT = "\b\n"
-"""click's mark before a paragraph whose lines stay as they are."""
+"""click's mark before a paragraph that it does not wrap."""
 
 
 def sections(command: click.Command, context: click.Context) -> Iterator[str]:
-    """Blocks of Markdown about a command, and about each command of its group."""
+    """Markdown for a command and, if it is a group, for each of its commands."""
     yield f"## {context.command_path}"
     yield block(" ".join([context.command_path, *command.collect_usage_pieces(context)]))
     yield from paragraphs(command.help or "")
     records = [record for one in command.get_params(context) if (record := one.get_help_record(context))]
-    if rows := [f"| {code(names)} | {escaped(words)} |" for names, words in records if words and "--help" not in names]:
+    if rows := [f"| {code(names)} | {escaped(text)} |" for names, text in records if text and "--help" not in names]:
         yield "\n".join(["| option | |", "|---|---|", *rows])
     yield from paragraphs(command.epilog or "")
     if isinstance(command, click.Group):
@@ -30,7 +30,7 @@ def sections(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """A help text's paragraphs; those that click does not wrap are blocks of text, one for all that are neighbours."""
+    """The paragraphs of a help text. Adjacent paragraphs that click does not wrap become one block."""
     kept: list[str] = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         if paragraph.startswith(KEPT):
@@ -50,11 +50,11 @@ def block(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text as Markdown, in which `code` is markup and nothing else is."""
+    """The text as Markdown. Only `code` is markup."""
     parts = re.split(r"(`[^`\n]+`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([\\*_|<\[\]#])", r"\\\1", part) for part in parts)
 
 
 def code(text: str) -> str:
-    """As HTML: a `|` would end a table's cell, in Markdown's code too."""
+    """Code as HTML: in Markdown, a `|` would end the table cell, even in code."""
     return f"<code class='literal'>{html.escape(text).replace('|', '&#124;')}</code>"

@@ -1,7 +1,7 @@
-"""The drawings in docs/pictures: `make pictures` writes them anew, and a test says when that is due.
+"""The drawings in docs/pictures: `make pictures` writes them, and a test fails if they are out of date.
 
-Each is boxes and arrows on a plane. Lines and text have the colour of the text around them; where the file is shown
-by itself, as on GitHub, it has one from the style at its head, light or dark.
+Each consists of boxes and arrows. On the site, lines and text have the colour of the text around them. Where the file
+is shown alone, as on GitHub, the style at its beginning sets the colour, light or dark.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Point = tuple[float, float]
 
 @attrs.frozen
 class Box:
-    """An exchange (round), a queue (with bars: it holds things) or a piece of code (plain)."""
+    """An exchange (round), a queue (with bars) or code (plain)."""
 
     x: float
     y: float
@@ -66,7 +66,7 @@ class Box:
 
 @attrs.frozen
 class Arrow:
-    """From point to point, with its label at a point of its own."""
+    """A line through the points, and its label at `at`."""
 
     points: Sequence[Point]
     label: str = ""
@@ -82,25 +82,25 @@ class Arrow:
 
 
 @attrs.frozen
-class Words:
+class Label:
     at: Point
-    words: str
+    label: str
     bold: bool = False
     anchor: str = "start"
 
     def __str__(self) -> str:
-        return text(self.at, self.words, bold=self.bold, small=not self.bold, anchor=self.anchor)
+        return text(self.at, self.label, bold=self.bold, small=not self.bold, anchor=self.anchor)
 
 
-def text(at: Point, words: str, *, bold: bool = False, small: bool = False, anchor: str = "middle") -> str:
+def text(at: Point, label: str, *, bold: bool = False, small: bool = False, anchor: str = "middle") -> str:
     weight = ' font-weight="600"' if bold else ""
     size = ' font-size="12"' if small else ""
     place = f'x="{at[0]:g}" y="{at[1]:g}" text-anchor="{anchor}"'
-    return f"<text {place}{size}{weight}>{html.escape(words, quote=False)}</text>"
+    return f"<text {place}{size}{weight}>{html.escape(label, quote=False)}</text>"
 
 
-def drawing(name: str, title: str, size: tuple[int, int], parts: Sequence[Box | Arrow | Words]) -> str:
-    """The picture as SVG; the title is for those who cannot see it."""
+def drawing(name: str, title: str, size: tuple[int, int], parts: Sequence[Box | Arrow | Label]) -> str:
+    """The picture as SVG. The title is for screen readers."""
     width, height = size
     head = '<marker id="{}-{}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
     heads = [
@@ -139,7 +139,7 @@ def one_event() -> str:
     bends = [(580, queues[0].left[1]), (580, queues[1].left[1])]
     return drawing(
         "one-event",
-        "An event goes from its app's exchange to the bus exchange, and from there to each queue that hears it.",
+        "An event goes from its app's exchange to the bus exchange, and from there to each subscribed queue.",
         (970, 270),
         [
             publish,
@@ -167,10 +167,10 @@ def failure() -> str:
     done = Box(680, 30, 130, "acknowledged")
     internal = Box(370, 150, 170, "stats.internal", "direct exchange", EXCHANGE)
     retry = Box(40, 150, 170, "stats.retry.5s", "waits 5 s", QUEUE)
-    dead = Box(670, 150, 150, "stats.dead", "for a person", QUEUE)
+    dead = Box(670, 150, 150, "stats.dead", "kept", QUEUE)
     return drawing(
         "failure",
-        "Where a handler fails, the event goes into a retry queue and comes back, or goes into the dead-letter queue.",
+        "If a handler fails, the event waits in a retry queue and is delivered again, or becomes a dead letter.",
         (850, 250),
         [
             queue,
@@ -193,7 +193,7 @@ def failure() -> str:
             Arrow([internal.right, dead.left], "key dead", (605, 164), color=FAILURE),
             Arrow(
                 [queue.left, (14, queue.left[1]), (14, 226), (745, 226), dead.bottom()],
-                "redelivered 20 times, never settled: the broker's own dead letter",
+                "redelivered 20 times, never acknowledged: dead-lettered by the broker",
                 (400, 218),
                 color=FAILURE,
             ),
@@ -214,21 +214,21 @@ def task_or_event() -> str:
     handlers = [Box(720, 180 + 56 * n, 130, name) for n, name in enumerate(("send_receipt", "charge", "count"))]
     return drawing(
         "task-or-event",
-        "A task names the function that shall act. Of an event, each app that cares has a copy of its own.",
+        "A task names the function to run. Of an event, each subscribed app gets its own copy.",
         (880, 360),
         [
-            Words((30, 40), "A task names who acts", bold=True),
+            Label((30, 40), "A task names the function to run", bold=True),
             caller,
             tasks,
             worker,
-            Arrow([caller.right, tasks.left], "do this", (215, 78)),
+            Arrow([caller.right, tasks.left], "command", (215, 78)),
             Arrow([tasks.right, worker.left]),
-            Words((30, 168), "An event says what happened", bold=True),
+            Label((30, 168), "An event describes what happened", bold=True),
             shop,
             bus,
             *queues,
             *handlers,
-            Arrow([shop.right, bus.left], "this is so", (215, 250)),
+            Arrow([shop.right, bus.left], "fact", (215, 250)),
             Arrow([bus.right, (455, 258), (455, 202), queues[0].left]),
             Arrow([bus.right, queues[1].left]),
             Arrow([bus.right, (455, 258), (455, 314), queues[2].left]),
@@ -249,8 +249,8 @@ def delay() -> str:
         if level != 2
     }
     due = Box(60, 356, 190, "billing.delay.due", "", EXCHANGE)
-    app = Box(60, 440, 190, "billing", "as any event", EXCHANGE)
-    unheard = Box(480, 356, 210, "billing.delay.unheard", "forgets at once", QUEUE)
+    app = Box(60, 440, 190, "billing", "like any event", EXCHANGE)
+    unheard = Box(480, 356, 210, "billing.delay.unheard", "discards at once", QUEUE)
     below = [*exchanges[1:], due]
     arrows = []
     for n, level in enumerate(levels):
@@ -259,7 +259,7 @@ def delay() -> str:
             arrows.append(
                 Arrow(
                     [exchange.bottom(0.3), below[n].top(0.3)],
-                    "has not: passes at once",
+                    "has no header: passes at once",
                     (125, exchange.y + 68),
                     "start",
                 )

@@ -1,4 +1,4 @@
-"""What a terminal shows, for docs/pictures: `make pictures` runs the commands in one and keeps its last screen."""
+"""Terminal recordings for docs/pictures: `make pictures` runs commands in a terminal and draws its last screen."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ import attrs
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PICTURES = EXAMPLES.parent / "pictures"
 LIMIT = 120.0
-"""Seconds for all that one recording runs."""
+"""Seconds for one recording."""
 
 ESCAPE = re.compile(r"\x1b\[([\d;]*)([A-Za-z])")
-# The sixteen colours of a terminal, as they are readable on the background below.
+# The sixteen colours of a terminal, readable on the background below.
 COLORS = dict(
     zip(
         [*range(30, 38), *range(90, 98)],
@@ -38,7 +38,7 @@ COLORS = dict(
 )
 BACKGROUND, TEXT, PROMPT = "#161b22", "#d1d7e0", "#56d364"
 SIZE, LINE, WIDE, MARGIN = 13, 19, 7.83, 16
-"""In pixels: the font, a line, a character (0.602 of the font in the common fixed-width fonts), and around all."""
+"""Pixels: font size, line height, character width (0.602 of the size in common fixed-width fonts), and margin."""
 
 
 @attrs.frozen
@@ -65,7 +65,7 @@ class Style:
 
 
 class Screen:
-    """As much of a terminal as our commands use: colours, and lines that are written anew."""
+    """The part of a terminal that our commands use: colours, and lines that are written again."""
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
@@ -78,10 +78,10 @@ class Screen:
         for escape in ESCAPE.finditer(text):
             self._put(text[position : escape.start()])
             position = escape.end()
-            self._obey(escape[1], escape[2])
+            self._apply(escape[1], escape[2])
         self._put(text[position:])
 
-    def _obey(self, number: str, letter: str) -> None:
+    def _apply(self, number: str, letter: str) -> None:
         match letter:
             case "m":
                 self.style = self.style.after(number)
@@ -124,19 +124,19 @@ class Screen:
         return "\n".join([*lines, "</svg>"]) + "\n"
 
     def _spans(self, row: Sequence[tuple[str, Style]]) -> Iterator[str]:
-        # What follows on two spaces has a place of its own: browsers would make one of them, and fonts differ in width.
+        # Text after two spaces gets its own position: browsers collapse spaces, and fonts differ in width.
         column = 0
         for style, cells in itertools.groupby(row, key=lambda cell: cell[1]):
-            words = "".join(character for character, _ in cells)
-            for part in re.finditer(r"\S+( \S+)*", words):
+            line = "".join(character for character, _ in cells)
+            for part in re.finditer(r"\S+( \S+)*", line):
                 place = f'x="{MARGIN + (column + part.start()) * WIDE:.1f}" textLength="{len(part[0]) * WIDE:.1f}"'
                 weight = ' font-weight="bold"' if style.bold else ""
                 yield f'<tspan {place} fill="{style.color}"{weight}>{html.escape(part[0], quote=False)}</tspan>'
-            column += len(words)
+            column += len(line)
 
 
 def run(command: str, folder: Path, screen: Screen, *, when: str = "", then: Callable[[], object] = bool) -> None:
-    """Run a command in a terminal until it ends; once it has shown `when`, do `then`."""
+    """Run a command in a terminal until it ends. Call `then` once it has printed `when`."""
     screen.write(f"\x1b[32m$\x1b[39m {command}\r\n")
     output, terminal = pty.openpty()
     ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", 50, screen.columns, 0, 0))
@@ -165,7 +165,7 @@ def run(command: str, folder: Path, screen: Screen, *, when: str = "", then: Cal
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """That of somebody who is at home in this folder, and has the embedded broker there."""
+    """Environment variables with this folder as the home folder, which holds the embedded broker."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NO_COLOR", "LIGHTBUS_", "XDG_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return kept | {"PATH": path, "TERM": "xterm-256color", "HOME": str(folder)}
@@ -173,15 +173,15 @@ def environment(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def worker(target: str, folder: Path) -> Iterator[Callable[[str], None]]:
-    """A worker beside the terminal; what it gives waits until the worker has said something."""
+    """Run a worker outside of the terminal. Yields a function that waits until the worker has logged a text."""
     command = ["lightbus", "worker", target]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=folder, env=environment(folder), text=True, **streams)
     assert process.stderr is not None
 
-    def wait_for(words: str) -> None:
-        if not any(words in line for line in process.stderr or ()):
-            raise RuntimeError(f"{target} has not said {words!r}")
+    def wait_for(text: str) -> None:
+        if not any(text in line for line in process.stderr or ()):
+            raise RuntimeError(f"{target} did not log {text!r}")
 
     try:
         wait_for("Ready")
@@ -224,14 +224,14 @@ def order(folder: Path, *dishes: str) -> None:
 
 
 RECORDINGS = {
-    "terminal-demo": (demo, 110, "lightbus demo: three services hear of 2,000 commits, and a table of what they did"),
-    "terminal-tail": (tail, 110, "lightbus tail: three events as they pass, with their payloads"),
+    "terminal-demo": (demo, 110, "lightbus demo: three services handle 2,000 commits, and a table of the results"),
+    "terminal-tail": (tail, 110, "lightbus tail: three live events with their payloads"),
     "terminal-dead": (dead, 110, "lightbus dead list, with and without --stats, and a dry run of lightbus dead retry"),
 }
 
 
 def topology(folder: Path) -> str:
-    """What the command draws, as it is."""
+    """The output of `lightbus topology --format svg`."""
     command = ["lightbus", "topology", "billing:app", "--format", "svg"]
     return subprocess.run(
         command, cwd=EXAMPLES, env=environment(folder), check=True, capture_output=True, text=True

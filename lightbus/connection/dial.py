@@ -140,7 +140,7 @@ class BrokerAddresses:
         failures: list[tuple[Endpoint, BaseException]] = []
         for endpoint in self._endpoints(failures):
             try:
-                connection = _connect(endpoint, name)
+                connection = connect_to(endpoint, name)
             except (errors.BrokerError, *LOST) as error:
                 self._note_failure(endpoint, describe(error, endpoint.address))
                 failures.append((endpoint, error))
@@ -218,7 +218,8 @@ def _none_of(failures: Sequence[tuple[Endpoint, BaseException]]) -> tuple[errors
     return kind(" ".join(str(one) for one in described)), cause
 
 
-def _connect(endpoint: Endpoint, name: str) -> Connection:
+def connect_to(endpoint: Endpoint, name: str) -> Connection:
+    """Connect to this endpoint only, or raise what the transport raises."""
     address = endpoint.address
     options = address.options
     transport_options: dict[str, Any] = {"client_properties": {"connection_name": name}}

@@ -139,7 +139,7 @@ class ConnectionThread:
     def failed(self, error: errors.BrokerError) -> None:
         """A new epoch could not begin."""
 
-    def well_after(self, error: Exception) -> bool:
+    def usable_after(self, error: Exception) -> bool:
         """Whether the connection may still work although this error ends the epoch: then it is closed gracefully."""
         return False
 
@@ -262,7 +262,7 @@ class ConnectionThread:
                 self._open(connection)
                 self._work_on(connection)
             except Exception as error:
-                if self.well_after(error):
+                if self.usable_after(error):
                     with contextlib.suppress(*LOST):
                         self.closing()
                         connection.close()

@@ -341,7 +341,7 @@ class ConsumerConnection(ConnectionThread):
             self._logged, self._log_again_at = str(error), time.monotonic() + LOG_AGAIN
             logger.error("%s: %s Trying again.", self.name, error)
 
-    def well_after(self, error: Exception) -> bool:
+    def usable_after(self, error: Exception) -> bool:
         return isinstance(error, (EpochEnded, CHANNEL_LOST, TimeoutError))
 
     def closing(self) -> None:

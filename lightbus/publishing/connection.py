@@ -60,7 +60,7 @@ class ChannelRenewal:
         return self.due_at is not None and now >= self.due_at
 
     def overdue(self, now: float) -> bool:
-        """Whether it has waited for confirms for too long: nothing may be in flight, or it would be sent twice."""
+        """Whether it has waited too long for confirms. (It waits, since what is in flight would be sent twice.)"""
         return self.due_at is not None and now > self.due_at + RENEW_WAIT
 
     def postpone(self, now: float) -> None:
@@ -84,7 +84,7 @@ class PublisherConnection(ConnectionThread):
         self.channel: Channel | None = None
         """In confirm mode; None while there is no connection."""
         self.sending = threading.RLock()
-        """Its holder may take from the window and send. Reentrant, and released without checks: see `send_or_wake`."""
+        """Its holder may take from the window and send. Reentrant: a signal handler may publish in the same thread."""
         self._sender = 0
         """The ident of the caller's thread that is sending; 0 if none is."""
         self._interrupted = False

@@ -1,4 +1,4 @@
-"""Each test here runs on every broker, with apps that know nothing of which one it is."""
+"""The tests in this folder run on every broker, with the same apps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeApp = Callable[..., Lightbus]
 
 @pytest.fixture
 def make_app(broker_url: str) -> Iterator[MakeApp]:
-    """`make_app("billing")`: an app on this test's broker, with a quick ladder; closed at the end."""
+    """`make_app("billing")`: an app on this test's broker, with a short retry schedule; closed at the end."""
     yield from _apps(broker_url)
 
 
@@ -46,13 +46,13 @@ def _apps(url: str) -> Iterator[MakeApp]:
 
 @pytest.fixture
 def shop(make_app: MakeApp) -> Lightbus:
-    """An app that says `order.placed` and `order.cancelled`."""
+    """An app that publishes `order.placed` and `order.cancelled`."""
     return declare_orders(make_app("shop"))
 
 
 @pytest.fixture
 def billing(make_app: MakeApp) -> Lightbus:
-    """An app that hears what the test lets it hear."""
+    """An app without handlers; each test registers its own."""
     return make_app("billing")
 
 

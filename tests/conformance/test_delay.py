@@ -1,4 +1,4 @@
-"""A delayed event is held by the broker: never early, soon after it is due, whatever else waits or restarts."""
+"""The broker holds a delayed event: it is never early, and arrives soon after it is due, also after restarts."""
 
 from __future__ import annotations
 
@@ -32,52 +32,52 @@ MakeApp = Callable[..., Lightbus]
 
 
 async def test_delayed_events_are_not_early_and_do_not_wait_for_each_other(shop: Lightbus, billing: Lightbus) -> None:
-    heard: dict[int, float] = {}
+    received: dict[int, float] = {}
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced) -> None:
-        heard[order.number] = time.monotonic()
+        received[order.number] = time.monotonic()
 
     async with running(shop, billing):
         start = time.monotonic()
         for delay in (7, 1, 2, 0.5, 1):  # the longest first; 0.5 is rounded up to 1
             assert (await shop.publish(OrderPlaced(number=round(delay * 10)), delay=delay)).routed
-        await eventually(lambda: set(heard), {5, 10, 20, 70})
+        await eventually(lambda: set(received), {5, 10, 20, 70})
     for number, earliest in {5: 1, 10: 1, 20: 2, 70: 7}.items():
-        assert earliest <= heard[number] - start < earliest + DELAY
-    assert max(heard[number] for number in (5, 10, 20)) < heard[70]
+        assert earliest <= received[number] - start < earliest + DELAY
+    assert max(received[number] for number in (5, 10, 20)) < received[70]
 
 
-async def test_a_delay_of_nothing_is_none(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
+async def test_a_delay_of_zero_is_no_delay(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     async with running(shop, billing):
         for number in range(50):  # a busy machine may take a second for some of them, not for all
             start = time.monotonic()
             await shop.publish(OrderPlaced(number=number), delay=0)
-            await eventually(lambda: heard, [*range(number + 1)])
+            await eventually(lambda: received, [*range(number + 1)])
             if time.monotonic() - start < 1:
                 return
-    pytest.fail("none was heard within a second")
+    pytest.fail("no event was received within a second")
 
 
 async def test_a_delayed_event_is_the_same_event(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[Message] = []
+    received: list[Message] = []
 
     @billing.on("order.placed", source="shop")
     async def note(message: Message) -> None:
-        heard.append(message)
+        received.append(message)
         if message.attempt == 1:
             raise ValueError("once more")
 
     async with running(shop, billing):
         receipt = await shop.publish(OrderPlaced(number=1), delay=1, headers={"tenant": "acme"})
-        await eventually(lambda: len(heard), 2)
-    for attempt, message in enumerate(heard, 1):
+        await eventually(lambda: len(received), 2)
+    for attempt, message in enumerate(received, 1):
         assert (message.id, message.event, message.source) == (receipt.id, "order.placed", "shop")
         assert (message.attempt, message.redelivered) == (attempt, False)
         assert dict(message.headers) == {"tenant": "acme"}
@@ -85,7 +85,7 @@ async def test_a_delayed_event_is_the_same_event(shop: Lightbus, billing: Lightb
     assert await left_in(billing, "billing.dead") == []
 
 
-def test_code_without_an_event_loop_delays_as_well(shop: Lightbus, billing: Lightbus) -> None:
+def test_code_without_an_event_loop_can_delay(shop: Lightbus, billing: Lightbus) -> None:
     billing.on("order.placed")(lambda: None)
     anyio.run(declare, billing)
     start = time.monotonic()
@@ -93,68 +93,66 @@ def test_code_without_an_event_loop_delays_as_well(shop: Lightbus, billing: Ligh
         shop.publish_sync(OrderPlaced(number=1), delay=1)
         channel, deliveries = connection.channel(), []
 
-        def has_come() -> bool:
+        def has_arrived() -> bool:
             deliveries.append(channel.get("billing.main"))
             return deliveries[-1] is not None
 
         with within(1):
-            wait_until(has_come, "the event")
+            wait_until(has_arrived, "the event")
     assert time.monotonic() - start >= 1
     assert deliveries[-1].routing_key == "order.placed"
 
 
-async def test_a_listener_that_came_after_the_publish_hears_it(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
+async def test_a_subscriber_that_starts_after_the_publish_gets_the_event(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     await shop.publish(OrderPlaced(number=1), delay=1)
     async with running(billing):
-        await eventually(lambda: heard, [1])
+        await eventually(lambda: received, [1])
 
 
-async def test_delayed_events_that_nobody_hears_hold_up_none_of_those_that_somebody_does(
-    shop: Lightbus, billing: Lightbus
-) -> None:
-    heard: list[int] = []
+async def test_delayed_events_without_subscribers_do_not_block_others(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     async with running(shop, billing), anyio.create_task_group() as tasks:
-        for number in range(60):  # RabbitMQ's dead-lettering holds 32 that no queue takes, and then nothing goes on
+        for number in range(60):  # RabbitMQ's dead-lettering keeps 32 messages that no queue accepts, and then stops
             tasks.start_soon(lambda n=number: shop.publish(OrderCancelled(number=n), delay=1))
         await anyio.sleep(0.3)
         await shop.publish(OrderPlaced(number=1), delay=1)
-        await eventually(lambda: heard, [1])
+        await eventually(lambda: received, [1])
 
 
 async def test_many_delayed_events_all_arrive(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     async with running(shop, billing):
         async with anyio.create_task_group() as tasks:
             for number in range(200):
                 tasks.start_soon(lambda n=number: shop.publish(OrderPlaced(number=n), delay=1 + n % 3))
-        await eventually(lambda: sorted(heard), [*range(200)])
+        await eventually(lambda: sorted(received), [*range(200)])
 
 
 @pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), 30 * 24 * 3600 + 1, "5", True], ids=str)
-async def test_an_impossible_delay_is_refused_with_its_bounds(delay: float) -> None:
+async def test_an_invalid_delay_is_refused_with_its_limits(delay: float) -> None:
     shop = declare_orders(Lightbus("shop", url="memory://never-reached"))
     with pytest.raises(errors.InvalidOption, match=r"delay=.*more than 0 and up to 2,592,000 \(30 days\)"):
         await shop.publish(OrderPlaced(number=1), delay=delay)
 
 
 async def test_a_delay_that_the_broker_cannot_hold_is_refused_at_once_and_alone(make_rabbitmq_app: MakeApp) -> None:
-    """Its queues are there already with other arguments, after a change of `queue_type`, say."""
+    """Its queues already exist with other arguments, for example after a change of `queue_type`."""
     before = declare_orders(make_rabbitmq_app("shop", queue_type="classic"))
     await before.publish(OrderPlaced(number=0), delay=1)
     shop = declare_orders(make_rabbitmq_app("shop", queue_type="quorum"))
@@ -168,11 +166,11 @@ async def test_a_delay_that_the_broker_cannot_hold_is_refused_at_once_and_alone(
         for _ in range(10):
             with pytest.raises(errors.PublishRefused, match="x-queue-type"):
                 await shop.publish(OrderPlaced(number=2), delay=1)
-        assert shop.publisher.epoch == 1  # the connection is well
+        assert shop.publisher.epoch == 1  # the connection was not replaced
         tasks.cancel_scope.cancel()
 
 
-async def test_the_longest_delay_is_taken(shop: Lightbus) -> None:
+async def test_the_longest_delay_is_accepted(shop: Lightbus) -> None:
     receipt = await shop.publish(OrderPlaced(number=1), delay=30 * 24 * 3600)
     assert receipt.routed
 
@@ -186,15 +184,15 @@ def test_a_delayed_event_survives_the_end_of_every_process_on_sqlite(tmp_path: P
         "shop.publish_sync(OrderPlaced(number=1), delay=1)\n"
     )
     billing = Lightbus("billing", url=url, retry=QUICK)
-    heard: list[int] = []
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     async def listen() -> None:
         async with running(billing):
-            await eventually(lambda: heard, [1])
+            await eventually(lambda: received, [1])
 
     anyio.run(declare, billing)  # its queue is there, however long the program takes to end
     subprocess.run([sys.executable, "-c", program], check=True, timeout=LIMIT)

@@ -1,4 +1,4 @@
-"""An app that is dropped without being closed leaves nothing behind: no thread, no descriptor."""
+"""An app that is garbage-collected without being closed leaves no thread and no file descriptor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What travels with an event: headers, correlation, a source that the broker vouches for. Strangers are heard too."""
+"""The metadata of an event: headers, correlation, a source that the broker verifies; also events of other clients."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ MEGABYTE = 1_000_000
 # --- headers and bodies -----------------------------------------------------------------------
 
 
-async def test_headers_arrive_as_they_were_given(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[Any] = []
-    billing.on("order.placed")(_messages(heard))
+async def test_headers_arrive_unchanged(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[Any] = []
+    billing.on("order.placed")(_messages(received))
     headers = {
         "text": "Grüße, 世界",
         "empty": "",
@@ -57,55 +57,55 @@ async def test_headers_arrive_as_they_were_given(shop: Lightbus, billing: Lightb
     }
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1), headers=headers)
-        await eventually(lambda: len(heard), 1)
-    got = dict(heard[0].headers)
+        await eventually(lambda: len(received), 1)
+    got = dict(received[0].headers)
     assert got == headers
     assert [type(value) for value in got.values()] == [type(headers[key]) for key in got]
 
 
 async def test_headers_survive_retries(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[Any] = []
+    received: list[Any] = []
 
     @billing.on("order.placed")
     async def fail(message: Message) -> None:
-        heard.append(dict(message.headers))
+        received.append(dict(message.headers))
         raise ValueError("no")
 
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1), headers={"tenant": "acme", "n": 3})
         (dead,) = await dead_letters(billing)
-    assert heard == [{"tenant": "acme", "n": 3}] * 3
+    assert received == [{"tenant": "acme", "n": 3}] * 3
     assert dead.properties["headers"]["tenant"] == "acme"
 
 
 async def test_a_body_of_ten_megabytes_arrives_and_survives_a_retry(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[tuple[int, int]] = []
+    received: list[tuple[int, int]] = []
     note = "x" * (10 * MEGABYTE)
 
     @billing.on("order.placed")
     async def fail_once(order: OrderPlaced, message: Message) -> None:
         assert order.note == note
-        heard.append((message.attempt, len(message.body)))
+        received.append((message.attempt, len(message.body)))
         if message.attempt == 1:
             raise ValueError("once more")
 
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1, note=note))
         size = 10 * MEGABYTE + len('{"note":"","number":1}')
-        await eventually(lambda: heard, [(1, size), (2, size)])
+        await eventually(lambda: received, [(1, size), (2, size)])
 
 
 async def test_small_events_pass_between_large_ones(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     events = [OrderPlaced(number=n, note="x" * (MEGABYTE if n % 5 == 0 else 10)) for n in range(20)]
     async with running(shop, billing):
         await shop.publish_many(events)
-        await eventually(lambda: heard, [*range(20)])
+        await eventually(lambda: received, [*range(20)])
 
 
 # --- correlation ------------------------------------------------------------------------------
@@ -122,39 +122,39 @@ class LetterPosted:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_publishing_in_a_handler_carries_correlation_and_causation_on(
+async def test_publishing_in_a_handler_passes_correlation_and_causation_on(
     shop: Lightbus, billing: Lightbus, make_app: MakeApp
 ) -> None:
     post = make_app("post")
     billing.event(InvoiceSent)
     post.event(LetterPosted)
-    heard: dict[str, Message] = {}
+    received: dict[str, Message] = {}
 
     @billing.on("order.placed")
     async def bill(order: OrderPlaced, message: Message) -> None:
-        heard["order"] = message
+        received["order"] = message
         await billing.publish(InvoiceSent(number=order.number))
 
     @post.on("invoice.sent")
     def send(invoice: InvoiceSent, message: Message) -> None:  # in a thread
-        heard["invoice"] = message
+        received["invoice"] = message
         post.publish_sync(LetterPosted(number=invoice.number))
 
     @billing.on("letter.posted")
     async def note(message: Message) -> None:
-        heard["letter"] = message
+        received["letter"] = message
 
     async with running(shop, billing, post):
         receipt = await shop.publish(OrderPlaced(number=1))
-        await eventually(lambda: set(heard), {"order", "invoice", "letter"})
-    order, invoice, letter = heard["order"], heard["invoice"], heard["letter"]
+        await eventually(lambda: set(received), {"order", "invoice", "letter"})
+    order, invoice, letter = received["order"], received["invoice"], received["letter"]
     assert (order.id, order.correlation_id, order.causation_id) == (receipt.id, receipt.id, None)
     assert (invoice.correlation_id, invoice.causation_id) == (receipt.id, order.id)
     assert (letter.correlation_id, letter.causation_id) == (receipt.id, invoice.id)
     assert len({order.id, invoice.id, letter.id}) == 3
 
 
-async def test_tasks_and_threads_that_a_handler_starts_carry_it_on_too(shop: Lightbus, billing: Lightbus) -> None:
+async def test_tasks_and_threads_of_a_handler_pass_correlation_on(shop: Lightbus, billing: Lightbus) -> None:
     billing.event(InvoiceSent)
     causes: dict[int, str | None] = {}
 
@@ -175,10 +175,10 @@ async def test_tasks_and_threads_that_a_handler_starts_carry_it_on_too(shop: Lig
         await eventually(lambda: causes, dict.fromkeys((1, 2, 3, 4), receipt.id))
 
 
-async def test_handlers_at_the_same_time_do_not_mix_their_causes(shop: Lightbus, billing: Lightbus) -> None:
+async def test_concurrent_handlers_do_not_mix_their_causation_ids(shop: Lightbus, billing: Lightbus) -> None:
     billing.event(InvoiceSent)
     caused: dict[int, str] = {}
-    heard: dict[int, str | None] = {}
+    received: dict[int, str | None] = {}
 
     @billing.on("order.placed")
     async def bill(order: OrderPlaced, message: Message) -> None:
@@ -188,26 +188,26 @@ async def test_handlers_at_the_same_time_do_not_mix_their_causes(shop: Lightbus,
 
     @billing.on("invoice.sent")
     async def note(invoice: InvoiceSent, message: Message) -> None:
-        heard[invoice.number] = message.causation_id
+        received[invoice.number] = message.causation_id
 
     async with running(shop, billing):
         await shop.publish_many([OrderPlaced(number=n) for n in range(50)])
-        await eventually(lambda: len(heard), 50)
-    assert heard == caused
+        await eventually(lambda: len(received), 50)
+    assert received == caused
 
 
-async def test_outside_of_handlers_nothing_is_the_cause(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[Message] = []
-    billing.on("order.placed")(_messages(heard))
+async def test_an_event_published_outside_of_handlers_has_no_causation_id(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[Message] = []
+    billing.on("order.placed")(_messages(received))
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1))
         await shop.publish(OrderPlaced(number=2))
-        await eventually(lambda: len(heard), 2)
-    assert [message.causation_id for message in heard] == [None, None]
-    assert len({message.correlation_id for message in heard}) == 2
+        await eventually(lambda: len(received), 2)
+    assert [message.causation_id for message in received] == [None, None]
+    assert len({message.correlation_id for message in received}) == 2
 
 
-async def test_a_handlers_context_variables_are_its_own(shop: Lightbus, billing: Lightbus) -> None:
+async def test_each_handler_run_has_its_own_context_variables(shop: Lightbus, billing: Lightbus) -> None:
     variable = contextvars.ContextVar("variable", default="unset")
     seen: list[str] = []
 
@@ -226,67 +226,67 @@ async def test_a_handlers_context_variables_are_its_own(shop: Lightbus, billing:
 # --- source -----------------------------------------------------------------------------------
 
 
-async def test_source_hears_only_that_app(billing: Lightbus, make_app: MakeApp) -> None:
+async def test_source_matches_only_events_of_that_app(billing: Lightbus, make_app: MakeApp) -> None:
     shop, market = declare_orders(make_app("shop")), declare_orders(make_app("market"))
-    heard: dict[str, list[str]] = {"from_shop": [], "from_anybody": []}
+    received: dict[str, list[str]] = {"from_shop": [], "from_any_app": []}
 
     @billing.on("order.placed", source="shop", queue="picky")
     async def from_shop(message: Message) -> None:
-        heard["from_shop"].append(message.source)
+        received["from_shop"].append(message.source)
 
     async with running(shop, market, billing):
         assert not (await market.publish(OrderPlaced(number=1))).routed
         assert (await shop.publish(OrderPlaced(number=2))).routed
-        await eventually(lambda: heard["from_shop"], ["shop"])
+        await eventually(lambda: received["from_shop"], ["shop"])
 
 
-async def test_source_tells_handlers_of_one_queue_apart(billing: Lightbus, make_app: MakeApp) -> None:
+async def test_source_selects_between_handlers_of_one_queue(billing: Lightbus, make_app: MakeApp) -> None:
     shop, market = declare_orders(make_app("shop")), declare_orders(make_app("market"))
-    heard: list[tuple[str, str]] = []
+    received: list[tuple[str, str]] = []
 
-    def hear_as(name: str, source: str | None) -> None:
+    def handle_as(name: str, source: str | None) -> None:
         @billing.on("order.placed", source=source, name=name)
         async def note(message: Message) -> None:
-            heard.append((name, message.source))
+            received.append((name, message.source))
 
-    hear_as("only_shop", "shop")
-    hear_as("only_market", "market")
-    hear_as("anybody", None)
+    handle_as("only_shop", "shop")
+    handle_as("only_market", "market")
+    handle_as("any_app", None)
     async with running(shop, market, billing) as bus:
         await shop.publish(OrderPlaced(number=1))
         await market.publish(OrderPlaced(number=1))
         await bus.quiet(billing)
-    assert sorted(heard) == [
-        ("anybody", "market"),
-        ("anybody", "shop"),
+    assert sorted(received) == [
+        ("any_app", "market"),
+        ("any_app", "shop"),
         ("only_market", "market"),
         ("only_shop", "shop"),
     ]
 
 
-async def test_a_listener_may_start_before_the_app_that_it_listens_to(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[str] = []
+async def test_a_subscriber_with_source_may_start_before_that_app(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[str] = []
 
     @billing.on("order.placed", source="shop")
     async def note(message: Message) -> None:
-        heard.append(message.source)
+        received.append(message.source)
 
     async with running(billing), running(shop):
         assert (await shop.publish(OrderPlaced(number=1))).routed
-        await eventually(lambda: heard, ["shop"])
+        await eventually(lambda: received, ["shop"])
 
 
-async def test_forged_headers_of_a_stranger_count_for_nothing(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[tuple[str, Message]] = []
+async def test_forged_headers_of_another_client_are_ignored(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[tuple[str, Message]] = []
 
     @billing.on("order.placed")
     async def meant(message: Message) -> None:
-        heard.append(("meant", message))
+        received.append(("meant", message))
         raise ValueError("no")
 
     @billing.on("order.cancelled")
     async def not_meant(message: Message) -> None:
-        heard.append(("not_meant", message))
+        received.append(("not_meant", message))
 
     forged = {
         "lightbus-source": "bank",
@@ -301,10 +301,10 @@ async def test_forged_headers_of_a_stranger_count_for_nothing(shop: Lightbus, bi
         body = b'{"number": 1}'
         await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", body, properties)
         (dead,) = await dead_letters(billing)
-    assert [(name, m.source, m.event, m.attempt) for name, m in heard] == [
+    assert [(name, m.source, m.event, m.attempt) for name, m in received] == [
         ("meant", "shop", "order.placed", attempt) for attempt in (1, 2, 3)
     ]
-    assert dict(heard[0][1].headers) == {"mine": "kept"}
+    assert dict(received[0][1].headers) == {"mine": "kept"}
     headers = dead.properties["headers"]
     assert (headers["lightbus-source"], headers["lightbus-routing-key"]) == ("shop", "order.placed")
     assert (headers["lightbus-attempt"], headers["lightbus-handler"]) == (3, "meant")
@@ -314,18 +314,18 @@ async def test_forged_headers_of_a_stranger_count_for_nothing(shop: Lightbus, bi
 # --- programs without Lightbus ----------------------------------------------------------------
 
 
-async def test_json_with_nothing_but_a_routing_key_is_heard(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[tuple[OrderPlaced, Message]] = []
+async def test_json_with_only_a_routing_key_is_handled(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[tuple[OrderPlaced, Message]] = []
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced, message: Message) -> None:
-        heard.append((order, message))
+        received.append((order, message))
 
     before = datetime.now(UTC)
     async with running(shop, billing), stranger(billing) as channel:
         await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b'{"number": 5}')
-        await eventually(lambda: len(heard), 1)
-    ((order, message),) = heard
+        await eventually(lambda: len(received), 1)
+    ((order, message),) = received
     assert order == OrderPlaced(number=5)
     assert message.id
     assert (message.event, message.source, message.version, message.attempt) == ("order.placed", "shop", 1, 1)
@@ -334,7 +334,7 @@ async def test_json_with_nothing_but_a_routing_key_is_heard(shop: Lightbus, bill
     assert message.body == b'{"number": 5}'
 
 
-async def test_a_foreign_event_keeps_the_id_that_it_was_given_over_its_retries(
+async def test_an_event_of_another_client_keeps_its_generated_id_over_retries(
     shop: Lightbus, billing: Lightbus
 ) -> None:
     ids: list[str] = []
@@ -357,24 +357,22 @@ async def test_a_foreign_event_keeps_the_id_that_it_was_given_over_its_retries(
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "", "application/octet-stream", "application/vnd.acme+json"])
-async def test_json_is_read_whatever_the_content_type_says(
-    shop: Lightbus, billing: Lightbus, content_type: str
-) -> None:
-    heard: list[int] = []
+async def test_json_is_read_with_any_content_type(shop: Lightbus, billing: Lightbus, content_type: str) -> None:
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     async with running(shop, billing), stranger(billing) as channel:
         properties = {"content_type": content_type, "content_encoding": "binary"}
         await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b'{"number": 5}', properties)
-        await eventually(lambda: heard, [5])
+        await eventually(lambda: received, [5])
 
 
-async def test_all_that_a_foreign_program_says_is_told(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[Message] = []
-    billing.on("order.placed")(_messages(heard))
+async def test_all_properties_of_another_client_are_passed_on(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[Message] = []
+    billing.on("order.placed")(_messages(received))
     properties = {
         "message_id": "m-1",
         "correlation_id": "c-1",
@@ -389,8 +387,8 @@ async def test_all_that_a_foreign_program_says_is_told(shop: Lightbus, billing: 
     }
     async with running(shop, billing), stranger(billing) as channel:
         await anyio.to_thread.run_sync(publish_plainly, channel, "shop", "order.placed", b"{}", properties)
-        await eventually(lambda: len(heard), 1)
-    assert heard[0] == Message(
+        await eventually(lambda: len(received), 1)
+    assert received[0] == Message(
         id="m-1",
         event="order.placed",
         source="shop",
@@ -407,23 +405,23 @@ async def test_all_that_a_foreign_program_says_is_told(shop: Lightbus, billing: 
 
 @pytest.mark.rabbitmq
 class TestForeignClients:
-    """py-amqp and pika, as somebody would write with them, on RabbitMQ."""
+    """Programs with py-amqp and pika, on RabbitMQ."""
 
     async def _heard(self, make_app: MakeApp, publish: Callable[[str], None], url: str) -> list[tuple[int, str]]:
         shop, billing = make_app("shop"), make_app("billing")
-        heard: list[tuple[int, str]] = []
+        received: list[tuple[int, str]] = []
 
         @billing.on("order.placed")
         async def fail_first(order: OrderPlaced, message: Message) -> None:
-            heard.append((order.number, message.event))
+            received.append((order.number, message.event))
             if message.attempt == 1:
                 raise ValueError("once more")
 
         async with running(shop, billing):
             await anyio.to_thread.run_sync(publish, url)
-            await eventually(lambda: len(heard), 4)
+            await eventually(lambda: len(received), 4)
         assert await left_in(billing, "billing.dead") == []
-        return sorted(heard)
+        return sorted(received)
 
     async def test_py_amqp(self, make_rabbitmq_app: MakeApp, rabbitmq_url: str) -> None:
         def publish(url: str) -> None:
@@ -434,8 +432,8 @@ class TestForeignClients:
                     message = amqp.Message(json.dumps({"number": number}))
                     channel.basic_publish(message, exchange="shop", routing_key="order.placed")
 
-        heard = await self._heard(make_rabbitmq_app, publish, rabbitmq_url)
-        assert heard == [(1, "order.placed")] * 2 + [(2, "order.placed")] * 2
+        received = await self._heard(make_rabbitmq_app, publish, rabbitmq_url)
+        assert received == [(1, "order.placed")] * 2 + [(2, "order.placed")] * 2
 
     async def test_pika(self, make_rabbitmq_app: MakeApp, rabbitmq_url: str) -> None:
         logging.getLogger("pika").setLevel(logging.ERROR)
@@ -447,10 +445,10 @@ class TestForeignClients:
                 for number in (1, 2):
                     channel.basic_publish("shop", "order.placed", json.dumps({"number": number}), mandatory=True)
 
-        heard = await self._heard(make_rabbitmq_app, publish, rabbitmq_url)
-        assert heard == [(1, "order.placed")] * 2 + [(2, "order.placed")] * 2
+        received = await self._heard(make_rabbitmq_app, publish, rabbitmq_url)
+        assert received == [(1, "order.placed")] * 2 + [(2, "order.placed")] * 2
 
-    async def test_a_foreign_listener_reads_our_events(self, make_rabbitmq_app: MakeApp, rabbitmq_url: str) -> None:
+    async def test_another_client_reads_events_of_lightbus(self, make_rabbitmq_app: MakeApp, rabbitmq_url: str) -> None:
         shop = declare_orders(make_rabbitmq_app("shop"))
         got: list[Any] = []
         ready, over = threading.Event(), threading.Event()
@@ -486,8 +484,8 @@ class TestForeignClients:
         assert properties.headers == {"tenant": "acme", "lightbus-version": 1}
 
 
-def _messages(heard: list[Any]) -> Callable[[Message], object]:
+def _messages(received: list[Any]) -> Callable[[Message], object]:
     async def note(message: Message) -> None:
-        heard.append(message)
+        received.append(message)
 
     return note

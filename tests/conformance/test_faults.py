@@ -1,4 +1,4 @@
-"""What a publisher and a consumer meet when the broker, or their own process, is not well. On RabbitMQ."""
+"""Publishers and consumers during faults of the broker or of their own process, on RabbitMQ."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.anyio
 MakeApp = Callable[..., Lightbus]
 
 LARGE = "x" * 100_000
-"""More than the frail node takes."""
+"""More than the limit of the node of these tests."""
 
 _numbers = itertools.count(1)
 
@@ -56,18 +56,18 @@ def frail_node() -> Iterator[Node]:
 
 @pytest.fixture
 def frail(frail_node: Node) -> Iterator[tuple[Node, Lightbus, Lightbus, list[int]]]:
-    """The node, an app that publishes, one that listens, and what that one heard."""
+    """The node, an app that publishes, an app that subscribes, and the numbers that it received."""
     vhost = f"frail-{next(_numbers)}"
     frail_node.add_vhosts([vhost])
     url = frail_node.vhost_url(vhost)
     shop, billing = declare_orders(Lightbus("shop", url=url)), Lightbus("billing", url=url, retry=QUICK)
-    heard: list[int] = []
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
-    yield frail_node, shop, billing, heard
+    yield frail_node, shop, billing, received
     for app in (shop, billing):
         app.__exit__(None, None, None)
 
@@ -104,10 +104,10 @@ def test_code_without_an_event_loop_gets_the_same_error_in_the_same_time() -> No
 
 
 @pytest.mark.rabbitmq
-async def test_publishing_and_consuming_go_on_after_a_restart_of_the_broker(
+async def test_publishing_and_consuming_continue_after_a_restart_of_the_broker(
     frail: tuple[Node, Lightbus, Lightbus, list[int]],
 ) -> None:
-    node, shop, billing, heard = frail
+    node, shop, billing, received = frail
     async with running(shop, billing) as bus:
         (consumer,) = bus.consumers["billing"]
         await shop.publish(OrderPlaced(number=1))
@@ -115,23 +115,23 @@ async def test_publishing_and_consuming_go_on_after_a_restart_of_the_broker(
         with pytest.raises(errors.PublishUnreachable):
             await shop.publish(OrderPlaced(number=2), timeout=0.5)
         await eventually(lambda: not consumer.connected)
-        async with anyio.create_task_group() as tasks:  # this one waits for the broker, and gets there
+        async with anyio.create_task_group() as tasks:  # this publish waits for the broker, and succeeds
             tasks.start_soon(lambda: shop.publish(OrderPlaced(number=3), timeout=60))
             await anyio.to_thread.run_sync(node.start)
         await shop.publish(OrderPlaced(number=4))
-        await eventually(lambda: {1, 3, 4} <= set(heard))
+        await eventually(lambda: {1, 3, 4} <= set(received))
         await eventually(lambda: consumer.connected)
-    assert 2 not in heard  # what timed out before it was sent is not sent behind its caller's back
+    assert 2 not in received  # an event that timed out before it was sent is not sent later
 
 
 @pytest.mark.rabbitmq
-async def test_a_broker_that_freezes_is_a_timeout_that_says_that_the_outcome_is_unknown(
+async def test_a_publish_to_a_frozen_broker_times_out_with_an_unknown_outcome(
     frail: tuple[Node, Lightbus, Lightbus, list[int]],
 ) -> None:
-    node, shop, billing, heard = frail
+    node, shop, billing, received = frail
 
     async def publish_until_it_hangs() -> None:
-        for number in itertools.count(10):  # a signal takes its time to stop every thread of the node
+        for number in itertools.count(10):  # stopping every thread of the node takes some time
             with within(0.5):
                 await shop.publish(OrderPlaced(number=number), timeout=0.5)
 
@@ -145,21 +145,21 @@ async def test_a_broker_that_freezes_is_a_timeout_that_says_that_the_outcome_is_
         finally:
             node.resume()
         await shop.publish(OrderPlaced(number=3))
-        await eventually(lambda: {1, 3} <= set(heard))
+        await eventually(lambda: {1, 3} <= set(received))
 
 
 @pytest.mark.rabbitmq
 async def test_a_delayed_event_survives_a_restart_of_the_broker(
     frail: tuple[Node, Lightbus, Lightbus, list[int]],
 ) -> None:
-    node, shop, billing, heard = frail
+    node, shop, billing, received = frail
     await declare(billing)
     async with shop:
         await shop.publish(OrderPlaced(number=1), delay=2)
         await shop.publish(OrderPlaced(number=2), delay=3)
     await anyio.to_thread.run_sync(node.restart)
     async with running(billing):
-        await eventually(lambda: heard, [1, 2])
+        await eventually(lambda: received, [1, 2])
 
 
 # --- the broker says no -----------------------------------------------------------------------
@@ -169,12 +169,12 @@ async def test_a_delayed_event_survives_a_restart_of_the_broker(
 async def test_a_memory_alarm_blocks_publishing_but_not_handling(
     frail: tuple[Node, Lightbus, Lightbus, list[int]],
 ) -> None:
-    node, shop, billing, heard = frail
+    node, shop, billing, received = frail
     await declare(billing)
     await shop.publish_many([OrderPlaced(number=n) for n in range(50)])
     await anyio.to_thread.run_sync(node.ctl, "set_vm_memory_high_watermark", "0.0000001")
     try:
-        with pytest.raises(errors.PublishTimeout):  # the first one after an alarm finds out about it
+        with pytest.raises(errors.PublishTimeout):  # the first publish after an alarm detects it
             await shop.publish(OrderPlaced(number=100), timeout=0.5)
         await eventually(lambda: shop.publisher.connection is not None and shop.publisher.connection.blocked)
         with within(0.5), pytest.raises(errors.PublishBlocked, match="memory or disk alarm") as blocked:
@@ -184,7 +184,7 @@ async def test_a_memory_alarm_blocks_publishing_but_not_handling(
         consumer = billing.consumer()
         async with anyio.create_task_group() as tasks:
             await tasks.start(consumer.run)
-            await eventually(lambda: sorted(heard), [*range(50)])
+            await eventually(lambda: sorted(received), [*range(50)])
             await consumer.stop(5)
         assert await left_in(billing) == []
     finally:
@@ -193,7 +193,7 @@ async def test_a_memory_alarm_blocks_publishing_but_not_handling(
     assert 102 in order_numbers(await left_in(billing))
 
 
-async def test_a_queue_that_is_full_is_a_nack(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_full_queue_causes_a_nack(shop: Lightbus, billing: Lightbus) -> None:
     arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
     async with shop, stranger(shop) as channel:
 
@@ -213,10 +213,10 @@ async def test_a_queue_that_is_full_is_a_nack(shop: Lightbus, billing: Lightbus)
 
 
 @pytest.mark.rabbitmq
-async def test_an_event_that_the_broker_refuses_fails_alone(
+async def test_only_the_event_that_the_broker_refuses_fails(
     frail: tuple[Node, Lightbus, Lightbus, list[int]],
 ) -> None:
-    _, shop, billing, heard = frail
+    _, shop, billing, received = frail
     outcomes: dict[int, object] = {}
 
     async def publish(number: int) -> None:
@@ -236,19 +236,19 @@ async def test_an_event_that_the_broker_refuses_fails_alone(
         assert "larger than" in str(refused)
         assert "order.placed" in str(refused)
         assert all(outcome.routed for outcome in outcomes.values())  # type: ignore[attr-defined]
-        # Those that were in flight with it were published again: twice is allowed, never is not.
-        await eventually(lambda: set(heard), set(range(20)) - {7})
+        # Events in flight were published again: duplicates are allowed, losses are not.
+        await eventually(lambda: set(received), set(range(20)) - {7})
         many = [OrderPlaced(number=n, note=LARGE if n == 103 else "") for n in range(100, 110)]
         with pytest.raises(errors.PublishManyError, match="1 of 10 events were not confirmed, the first at index 3"):
             await shop.publish_many(many)
-        await eventually(lambda: set(heard) - set(range(20)), set(range(100, 110)) - {103})
+        await eventually(lambda: set(received) - set(range(20)), set(range(100, 110)) - {103})
 
 
 @pytest.mark.rabbitmq
-async def test_events_that_the_broker_refuses_cost_neither_the_connection_nor_other_events(
+async def test_refused_events_affect_neither_the_connection_nor_other_events(
     frail: tuple[Node, Lightbus, Lightbus, list[int]],
 ) -> None:
-    _, shop, billing, heard = frail
+    _, shop, billing, received = frail
     refused: list[str] = []
 
     async def publish_too_large(number: int) -> None:
@@ -271,12 +271,12 @@ async def test_events_that_the_broker_refuses_cost_neither_the_connection_nor_ot
                 tasks.start_soon(publish_too_large if number % 20 else publish_with_a_header, number)
         assert len(refused) == 10
         assert shop.publisher.epoch == connections
-        await eventually(lambda: set(heard), {number for number in range(100) if number % 10 != 9})
+        await eventually(lambda: set(received), {number for number in range(100) if number % 10 != 9})
 
 
 @pytest.mark.rabbitmq
 async def test_a_worker_starts_before_its_broker(rabbitmq_url: str) -> None:
-    """The first connection is worth waiting for, unlike a wrong password."""
+    """A worker waits for its first connection, but not after a wrong password."""
     port = free_port()
     billing = Lightbus("billing", url=f"amqp://guest:guest@127.0.0.1:{port}/{rabbitmq_url.rpartition('/')[2]}")
     billing.on("order.placed")(lambda: None)
@@ -312,14 +312,14 @@ async def _forward(client: anyio.abc.SocketStream, port: int) -> None:
 
 @pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def outlasting_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A broker that outlasts a process."""
+    """A broker that outlives a process."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/bus.db"
     url: str = request.getfixturevalue("rabbitmq_url")
     return url
 
 
-def test_a_forked_child_publishes_too_and_the_parent_does_not_notice(outlasting_url: str) -> None:
+def test_a_forked_child_can_publish_without_affecting_the_parent(outlasting_url: str) -> None:
     shop, billing = declare_orders(Lightbus("shop", url=outlasting_url)), Lightbus("billing", url=outlasting_url)
     billing.on("order.placed")(lambda: None)
     anyio.run(declare, billing)
@@ -372,7 +372,7 @@ def _program(url: str, body: str) -> str:
     return textwrap.dedent(head) + textwrap.dedent(body)
 
 
-def test_a_thread_that_publishes_when_main_ends_gets_its_confirms(outlasting_url: str) -> None:
+def test_a_thread_that_publishes_while_the_main_thread_ends_gets_its_confirms(outlasting_url: str) -> None:
     billing = Lightbus("billing", url=outlasting_url)
     billing.on("order.placed")(lambda: None)
     anyio.run(declare, billing)
@@ -394,7 +394,7 @@ def test_a_thread_that_publishes_when_main_ends_gets_its_confirms(outlasting_url
     assert order_numbers(take_all(billing, "billing.main")) == [*range(200)]
 
 
-def test_a_program_that_publishes_and_ends_leaves_nothing_unsaid(outlasting_url: str) -> None:
+def test_a_program_that_publishes_and_ends_loses_nothing(outlasting_url: str) -> None:
     billing = Lightbus("billing", url=outlasting_url)
     billing.on("order.placed")(lambda: None)
     anyio.run(declare, billing)
@@ -404,7 +404,7 @@ def test_a_program_that_publishes_and_ends_leaves_nothing_unsaid(outlasting_url:
     assert order_numbers(take_all(billing, "billing.main")) == [*range(1000)]
 
 
-def test_a_listener_that_is_killed_loses_nothing(outlasting_url: str) -> None:
+def test_a_killed_subscriber_loses_nothing(outlasting_url: str) -> None:
     program = _program(
         outlasting_url,
         """
@@ -418,11 +418,11 @@ def test_a_listener_that_is_killed_loses_nothing(outlasting_url: str) -> None:
         """,
     )
     shop, billing = declare_orders(Lightbus("shop", url=outlasting_url)), Lightbus("billing", url=outlasting_url)
-    heard: list[int] = []
+    received: list[int] = []
 
     @billing.on("order.placed", name="hang")
     async def note(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     anyio.run(declare, billing)
     with shop:
@@ -432,5 +432,5 @@ def test_a_listener_that_is_killed_loses_nothing(outlasting_url: str) -> None:
         assert child.stdout.readline() == b"begun\n"
         child.kill()
     with InBackground(billing):
-        wait_until(lambda: len(heard) >= 200, "all that it left is handled")
-    assert sorted(heard) == [*range(200)]
+        wait_until(lambda: len(received) >= 200, "all that it left is handled")
+    assert sorted(received) == [*range(200)]

@@ -1,4 +1,4 @@
-"""A handler is a function; its annotations say what it wants to be given."""
+"""A handler is a function; its annotations decide what it gets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Line:
 
 
 class Till:
-    """Its methods handle, as those of a service object would."""
+    """A service object whose methods are handlers."""
 
     def __init__(self) -> None:
         self.rung: list[int] = []
@@ -75,30 +75,30 @@ class Callable_:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_async_and_plain_functions_both_handle(shop: Lightbus, billing: Lightbus) -> None:
-    heard: set[str] = set()
+async def test_async_and_sync_functions_both_handle(shop: Lightbus, billing: Lightbus) -> None:
+    received: set[str] = set()
     main = threading.get_ident()
 
     @billing.on("order.placed")
     async def in_the_loop(order: OrderPlaced) -> None:
         await anyio.lowlevel.checkpoint()
         assert threading.get_ident() == main
-        heard.add("async")
+        received.add("async")
 
     @billing.on("order.placed")
     def in_a_thread(order: OrderPlaced) -> None:
         assert threading.get_ident() != main
-        heard.add("plain")
+        received.add("plain")
 
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1))
-        await eventually(lambda: heard, {"async", "plain"})
+        await eventually(lambda: received, {"async", "plain"})
     assert await left_in(billing, "billing.dead") == []
 
 
-async def test_a_plain_function_that_blocks_holds_nobody_up(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_sync_function_that_blocks_does_not_delay_others(shop: Lightbus, billing: Lightbus) -> None:
     go_on = threading.Event()
-    heard: list[int] = []
+    received: list[int] = []
 
     @billing.on("order.placed")
     def block(order: OrderPlaced) -> None:
@@ -106,12 +106,12 @@ async def test_a_plain_function_that_blocks_holds_nobody_up(shop: Lightbus, bill
 
     @billing.on("order.cancelled")
     async def note(order: OrderCancelled) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     async with running(shop, billing):
         await shop.publish_many([OrderPlaced(number=n) for n in range(5)])
         await shop.publish(OrderCancelled(number=6))
-        await eventually(lambda: heard, [6])
+        await eventually(lambda: received, [6])
         go_on.set()
 
 
@@ -141,65 +141,65 @@ ANNOTATIONS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "mapping": (Mapping[str, Any], lambda payload: payload["number"]),
     "any": (Any, lambda payload: payload["number"]),
     "optional": (AttrsOrder | None, lambda payload: payload.number),
-    "annotated": (Annotated[AttrsOrder, "as billing sees it"], lambda payload: payload.number),
+    "annotated": (Annotated[AttrsOrder, "the view of billing"], lambda payload: payload.number),
 }
 
 
-async def test_the_payload_comes_as_it_is_annotated(shop: Lightbus, billing: Lightbus) -> None:
-    heard: dict[str, Any] = {}
+async def test_the_payload_has_the_annotated_type(shop: Lightbus, billing: Lightbus) -> None:
+    received: dict[str, Any] = {}
 
-    def hear_as(name: str, annotation: Any) -> None:
+    def handle_as(name: str, annotation: Any) -> None:
         async def note(payload: Any) -> None:
-            heard[name] = payload
+            received[name] = payload
 
         note.__annotations__["payload"] = annotation
         billing.on("order.placed", name=name)(note)
 
     for name, (annotation, _) in ANNOTATIONS.items():
-        hear_as(name, annotation)
+        handle_as(name, annotation)
     async with running(shop, billing):
         # `note` is a field that AttrsOrder and the others do not have: it is ignored.
-        await shop.publish(OrderPlaced(number=3, note="unknown to the listener"))
-        await eventually(lambda: heard.keys(), ANNOTATIONS.keys())
-    assert [number_of(heard[name]) for name, (_, number_of) in ANNOTATIONS.items()] == [3] * len(ANNOTATIONS)
-    kinds = {name: type(heard[name]) for name in ("attrs", "dataclass", "struct", "typed dict", "optional")}
+        await shop.publish(OrderPlaced(number=3, note="unknown to the subscriber"))
+        await eventually(lambda: received.keys(), ANNOTATIONS.keys())
+    assert [number_of(received[name]) for name, (_, number_of) in ANNOTATIONS.items()] == [3] * len(ANNOTATIONS)
+    kinds = {name: type(received[name]) for name in ("attrs", "dataclass", "struct", "typed dict", "optional")}
     assert list(kinds.values()) == [AttrsOrder, DataclassOrder, StructOrder, dict, AttrsOrder]
 
 
 async def test_without_annotation_the_payload_is_a_dict(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[Any] = []
-    billing.on("order.placed")(lambda anything: heard.append(anything))
+    received: list[Any] = []
+    billing.on("order.placed")(lambda anything: received.append(anything))
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=3, note="Grüße"))
-        await eventually(lambda: heard, [{"number": 3, "note": "Grüße"}])
+        await eventually(lambda: received, [{"number": 3, "note": "Grüße"}])
 
 
-async def test_a_handler_may_take_nothing_or_only_the_message_or_both_in_any_order(
+async def test_a_handler_may_take_no_parameters_or_the_payload_and_the_message_in_any_order(
     shop: Lightbus, billing: Lightbus
 ) -> None:
-    heard: dict[str, Any] = {}
+    received: dict[str, Any] = {}
 
     @billing.on("order.placed")
     async def nothing() -> None:
-        heard["nothing"] = True
+        received["nothing"] = True
 
     @billing.on("order.placed")
     async def only_the_message(message: Message) -> None:
-        heard["message"] = message.event
+        received["message"] = message.event
 
     @billing.on("order.placed")
     async def message_first(message: Message, order: AttrsOrder, extra: int = 5, *, more: int = 6) -> None:
-        heard["both"] = (message.event, order.number, extra, more)
+        received["both"] = (message.event, order.number, extra, more)
 
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=3))
         wanted = {"nothing": True, "message": "order.placed", "both": ("order.placed", 3, 5, 6)}
-        await eventually(lambda: heard, wanted)
+        await eventually(lambda: received, wanted)
 
 
-async def test_an_event_class_stands_for_its_name(make_app: MakeApp) -> None:
+async def test_an_event_class_can_replace_its_name(make_app: MakeApp) -> None:
     shop = make_app("shop")
-    heard: list[Any] = []
+    received: list[Any] = []
 
     @shop.event("order.shipped", version=3)
     class Shipped:
@@ -207,25 +207,25 @@ async def test_an_event_class_stands_for_its_name(make_app: MakeApp) -> None:
 
     @shop.on(Shipped)
     async def note(event: Shipped, message: Message) -> None:
-        heard.append((event, message.event, message.version))
+        received.append((event, message.event, message.version))
 
     async with running(shop):
         await shop.publish(Shipped(number=1))
-        await eventually(lambda: heard, [(Shipped(number=1), "order.shipped", 3)])
+        await eventually(lambda: received, [(Shipped(number=1), "order.shipped", 3)])
 
 
 async def test_the_message_has_every_field(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[Message] = []
+    received: list[Message] = []
 
     @billing.on("order.placed")
     async def note(message: Message) -> None:
-        heard.append(message)
+        received.append(message)
 
     async with running(shop, billing):
         before = datetime.now(UTC).replace(microsecond=0)
         receipt = await shop.publish(OrderPlaced(number=1), headers={"tenant": "acme"})
-        await eventually(lambda: heard)
-    (message,) = heard
+        await eventually(lambda: received)
+    (message,) = received
     assert message == Message(
         id=receipt.id,
         event="order.placed",
@@ -245,21 +245,21 @@ async def test_the_message_has_every_field(shop: Lightbus, billing: Lightbus) ->
 
 
 async def test_a_message_cannot_be_changed(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[type[BaseException]] = []
+    received: list[type[BaseException]] = []
 
     @billing.on("order.placed")
     async def change(message: Message) -> None:
         try:
             message.attempt = 7  # type: ignore[misc]
         except AttributeError as error:
-            heard.append(type(error))
+            received.append(type(error))
 
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1))
-        await eventually(lambda: heard, [attrs.exceptions.FrozenInstanceError])
+        await eventually(lambda: received, [attrs.exceptions.FrozenInstanceError])
 
 
-async def test_rich_types_survive_the_way(make_app: MakeApp) -> None:
+async def test_rich_types_arrive_unchanged(make_app: MakeApp) -> None:
     app = make_app("shop")
 
     @app.event
@@ -274,11 +274,11 @@ async def test_rich_types_survive_the_way(make_app: MakeApp) -> None:
         raw: bytes
         maybe: int | None = None
 
-    heard: list[Any] = []
+    received: list[Any] = []
 
     @app.on("basket.filled")
     async def note(basket: BasketFilled) -> None:
-        heard.append(basket)
+        received.append(basket)
 
     line = Line("pen", Decimal("1.10"))
     basket = BasketFilled(
@@ -293,10 +293,10 @@ async def test_rich_types_survive_the_way(make_app: MakeApp) -> None:
     )
     async with running(app):
         await app.publish(basket)
-        await eventually(lambda: heard, [basket])
+        await eventually(lambda: received, [basket])
 
 
-async def test_a_handler_that_does_not_fit_its_version_of_the_event_says_which_field(
+async def test_a_payload_that_does_not_match_the_class_is_reported_with_its_field(
     shop: Lightbus, billing: Lightbus
 ) -> None:
     @attrs.frozen
@@ -314,5 +314,5 @@ async def test_a_handler_that_does_not_fit_its_version_of_the_event_says_which_f
     assert headers["lightbus-error-type"] == "lightbus.errors.DecodeError"
     assert "OlderOrder" in headers["lightbus-error-message"]
     assert "missing required field `customer`" in headers["lightbus-error-message"]
-    assert headers["lightbus-error-traceback"] == ""  # of our own code: the message says it all
+    assert headers["lightbus-error-traceback"] == ""  # only Lightbus code: the message is sufficient
     assert headers["lightbus-attempt"] == 1

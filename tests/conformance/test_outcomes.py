@@ -1,4 +1,4 @@
-"""What becomes of an event: acked, retried, or dead-lettered with its reason. Never lost."""
+"""What can happen to an event: it is acked, retried, or dead-lettered with a reason, but never lost."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ MakeApp = Callable[..., Lightbus]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_a_handler_that_returns_is_done_with_the_event(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
-    billing.on("order.placed")(_collects(heard))
+async def test_an_event_is_acked_when_its_handler_returns(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[int] = []
+    billing.on("order.placed")(_collects(received))
     async with running(shop, billing):
         await shop.publish_many([OrderPlaced(number=n) for n in range(300)])
-        await eventually(lambda: len(heard), 300)
-    assert sorted(heard) == list(range(300))
+        await eventually(lambda: len(received), 300)
+    assert sorted(received) == list(range(300))
     assert await left_in(billing) == []
     assert await left_in(billing, "billing.dead") == []
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_a_handler_that_raises_is_tried_again_after_each_delay_and_then_dead_lettered(
+async def test_an_event_whose_handler_raises_is_retried_and_then_dead_lettered(
     shop: Lightbus, billing: Lightbus
 ) -> None:
     attempts: list[tuple[int, str, str, str, bool, float]] = []
@@ -64,7 +64,7 @@ async def test_a_handler_that_raises_is_tried_again_after_each_delay_and_then_de
         receipt = await shop.publish(OrderPlaced(number=9), headers={"tenant": "acme"})
         (dead,) = await dead_letters(billing)
     assert [attempt[:5] for attempt in attempts] == [(n, receipt.id, "order.placed", "shop", False) for n in (1, 2, 3)]
-    # The queue's clock and ours count from slightly different moments.
+    # The clocks of the queue and of this test start at slightly different times.
     assert attempts[1][5] - attempts[0][5] > 0.045
     assert attempts[2][5] - attempts[1][5] > 0.095
     headers = dead.properties["headers"]
@@ -81,7 +81,7 @@ async def test_a_handler_that_raises_is_tried_again_after_each_delay_and_then_de
     assert await left_in(billing) == []
 
 
-async def test_a_handler_that_recovers_is_done_with_the_event(shop: Lightbus, billing: Lightbus) -> None:
+async def test_an_event_is_acked_when_a_retry_succeeds(shop: Lightbus, billing: Lightbus) -> None:
     attempts: list[int] = []
 
     @billing.on("order.placed")
@@ -98,7 +98,7 @@ async def test_a_handler_that_recovers_is_done_with_the_event(shop: Lightbus, bi
     assert attempts == [1, 2, 3]
 
 
-async def test_plain_functions_are_retried_as_well(shop: Lightbus, billing: Lightbus) -> None:
+async def test_sync_functions_are_retried(shop: Lightbus, billing: Lightbus) -> None:
     attempts: list[int] = []
 
     @billing.on("order.placed")
@@ -126,10 +126,10 @@ POLICIES: dict[str, tuple[Retry | None, Exception, int]] = {
     "the app's": (None, ValueError("x"), 3),
     "the app's, rejected": (None, Reject("x"), 1),
 }
-"""The policy, the error, and how many attempts there are."""
+"""The retry policy, the error, and the number of attempts."""
 
 
-async def test_the_policy_says_how_often(shop: Lightbus, billing: Lightbus) -> None:
+async def test_the_policy_decides_the_number_of_attempts(shop: Lightbus, billing: Lightbus) -> None:
     attempts: dict[str, list[int]] = {name: [] for name in POLICIES}
 
     def fail_as(name: str, policy: Retry | None, error: Exception) -> None:
@@ -149,7 +149,7 @@ async def test_the_policy_says_how_often(shop: Lightbus, billing: Lightbus) -> N
     assert {one["lightbus-handler"]: one["lightbus-attempt"] for one in headers} == wanted
 
 
-async def test_a_reject_is_a_dead_letter_at_once_with_its_reason(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_rejected_event_is_a_dead_letter_at_once_with_its_reason(shop: Lightbus, billing: Lightbus) -> None:
     @billing.on("order.placed")
     async def refuse(message: Message) -> None:
         raise Reject("we do not deliver there")
@@ -161,7 +161,7 @@ async def test_a_reject_is_a_dead_letter_at_once_with_its_reason(shop: Lightbus,
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_an_async_handler_over_its_timeout_is_cancelled_and_tried_again(
+async def test_an_async_handler_that_exceeds_its_timeout_is_cancelled_and_retried(
     shop: Lightbus, billing: Lightbus
 ) -> None:
     attempts: list[int] = []
@@ -179,15 +179,13 @@ async def test_an_async_handler_over_its_timeout_is_cancelled_and_tried_again(
     assert "timeout=" in reason(dead)
 
 
-async def test_what_comes_after_a_handler_that_ends_well_though_late_has_all_of_its_own_time(
-    shop: Lightbus, billing: Lightbus
-) -> None:
+async def test_a_late_handler_does_not_shorten_the_timeout_of_the_next(shop: Lightbus, billing: Lightbus) -> None:
     attempts: list[tuple[int, int]] = []
 
     @billing.on("order.placed", timeout=0.5)
-    async def hear(order: OrderPlaced, message: Message) -> None:
+    async def handle(order: OrderPlaced, message: Message) -> None:
         if order.number == 0:
-            with contextlib.suppress(anyio.get_cancelled_exc_class()):  # it tidies up, and is content
+            with contextlib.suppress(anyio.get_cancelled_exc_class()):  # it cleans up and returns
                 await anyio.sleep(LIMIT)
         else:
             await anyio.sleep(0.01)
@@ -199,11 +197,11 @@ async def test_what_comes_after_a_handler_that_ends_well_though_late_has_all_of_
     assert attempts == [(number, 1) for number in range(4)]
 
 
-async def test_a_plain_handler_over_its_timeout_is_tried_again_and_holds_nobody_up(
+async def test_a_sync_handler_that_exceeds_its_timeout_is_retried_and_delays_no_other(
     shop: Lightbus, billing: Lightbus
 ) -> None:
     attempts: list[int] = []
-    heard: list[int] = []
+    received: list[int] = []
     end = threading.Event()
 
     @billing.on("order.placed", timeout=0.1, retry=Retry(delays=(0.05,) * 30))  # on a busy machine the third is late
@@ -212,16 +210,16 @@ async def test_a_plain_handler_over_its_timeout_is_tried_again_and_holds_nobody_
         if message.attempt < 3:
             end.wait(LIMIT)
 
-    billing.on("order.cancelled")(_collects(heard))
+    billing.on("order.cancelled")(_collects(received))
     async with running(shop, billing, concurrency=1):
         await shop.publish(OrderPlaced(number=1))
         await shop.publish(OrderCancelled(number=2))
-        await eventually(lambda: (attempts[:3], heard), ([1, 2, 3], [2]))
+        await eventually(lambda: (attempts[:3], received), ([1, 2, 3], [2]))
         end.set()
     assert await left_in(billing, "billing.dead") == []
 
 
-async def test_a_timeout_that_the_handler_raises_itself_keeps_its_own_words(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_timeout_error_of_the_handler_keeps_its_message(shop: Lightbus, billing: Lightbus) -> None:
     @billing.on("order.placed", retry=Retry.none())
     async def fail() -> None:
         with anyio.fail_after(0.01):
@@ -239,7 +237,7 @@ async def test_a_timeout_that_the_handler_raises_itself_keeps_its_own_words(shop
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_a_reject_in_a_task_group_is_a_dead_letter_at_once_and_named(
+async def test_a_reject_in_a_task_group_is_a_dead_letter_at_once_with_its_reason(
     shop: Lightbus, billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
     attempts: list[int] = []
@@ -248,7 +246,7 @@ async def test_a_reject_in_a_task_group_is_a_dead_letter_at_once_and_named(
         raise Reject(f"nothing to pay for {order.number}")
 
     async def fail() -> None:
-        with anyio.CancelScope(shield=True):  # also where the other one has ended the group
+        with anyio.CancelScope(shield=True):  # also if the other task has ended the group
             await anyio.lowlevel.checkpoint()
         raise OSError("the bank is away")
 
@@ -268,11 +266,11 @@ async def test_a_reject_in_a_task_group_is_a_dead_letter_at_once_and_named(
     said = [record for record in caplog.records if "dead-lettered" in record.getMessage()]
     assert ["Reject: nothing to pay for" in record.getMessage() for record in said] == [True, True]
     traces = [str(one.properties["headers"].get("lightbus-error-traceback")) for one in dead]
-    assert sum("the bank is away" in trace for trace in traces) == 1  # what else failed is there, too
+    assert sum("the bank is away" in trace for trace in traces) == 1  # the other failures are included
 
 
 class Panic(BaseException):
-    """As a Rust extension's panic is."""
+    """Like the panic of a Rust extension."""
 
 
 LEAVE: dict[str, Callable[[], None]] = {
@@ -287,7 +285,7 @@ LEAVE: dict[str, Callable[[], None]] = {
 
 
 async def test_no_exception_of_a_handler_ends_the_worker(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
+    received: list[int] = []
 
     def leave_as(name: str, leave: Callable[[], None]) -> None:
         @billing.on("order.placed", name=f"{name}, async", retry=Retry.none())
@@ -300,12 +298,12 @@ async def test_no_exception_of_a_handler_ends_the_worker(shop: Lightbus, billing
 
     for name, leave in LEAVE.items():
         leave_as(name, leave)
-    billing.on("order.cancelled")(_collects(heard))
+    billing.on("order.cancelled")(_collects(received))
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1))
         dead = await dead_letters(billing, 2 * len(LEAVE))
         await shop.publish(OrderCancelled(number=2))
-        await eventually(lambda: heard, [2])
+        await eventually(lambda: received, [2])
     assert len(dead) == 2 * len(LEAVE)
     for letter in dead:
         name = letter.properties["headers"]["lightbus-handler"].rpartition(",")[0]
@@ -313,29 +311,29 @@ async def test_no_exception_of_a_handler_ends_the_worker(shop: Lightbus, billing
 
 
 @pytest.mark.parametrize(("policy", "attempts"), [(QUICK, 1), (Retry(delays=(0.05,), on=BaseException), 2)])
-async def test_what_is_no_exception_is_retried_only_where_the_policy_says_so_and_harms_no_other(
+async def test_a_base_exception_is_retried_only_by_policy_and_affects_no_other_event(
     shop: Lightbus, billing: Lightbus, policy: Retry, attempts: int
 ) -> None:
     began: list[int] = []
-    heard: list[int] = []
+    received: list[int] = []
 
     @billing.on("order.placed", retry=policy)
     async def panic(order: OrderPlaced, message: Message) -> None:
         if order.number == 3:
             began.append(message.attempt)
             raise Panic
-        await eventually(lambda: began)  # these run beside it
-        heard.append(order.number)
+        await eventually(lambda: began)  # these run concurrently
+        received.append(order.number)
 
     async with running(shop, billing):
         await shop.publish_many([OrderPlaced(number=number) for number in range(6)])
         await dead_letters(billing)
-        await eventually(lambda: sorted(heard), [0, 1, 2, 4, 5])
+        await eventually(lambda: sorted(received), [0, 1, 2, 4, 5])
     assert began == list(range(1, attempts + 1))
     assert await left_in(billing) == []
 
 
-async def test_a_handlers_own_cancellation_is_a_failure_and_not_the_workers(make_app: MakeApp) -> None:
+async def test_a_handler_that_cancels_itself_fails_without_stopping_the_worker(make_app: MakeApp) -> None:
     import asyncio
 
     shop = make_app("shop")
@@ -355,7 +353,7 @@ async def test_a_handlers_own_cancellation_is_a_failure_and_not_the_workers(make
     assert "CancelledError" in reason(dead)
 
 
-async def test_one_handlers_failure_never_reruns_its_siblings(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_failing_handler_never_reruns_the_other_handlers(shop: Lightbus, billing: Lightbus) -> None:
     runs: dict[str, list[int]] = {"good": [], "bad": [], "also_good": []}
 
     @billing.on("order.placed")
@@ -380,7 +378,7 @@ async def test_one_handlers_failure_never_reruns_its_siblings(shop: Lightbus, bi
     assert dead.properties["headers"]["lightbus-handler"] == "bad"
 
 
-async def test_two_failing_siblings_are_each_retried_and_dead_lettered(shop: Lightbus, billing: Lightbus) -> None:
+async def test_two_failing_handlers_are_each_retried_and_dead_lettered(shop: Lightbus, billing: Lightbus) -> None:
     runs: dict[str, list[int]] = {"one": [], "two": []}
 
     @billing.on("order.placed", retry=Retry(delays=(0.05,)))
@@ -401,7 +399,7 @@ async def test_two_failing_siblings_are_each_retried_and_dead_lettered(shop: Lig
 
 
 @pytest.mark.parametrize(("level", "traces"), [(logging.INFO, 1), (logging.DEBUG, 3)], ids=["info", "debug"])
-async def test_each_attempt_has_its_traceback_where_debugging_is_on(
+async def test_each_attempt_is_logged_with_its_traceback_at_debug_level(
     shop: Lightbus, billing: Lightbus, caplog: pytest.LogCaptureFixture, level: int, traces: int
 ) -> None:
     @billing.on("order.placed")
@@ -419,12 +417,12 @@ async def test_each_attempt_has_its_traceback_where_debugging_is_on(
     assert told[-1].levelno == logging.ERROR
 
 
-async def test_an_event_that_no_handler_matches_walks_the_ladder_and_the_warning_names_unbind(
+async def test_an_event_that_no_handler_matches_is_retried_and_the_warning_names_unbind(
     shop: Lightbus, billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
     billing.on("order.placed")(lambda: None)
     async with running(shop, billing), stranger(billing) as channel:
-        # A binding left over from a handler that is gone.
+        # A binding of a handler that was removed.
         await anyio.to_thread.run_sync(channel.queue_bind, "billing.main", "lightbus", "order.cancelled")
         with caplog.at_level(logging.WARNING, "lightbus"):
             await shop.publish(OrderCancelled(number=1))
@@ -437,20 +435,20 @@ async def test_an_event_that_no_handler_matches_walks_the_ladder_and_the_warning
     assert len(warnings) == 3
 
 
-async def test_a_rolling_deploy_brings_the_handler_in_time(shop: Lightbus, make_app: MakeApp) -> None:
+async def test_a_rolling_deployment_adds_the_handler_in_time(shop: Lightbus, make_app: MakeApp) -> None:
     old = make_app("billing", retry=Retry(delays=(0.3,) * 30))
     new = make_app("billing", retry=Retry(delays=(0.3,) * 30))
-    heard: list[int] = []
+    received: list[int] = []
     old.on("order.placed")(lambda: None)
-    new.on("order.placed", "order.cancelled")(_collects(heard))
+    new.on("order.placed", "order.cancelled")(_collects(received))
     async with running(shop, old), stranger(old) as channel:
         await anyio.to_thread.run_sync(channel.queue_bind, "billing.main", "lightbus", "order.cancelled")
         await shop.publish(OrderCancelled(number=8))
     async with running(new):
-        await eventually(lambda: heard, [8])
+        await eventually(lambda: received, [8])
 
 
-async def test_a_retry_whose_handler_is_gone_ends_as_a_dead_letter_that_names_it(
+async def test_a_retry_of_a_removed_handler_becomes_a_dead_letter_that_names_it(
     shop: Lightbus, make_app: MakeApp
 ) -> None:
     old, new = (make_app("billing", retry=Retry(delays=(3,))) for _ in range(2))
@@ -470,28 +468,28 @@ async def test_a_retry_whose_handler_is_gone_ends_as_a_dead_letter_that_names_it
     assert "'removed_later'" in reason(dead)
 
 
-async def test_a_failing_handler_does_not_stop_those_after_it(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
+async def test_a_failing_handler_does_not_stop_later_events(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def fail_on_odd(order: OrderPlaced) -> None:
         if order.number % 2:
             raise ValueError(order.number)
-        heard.append(order.number)
+        received.append(order.number)
 
     async with running(shop, billing):
         await shop.publish_many([OrderPlaced(number=n) for n in range(100)])
         dead = await dead_letters(billing, 50)
-        await eventually(lambda: len(heard), 50)
+        await eventually(lambda: len(received), 50)
     assert {reason(letter) for letter in dead} == {f"ValueError: {n}" for n in range(1, 100, 2)}
-    assert sorted(heard) == list(range(0, 100, 2))
+    assert sorted(received) == list(range(0, 100, 2))
 
 
 @pytest.mark.parametrize(
     ("delays", "key", "became"),
     [((), "dead", "dead-lettered to billing.dead"), ((0.05,), "retry.50ms", "retry in 0.05 s")],
 )
-async def test_what_has_become_of_a_failure_is_said_once_the_copy_is_confirmed(
+async def test_the_outcome_of_a_failure_is_logged_when_the_copy_is_confirmed(
     shop: Lightbus,
     billing: Lightbus,
     caplog: pytest.LogCaptureFixture,
@@ -540,7 +538,7 @@ async def test_an_error_that_cannot_be_printed_is_still_a_dead_letter(shop: Ligh
     assert "Unprintable" in dead.properties["headers"]["lightbus-error-type"]
 
 
-async def test_an_error_of_a_megabyte_is_cut_to_fit_a_header(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_very_long_error_is_truncated_to_fit_a_header(shop: Lightbus, billing: Lightbus) -> None:
     @billing.on("order.placed", retry=Retry.none())
     async def fail() -> None:
         raise ValueError("ü" * 1_000_000)
@@ -552,9 +550,9 @@ async def test_an_error_of_a_megabyte_is_cut_to_fit_a_header(shop: Lightbus, bil
     assert sum(len(str(value)) for value in dead.properties["headers"].values()) < 8000
 
 
-def _collects(heard: list[int]) -> Callable[[dict[str, Any]], None]:
+def _collects(received: list[int]) -> Callable[[dict[str, Any]], None]:
     def collect(payload: dict[str, Any]) -> None:
-        heard.append(payload["number"])
+        received.append(payload["number"])
 
     return collect
 

@@ -1,4 +1,4 @@
-"""Plain functions handle in threads that stay: what an async handler can count on, they can count on as well."""
+"""Sync handlers run in a thread pool, with the same guarantees as async handlers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOTH_LOOPS = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 
 class AtOnce:
-    """Counts who is inside at once, and the most that ever were."""
+    """Counts the concurrent users of the block, and their maximum."""
 
     def __init__(self) -> None:
         self.now = self.most = self.all = 0
@@ -46,14 +46,14 @@ class AtOnce:
 
 
 @BOTH_LOOPS
-async def test_as_many_plain_handlers_run_at_once_as_there_is_concurrency(shop: Lightbus, billing: Lightbus) -> None:
+async def test_the_concurrency_limits_concurrent_sync_handlers(shop: Lightbus, billing: Lightbus) -> None:
     together = threading.Barrier(8)
     at_once = AtOnce()
 
     @billing.on("order.placed")
     def meet() -> None:
         with at_once:
-            together.wait(LIMIT)  # broken, which is a failure, where fewer than 8 come
+            together.wait(LIMIT)  # fails if fewer than 8 run concurrently
 
     async with running(shop, billing, concurrency=8):
         await shop.publish_many([OrderPlaced(number=n) for n in range(32)])
@@ -62,7 +62,7 @@ async def test_as_many_plain_handlers_run_at_once_as_there_is_concurrency(shop: 
     assert await left_in(billing, "billing.dead") == []
 
 
-async def test_plain_and_async_handlers_share_the_workers_concurrency(shop: Lightbus, billing: Lightbus) -> None:
+async def test_sync_and_async_handlers_share_the_workers_concurrency(shop: Lightbus, billing: Lightbus) -> None:
     at_once = AtOnce()
 
     @billing.on("order.placed")
@@ -82,12 +82,14 @@ async def test_plain_and_async_handlers_share_the_workers_concurrency(shop: Ligh
     assert await left_in(billing) == []
 
 
-async def test_a_plain_handlers_own_concurrency_is_kept_while_others_run(shop: Lightbus, billing: Lightbus) -> None:
+async def test_the_concurrency_of_a_sync_handler_is_respected_while_others_run(
+    shop: Lightbus, billing: Lightbus
+) -> None:
     few, many = AtOnce(), AtOnce()
     together = threading.Barrier(3)
 
     @billing.on("order.placed", concurrency=2, retry=Retry(delays=(0.05,)))
-    def careful(order: OrderPlaced, message: Message) -> None:
+    def limited(order: OrderPlaced, message: Message) -> None:
         with few:
             time.sleep(0.002)
             if order.number % 7 == 0 and message.attempt == 1:
@@ -96,7 +98,7 @@ async def test_a_plain_handlers_own_concurrency_is_kept_while_others_run(shop: L
     @billing.on("order.placed")
     def free() -> None:
         with many:
-            together.wait(LIMIT)  # broken, which is a failure, where the other one takes all the threads
+            together.wait(LIMIT)  # fails if the other handler uses all threads
 
     async with running(shop, billing, concurrency=8):
         await shop.publish_many([OrderPlaced(number=n) for n in range(72)])
@@ -107,8 +109,8 @@ async def test_a_plain_handlers_own_concurrency_is_kept_while_others_run(shop: L
 
 
 @BOTH_LOOPS
-async def test_each_call_has_its_own_copy_of_what_the_lifespan_has_set(make_app: MakeApp, shop: Lightbus) -> None:
-    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
+async def test_each_run_has_its_own_copy_of_the_context_of_the_lifespan(make_app: MakeApp, shop: Lightbus) -> None:
+    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="unset")
     seen: list[str] = []
 
     @contextlib.asynccontextmanager
@@ -132,9 +134,9 @@ async def test_each_call_has_its_own_copy_of_what_the_lifespan_has_set(make_app:
 
 
 @BOTH_LOOPS
-async def test_what_a_plain_handler_returns_to_be_awaited_is_awaited(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_coroutine_that_a_sync_handler_returns_is_awaited(shop: Lightbus, billing: Lightbus) -> None:
     main = threading.get_ident()
-    heard: list[int] = []
+    received: list[int] = []
 
     def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -148,7 +150,7 @@ async def test_what_a_plain_handler_returns_to_be_awaited_is_awaited(shop: Light
     async def note(order: OrderPlaced) -> None:
         await anyio.lowlevel.checkpoint()
         assert threading.get_ident() == main
-        heard.append(order.number)
+        received.append(order.number)
 
     @billing.on("order.cancelled", retry=Retry.none(), timeout=0.1)
     @decorated
@@ -161,7 +163,7 @@ async def test_what_a_plain_handler_returns_to_be_awaited_is_awaited(shop: Light
         await shop.publish_many([OrderPlaced(number=n) for n in range(10)])
         await shop.publish_many([OrderCancelled(number=n) for n in range(2)])
         dead = await dead_letters(billing, 2)
-        await eventually(lambda: sorted(heard), list(range(10)))
+        await eventually(lambda: sorted(received), list(range(10)))
     assert sorted(reason(one).partition(":")[0] for one in dead) == [
         "lightbus.errors.HandlerTimeout",
         "lightbus.errors.Reject",
@@ -170,10 +172,8 @@ async def test_what_a_plain_handler_returns_to_be_awaited_is_awaited(shop: Light
 
 
 @BOTH_LOOPS
-async def test_what_a_decorator_sets_in_the_context_is_there_for_the_async_handler_inside(
-    shop: Lightbus, billing: Lightbus
-) -> None:
-    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
+async def test_a_decorated_async_handler_gets_the_context_of_its_decorator(shop: Lightbus, billing: Lightbus) -> None:
+    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="unset")
     seen: list[tuple[str, str, str, str | None]] = []
 
     def with_tenant(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,7 +195,7 @@ async def test_what_a_decorator_sets_in_the_context_is_there_for_the_async_handl
     @with_tenant
     async def note(order: OrderPlaced, message: Message) -> None:
         before = tenant.get()
-        with anyio.move_on_after(LIMIT):  # anyio knows its event loop here
+        with anyio.move_on_after(LIMIT):  # anyio finds its event loop here
             await anyio.sleep(0.001)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(anyio.lowlevel.checkpoint)
@@ -205,7 +205,7 @@ async def test_what_a_decorator_sets_in_the_context_is_there_for_the_async_handl
     caused: list[str | None] = []
 
     @billing.on("order.cancelled")
-    async def hear(message: Message) -> None:
+    async def handle(message: Message) -> None:
         caused.append(message.causation_id)
 
     async with running(shop, billing):
@@ -217,9 +217,7 @@ async def test_what_a_decorator_sets_in_the_context_is_there_for_the_async_handl
 
 
 @BOTH_LOOPS
-async def test_a_plain_handler_reaches_the_event_loop_and_learns_that_its_time_is_over(
-    shop: Lightbus, billing: Lightbus
-) -> None:
+async def test_a_sync_handler_can_use_the_event_loop_and_detect_its_timeout(shop: Lightbus, billing: Lightbus) -> None:
     main = threading.get_ident()
     cancelled = threading.Event()
     attempts: list[int] = []
@@ -245,7 +243,9 @@ async def test_a_plain_handler_reaches_the_event_loop_and_learns_that_its_time_i
     assert await left_in(billing, "billing.dead") == []
 
 
-async def test_what_comes_after_the_timeout_neither_settles_nor_fails_again(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_handler_that_ends_after_its_timeout_neither_settles_nor_fails_again(
+    shop: Lightbus, billing: Lightbus
+) -> None:
     late = threading.Event()
     ended: list[tuple[int, int]] = []
 
@@ -261,11 +261,11 @@ async def test_what_comes_after_the_timeout_neither_settles_nor_fails_again(shop
         (consumer,) = bus.consumers["billing"]
         await shop.publish_many([OrderPlaced(number=n) for n in range(6)])
         await eventually(lambda: sorted(ended), [(n, 2) for n in range(6)])
-        await eventually(lambda: consumer.handled, 12)  # each event: given up once, done once
+        await eventually(lambda: consumer.handled, 12)  # each event: abandoned once, handled once
         late.set()
         await eventually(lambda: len(ended), 12)
         await bus.quiet(billing)
-        await eventually(lambda: consumer.handled, 13)  # the sentinel that says it is quiet
+        await eventually(lambda: consumer.handled, 13)  # the sentinel event
     assert await left_in(billing) == []
     assert await left_in(billing, "billing.dead") == []
 
@@ -273,25 +273,25 @@ async def test_what_comes_after_the_timeout_neither_settles_nor_fails_again(shop
 @pytest.mark.parametrize(
     "error", [SystemExit(3), asyncio.CancelledError(), ExceptionGroup("two", [ValueError(), OSError()])]
 )
-async def test_whatever_a_plain_handler_raises_is_a_failure_of_its_event(
+async def test_any_exception_of_a_sync_handler_fails_only_its_event(
     shop: Lightbus, billing: Lightbus, error: BaseException
 ) -> None:
-    heard: list[int] = []
+    received: list[int] = []
 
     @billing.on("order.placed", retry=Retry.none())
     def fail(order: OrderPlaced) -> None:
         if order.number == 1:
             raise error
-        heard.append(order.number)
+        received.append(order.number)
 
     async with running(shop, billing):
         await shop.publish_many([OrderPlaced(number=n) for n in range(3)])
         (dead,) = await dead_letters(billing)
-        await eventually(lambda: sorted(heard), [0, 2])
+        await eventually(lambda: sorted(received), [0, 2])
     assert type(error).__name__ in reason(dead).partition(":")[0]
 
 
-async def test_threads_that_have_nothing_to_do_do_not_hold_up_a_stop(shop: Lightbus, billing: Lightbus) -> None:
+async def test_idle_threads_do_not_delay_a_stop(shop: Lightbus, billing: Lightbus) -> None:
     together = threading.Barrier(4)
     names: set[str] = set()
 
@@ -311,12 +311,12 @@ async def test_threads_that_have_nothing_to_do_do_not_hold_up_a_stop(shop: Light
     assert await left_in(billing) == []
 
 
-async def test_publishing_from_many_plain_handlers_carries_the_correlation_on(
+async def test_publishing_from_many_sync_handlers_passes_the_correlation_on(
     shop: Lightbus, billing: Lightbus, make_app: MakeApp
 ) -> None:
     stats = make_app("stats")
     correlations: dict[int, str] = {}
-    heard: dict[int, str] = {}
+    received: dict[int, str] = {}
 
     @billing.event
     class InvoiceSent:
@@ -329,10 +329,10 @@ async def test_publishing_from_many_plain_handlers_carries_the_correlation_on(
 
     @stats.on("invoice.sent")
     def note(invoice: dict[str, Any], message: Message) -> None:
-        heard[invoice["number"]] = message.correlation_id
+        received[invoice["number"]] = message.correlation_id
 
     async with running(shop, billing, stats):
         await shop.publish_many([OrderPlaced(number=n) for n in range(40)])
-        await eventually(lambda: len(heard), 40)
-    assert heard == correlations
-    assert len(set(heard.values())) == 40
+        await eventually(lambda: len(received), 40)
+    assert received == correlations
+    assert len(set(received.values())) == 40

@@ -1,4 +1,4 @@
-"""Who gets which copy: every app its own, workers of one app share, and nothing is lost while nobody is there."""
+"""Every app gets its own copy, the workers of one app share a queue, and nothing is lost while no worker runs."""
 
 from __future__ import annotations
 
@@ -30,45 +30,45 @@ MakeApp = Callable[..., Lightbus]
 
 
 async def test_every_app_gets_its_own_copy(shop: Lightbus, make_app: MakeApp) -> None:
-    heard: dict[str, list[int]] = {"billing": [], "shipping": [], "stats": []}
-    apps = [make_app(name) for name in heard]
+    received: dict[str, list[int]] = {"billing": [], "shipping": [], "stats": []}
+    apps = [make_app(name) for name in received]
     for app in apps:
-        app.on("order.placed")(_collects(heard[app.name]))
+        app.on("order.placed")(_collects(received[app.name]))
     async with running(shop, *apps):
         await shop.publish_many([OrderPlaced(number=n) for n in range(50)])
         await eventually(
-            lambda: {name: sorted(got) for name, got in heard.items()}, {name: [*range(50)] for name in heard}
+            lambda: {name: sorted(got) for name, got in received.items()}, {name: [*range(50)] for name in received}
         )
 
 
-async def test_an_app_may_hear_itself(shop: Lightbus) -> None:
-    heard: list[int] = []
-    shop.on(OrderPlaced)(_collects(heard))
+async def test_an_app_may_subscribe_to_its_own_events(shop: Lightbus) -> None:
+    received: list[int] = []
+    shop.on(OrderPlaced)(_collects(received))
     async with running(shop):
         await shop.publish(OrderPlaced(number=1))
-        await eventually(lambda: heard, [1])
+        await eventually(lambda: received, [1])
 
 
 async def test_an_event_that_matches_several_patterns_of_a_handler_is_handled_once(
     shop: Lightbus, billing: Lightbus
 ) -> None:
-    heard: list[int] = []
-    billing.on("order.placed", "order.*", "*.placed", "order.#")(_collects(heard))
+    received: list[int] = []
+    billing.on("order.placed", "order.*", "*.placed", "order.#")(_collects(received))
     async with running(shop, billing) as bus:
         await shop.publish(OrderPlaced(number=1))
         await bus.quiet(billing)
-    assert heard == [1]
+    assert received == [1]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_workers_of_one_app_share_its_events(shop: Lightbus, make_app: MakeApp) -> None:
-    heard: dict[str, list[int]] = {"first": [], "second": []}
+    received: dict[str, list[int]] = {"first": [], "second": []}
     first, second = make_app("billing"), make_app("billing")
 
     def handle_in(worker: str) -> Callable[[OrderPlaced], object]:
         async def handle(order: OrderPlaced) -> None:
             await anyio.sleep(0.001)
-            heard[worker].append(order.number)
+            received[worker].append(order.number)
 
         return handle
 
@@ -76,26 +76,26 @@ async def test_workers_of_one_app_share_its_events(shop: Lightbus, make_app: Mak
     second.on("order.placed", name="handle")(handle_in("second"))
     async with running(shop, first, second, prefetch=10):
         await shop.publish_many([OrderPlaced(number=n) for n in range(400)])
-        await eventually(lambda: len(heard["first"]) + len(heard["second"]), 400)
-    assert Counter(heard["first"] + heard["second"]) == Counter(range(400))
-    assert min(len(heard["first"]), len(heard["second"])) >= 10  # a prefetch, at least
+        await eventually(lambda: len(received["first"]) + len(received["second"]), 400)
+    assert Counter(received["first"] + received["second"]) == Counter(range(400))
+    assert min(len(received["first"]), len(received["second"])) >= 10  # a prefetch, at least
 
 
-async def test_a_subscriber_that_was_down_is_given_what_it_missed(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
-    billing.on("order.placed")(_collects(heard))
+async def test_a_subscriber_that_was_stopped_gets_the_events_that_it_missed(shop: Lightbus, billing: Lightbus) -> None:
+    received: list[int] = []
+    billing.on("order.placed")(_collects(received))
     async with running(shop, billing) as bus:
         await shop.publish(OrderPlaced(number=1))
-        await eventually(lambda: heard, [1])
+        await eventually(lambda: received, [1])
         await bus.stop(billing)
         receipts = await shop.publish_many([OrderPlaced(number=n) for n in range(2, 30)])
         assert all(receipt.routed for receipt in receipts)
-        assert heard == [1]
+        assert received == [1]
         async with running(billing):
-            await eventually(lambda: heard, [*range(1, 30)])
+            await eventually(lambda: received, [*range(1, 30)])
 
 
-async def test_a_graceful_stop_ends_what_began_and_leaves_the_rest_in_the_queue(
+async def test_a_graceful_stop_finishes_running_handlers_and_leaves_the_rest_in_the_queue(
     shop: Lightbus, billing: Lightbus
 ) -> None:
     begun: list[int] = []
@@ -123,7 +123,7 @@ async def test_a_graceful_stop_ends_what_began_and_leaves_the_rest_in_the_queue(
     assert sorted(order_numbers(await left_in(billing))) == list(range(3, 20))
 
 
-async def test_what_does_not_end_within_the_grace_time_comes_again(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_handler_that_exceeds_the_grace_time_is_redelivered(shop: Lightbus, billing: Lightbus) -> None:
     begun: list[tuple[int, bool]] = []
 
     @billing.on("order.placed")
@@ -142,7 +142,7 @@ async def test_what_does_not_end_within_the_grace_time_comes_again(shop: Lightbu
     assert await left_in(billing) == []
 
 
-async def test_a_plain_function_in_flight_is_waited_for_at_a_stop(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_stop_waits_for_running_sync_functions(shop: Lightbus, billing: Lightbus) -> None:
     begun, go_on = threading.Event(), threading.Event()
     ended: list[int] = []
 
@@ -161,7 +161,7 @@ async def test_a_plain_function_in_flight_is_waited_for_at_a_stop(shop: Lightbus
     assert await left_in(billing) == []
 
 
-async def test_a_failure_during_the_stop_is_still_put_on_the_ladder(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_failure_during_the_stop_is_still_dead_lettered(shop: Lightbus, billing: Lightbus) -> None:
     begun = anyio.Event()
 
     @billing.on("order.placed", retry=Retry.none())
@@ -185,10 +185,10 @@ async def test_stopping_an_idle_worker_is_quick(shop: Lightbus, billing: Lightbu
             assert await bus.stop(billing, grace=LIMIT)
 
 
-# --- concurrency and queues of their own ------------------------------------------------------
+# --- concurrency and separate queues -----------------------------------------------------------
 
 
-async def test_a_handlers_concurrency_of_one_is_kept_while_others_run(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_concurrency_of_one_is_respected_while_other_handlers_run(shop: Lightbus, billing: Lightbus) -> None:
     running_now = {"one": 0, "many": 0}
     most = {"one": 0, "many": 0}
     done: list[str] = []
@@ -218,7 +218,9 @@ async def test_a_handlers_concurrency_of_one_is_kept_while_others_run(shop: Ligh
     assert await left_in(billing) == []
 
 
-async def test_a_handler_of_concurrency_one_that_fails_lets_the_next_begin(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_failing_handler_with_a_concurrency_of_one_lets_the_next_run_start(
+    shop: Lightbus, billing: Lightbus
+) -> None:
     attempts: Counter[int] = Counter()
 
     @billing.on("order.placed", concurrency=1)
@@ -232,7 +234,7 @@ async def test_a_handler_of_concurrency_one_that_fails_lets_the_next_begin(shop:
     assert attempts == Counter(dict.fromkeys(range(5), 3))
 
 
-async def test_a_handler_that_waits_lets_all_others_begin(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_waiting_handler_lets_all_others_start(shop: Lightbus, billing: Lightbus) -> None:
     begun: list[int] = []
     all_here = anyio.Event()
 
@@ -249,7 +251,7 @@ async def test_a_handler_that_waits_lets_all_others_begin(shop: Lightbus, billin
         await eventually(lambda: all_here.is_set(), True)
 
 
-async def test_the_workers_concurrency_is_the_most_that_runs_at_once(shop: Lightbus, billing: Lightbus) -> None:
+async def test_the_concurrency_of_the_worker_limits_concurrent_handlers(shop: Lightbus, billing: Lightbus) -> None:
     now, most, done = 0, 0, 0
     full = anyio.Event()
 
@@ -271,7 +273,7 @@ async def test_the_workers_concurrency_is_the_most_that_runs_at_once(shop: Light
     assert most == 4
 
 
-async def test_a_queue_of_its_own_does_not_hold_up_the_main_one(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_separate_queue_does_not_delay_the_main_queue(shop: Lightbus, billing: Lightbus) -> None:
     quick: list[int] = []
     slow: list[int] = []
     go_on = anyio.Event()
@@ -290,20 +292,20 @@ async def test_a_queue_of_its_own_does_not_hold_up_the_main_one(shop: Lightbus, 
         await eventually(lambda: sorted(slow), [*range(20)])
 
 
-async def test_a_worker_of_one_queue_consumes_only_that(shop: Lightbus, billing: Lightbus) -> None:
-    heard: dict[str, list[int]] = {"main": [], "slow": []}
-    billing.on("order.placed", name="main")(_collects(heard["main"]))
-    billing.on("order.placed", name="slow", queue="slow")(_collects(heard["slow"]))
+async def test_a_worker_with_one_queue_consumes_only_that_queue(shop: Lightbus, billing: Lightbus) -> None:
+    received: dict[str, list[int]] = {"main": [], "slow": []}
+    billing.on("order.placed", name="main")(_collects(received["main"]))
+    billing.on("order.placed", name="slow", queue="slow")(_collects(received["slow"]))
     async with running(billing, queues=["slow"]):
         await shop.publish(OrderPlaced(number=1))
-        await eventually(lambda: heard, {"main": [], "slow": [1]})
+        await eventually(lambda: received, {"main": [], "slow": [1]})
     async with running(billing, queues=["main"]):
         await shop.publish(OrderPlaced(number=2))
-        await eventually(lambda: heard, {"main": [1, 2], "slow": [1]})
+        await eventually(lambda: received, {"main": [1, 2], "slow": [1]})
     assert order_numbers(await left_in(billing, "billing.slow")) == [2]
 
 
-async def test_retries_come_back_to_the_queue_that_they_left(shop: Lightbus, billing: Lightbus) -> None:
+async def test_retries_return_to_their_queue(shop: Lightbus, billing: Lightbus) -> None:
     attempts: list[int] = []
 
     @billing.on("order.placed", queue="slow")
@@ -318,13 +320,13 @@ async def test_retries_come_back_to_the_queue_that_they_left(shop: Lightbus, bil
     assert dead.properties["headers"]["lightbus-queue"] == "billing.slow"
 
 
-async def test_a_queue_that_the_app_does_not_have_is_refused_with_those_it_has(billing: Lightbus) -> None:
+async def test_an_unknown_queue_is_refused_with_a_list_of_the_queues(billing: Lightbus) -> None:
     billing.on("order.placed", queue="slow")(lambda: None)
     with pytest.raises(errors.InvalidOption, match=r"'billing' has no queue 'quick'\. It has: main, slow"):
         billing.consumer(queues=["quick"])
 
 
-async def test_prefetch_is_the_most_that_a_worker_holds(shop: Lightbus, billing: Lightbus) -> None:
+async def test_prefetch_limits_what_a_worker_holds(shop: Lightbus, billing: Lightbus) -> None:
     go_on = anyio.Event()
     handled: list[int] = []
 
@@ -361,8 +363,8 @@ async def test_two_event_names_of_one_app_do_not_mix(shop: Lightbus, billing: Li
         await eventually(lambda: (placed, cancelled), ([*range(1, 20, 2)], [*range(0, 20, 2)]))
 
 
-def _collects(heard: list[int]) -> Callable[[OrderPlaced], object]:
+def _collects(received: list[int]) -> Callable[[OrderPlaced], object]:
     async def collect(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     return collect

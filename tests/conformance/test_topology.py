@@ -1,4 +1,4 @@
-"""Exchanges, queues and bindings: declared by whoever comes first, and again by all others."""
+"""Exchanges, queues and bindings: every app declares what it needs, in any order."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_declaring_again_changes_nothing(shop: Lightbus, make_app: MakeApp
     assert len(await left_in(billing)) == 1
 
 
-async def test_publisher_and_worker_may_come_in_any_order_and_at_once(make_app: MakeApp) -> None:
+async def test_publisher_and_worker_may_start_in_any_order_and_concurrently(make_app: MakeApp) -> None:
     apps = [make_app(name) for name in ("shop", "billing", "shipping", "stats")]
     for app in apps:
         app.event(OrderPlaced)
@@ -58,15 +58,15 @@ async def test_publisher_and_worker_may_come_in_any_order_and_at_once(make_app: 
             tasks.start_soon(app.publish, OrderPlaced(number=1))
 
 
-async def test_another_ladder_is_no_conflict(shop: Lightbus, make_app: MakeApp) -> None:
+async def test_another_retry_schedule_does_not_conflict(shop: Lightbus, make_app: MakeApp) -> None:
     for delays in ((0.05, 1), (0.05, 2, 0.07), ()):
         billing = make_app("billing", retry=Retry(delays=delays))
         billing.on("order.placed", name="handle")(lambda: None)
         await declare(billing)
 
 
-async def test_a_pattern_that_was_removed_leaves_its_binding(shop: Lightbus, make_app: MakeApp) -> None:
-    """Workers of the older code may still run: nothing is unbound behind their back."""
+async def test_a_removed_pattern_leaves_its_binding(shop: Lightbus, make_app: MakeApp) -> None:
+    """Workers with the older code may still run, so nothing is unbound."""
     older, newer = make_app("billing"), make_app("billing")
     older.on("order.placed", name="handle")(lambda: None)
     newer.on("order.shipped", name="handle")(lambda: None)
@@ -94,12 +94,12 @@ async def test_both_types_of_queue_retry_and_keep_dead_letters(
 
 
 def way_out(app: Lightbus, amqp: str) -> str:
-    """What is advised about an object with other arguments, on the app's broker."""
+    """The next step for an object with other arguments, on the broker of the app."""
     ways = {"memory": "restart this program", "sqlite": re.escape("delete that file (its messages are lost)")}
     return ways.get(app.broker.addresses[0].scheme, amqp)
 
 
-async def test_a_queue_of_other_arguments_is_a_conflict_that_says_what_differs_and_what_to_do(
+async def test_a_queue_with_other_arguments_is_a_conflict_with_the_difference_and_the_next_step(
     billing: Lightbus,
 ) -> None:
     billing.on("order.placed")(lambda: None)
@@ -110,12 +110,12 @@ async def test_a_queue_of_other_arguments_is_a_conflict_that_says_what_differs_a
         )
     with pytest.raises(errors.TopologyConflict) as conflict:
         await billing.consumer().run()
-    words = str(conflict.value)
-    assert "inequivalent arg" in words
-    assert "queue 'billing.main'" in words
-    assert "other arguments than this app declares" in words
-    assert re.search(way_out(billing, amqp=r"rabbitmqctl delete_queue --vhost \S+ billing.main,"), words)
-    assert ("rabbitmqctl" in words) == (not billing.broker.addresses[0].embedded)
+    text = str(conflict.value)
+    assert "inequivalent arg" in text
+    assert "queue 'billing.main'" in text
+    assert "other arguments than this app declares" in text
+    assert re.search(way_out(billing, amqp=r"rabbitmqctl delete_queue --vhost \S+ billing.main,"), text)
+    assert ("rabbitmqctl" in text) == (not billing.broker.addresses[0].embedded)
 
 
 async def test_an_exchange_of_another_type_is_a_conflict_for_the_publisher(shop: Lightbus) -> None:
@@ -132,16 +132,18 @@ async def test_an_exchange_of_another_type_is_a_conflict_for_the_publisher(shop:
     assert "was not sent" in str(refused.value)
 
 
-async def test_a_queue_that_is_deleted_while_it_is_consumed_comes_back(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
+async def test_a_queue_that_is_deleted_while_it_is_consumed_is_declared_again(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def note(order: OrderPlaced) -> None:
-        heard.append(order.number)
+        received.append(order.number)
 
     async with running(shop, billing) as bus:
         await shop.publish(OrderPlaced(number=1))
-        await eventually(lambda: heard, [1])
+        await eventually(lambda: received, [1])
         (consumer,) = bus.consumers["billing"]
         async with stranger(billing) as channel:
             await anyio.to_thread.run_sync(channel.queue_delete, "billing.main")
@@ -150,7 +152,7 @@ async def test_a_queue_that_is_deleted_while_it_is_consumed_comes_back(shop: Lig
                 if (await shop.publish(OrderPlaced(number=number))).routed:
                     break
                 await anyio.sleep(0.02)
-        await eventually(lambda: heard, [1, number])
+        await eventually(lambda: received, [1, number])
         assert consumer.connected
 
 
@@ -185,7 +187,7 @@ async def test_a_retry_whose_queue_was_deleted_is_not_lost(shop: Lightbus, billi
     assert dead.properties["headers"]["lightbus-attempt"] == 3
 
 
-async def test_nobody_can_publish_to_the_bus_exchange(shop: Lightbus) -> None:
+async def test_no_client_can_publish_to_the_bus_exchange(shop: Lightbus) -> None:
     await declare(shop)
 
     def publish() -> None:
@@ -199,10 +201,12 @@ async def test_nobody_can_publish_to_the_bus_exchange(shop: Lightbus) -> None:
 
 
 @pytest.mark.rabbitmq
-async def test_each_app_can_run_as_a_user_that_may_touch_only_its_own_names(rabbitmq: Node, rabbitmq_url: str) -> None:
-    """Configure, write and read one's own; read and write the bus, to which nobody can publish: it is internal."""
+async def test_each_app_can_run_as_a_user_with_permissions_for_its_own_names_only(
+    rabbitmq: Node, rabbitmq_url: str
+) -> None:
+    """Configure, write and read its own names; read and write the bus, to which no client can publish."""
     vhost = rabbitmq_url.rpartition("/")[2]
-    async with Lightbus("admin", url=rabbitmq_url):  # somebody who may has declared the bus exchange
+    async with Lightbus("admin", url=rabbitmq_url):  # a user with permission has declared the bus exchange
         pass
     statements = []
     for user in ("shop", "billing"):
@@ -215,18 +219,18 @@ async def test_each_app_can_run_as_a_user_that_may_touch_only_its_own_names(rabb
     await anyio.to_thread.run_sync(rabbitmq.ctl, "eval", ", ".join([*statements, "ok."]))
     shop = declare_orders(Lightbus("shop", url=rabbitmq.vhost_url(vhost, "shop", "shop")))
     billing = Lightbus("billing", url=rabbitmq.vhost_url(vhost, "billing", "billing"), retry=QUICK)
-    heard: list[tuple[int, int]] = []
+    received: list[tuple[int, int]] = []
 
     @billing.on("order.#", queue="slow")
     async def fail(order: OrderPlaced, message: Message) -> None:
-        heard.append((order.number, message.attempt))
+        received.append((order.number, message.attempt))
         raise ValueError("no")
 
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1))
         await shop.publish(OrderPlaced(number=2), delay=1)
         await dead_letters(billing, 2)
-    assert sorted(heard) == [(number, attempt) for number in (1, 2) for attempt in (1, 2, 3)]
+    assert sorted(received) == [(number, attempt) for number in (1, 2) for attempt in (1, 2, 3)]
 
     def publish_as_billing_to(exchange: str, routing_key: str) -> None:
         with connected(billing) as connection:
@@ -263,15 +267,15 @@ if __name__ == "__main__":
 """
 
 
-def test_several_processes_may_make_the_embedded_brokers_file_at_once(tmp_path: Path) -> None:
+def test_several_processes_may_create_the_file_of_the_embedded_broker_concurrently(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MAKE_FILES_AT_ONCE, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * LIMIT)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["a" * 100, "amq-1"])
-def test_every_name_that_an_app_derives_is_one_that_the_broker_takes(broker_url: str, name: str) -> None:
-    """The longest app, the longest queue of a handler's own, the longest steps, and what begins almost as 'amq.'."""
+def test_the_broker_accepts_every_name_that_an_app_derives(broker_url: str, name: str) -> None:
+    """The longest names of an app and a queue, the longest delays, and a name that begins almost like 'amq.'."""
     app = Lightbus(name, url=broker_url, retry=Retry(delays=(2_591_999.999, 30 * 24 * 3600)))
     suffix = "b" * 100
     app.on("#", queue=suffix)(lambda: None)

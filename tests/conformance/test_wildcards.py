@@ -1,4 +1,4 @@
-"""`*` is one word, `#` is any number of them: in Lightbus, in the embedded broker and in RabbitMQ alike."""
+"""`*` is one word, `#` any number of words: in Lightbus, in the embedded broker and in RabbitMQ."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ patterns = st.lists(st.one_of(words, st.just("*"), st.just("#")), min_size=1, ma
 
 odd_words = st.sampled_from(("a", "b", "", "*", "#", "ab"))
 odd_keys = st.lists(odd_words, max_size=4).map(".".join)
-"""Keys and patterns that only strangers use: empty, with empty words, with `*` and `#` in keys."""
+"""Keys and patterns that only other clients use: empty, with empty words, with `*` and `#` in keys."""
 
 
 @pytest.mark.anyio
-async def test_handlers_hear_what_their_patterns_match(make_app: Callable[..., Lightbus]) -> None:
+async def test_handlers_get_the_events_that_their_patterns_match(make_app: Callable[..., Lightbus]) -> None:
     shop, stats = make_app("shop"), make_app("stats")
     names = ["order", "order.placed", "order.line.added", "orders.placed", "invoice.placed", "user.signed.up"]
     classes = {name: shop.event(name)(type("Event", (), {"__annotations__": {}})) for name in names}
-    heard: dict[str, set[str]] = defaultdict(set)
+    received: dict[str, set[str]] = defaultdict(set)
     wanted = {
         "order.placed": {"order.placed"},
         "order.*": {"order.placed"},
@@ -48,7 +48,7 @@ async def test_handlers_hear_what_their_patterns_match(make_app: Callable[..., L
         @stats.on(pattern, name=f"hear {pattern}")
         async def note(message: Message) -> None:
             if message.source == "shop" and message.event in names:
-                heard[pattern].add(message.event)
+                received[pattern].add(message.event)
 
     for pattern in wanted:
         hear(pattern)
@@ -56,11 +56,11 @@ async def test_handlers_hear_what_their_patterns_match(make_app: Callable[..., L
         for cls in classes.values():
             await shop.publish(cls())
         await bus.quiet(stats)
-        await eventually(lambda: dict(heard), wanted)
+        await eventually(lambda: dict(received), wanted)
 
 
 class TopicExchange:
-    """One exchange of a broker, and a queue: which of these patterns does it say match this key?"""
+    """A topic exchange of the broker, which shows which patterns match which keys."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -69,7 +69,7 @@ class TopicExchange:
         channel.exchange_declare("topics", "topic", durable=False, auto_delete=False)
 
     def matches(self, patterns: Sequence[str], keys: Sequence[str]) -> set[tuple[str, str]]:
-        """The pairs (pattern, key) that match: the broker has a queue for each pattern, and is sent each key."""
+        """The pairs (pattern, key) that match: there is a queue for each pattern, and a message for each key."""
         for pattern in patterns:
             if pattern not in self.queues:
                 queue = self.queues[pattern] = f"q{len(self.queues)}"
@@ -77,7 +77,7 @@ class TopicExchange:
                 self.channel.queue_bind(queue, "topics", pattern, nowait=True)
         publications = [Publication("topics", key, key.encode(), {"message_id": "m"}, mandatory=False) for key in keys]
         self.channel.publish(publications)
-        # Whatever is in a queue is there once a synchronous method behind it is answered.
+        # When a later synchronous method has its reply, all messages are in their queues.
         self.channel.exchange_declare("topics", "topic", durable=False, auto_delete=False, passive=True)
         found = set()
         for pattern in self.queues:
@@ -88,8 +88,8 @@ class TopicExchange:
         return found
 
 
-def test_matching_is_the_brokers(broker_url: str) -> None:
-    """Against the broker itself: ten patterns and thirty keys at once, since each question costs a round trip."""
+def test_matching_is_the_same_as_in_the_broker(broker_url: str) -> None:
+    """Compares with the broker: ten patterns and thirty keys at once, because each query needs a round trip."""
     with connected(broker_url) as connection:
         _compare(TopicExchange(connection.channel()))
 
@@ -101,9 +101,9 @@ def _compare(exchange: TopicExchange) -> None:
         st.lists(st.one_of(keys, odd_keys), min_size=20, max_size=30, unique=True),
     )
     def ask(some_patterns: list[str], some_keys: list[str]) -> None:
-        said = exchange.matches(some_patterns, some_keys)
+        found = exchange.matches(some_patterns, some_keys)
         computed = {(p, k) for p in some_patterns for k in some_keys if topic_matches(p, k)}
-        assert computed == said
+        assert computed == found
 
     ask()
 
@@ -116,12 +116,12 @@ def test_a_hash_matches_every_key(key: str) -> None:
 
 
 @given(patterns, keys)
-def test_a_star_for_each_word_matches_what_the_word_does(pattern: str, key: str) -> None:
+def test_a_star_matches_what_its_word_matches(pattern: str, key: str) -> None:
     if topic_matches(pattern, key):
         assert topic_matches(pattern.replace("user", "*"), key)
         assert topic_matches(f"{pattern}.#", key)
         assert topic_matches(f"{pattern}.*", f"{key}.more")
 
 
-def test_many_hashes_take_no_time() -> None:
+def test_many_hashes_are_fast() -> None:
     assert not topic_matches(".".join(["#", "a"] * 60), ".".join(["a"] * 100 + ["b"]))

@@ -1,1 +1,1 @@
-"""Faults on real brokers, with real processes, and an account: confirmed is handled, dead or still queued."""
+"""Faults on real brokers, with real processes. Every confirmed event must be handled, dead-lettered or still queued."""

@@ -1,4 +1,4 @@
-"""The one event that faults are tried on, and the app that says it."""
+"""The event of the fault tests, and the app that publishes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightbus import Lightbus
 class ThingHappened:
     id: str
     do: str = ""
-    """What the handler is to do with it; see listener.py."""
+    """What the handler does with it; see handlers.py."""
 
 
 def shop(url: str | list[str], **options: Any) -> Lightbus:

@@ -1,7 +1,7 @@
-"""What was tried, confirmed and handled, written by the processes under test into files that outlast them.
+"""Records which events were tried, confirmed and handled, in files that the processes under test write.
 
-Each line is one write to a file that was opened for appending: a `kill -9` of the writer keeps it, whole. Times are
-those of the monotonic clock, which all processes of a machine share.
+Each line is one write to a file that is open for appending, so a `kill -9` of the writer cannot lose or split it.
+Times are those of the monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ TRIED = "tried"
 """Written before an event is published."""
 CONFIRMED = "confirmed"
 UNROUTED = "unrouted"
-"""Confirmed, but no queue was bound to hear it: the publisher was told so."""
+"""Confirmed, but not routed: no queue was bound, and the receipt shows that."""
 FAILED = "failed"
-"""The publisher got an error, so that nothing was promised."""
+"""The publish raised an error, so the event may be lost."""
 HANDLED = "handled"
 """Written by the handler as its last step."""
 
@@ -28,11 +28,11 @@ HANDLED = "handled"
 class Entry:
     id: str
     time: float
-    words: tuple[str, ...]
+    fields: tuple[str, ...]
 
 
 class Ledger:
-    """A folder of such files, one a kind."""
+    """A folder with one such file per kind."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,16 +40,16 @@ class Ledger:
         self._read: dict[str, list[Entry]] = {}
         self._positions: dict[str, int] = {}
 
-    def write(self, kind: str, id: str, *words: object) -> None:
+    def write(self, kind: str, id: str, *fields: object) -> None:
         file = self._files.get(kind)
         if file is None:
             flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY
             file = self._files.setdefault(kind, os.open(self.folder / kind, flags, 0o600))
-        line = " ".join([id, f"{time.monotonic():.6f}", *map(str, words)])
+        line = " ".join([id, f"{time.monotonic():.6f}", *map(str, fields)])
         os.write(file, f"{line}\n".encode())
 
     def entries(self, kind: str) -> Sequence[Entry]:
-        """All lines so far. Only what is new is read."""
+        """All lines so far. Only new lines are read from the file."""
         known = self._read.setdefault(kind, [])
         position = self._positions.get(kind, 0)
         try:
@@ -61,14 +61,14 @@ class Ledger:
         new = new[: new.rfind(b"\n") + 1]
         self._positions[kind] = position + len(new)
         for line in new.decode().splitlines():
-            id, when, *words = line.split(" ")
-            known.append(Entry(id, float(when), tuple(words)))
+            id, when, *fields = line.split(" ")
+            known.append(Entry(id, float(when), tuple(fields)))
         return known
 
     def ids(self, kind: str) -> set[str]:
         return {entry.id for entry in self.entries(kind)}
 
-    # Publishers look for this file between two events.
+    # Publishers check this file between two events.
 
     def pause(self, *, paused: bool) -> None:
         if paused:

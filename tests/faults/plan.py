@@ -1,4 +1,4 @@
-"""Which scenarios make a full run, and which a short one."""
+"""The scenarios, with the parameters of a full run and of a short run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Planned:
     name: str
     full: Play
     short: Play | None
-    """None: it takes too long for every day."""
+    """None: it takes too long for `make test`."""
     rabbitmq: bool = True
 
 
@@ -36,7 +36,7 @@ PLAN = [
     _planned(scenarios.serve_cancelled, {"times": 5}, {"times": 1}),
     _planned(scenarios.worker_frozen, {"times": 3}, {"times": 1}),
     _planned(scenarios.loop_blocked, {"times": 3}, {"times": 1}),
-    # 20 is the queue's own limit; a policy lowers it where each crash counts.
+    # The queue's own limit is 20; in the short run, a policy lowers it.
     _planned(scenarios.handler_crashes, {"prefetch": 200}, {"prefetch": 200, "limit": 3}),
     _planned(scenarios.handler_crashes, {"prefetch": 200, "workers": 2}, {"prefetch": 200, "workers": 2, "limit": 6}),
     _planned(scenarios.handler_crashes, {"prefetch": 1}, None),
@@ -75,6 +75,6 @@ PLAN = [
     _planned(scenarios.embedded_file_unusable, {"how": "read-only"}, {"how": "read-only"}),
     _planned(scenarios.embedded_file_unusable, {"how": "corrupted"}, {"how": "corrupted"}),
     _planned(scenarios.embedded_file_unusable, {"how": "of another version"}, {"how": "of another version"}),
-    # Last: three nodes take the place of the one.
+    # Last: three nodes replace the single node.
     _planned(scenarios.cluster_nodes_killed, {"rounds": 2}, None),
 ]

@@ -1,4 +1,4 @@
-"""A TCP proxy that does to a connection what networks do: cut, stall, delay, truncate."""
+"""A TCP proxy that simulates network faults: it cuts, stalls, delays or truncates connections."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Link:
 
 
 class Proxy:
-    """`with Proxy(port) as proxy:` listens on `proxy.port`, and leads to `port` on this machine.
+    """`with Proxy(port) as proxy:` listens on `proxy.port`, and forwards to `port` on this machine.
 
-    `links` are the connections in the order in which they were made.
+    `links` are the connections in order.
     """
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.delay = 0.0
-        """Seconds that everything takes longer, in each direction."""
+        """Seconds of additional delay, in each direction."""
         self.links: list[Link] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -60,17 +60,17 @@ class Proxy:
         return [link for link in self.links if link.client.fileno() >= 0]
 
     def cut(self) -> None:
-        """Reset every connection there is. New ones are let through."""
+        """Reset all present connections. New ones are forwarded."""
         for link in self.living:
             link.close(reset=True)
 
     def stall(self) -> None:
-        """Carry nothing any more on the connections there are, and close none: as a dead peer behind a router."""
+        """Forward nothing on the present connections, and do not close them, like a dead peer behind a router."""
         for link in self.living:
             link.stalled = True
 
     def truncate(self) -> None:
-        """Let the next piece from the broker through by half, cut off in the middle of a frame, then close."""
+        """Forward only half of the next data from the broker, in the middle of a frame, then close."""
         for link in self.living:
             link.truncate = True
 
@@ -92,7 +92,7 @@ class Proxy:
                 threading.Thread(target=self._carry, args=(link, source, sink), daemon=True).start()
 
     def _carry(self, link: Link, source: socket.socket, sink: socket.socket) -> None:
-        later: deque[tuple[float, bytes]] = deque()  # what is on its way, and when it arrives
+        later: deque[tuple[float, bytes]] = deque()  # delayed data, and when it arrives
         try:
             while True:
                 wait = max(0.0, later[0][0] - time.monotonic()) if later else 0.5

@@ -1,6 +1,6 @@
-"""A publisher process: `python -m tests.faults.publish URL LEDGER ...`. It ends in good order at SIGTERM.
+"""A publisher process: `python -m tests.faults.publish URL LEDGER ...`. It stops gracefully on SIGTERM.
 
-An error is written down and the next event is published: what a publisher is told is a part of the account.
+It records each error, and continues with the next event.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.faults.events import ThingHappened, shop
 from tests.faults.ledger import CONFIRMED, FAILED, TRIED, UNROUTED, Ledger
 
 
-class JobTooSlow(TimeoutError):
+class TooSlow(TimeoutError):
     pass
 
 
@@ -87,7 +87,7 @@ class Publisher:
             self.note_error(event, error)
 
     def publish_in_forks(self) -> None:
-        """As a pre-forking server: the parent has published, then its children publish."""
+        """Like a pre-forking server: the parent publishes, then its children publish."""
         parent = self.options.prefix
         event = self.next_event()
         assert event is not None
@@ -110,36 +110,36 @@ class Publisher:
         assert codes == [0] * len(codes), codes
 
     def publish_with_alarms(self) -> None:
-        """As a job with a time limit: a signal's handler raises a TimeoutError, at any point of a publish."""
+        """Like a task with a time limit: a signal handler raises a TimeoutError at any point of a publish."""
         raised = caught = 0
 
         def too_slow(_number: int, _frame: object) -> None:
             nonlocal raised
             raised += 1
-            raise JobTooSlow
+            raise TooSlow
 
-        self.app.publisher.open(self.options.timeout)  # an import that is interrupted is Python's own affair
+        self.app.publisher.open(self.options.timeout)  # imports now: an interrupted import is not tested here
         signal.signal(signal.SIGALRM, too_slow)
         while caught < self.options.alarms:
             event = self.next_event()
             assert event is not None
             try:
                 try:
-                    # An event published alone takes about as long as this, on a machine that is not busy.
+                    # About the time of one publish on an idle machine.
                     signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.001))
                     receipt = self.app.publish_sync(event)
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
-            except JobTooSlow:
+            except TooSlow:
                 caught += 1
-                self.ledger.write(FAILED, event.id, "JobTooSlow")
+                self.ledger.write(FAILED, event.id, "TooSlow")
             else:
                 self.note(event, receipt)
-        self.publish_sync(self.next_event() or ThingHappened(id="none"))  # and it can still publish
-        print(f"{raised} alarms, {raised - caught} of them lost")
+        self.publish_sync(self.next_event() or ThingHappened(id="none"))  # it can still publish
+        print(f"{raised} alarms, {raised - caught} exceptions lost")
 
     def publish_at_exit(self) -> None:
-        """The main thread ends while another one publishes."""
+        """The main thread ends while another thread publishes."""
         begun = threading.Event()
 
         def publish() -> None:
@@ -156,13 +156,13 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("ledger")
     parser.add_argument("--prefix", default="p")
-    parser.add_argument("--rate", type=float, default=100.0, help="events a second, at most")
+    parser.add_argument("--rate", type=float, default=100.0, help="maximum events/s")
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--forks", type=int, default=0)
     parser.add_argument("--at-exit", action="store_true")
-    parser.add_argument("--alarms", type=int, default=0, help="interrupt so many publishes")
-    parser.add_argument("--count", type=int, default=0, help="stop after so many; else at SIGTERM")
+    parser.add_argument("--alarms", type=int, default=0, help="number of publishes to interrupt")
+    parser.add_argument("--count", type=int, default=0, help="stop after this number of events; otherwise on SIGTERM")
     parser.add_argument("--timeout", type=float, default=10.0)
     publisher = Publisher(parser.parse_args())
 

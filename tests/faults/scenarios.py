@@ -1,6 +1,6 @@
-"""One scenario, one function: a fault (or several of a kind) under load, and its row in the account.
+"""The scenarios: each function causes a fault under load, once or several times, and returns a row of the table.
 
-`times` and the other parameters make it long (`make faults`) or short (`make test`).
+The parameters, such as `times`, make it long (`make faults`) or short (`make test`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tests.faults.stage import Stage, connect, vhost_of
 
 HEARTBEAT = 2
 FRAME_MAX = 131_072
-"""What RabbitMQ and the client agree on."""
+"""The frame size that RabbitMQ and the client negotiate."""
 BEATS = f"?heartbeat={HEARTBEAT}"
 
 
-class CannotBeTried(Exception):
-    """This machine or user lacks what the fault needs."""
+class CannotRun(Exception):
+    """The fault cannot be caused on this machine, or by this user."""
 
 
 # --- the worker -------------------------------------------------------------------------------
@@ -59,16 +59,16 @@ def worker_stopped(stage: Stage, *, times: int) -> Row:
             scene.until_handled(20)
             with scene.fault():
                 code = worker.stop()
-                assert code == 0, f"the worker ended with {code}:\n{worker.said}"
+                assert code == 0, f"the worker exited with {code}:\n{worker.log}"
                 worker = scene.worker(ready=False, work=0.5)
         scene.settle()
         row = scene.row("worker stopped (SIGTERM), handlers in flight", times)
-        assert not row.duplicates, f"a worker that stops in good order leaves nothing half done: {row.duplicates}"
+        assert not row.duplicates, f"a graceful stop must not cause duplicates: {row.duplicates}"
         return row
 
 
 def serve_cancelled(stage: Stage, *, times: int) -> Row:
-    """As a program does that consumes in a task: what was only running has not failed, and is delivered again."""
+    """A program cancels the task of `serve`: running handlers have not failed, and their events are redelivered."""
     with Scene(stage.vhost()) as scene:
         program = ("tests.faults.serve",)
         worker = scene.worker(work=0.5, program=program)
@@ -78,16 +78,16 @@ def serve_cancelled(stage: Stage, *, times: int) -> Row:
             with scene.fault():
                 worker.signal(signal.SIGUSR1)
                 scene.until(lambda: not worker.alive, "the program ends")  # noqa: B023
-                assert "failed on" not in worker.said, worker.said
+                assert "failed on" not in worker.log, worker.log
                 worker = scene.worker(ready=False, work=0.5, program=program)
         scene.settle()
         row = scene.row("serve() cancelled, handlers in flight", times)
-        assert not row.dead, f"nothing has failed, but {row.dead} are dead letters"
+        assert not row.dead, f"no handler has failed, but {row.dead} events are dead letters"
         return row
 
 
 def worker_frozen(stage: Stage, *, times: int) -> Row:
-    """SIGSTOP for longer than two heartbeats, so that the broker gives it up; then SIGCONT."""
+    """SIGSTOP for more than two heartbeats, so that the broker closes the connection; then SIGCONT."""
     with Scene(stage.vhost(BEATS)) as scene:
         worker = scene.worker(work=0.02)
         scene.publisher("--rate", "100")
@@ -97,34 +97,34 @@ def worker_frozen(stage: Stage, *, times: int) -> Row:
                 worker.signal(signal.SIGSTOP)
                 time.sleep(HEARTBEAT * 3.5)
                 worker.signal(signal.SIGCONT)
-            lost = worker.said.count("connection lost")
-            assert lost > number, f"the broker was to give the frozen worker up:\n{worker.said}"
+            lost = worker.log.count("connection lost")
+            assert lost > number, f"the broker did not close the connection of the frozen worker:\n{worker.log}"
         scene.settle()
         return scene.row("worker frozen (SIGSTOP) for 3.5 heartbeats", times)
 
 
 def loop_blocked(stage: Stage, *, times: int) -> Row:
-    """An async handler that blocks the event loop for three heartbeats: the connection lives."""
+    """An async handler blocks the event loop for three heartbeats: the connection stays open."""
     with Scene(stage.vhost(BEATS)) as scene:
         worker = scene.worker()
         scene.publisher("--rate", "50")
         for number in range(times):
             scene.until_handled(20)
             with scene.fault():
-                scene.say(f"block-{number}", f"block:{HEARTBEAT * 3 + 1}")
+                scene.publish(f"block-{number}", f"block:{HEARTBEAT * 3 + 1}")
                 scene.until(lambda: f"block-{number}" in scene.ledger.ids(HANDLED), "the blocking handler ends")  # noqa: B023
         scene.settle()
         row = scene.row("event loop blocked for 3 heartbeats", times)
-        assert "connection lost" not in worker.said, worker.said
-        assert not row.duplicates, f"nothing was to be delivered again: {row.duplicates}"
+        assert "connection lost" not in worker.log, worker.log
+        assert not row.duplicates, f"no event must be redelivered: {row.duplicates}"
         return row
 
 
 def handler_crashes(stage: Stage, *, prefetch: int, workers: int = 1, limit: int | None = None) -> Row:
-    """A handler that ends the process each time. The broker dead-letters its event at the delivery limit, and no other.
+    """A handler crashes its process each time. At the delivery limit, the broker dead-letters its event, and no other.
 
     Args:
-        limit: a policy's delivery limit; else the queue's own.
+        limit: the delivery limit of a policy; None: the limit of the queue.
     """
     with Scene(stage.vhost()) as scene:
         if limit is not None:
@@ -137,30 +137,30 @@ def handler_crashes(stage: Stage, *, prefetch: int, workers: int = 1, limit: int
         assert crashes == expected, f"{crashes} crashes, with a delivery limit of {expected - 1}"
         many = "" if workers == 1 else f", {workers} workers"
         row = scene.row(f"handler that crashes its worker, prefetch {prefetch}{many}", crashes, recoveries=[])
-        assert (row.dead, row.handled) == (1, SIBLINGS)
+        assert (row.dead, row.handled) == (1, OTHERS)
         return row
 
 
 DELIVERY_LIMIT = 20
-"""The queues' own: returns that the broker allows."""
-SIBLINGS = 120
+"""The limit of the queues: redeliveries that the broker allows."""
+OTHERS = 120
 
 
 def _fill_with_poison(scene: Scene) -> None:
     scene.declare()
-    siblings = [(f"sibling-{number}", "") for number in range(SIBLINGS)]
-    scene.say_all([*siblings[: SIBLINGS // 2], ("poison", "crash"), *siblings[SIBLINGS // 2 :]])
+    others = [(f"other-{number}", "") for number in range(OTHERS)]
+    scene.publish_all([*others[: OTHERS // 2], ("poison", "crash"), *others[OTHERS // 2 :]])
 
 
 def _crash_until_all_is_done(scene: Scene, prefetch: int, workers: int, expected: int) -> int:
-    """Start each worker again when it crashes, at least as often as expected. Returns how often that was."""
+    """Restart each worker that crashes, at least as often as expected. Return the number of crashes."""
 
     def start() -> Process:
         return scene.worker("--prefetch", str(prefetch), ready=False, work=0.01)
 
     def all_is_done() -> bool:
-        # The broker may know of the last crash before the crashed process is gone.
-        return crashes >= expected and len(scene.ledger.ids(HANDLED) | dead(scene)) > SIBLINGS
+        # The broker may notice the last crash before the process has ended.
+        return crashes >= expected and len(scene.ledger.ids(HANDLED) | dead(scene)) > OTHERS
 
     began = time.monotonic()
     running = [start() for _ in range(workers)]
@@ -171,9 +171,9 @@ def _crash_until_all_is_done(scene: Scene, prefetch: int, workers: int, expected
         )
         for number, worker in enumerate(running):
             if not worker.alive:
-                assert worker.popen.returncode == 99, worker.said
+                assert worker.popen.returncode == 99, worker.log
                 crashes += 1
-                assert crashes <= 3 * DELIVERY_LIMIT, "the event that crashes its worker is delivered for ever"
+                assert crashes <= 3 * DELIVERY_LIMIT, "the event that crashes its worker is redelivered forever"
                 running[number] = start()
     scene.faults.append((began, time.monotonic()))
     died_with_it = dead(scene) - {"poison"}
@@ -201,7 +201,7 @@ def broker_killed(stage: Stage, *, times: int) -> Row:
                 node.kill()
                 node.start()
         scene.settle()
-        return scene.row("broker killed (kill -9) and started again", times)
+        return scene.row("broker killed (kill -9) and restarted", times)
 
 
 def broker_away(stage: Stage, *, seconds: float) -> Row:
@@ -215,7 +215,7 @@ def broker_away(stage: Stage, *, seconds: float) -> Row:
             time.sleep(seconds)
             node.start()
         scene.settle()
-        return scene.row(f"broker away for {seconds:g} s", 1)
+        return scene.row(f"broker down for {seconds:g} s", 1)
 
 
 def broker_absent_at_start(stage: Stage) -> Row:
@@ -226,12 +226,12 @@ def broker_absent_at_start(stage: Stage) -> Row:
         with scene.fault():
             worker = scene.worker(ready=False)
             scene.publisher("--rate", "20", "--timeout", "1")
-            scene.until(lambda: len(scene.ledger.entries(FAILED)) >= 3, "publishers are told")
-            scene.until(lambda: "Is the broker running there?" in worker.said, "the worker says why it waits")
+            scene.until(lambda: len(scene.ledger.entries(FAILED)) >= 3, "publishers get errors")
+            scene.until(lambda: "Is the broker running there?" in worker.log, "the worker logs why it waits")
             node.start()
         scene.until_handled(20)
         scene.settle()
-        return scene.row("broker absent at the start", 1)
+        return scene.row("broker not running at startup", 1)
 
 
 def cluster_nodes_killed(stage: Stage, *, rounds: int) -> Row:
@@ -246,7 +246,7 @@ def cluster_nodes_killed(stage: Stage, *, rounds: int) -> Row:
                 with scene.fault():
                     node.kill()
                     down = time.monotonic()
-                    scene.until_well(down)  # the other two carry on
+                    scene.until_recovered(down)  # the other two nodes continue
                     after = [entry.time for entry in scene.ledger.entries(HANDLED) if entry.time > down]
                     recoveries.append(_first_new(scene, down) - down)
                     assert after
@@ -256,35 +256,35 @@ def cluster_nodes_killed(stage: Stage, *, rounds: int) -> Row:
             "cluster of 3: each node killed in turn",
             3 * rounds,
             recoveries=recoveries,
-            note="recovery without the node",
+            note="recovery is measured while the node is still down",
         )
 
 
 def _first_new(scene: Scene, since: float) -> float:
-    """When the first event that was tried after this time was handled."""
+    """The time at which the first event published after `since` was handled."""
     tried = {entry.id for entry in scene.ledger.entries(TRIED) if entry.time > since}
     return next(entry.time for entry in scene.ledger.entries(HANDLED) if entry.id in tried)
 
 
 def memory_alarm(stage: Stage, *, backlog: int) -> Row:
-    """Publishers get their error within the timeout, consumers go on acking, and all resumes automatically."""
+    """Publishers get an error within the timeout, consumers continue to ack, and everything resumes automatically."""
     timeout = 2.0
     with Scene(stage.vhost()) as scene:
         scene.declare()
-        scene.say_all([(f"backlog-{number}", "") for number in range(backlog)])
+        scene.publish_all([(f"backlog-{number}", "") for number in range(backlog)])
         node, vhost = stage.node, vhost_of(scene.url)
         try:
             with scene.fault():
                 node.ctl("set_vm_memory_high_watermark", "0.0000001")
                 scene.publisher("--rate", "50", "--timeout", str(timeout))
-                scene.until(lambda: len(scene.ledger.entries(FAILED)) >= 8, "publishers get their error")
+                scene.until(lambda: len(scene.ledger.entries(FAILED)) >= 8, "publishers get errors")
                 scene.worker("--concurrency", "4", work=0.005)
                 scene.until(
                     lambda: len(scene.ledger.ids(HANDLED)) >= backlog, "the backlog is handled during the alarm"
                 )
                 scene.until(
                     lambda: "billing.main\t0\n" in node.ctl("list_queues", "-p", vhost, "name", "messages"),
-                    "all of it is acked during the alarm",
+                    "the backlog is acked during the alarm",
                 )
                 node.ctl("set_vm_memory_high_watermark", "0.6")
         finally:
@@ -293,31 +293,31 @@ def memory_alarm(stage: Stage, *, backlog: int) -> Row:
         longest = max(entry.time - tried[entry.id] for entry in scene.ledger.entries(FAILED))
         assert longest < timeout + 3, f"an error came after {longest:.1f} s, with a timeout of {timeout:g} s"
         scene.settle()
-        note = f"errors within {longest:.1f} s of a 2 s timeout; backlog of {backlog} acked meanwhile"
+        note = f"errors after at most {longest:.1f} s, timeout 2 s; backlog of {backlog:,} acked during the alarm"
         return scene.row("memory alarm", 1, note=note)
 
 
 def queue_deleted(stage: Stage, *, times: int) -> Row:
-    """Under the consumer: basic.cancel. What is in the queue goes with it, so it is empty when it happens."""
+    """The consumer gets basic.cancel. Events in the queue would be lost with it, so it is empty at that time."""
     with Scene(stage.vhost()) as scene:
         worker = scene.worker()
         scene.publisher("--rate", "100")
         for number in range(times):
             scene.until_handled(50)
             scene.ledger.pause(paused=True)
-            scene.until(lambda: _all_is_quiet(scene), "nothing is on its way")
+            scene.until(lambda: _all_is_quiet(scene), "no event is in flight")
             with scene.fault():
                 connection = connect(scene.url)
                 connection.channel().queue_delete("billing.main")
                 connection.close()
                 scene.ledger.pause(paused=False)
-            assert worker.said.count("cancelled the consumer") > number, worker.said
+            assert worker.log.count("cancelled the consumer") > number, worker.log
         scene.settle()
-        return scene.row("queue deleted under the consumer", times)
+        return scene.row("queue deleted while it is consumed", times)
 
 
 def retry_queue_deleted(stage: Stage, *, times: int) -> Row:
-    """Under a worker that has others in hand: it is declared again, and nothing is handled twice."""
+    """The worker holds other events. The queue is declared again, and no event is handled twice."""
     with Scene(stage.vhost()) as scene:
         worker = scene.worker(work=0.05)
         scene.publisher("--rate", "200")
@@ -327,14 +327,14 @@ def retry_queue_deleted(stage: Stage, *, times: int) -> Row:
                 connection = connect(scene.url)
                 connection.channel().queue_delete("billing.retry.200ms")
                 connection.close()
-                scene.say(f"fails-{number}", "fail")
-                scene.until(lambda: worker.said.count("Declaring it again") > number, "it is missed")  # noqa: B023
-            # Before the queue is deleted again: with it would go what waits there for its next attempt.
-            scene.until(lambda: _dead_letters(scene) > number, "its last attempt")  # noqa: B023
+                scene.publish(f"fails-{number}", "fail")
+                scene.until(lambda: worker.log.count("Declaring it again") > number, "the worker declares it again")  # noqa: B023
+            # Before the queue is deleted again: events that wait in it would be lost.
+            scene.until(lambda: _dead_letters(scene) > number, "the last attempt has failed")  # noqa: B023
         scene.settle()
-        row = scene.row("retry queue deleted under a worker", times)
-        assert "connection lost" not in worker.said, worker.said
-        assert not row.duplicates, f"nothing was to be delivered again: {row.duplicates}"
+        row = scene.row("retry queue deleted while a worker runs", times)
+        assert "connection lost" not in worker.log, worker.log
+        assert not row.duplicates, f"no event must be redelivered: {row.duplicates}"
         return row
 
 
@@ -365,25 +365,25 @@ def exchange_deleted(stage: Stage, *, times: int) -> Row:
                 connection.channel().exchange_delete("shop")
                 connection.close()
         scene.settle()
-        return scene.row("exchange deleted under the publisher", times)
+        return scene.row("exchange deleted while publishing", times)
 
 
 def channel_closed(stage: Stage, *, times: int) -> Row:
-    """By the broker, over a wrong ack (406)."""
+    """The broker closes the channel because of a wrong ack (406)."""
     with Scene(stage.vhost()) as scene:
         worker = scene.worker()
         scene.publisher("--rate", "200")
         for number in range(times):
             scene.until_handled(50)
             with scene.fault():
-                scene.say(f"wrong-{number}", "wrong ack")
-                scene.until(lambda: worker.said.count("unknown delivery tag") > number, "the broker closes it")  # noqa: B023
+                scene.publish(f"wrong-{number}", "wrong ack")
+                scene.until(lambda: worker.log.count("unknown delivery tag") > number, "the broker closes it")  # noqa: B023
         scene.settle()
         return scene.row("channel closed by the broker (406)", times)
 
 
 def consumer_timeout(stage: Stage, *, seconds: float) -> Row:
-    """The broker gives up a consumer that holds a delivery for longer than its `consumer_timeout`."""
+    """The broker closes the channel of a consumer that holds a delivery longer than its `consumer_timeout`."""
     node = stage.node
     ticks = min(60.0, seconds / 2)
     _set_consumer_timeout(stage, seconds, ticks)
@@ -393,12 +393,12 @@ def consumer_timeout(stage: Stage, *, seconds: float) -> Row:
             scene.publisher("--rate", "50")
             scene.until_handled(20)
             with scene.fault():
-                scene.say("held", f"hold:{(seconds + ticks) * 3}")
+                scene.publish("held", f"hold:{(seconds + ticks) * 3}")
                 limit = (seconds + ticks) * 2 + LIMIT
-                scene.until(lambda: "subscription to" in worker.said, "the broker closes the channel", limit=limit)
-            scene.until(lambda: "held" in scene.ledger.ids(HANDLED), "the event that was held is handled")
+                scene.until(lambda: "subscription to" in worker.log, "the broker closes the channel", limit=limit)
+            scene.until(lambda: "held" in scene.ledger.ids(HANDLED), "the held event is handled")
             scene.settle()
-            assert "timeout" in worker.said.lower() or "timed out" in worker.said, worker.said
+            assert "timeout" in worker.log.lower() or "timed out" in worker.log, worker.log
             return scene.row(f"consumer timeout of {seconds:g} s", 1)
     finally:
         _set_consumer_timeout(stage, 1800, 60)
@@ -414,7 +414,7 @@ def _set_consumer_timeout(stage: Stage, seconds: float, ticks: float) -> None:
 
 
 def publishing_refused(stage: Stage, *, how: str, events: int) -> Row:
-    """The broker takes no more connections of the worker, which cannot keep copies of failed events then.
+    """The broker refuses new connections of the worker, so it cannot publish copies of failed events.
 
     `how`: "new password" or "connection limit".
     """
@@ -433,13 +433,13 @@ def publishing_refused(stage: Stage, *, how: str, events: int) -> Row:
     node.ctl("set_permissions", "-p", vhost, user, ".*", ".*", ".*")
     with Scene(url, worker_url=node.vhost_url(vhost, user, "old")) as scene:
         worker = scene.worker()
-        with scene.fault(well=False):
+        with scene.fault(recovers=False):
             node.ctl(*refuse)
-            scene.say_all([(f"once-{number}", "fail once") for number in range(events)])
-            scene.until(lambda: "Trying again." in worker.said, "the worker says why it cannot publish", worker)
+            scene.publish_all([(f"once-{number}", "fail once") for number in range(events)])
+            scene.until(lambda: "Trying again." in worker.log, "the worker logs why it cannot publish", worker)
             node.ctl(*allow)
         scene.settle()
-        row = scene.row(f"worker's publishing refused ({how}), handlers fail", 1)
+        row = scene.row(f"publishing refused ({how}), handlers fail", 1)
         assert (row.handled, row.dead) == (events, 0)
         return row
 
@@ -448,8 +448,8 @@ def publishing_refused(stage: Stage, *, how: str, events: int) -> Row:
 
 
 def one_node_fails(stage: Stage, *, how: str, times: int) -> Row:
-    """One of two nodes `how`: "hangs" (accepts, and never answers) or "refuses" (knows another password). All
-    connections are closed again and again.
+    """One of two nodes `how`: "hangs" (accepts connections, but never answers) or "refuses" (has another password). All
+    connections are closed repeatedly.
     """
     url, node = stage.vhost(), stage.node
     bad = url.replace("127.0.0.1", "127.0.0.2") if how == "hangs" else url.replace(":guest@", ":other@")
@@ -469,7 +469,7 @@ def one_node_fails(stage: Stage, *, how: str, times: int) -> Row:
 
 @contextmanager
 def _through_proxies(stage: Stage) -> Iterator[tuple[Scene, Proxy, Proxy]]:
-    """A worker and a publisher, each behind a proxy of its own."""
+    """A worker and a publisher, each behind its own proxy."""
     url = stage.vhost(BEATS)
     node = stage.node
     with Proxy(node.port) as before_worker, Proxy(node.port) as before_publisher:
@@ -492,17 +492,17 @@ def connection_broken(stage: Stage, *, how: str, times: int) -> Row:
                 broken = proxy.living
                 with scene.fault():
                     getattr(proxy, how)()
-                    if how != "cut":  # it shows with the next bytes, or with their absence
+                    if how != "cut":  # detected by the next bytes, or by missing heartbeats
                         scene.until(lambda: len(proxy.links) > len(broken), "a new connection is made")  # noqa: B023
         scene.settle()
         begun = [end - begin for begin, end in scene.faults] if how == "stall" else []
-        note = f"noticed within {max(begun):.1f} s, at a heartbeat of {HEARTBEAT} s" if begun else ""
-        words = {"cut": "connection cut", "stall": "connection stalled (no FIN)", "truncate": "frame truncated"}
-        return scene.row(f"{words[how]}: the worker's, the publisher's", 2 * times, note=note)
+        note = f"detected within {max(begun):.1f} s, with a heartbeat of {HEARTBEAT} s" if begun else ""
+        names = {"cut": "connection cut", "stall": "connection stalled without FIN", "truncate": "frame truncated"}
+        return scene.row(f"{names[how]} (worker, publisher)", 2 * times, note=note)
 
 
 def connection_slow(stage: Stage, *, seconds: float) -> Row:
-    """Half a second more in each direction, for so long: slower, and nothing else."""
+    """Half a second of delay in each direction: events are slower, and nothing else changes."""
     with _through_proxies(stage) as (scene, before_worker, before_publisher):
         worker = scene.worker()
         scene.publisher("--rate", "100")
@@ -514,7 +514,7 @@ def connection_slow(stage: Stage, *, seconds: float) -> Row:
             before_worker.delay = before_publisher.delay = 0.0
         scene.settle()
         row = scene.row("connections delayed by 500 ms", 1)
-        assert "connection lost" not in worker.said, worker.said
+        assert "connection lost" not in worker.log, worker.log
         assert not row.failed
         assert not row.duplicates
         return row
@@ -528,22 +528,22 @@ def publishers_fork(stage: Stage, *, events: int) -> Row:
         scene.worker()
         options = ["--forks", "4", "--threads", "2", "--count", str(events), "--rate", "400"]
         publisher = scene.publisher(*options)
-        assert publisher.wait() == 0, publisher.said
+        assert publisher.wait() == 0, publisher.log
         scene.settle()
         row = scene.row("fork after publish (4 children)", 4)
-        assert row.confirmed == row.handled == 5 * events, "the parent's and its children's"
+        assert row.confirmed == row.handled == 5 * events, "events of the parent and of its children"
         assert not row.duplicates
         return row
 
 
 def publishers_exit(stage: Stage, *, times: int, events: int) -> Row:
-    """The main thread ends while another one publishes: its events are confirmed before the process is gone."""
+    """The main thread ends while another thread publishes: its events are confirmed before the process exits."""
     with Scene(stage.vhost()) as scene:
         scene.worker()
         for _ in range(times):
             publisher = scene.publisher("--at-exit", "--count", str(events))
-            assert publisher.wait() == 0, publisher.said
-            assert "Traceback" not in publisher.said, publisher.said
+            assert publisher.wait() == 0, publisher.log
+            assert "Traceback" not in publisher.log, publisher.log
         scene.settle()
         row = scene.row("publish at interpreter exit", times)
         assert row.confirmed == row.handled == times * events
@@ -551,19 +551,19 @@ def publishers_exit(stage: Stage, *, times: int, events: int) -> Row:
 
 
 def publishers_interrupted(stage: Stage, *, times: int) -> Row:
-    """A signal's handler raises in the middle of publishes: no event is confirmed wrongly, and none comes twice."""
+    """A signal handler raises during publishes: no event is wrongly confirmed, and there are no duplicates."""
     with Scene(stage.vhost()) as scene:
         scene.worker()
         publisher = scene.publisher("--alarms", str(times))
-        assert publisher.wait() == 0, publisher.said
+        assert publisher.wait() == 0, publisher.log
         scene.settle()
-        row = scene.row("publishes interrupted by a signal handler", times, note=publisher.said.splitlines()[-1])
-        assert not row.duplicates, f"none was to be published again: {row.duplicates}"
+        row = scene.row("publishes interrupted by a signal handler", times, note=publisher.log.splitlines()[-1])
+        assert not row.duplicates, f"no event must be published again: {row.duplicates}"
         return row
 
 
 def strange_messages(stage: Stage, *, times: int) -> Row:
-    """Between an app's own events: headers that the broker routes by, that fill a frame, or that are no text."""
+    """Between normal events: headers that the broker routes by, that fill a frame, or that are not text."""
     fills_a_frame = "x" * (FRAME_MAX - 20 - len(wire.encode_properties({"headers": {"large": ""}})))
     strange = {
         "cc": {"CC": ["main", "retry.200ms"]},
@@ -583,20 +583,20 @@ def strange_messages(stage: Stage, *, times: int) -> Row:
                 scene.ledger.write(TRIED, id)
                 body = json.dumps({"id": id, "do": "fail"}).encode()
                 channel.publish([Publication("shop", "thing.happened", body, {"headers": headers})])
-                channel.exchange_declare("shop", "topic", passive=True)  # an answer, so that it has arrived
+                channel.exchange_declare("shop", "topic", passive=True)  # waits for a reply, so the message has arrived
                 scene.ledger.write(CONFIRMED, id)
             connection.close()
         scene.until(lambda: len(dead(scene)) >= times * len(strange), "all of them are dead letters")
         scene.settle(dead=times * len(strange))
-        letters = [id_of(delivery) for delivery in scene.take_all("billing.dead")]
-        row = scene.row("messages with strange headers", times * len(strange))
-        assert len(letters) == len(set(letters)) == times * len(strange), Counter(letters).most_common(3)
+        ids = [id_of(delivery) for delivery in scene.take_all("billing.dead")]
+        row = scene.row("messages with unusual headers", times * len(strange))
+        assert len(ids) == len(set(ids)) == times * len(strange), Counter(ids).most_common(3)
         assert not row.failed, "publishes of others failed"
         return row
 
 
 def threads_publish(stage: Stage, *, times: int) -> Row:
-    """32 of them, while the broker restarts."""
+    """32 threads publish while the broker restarts."""
     with Scene(stage.vhost()) as scene:
         scene.worker()
         scene.publisher("--threads", "32", "--rate", "200", "--timeout", "5")
@@ -612,7 +612,7 @@ def threads_publish(stage: Stage, *, times: int) -> Row:
 
 
 def embedded_killed(stage: Stage, *, times: int, seed: int = 1) -> Row:
-    """Publishers and workers, killed at random."""
+    """Publishers and workers are killed at random."""
     chance = random.Random(seed)
     start: list[Callable[[Scene], Process]] = [
         lambda scene: scene.publisher("--rate", "60"),
@@ -627,10 +627,10 @@ def embedded_killed(stage: Stage, *, times: int, seed: int = 1) -> Row:
         for _ in range(times):
             time.sleep(chance.uniform(0, 0.6))
             victim = chance.randrange(4)
-            with scene.fault(well=False):
+            with scene.fault(recovers=False):
                 processes[victim].kill()
                 processes[victim] = start[victim](scene)
-        scene.until_well(time.monotonic())
+        scene.until_recovered(time.monotonic())
         scene.settle()
         row = scene.row("embedded: publisher or worker killed at random", times)
         assert integrity(scene.url) == "ok"
@@ -638,10 +638,10 @@ def embedded_killed(stage: Stage, *, times: int, seed: int = 1) -> Row:
 
 
 def embedded_handler_crashes(stage: Stage, *, workers: int, earlier: int = 0) -> Row:
-    """As on RabbitMQ.
+    """Like `handler_crashes`, on the embedded broker.
 
     Args:
-        earlier: so often has all of it come back before, which leaves fewer crashes.
+        earlier: number of redeliveries before the first crash, so that fewer crashes are left.
     """
     with Scene(stage.file()) as scene:
         _fill_with_poison(scene)
@@ -649,10 +649,10 @@ def embedded_handler_crashes(stage: Stage, *, workers: int, earlier: int = 0) ->
             scene.take_all("billing.main")
         expected = DELIVERY_LIMIT + 1 - earlier
         crashes = _crash_until_all_is_done(scene, 200, workers, expected)
-        assert crashes == expected, f"{crashes} crashes, where {expected} were left"
+        assert crashes == expected, f"{crashes} crashes, expected {expected}"
         many = "" if workers == 1 else f", {workers} workers"
         row = scene.row(f"embedded: handler that crashes its worker{many}", crashes, recoveries=[])
-        assert (row.dead, row.handled) == (1, SIBLINGS)
+        assert (row.dead, row.handled) == (1, OTHERS)
         return row
 
 
@@ -666,16 +666,16 @@ def integrity(url: str) -> str:
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
-    """A tmpfs of this size; gives a function that changes its options.
+    """Mount a tmpfs of this size; yields a function that changes its mount options.
 
     Raises:
-        CannotBeTried: this user may not mount one.
+        CannotRun: this user may not mount a tmpfs.
     """
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "lightbus-faults", str(folder)], capture_output=True, text=True
     )
     if mounted.returncode:
-        raise CannotBeTried(f"it needs a small disk, and mounting a tmpfs is refused: {mounted.stderr.strip()}")
+        raise CannotRun(f"mounting a small tmpfs is refused: {mounted.stderr.strip()}")
 
     def remount(options: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
@@ -691,29 +691,33 @@ def embedded_disk_full(stage: Stage) -> Row:
     with small_disk(folder, "1m") as remount, Scene(f"sqlite:///{folder}/bus.db") as scene:
         scene.declare()
         scene.publisher("--rate", "500", "--timeout", "3", "--tasks", "16")
-        scene.until(lambda: len(scene.ledger.entries(FAILED)) >= 20, "publishers get their error", limit=LIMIT)
+        scene.until(lambda: len(scene.ledger.entries(FAILED)) >= 20, "publishers get errors", limit=LIMIT)
         confirmed = len(scene.ledger.entries(CONFIRMED))
-        with scene.fault(well=False):
+        with scene.fault(recovers=False):
             remount("size=64m")
         worker = scene.worker()
-        scene.until_well(scene.faults[-1][1])
+        scene.until_recovered(scene.faults[-1][1])
         scene.settle()
-        row = scene.row("embedded: disk full, then room again", 1, note=f"{confirmed} confirmed before it was full")
+        row = scene.row(
+            "embedded: disk full, then free space again",
+            1,
+            note=f"{confirmed} events confirmed before the disk was full",
+        )
         assert worker.popen.returncode == 0
         assert integrity(scene.url) == "ok"
         return row
 
 
 def embedded_file_unusable(stage: Stage, *, how: str) -> Row:
-    """`how`: "read-only", "corrupted" or "of another version". The worker says so and ends; the file stays as it was;
-    repaired, all that was confirmed is there."""
+    """`how`: "read-only", "corrupted" or "of another version". The worker logs the reason and exits without
+    changing the file. After the repair, all confirmed events are there."""
     folder = stage.folder()
     file = folder / "bus.db"
     with Scene(f"sqlite:///{file}") as scene:
         if how == "read-only":
             with small_disk(folder, "64m") as remount:
                 _fill(scene)
-                with _stays_as_it_is(file):
+                with _unchanged(file):
                     remount("ro")
                     _refused(scene, "Check the permissions")
                 remount("rw")
@@ -723,12 +727,12 @@ def embedded_file_unusable(stage: Stage, *, how: str) -> Row:
         if how == "corrupted":
             with file.open("r+b") as damaged:
                 damaged.write(b"\xff" * 4096)
-            words = "not a database"
+            reason = "not a database"
         else:
             _set_version(file, 99)
-            words = "schema version 99"
-        with _stays_as_it_is(file):
-            _refused(scene, words)
+            reason = "schema version 99"
+        with _unchanged(file):
+            _refused(scene, reason)
         shutil.copy(folder / "copy", file)
         return _repaired(scene, how)
 
@@ -736,7 +740,7 @@ def embedded_file_unusable(stage: Stage, *, how: str) -> Row:
 def _fill(scene: Scene) -> None:
     scene.declare()
     publisher = scene.publisher("--count", "200", "--rate", "2000")
-    assert publisher.wait() == 0, publisher.said
+    assert publisher.wait() == 0, publisher.log
 
 
 def _set_version(file: Path, version: int) -> None:
@@ -747,26 +751,26 @@ def _set_version(file: Path, version: int) -> None:
 
 
 @contextmanager
-def _stays_as_it_is(file: Path) -> Iterator[None]:
+def _unchanged(file: Path) -> Iterator[None]:
     before = file.read_bytes()
     yield
     assert file.read_bytes() == before, f"{file} was changed"
 
 
-def _refused(scene: Scene, words: str) -> None:
+def _refused(scene: Scene, reason: str) -> None:
     worker = scene.worker(ready=False)
     code = worker.wait()
-    assert code == 1, f"the worker ended with {code}:\n{worker.said}"
-    assert words in worker.said, worker.said
-    assert "bus.db" in worker.said
-    assert "Traceback" not in worker.said, worker.said
+    assert code == 1, f"the worker exited with {code}:\n{worker.log}"
+    assert reason in worker.log, worker.log
+    assert "bus.db" in worker.log
+    assert "Traceback" not in worker.log, worker.log
     publisher = scene.publisher("--count", "3", "--timeout", "2")
-    assert publisher.wait() == 0, publisher.said
-    assert len(scene.ledger.entries(FAILED)) == 3, "publishers are told"
+    assert publisher.wait() == 0, publisher.log
+    assert len(scene.ledger.entries(FAILED)) == 3, "publishers get errors"
 
 
 def _repaired(scene: Scene, how: str) -> Row:
-    with scene.fault(well=False):
+    with scene.fault(recovers=False):
         pass
     scene.worker()
     scene.settle()

@@ -1,4 +1,4 @@
-"""A scene: worker and publisher processes on one broker, faults with their times, and the account at the end."""
+"""A scene: worker and publisher processes on one broker, the times of the faults, and the result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.faults.events import ThingHappened, shop
 from tests.faults.ledger import CONFIRMED, FAILED, HANDLED, TRIED, UNROUTED, Ledger
 
 LIMIT = 90.0
-"""Seconds after which nothing more is hoped for: far above what anything here takes, also on a busy machine."""
+"""Maximum seconds of every wait, far above the usual times, even on a busy machine."""
 
 QUEUES = ("billing.main", "billing.retry.200ms", "billing.retry.500ms", "billing.dead")
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 @attrs.frozen
 class Row:
-    """What one scenario came to."""
+    """The result of one scenario."""
 
     fault: str
     times: int
@@ -44,10 +44,10 @@ class Row:
     dead: int
     queued: int
     failed: int
-    """Publishers were told of an error: unknown, or not sent."""
+    """Publishes that raised an error: the outcome is unknown, or the event was not sent."""
     unrouted: int
     duplicates: Counter[str]
-    """Handled more than once, by the reason why."""
+    """Events that were handled more than once, by reason."""
     lost: set[str]
     recoveries: list[float]
     note: str = ""
@@ -68,11 +68,11 @@ class Row:
 
     def check(self) -> None:
         assert not self.lost, f"{self.fault}: LOST {len(self.lost)} confirmed events: {sorted(self.lost)[:20]}"
-        assert not self.unexplained, f"{self.fault}: {self.unexplained} duplicates that nothing explains"
-        assert self.confirmed, f"{self.fault}: nothing was confirmed, so that nothing was proven"
+        assert not self.unexplained, f"{self.fault}: {self.unexplained} unexplained duplicates"
+        assert self.confirmed, f"{self.fault}: nothing was confirmed, so nothing was tested"
 
 
-WORKER = ("lightbus", "worker", "tests.faults.listener:app")
+WORKER = ("lightbus", "worker", "tests.faults.handlers:app")
 
 
 class Process:
@@ -97,7 +97,7 @@ class Process:
         return self.popen.poll() is None
 
     @property
-    def said(self) -> str:
+    def log(self) -> str:
         return self.output.read_text(errors="replace")
 
     def signal(self, number: signal.Signals) -> None:
@@ -105,13 +105,13 @@ class Process:
             self.popen.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL, to all that it started too."""
+        """Send SIGKILL to it and its child processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
 
     def stop(self, limit: float = LIMIT) -> int:
-        """SIGTERM; returns its exit code."""
+        """Send SIGTERM, and return the exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(limit)
 
@@ -119,24 +119,24 @@ class Process:
         try:
             return self.popen.wait(limit)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} did not end within {limit:g} s. It said:\n{self.said[-3000:]}") from None
+            raise AssertionError(f"{self.name} did not end within {limit:g} s. Its log:\n{self.log[-3000:]}") from None
 
 
 class Scene:
-    """`with Scene(url) as scene:` gives it a folder, and ends what it started."""
+    """`with Scene(url) as scene:` creates a folder, and at the end kills the started processes."""
 
     def __init__(self, url: str, *, worker_url: str | None = None, publisher_url: str | None = None) -> None:
         """
         Args:
-            url: the broker, for the account at the end.
-            worker_url, publisher_url: where the processes connect to, if not there.
+            url: the broker, for reading the queues at the end.
+            worker_url, publisher_url: other URLs for the processes.
         """
         self.url = url
         self.worker_url = worker_url or url
         self.publisher_url = publisher_url or url
         self.processes: list[Process] = []
         self.faults: list[tuple[float, float]] = []
-        """Begin and end of each, on the monotonic clock."""
+        """Start and end of each fault, on the monotonic clock."""
 
     def __enter__(self) -> Scene:
         self._folder = tempfile.TemporaryDirectory(prefix="lightbus-faults-")
@@ -159,11 +159,11 @@ class Scene:
         return process
 
     def worker(self, *options: str, ready: bool = True, work: float = 0.0, program: Sequence[str] = WORKER) -> Process:
-        """Start `lightbus worker`, or another program, and wait until it says that it is ready."""
+        """Start `lightbus worker`, or another program, and wait until it is ready."""
         command = ["-m", *program, *options]
         worker = self._start("worker", command, {"LIGHTBUS_URL": self.worker_url, "FAULTS_WORK": str(work)})
         if ready:
-            self.until(lambda: "Ready:" in worker.said, "the worker is ready", worker)
+            self.until(lambda: "Ready:" in worker.log, "the worker is ready", worker)
         return worker
 
     def publisher(self, *options: str, prefix: str | None = None) -> Process:
@@ -171,11 +171,11 @@ class Scene:
         command = ["-m", "tests.faults.publish", self.publisher_url, str(self.folder), "--prefix", prefix, *options]
         return self._start("publisher", command, {})
 
-    def say(self, id: str, do: str = "") -> None:
-        """Publish one event from here: one that makes the handler do something, say."""
-        self.say_all([(id, do)])
+    def publish(self, id: str, do: str = "") -> None:
+        """Publish one event from this process; `do` is for the handler."""
+        self.publish_all([(id, do)])
 
-    def say_all(self, things: Sequence[tuple[str, str]]) -> None:
+    def publish_all(self, things: Sequence[tuple[str, str]]) -> None:
         app = shop(self.url)
         for id, _ in things:
             self.ledger.write(TRIED, id)
@@ -185,7 +185,7 @@ class Scene:
             self.ledger.write(CONFIRMED if receipt.routed else UNROUTED, id)
 
     def declare(self) -> None:
-        """Let the worker's queues be there, and the worker not."""
+        """Declare the queues of the worker, by starting and stopping it."""
         assert self.worker().stop() == 0
 
     # --- waiting
@@ -196,40 +196,40 @@ class Scene:
         deadline = time.monotonic() + limit
         while not look():
             if process is not None and not process.alive:
-                raise AssertionError(f"{what}: not so, and {process.name} has ended. It said:\n{process.said[-3000:]}")
+                raise AssertionError(f"Not so: {what}. {process.name} has ended. Its log:\n{process.log[-3000:]}")
             if time.monotonic() > deadline:
-                told = "\n\n".join(f"--- {one.name}:\n{one.said[-1500:]}" for one in self.processes[-4:])
-                raise AssertionError(f"{what}: still not so after {limit:g} s.\n{told}")
+                logs = "\n\n".join(f"--- {one.name}:\n{one.log[-1500:]}" for one in self.processes[-4:])
+                raise AssertionError(f"Not so after {limit:g} s: {what}.\n{logs}")
             time.sleep(0.02)
 
     def until_handled(self, more: int = 1, *, limit: float = LIMIT) -> None:
-        """So many more events than now have been handled."""
+        """Wait until this number of further events has been handled."""
         goal = len(self.ledger.entries(HANDLED)) + more
         self.until(lambda: len(self.ledger.entries(HANDLED)) >= goal, f"{more} more events are handled", limit=limit)
 
-    def until_well(self, since: float, *, limit: float = LIMIT) -> None:
-        """An event that was tried after this time has been handled: all works again."""
+    def until_recovered(self, since: float, *, limit: float = LIMIT) -> None:
+        """Wait until an event that was published after this time has been handled."""
 
-        def well() -> bool:
+        def recovered() -> bool:
             tried = {entry.id for entry in self.ledger.entries(TRIED) if entry.time > since}
             return any(entry.id in tried for entry in reversed(self.ledger.entries(HANDLED)) if entry.time > since)
 
-        self.until(well, "an event that was published after the fault is handled", limit=limit)
+        self.until(recovered, "an event that was published after the fault is handled", limit=limit)
 
     # --- faults
 
     @contextlib.contextmanager
-    def fault(self, *, well: bool = True) -> Iterator[None]:
-        """A fault lasts as long as the block. Then wait until events are published and handled again."""
+    def fault(self, *, recovers: bool = True) -> Iterator[None]:
+        """The fault lasts as long as the block. Then wait until an event is published and handled."""
         begin = time.monotonic()
         yield
         end = time.monotonic()
         self.faults.append((begin, end))
-        if well:
-            self.until_well(end)
+        if recovers:
+            self.until_recovered(end)
 
     def recoveries(self) -> list[float]:
-        """Seconds from the end of each fault until the first handled event."""
+        """Seconds from the end of each fault to the first handled event."""
         times = [entry.time for entry in self.ledger.entries(HANDLED)]
         found = []
         for _, end in self.faults:
@@ -238,19 +238,19 @@ class Scene:
                 found.append(min(after))
         return found
 
-    # --- the account
+    # --- the result
 
     def settle(self, *, dead: int = 0, limit: float = LIMIT) -> None:
-        """End the publishers, and wait until workers have handled all that was confirmed, but for so many."""
+        """Stop the publishers, and wait until all confirmed events are handled, except for `dead` of them."""
         for process in self.processes:
             if process.name.startswith("publisher") and process.alive:
                 code = process.stop()
-                assert code == 0, f"{process.name} ended with {code}:\n{process.said[-3000:]}"
+                assert code == 0, f"{process.name} ended with {code}:\n{process.log[-3000:]}"
 
         def missing() -> set[str]:
             return self.ledger.ids(CONFIRMED) - self.ledger.ids(HANDLED)
 
-        # Where something is lost, this would wait for ever: the account says so, better than a timeout could.
+        # If an event is lost, stop waiting after 30 s without progress; the row reports the loss.
         deadline = time.monotonic() + limit
         last, progress = len(missing()), time.monotonic()
         while len(missing()) > dead and time.monotonic() < deadline:
@@ -261,7 +261,7 @@ class Scene:
             time.sleep(0.05)
 
     def row(self, fault: str, times: int, *, note: str = "", recoveries: list[float] | None = None) -> Row:
-        """Stop everything, look into the queues, and draw up the account."""
+        """Stop all processes, read the queues, and compute the result."""
         for process in self.processes:
             if process.alive:
                 process.stop()
@@ -271,7 +271,7 @@ class Scene:
         left = {queue: {id_of(delivery) for delivery in self.take_all(queue)} for queue in QUEUES}
         dead = left.pop("billing.dead")
         queued: set[str] = set().union(*left.values())
-        assert tried.keys() >= confirmed.keys() | handled, "the harness itself is wrong: an event that nobody tried"
+        assert tried.keys() >= confirmed.keys() | handled, "bug in the harness: an event that was never tried"
         return Row(
             fault=fault,
             times=times,
@@ -289,11 +289,11 @@ class Scene:
         )
 
     def _duplicates(self, tried: dict[str, float], confirmed: dict[str, float]) -> Counter[str]:
-        """Each time that an event was handled once more, and why."""
+        """Count the additional times that events were handled, by reason."""
         reasons: Counter[str] = Counter()
         seen: set[str] = set()
-        # Of the two, the one that was delivered again may end first: the other's handler goes on meanwhile.
-        redelivered = {entry.id for entry in self.ledger.entries(HANDLED) if entry.words[1] == "1"}
+        # The redelivered one may end first, while the handler of the original delivery is still running.
+        redelivered = {entry.id for entry in self.ledger.entries(HANDLED) if entry.fields[1] == "1"}
         for entry in self.ledger.entries(HANDLED):
             if entry.id not in seen:
                 seen.add(entry.id)
@@ -306,15 +306,15 @@ class Scene:
         return reasons
 
     def _in_flight_at_a_fault(self, tried: float, confirmed: float | None) -> bool:
-        """Whether a fault came between the try and the confirm, so that the publisher had to publish again."""
+        """Whether a fault happened between the publish and its confirm, so that the publisher had to publish again."""
         return any(tried <= end + 15 and (confirmed is None or confirmed >= begin) for begin, end in self.faults)
 
     def take_all(self, queue: str) -> list[Delivery]:
-        """Everything in a queue. It is read through a connection that ends with it, and stays where it is."""
+        """Read all messages of a queue. Closing the connection returns them to the queue."""
         deadline = time.monotonic() + LIMIT
         while True:
             try:
-                connection = BrokerAddresses.parse(self.url).connect("tests: the account")
+                connection = BrokerAddresses.parse(self.url).connect("tests: reading the queues")
             except errors.BrokerUnreachable:
                 if time.monotonic() > deadline:
                     raise

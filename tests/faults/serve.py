@@ -1,4 +1,4 @@
-"""The listener's app, consumed by a program of its own: `python -m tests.faults.serve`. SIGUSR1 cancels its `serve`."""
+"""Runs the app of handlers.py with `serve`: `python -m tests.faults.serve`. SIGUSR1 cancels `serve`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import signal
 
 from lightbus.worker.worker import serve
-from tests.faults.listener import app
+from tests.faults.handlers import app
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""The brokers that scenarios are played on: each started when it is first needed, and shared by those that follow."""
+"""The brokers of the scenarios: each is started when it is first needed, and then shared."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stage:
 
     @property
     def node(self) -> rabbitmq.Node:
-        """One node. It is up, unless a scenario has ended it."""
+        """One node. It is running, unless a scenario has stopped it."""
         if self._node is None:
             self._node = rabbitmq.Node()
             self._node.start()
@@ -39,16 +39,16 @@ class Stage:
     def vhost(self, options: str = "") -> str:
         """The URL of a fresh virtual host on the node."""
         name = f"faults-{next(self._numbers)}"
-        if self.node.process is None:  # a scenario that failed has left it so
+        if self.node.process is None:  # after a failed scenario
             self.node.start()
         self.node.add_vhosts([name])
         return self.node.vhost_url(name) + options
 
     @property
     def cluster(self) -> list[rabbitmq.Node]:
-        """Three nodes of one cluster, up."""
+        """Three running nodes of one cluster."""
         if self._cluster is None:
-            if self._node is not None:  # two cores have enough to do with three nodes
+            if self._node is not None:  # three nodes are enough load for two cores
                 self._node.stop()
             self._cluster = rabbitmq.start_cluster(3)
         return self._cluster
@@ -60,7 +60,7 @@ class Stage:
         return ";".join(node.vhost_url(name) + options for node in self.cluster)
 
     def file(self) -> str:
-        """The URL of an embedded broker without a file yet."""
+        """The URL of an embedded broker whose file does not exist yet."""
         return f"sqlite:///{self.folder()}/bus.db"
 
     def folder(self) -> Path:
@@ -70,7 +70,7 @@ class Stage:
 
 
 def connect(url: str) -> Connection:
-    """As an operator's tool would."""
+    """Connect like the tool of an operator."""
     return BrokerAddresses.parse(url).connect("tests: an operator")
 
 

@@ -1,4 +1,4 @@
-"""The scenarios of `make faults`, each short: confirmed is handled, dead or still queued, and nothing is lost."""
+"""The short scenarios of `make faults`: every confirmed event is handled, dead-lettered or still queued."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import need_rabbitmq
 from tests.faults.plan import PLAN, Planned
-from tests.faults.scenarios import CannotBeTried
+from tests.faults.scenarios import CannotRun
 from tests.faults.stage import Stage
 
 SHORT = [planned for planned in PLAN if planned.short is not None]
@@ -24,13 +24,13 @@ def stage() -> Iterator[Stage]:
     "planned",
     [pytest.param(one, id=one.name, marks=[pytest.mark.rabbitmq] if one.rabbitmq else []) for one in SHORT],
 )
-def test_nothing_that_was_confirmed_is_lost(planned: Planned, stage: Stage) -> None:
+def test_no_confirmed_event_is_lost(planned: Planned, stage: Stage) -> None:
     if planned.rabbitmq:
         need_rabbitmq()
     assert planned.short is not None
     try:
         row = planned.short(stage)
-    except CannotBeTried as why:
+    except CannotRun as why:
         pytest.skip(str(why))
     print(row)
     row.check()

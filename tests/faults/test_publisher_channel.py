@@ -18,7 +18,7 @@ def publication() -> Publication:
 
 
 def test_a_channel_that_only_nacks_is_replaced_and_the_connection_is_not() -> None:
-    """As RabbitMQ 3.10.8 does where a quorum queue's leader dies: see `cluster_nodes_killed`."""
+    """RabbitMQ 3.10.8 does that when a quorum queue's leader dies: see `cluster_nodes_killed`."""
     broker = ScriptedBroker()
     channels: list[ScriptedChannel] = []
 
@@ -40,7 +40,7 @@ def test_a_channel_that_only_nacks_is_replaced_and_the_connection_is_not() -> No
     publisher.close()
 
 
-def test_a_nack_does_not_make_others_be_published_twice() -> None:
+def test_a_nack_does_not_cause_other_messages_to_be_published_twice() -> None:
     broker = ScriptedBroker()
     refused: list[int] = []
 

@@ -1,4 +1,4 @@
-"""What RabbitMQ answers to what cannot be: each answer is described by what it says, with the next step that fits."""
+"""RabbitMQ's errors: each is explained by its text, with the next step."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ PROVOKED: dict[str, tuple[Callable[[Connection], object], type[errors.BrokerErro
 
 
 @pytest.mark.parametrize("case", PROVOKED)
-def test_an_answer_is_described_by_what_it_says(case: str, rabbitmq_url: str) -> None:
+def test_a_broker_error_is_explained_by_its_text(case: str, rabbitmq_url: str) -> None:
     provoke, expected, step = PROVOKED[case]
     with _connection(rabbitmq_url) as (connection, address):
         with pytest.raises(amqp.exceptions.AMQPError) as raised:
@@ -114,7 +114,7 @@ def test_an_answer_is_described_by_what_it_says(case: str, rabbitmq_url: str) ->
         _check(describe(raised.value, address), expected, step)
 
 
-def test_a_queue_of_another_connection_is_not_a_broker_that_is_away(rabbitmq_url: str) -> None:
+def test_an_exclusive_queue_of_another_connection_is_not_reported_as_unreachable(rabbitmq_url: str) -> None:
     with connected(rabbitmq_url) as other, _connection(rabbitmq_url) as (connection, address):
         other.channel().queue_declare("here", exclusive=True, auto_delete=False)
         with pytest.raises(amqp.exceptions.ResourceLocked) as raised:
@@ -141,10 +141,10 @@ def _connection(url: str) -> Iterator[tuple[Connection, Address]]:
 
 
 @pytest.mark.anyio
-async def test_a_limit_of_queues_is_named_and_the_worker_starts_once_it_is_raised(
+async def test_a_queue_limit_is_named_and_the_worker_starts_once_it_is_raised(
     rabbitmq: Node, rabbitmq_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """max-queues of the virtual host: nothing exists with other arguments, and nothing is to be deleted for that."""
+    """max-queues of the virtual host: not a conflict of arguments, so the error does not advise to delete a queue."""
     vhost = rabbitmq_url.rpartition("/")[2]
     app = Lightbus("billing", url=rabbitmq_url)
     app.on("order.placed")(lambda: None)

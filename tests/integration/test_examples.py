@@ -1,4 +1,4 @@
-"""The programs of the documentation, run as it says: in two terminals, over one broker and then over another."""
+"""Runs the programs of the documentation in two terminals, on the embedded broker and on RabbitMQ."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def terminal(url: str) -> Iterator[Callable[..., Terminal]]:
-    """`terminal("auth.py")` runs it; what still runs after the test is ended."""
+    """`terminal("auth.py")` runs it; processes that are still running at the end of the test are stopped."""
     opened: list[Terminal] = []
 
     def open_one(*arguments: str) -> Terminal:
@@ -96,7 +96,7 @@ def test_the_first_example_of_the_readme_handles_what_it_publishes(terminal: Cal
     assert worker.stop() == 0
 
 
-def test_two_apps_talk_as_the_readme_says(terminal: Callable[..., Terminal]) -> None:
+def test_the_two_apps_of_the_readme_work_as_shown(terminal: Callable[..., Terminal]) -> None:
     early = terminal("auth.py")
     assert early.end() == 0
     assert early.printed == "Confirmed, but not routed: start the worker first.\n"
@@ -120,7 +120,7 @@ def test_two_apps_talk_as_the_readme_says(terminal: Callable[..., Terminal]) -> 
     assert again.stop() == 0
 
 
-def test_the_readmes_banner_is_the_workers(terminal: Callable[..., Terminal]) -> None:
+def test_the_banner_in_the_readme_matches_the_worker(terminal: Callable[..., Terminal]) -> None:
     listener = terminal("-m", "lightbus", "worker", "welcome:app")
     listener.shows("Ready:")
     readme = (ROOT / "README.md").read_text()
@@ -132,7 +132,7 @@ def test_the_readmes_banner_is_the_workers(terminal: Callable[..., Terminal]) ->
 
 
 @pytest.mark.rabbitmq
-def test_a_program_without_lightbus_is_heard(rabbitmq_url: str) -> None:
+def test_an_event_of_a_program_without_lightbus_is_handled(rabbitmq_url: str) -> None:
     pytest.importorskip("pika")
     Terminal(rabbitmq_url, "auth.py").end()  # declares the exchange
     listener = Terminal(rabbitmq_url, "-m", "lightbus", "worker", "welcome:app")
@@ -167,15 +167,15 @@ def test_billing_charges_rejects_and_reports(terminal: Callable[..., Terminal], 
     assert "invoice.due" not in worker.printed, "that is two weeks away"
 
     connection = BrokerAddresses.parse(url).connect("test")
-    letter = connection.channel().get("billing.dead")
-    assert letter is not None
-    assert letter.properties["headers"]["lightbus-error-message"] == "nothing to pay"
+    dead = connection.channel().get("billing.dead")
+    assert dead is not None
+    assert dead.properties["headers"]["lightbus-error-message"] == "nothing to pay"
     connection.close()
 
 
 @pytest.mark.rabbitmq
 def test_the_readmes_permissions_are_enough_and_no_more(rabbitmq: nodes.Node, rabbitmq_url: str) -> None:
-    """The line is taken from the README, so that it is the line that works."""
+    """The line is read from the README, so the documented line is tested."""
     readme = (ROOT / "README.md").read_text()
     line = re.search(r"rabbitmqctl set_permissions --vhost / billing '(.+)' '(.+)' '(.+)'", readme)
     assert line is not None
@@ -192,13 +192,13 @@ def test_the_readmes_permissions_are_enough_and_no_more(rabbitmq: nodes.Node, ra
         class InvoicePaid:
             amount: int
 
-        heard: list[int] = []
+        handled: list[int] = []
         both = anyio.Event()
 
         @app.on(InvoicePaid)
-        async def hear(paid: InvoicePaid) -> None:
-            heard.append(paid.amount)
-            if len(heard) == 2:
+        async def handle(paid: InvoicePaid) -> None:
+            handled.append(paid.amount)
+            if len(handled) == 2:
                 both.set()
 
         consumer = app.consumer()

@@ -1,4 +1,4 @@
-"""Several nodes, and host names with several addresses: each is tried, in every way in which one can fail."""
+"""Several nodes, and host names with several addresses: all are tried, however one of them fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHORT = "?connect_timeout=1"
 
 
 class Impostor:
-    """Listens where no broker is. `answer` is called with each client, and the client is kept until the end."""
+    """Listens, but is no broker. `answer` is called with each client, which stays connected until the end."""
 
     def __init__(self, host: str, port: int, answer: Callable[[socket.socket], object]) -> None:
         self.clients: list[socket.socket] = []
@@ -53,7 +53,7 @@ def _reset(client: socket.socket) -> None:
 
 
 def _drip(client: socket.socket) -> None:
-    """A frame that never ends, a byte now and then."""
+    """A frame that never ends, sent one byte at a time."""
     ended = threading.Event()
     client.sendall(struct.pack(">BHI", 1, 0, 4000))
     while not ended.wait(0.1):
@@ -61,7 +61,7 @@ def _drip(client: socket.socket) -> None:
 
 
 def _starts_with_garbage(client: socket.socket) -> None:
-    """A well-formed frame with connection.start, and nothing of a start in it."""
+    """A well-formed frame of connection.start without its fields."""
     payload = struct.pack(">HH", 10, 10) + b"\xff" * 20
     client.sendall(struct.pack(">BHI", 1, 0, len(payload)) + payload + b"\xce")
 
@@ -81,7 +81,7 @@ Names = dict[str, list[str]]
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """The addresses of host names, in their order, as DNS would give them."""
+    """The addresses of host names, in the order in which DNS returns them."""
     known: Names = {}
     lookup = socket.getaddrinfo
 
@@ -106,7 +106,7 @@ def publishing(url: str | list[str]) -> Iterator[Lightbus]:
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_the_next_address_of_a_name_is_tried_where_one(
+def test_the_next_address_of_a_name_is_tried_if_one(
     answer: str, rabbitmq: Node, rabbitmq_url: str, names: Names
 ) -> None:
     names["rabbit.test"] = ["127.0.0.2", "127.0.0.1"]
@@ -122,21 +122,21 @@ def test_the_next_address_of_a_name_is_tried_where_one(
 
 
 @pytest.mark.rabbitmq
-def test_the_next_address_of_a_name_is_tried_where_nobody_listens(rabbitmq_url: str, names: Names) -> None:
+def test_the_next_address_of_a_name_is_tried_if_nothing_listens(rabbitmq_url: str, names: Names) -> None:
     names["rabbit.test"] = ["127.0.0.2", "127.0.0.1"]
     with publishing(rabbitmq_url.replace("127.0.0.1", "rabbit.test")) as app:
         app.publish_sync(OrderPlaced(number=1))
 
 
-def test_each_address_of_a_name_says_what_it_was(names: Names) -> None:
+def test_the_error_names_the_failure_of_each_address(names: Names) -> None:
     names["rabbit.test"] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
     port = free_port()
     impostor = Impostor("127.0.0.2", port, ANSWERS["never answers"])
     with contextlib.closing(impostor), pytest.raises(errors.BrokerUnreachable) as unreachable, within(1):
         BrokerAddresses.parse(f"amqp://rabbit.test:{port}/{SHORT}").connect("test")
-    said = str(unreachable.value)
-    assert f"amqp://rabbit.test:{port}/ (127.0.0.1, 127.0.0.3): Connection refused" in said
-    assert f"amqp://rabbit.test:{port}/ (127.0.0.2): no answer in time" in said
+    text = str(unreachable.value)
+    assert f"amqp://rabbit.test:{port}/ (127.0.0.1, 127.0.0.3): Connection refused" in text
+    assert f"amqp://rabbit.test:{port}/ (127.0.0.2): no answer in time" in text
 
 
 # --- several nodes ----------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_each_address_of_a_name_says_what_it_was(names: Names) -> None:
 
 @contextlib.contextmanager
 def bad_nodes(node: Node) -> Iterator[dict[str, str]]:
-    """The URLs of nodes that cannot be used, each for another reason."""
+    """The URLs of nodes that cannot be used, each for a different reason."""
     with contextlib.ExitStack() as opened:
         urls = {
             name: f"amqp://127.0.0.1:{opened.enter_context(contextlib.closing(Impostor('127.0.0.1', 0, answer))).port}/"
@@ -160,7 +160,7 @@ def bad_nodes(node: Node) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.rabbitmq
-def test_one_good_node_among_all_bad_ones_is_found(rabbitmq: Node, rabbitmq_url: str, names: Names) -> None:
+def test_the_only_working_node_is_found(rabbitmq: Node, rabbitmq_url: str, names: Names) -> None:
     names["no-such-host.invalid"] = []
     with bad_nodes(rabbitmq) as bad:
         for why, url in bad.items():
@@ -172,7 +172,7 @@ def test_one_good_node_among_all_bad_ones_is_found(rabbitmq: Node, rabbitmq_url:
 
 
 @pytest.mark.rabbitmq
-def test_where_all_nodes_fail_the_error_says_what_each_said(rabbitmq: Node) -> None:
+def test_if_all_nodes_fail_the_error_has_the_answer_of_each(rabbitmq: Node) -> None:
     refused, missing = rabbitmq.vhost_url("/", "guest", "other"), rabbitmq.vhost_url("no-such-vhost")
     nobody = f"amqp://127.0.0.1:{free_port()}/"
     with pytest.raises(errors.AccessRefused) as fatal:
@@ -181,12 +181,12 @@ def test_where_all_nodes_fail_the_error_says_what_each_said(rabbitmq: Node) -> N
     assert "/no-such-vhost: no such virtual host" in str(fatal.value)
     with pytest.raises(errors.BrokerUnreachable) as unreachable:  # the node that is down may be the one that would do
         BrokerAddresses.parse([refused, nobody, missing]).connect("test")
-    for words in ("refused the user name or password", "no such virtual host", f"{nobody}: Connection refused"):
-        assert words in str(unreachable.value)
+    for part in ("refused the user name or password", "no such virtual host", f"{nobody}: Connection refused"):
+        assert part in str(unreachable.value)
 
 
 @pytest.mark.rabbitmq
-def test_a_node_that_refuses_what_the_app_declares_is_left_for_the_others(rabbitmq: Node, rabbitmq_url: str) -> None:
+def test_after_a_node_refuses_what_the_app_declares_another_one_is_used(rabbitmq: Node, rabbitmq_url: str) -> None:
     vhost = rabbitmq_url.rpartition("/")[2]
     rabbitmq.ctl("add_user", f"weak-{vhost}", "weak")
     rabbitmq.ctl("set_permissions", "-p", vhost, f"weak-{vhost}", "^$", "^$", "^$")

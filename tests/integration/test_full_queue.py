@@ -1,4 +1,4 @@
-"""A queue that a policy has filled refuses the retries that are due; they come once it takes messages again."""
+"""A queue that is full because of a policy rejects due retries; they arrive once it accepts messages again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def limit(node: Node, policy: str) -> None:
 
 
 def fill(node: Node) -> Lightbus:
-    """An app whose queue is full, and whose retries have been refused."""
+    """An app whose queue is full, and whose retries were rejected."""
     app = Lightbus("billing", url=node.url, retry=Retry(delays=(1,)))
 
     @app.on("invoice.*")
@@ -44,7 +44,7 @@ def fill(node: Node) -> Lightbus:
     with connected(app) as connection:
         declare(connection, app.topology())
     take_all(app, "billing.main")
-    # The broker tells its own publisher, too, only after the queue has become full.
+    # The broker notifies its own publisher, too, only after the queue is full.
     for _ in range(3):
         with connected(app) as connection:
             connection.channel().publish([Publication("billing.internal", "main", b"first", {}, mandatory=False)])
@@ -72,20 +72,20 @@ def has_all_due(app: Lightbus, got: list[bytes]) -> bool:
     return got.count(b"due") == DUE
 
 
-def test_they_come_once_consumers_have_made_room(node: Node) -> None:
+def test_retries_arrive_once_consumers_have_made_room(node: Node) -> None:
     app = fill(node)
     got: list[bytes] = []
     wait_until(lambda: has_all_due(app, got), "all retries")
 
 
-def test_they_come_once_the_limit_is_raised(node: Node) -> None:
+def test_retries_arrive_once_the_limit_is_raised(node: Node) -> None:
     app = fill(node)
     limit(node, ROOMY)
     got: list[bytes] = []
     wait_until(lambda: has_all_due(app, got), "all retries")
 
 
-def test_they_come_once_the_policy_is_cleared_but_on_old_nodes_only_with_another_limit(node: Node) -> None:
+def test_retries_arrive_once_the_policy_is_cleared_but_on_old_nodes_only_with_another_limit(node: Node) -> None:
     app = fill(node)
     node.ctl("clear_policy", "limit")
     if node.ctl("version").startswith("3.10."):

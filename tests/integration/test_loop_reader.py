@@ -1,4 +1,4 @@
-"""An event loop reads its own connections while it is quick to come; the connection's thread does where it is not."""
+"""A responsive event loop reads its own connections; if it is blocked, the connection's thread reads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def new_app(url: str) -> Lightbus:
 
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest) -> Callable[[Awaitable[Any]], Any]:
-    """Runs a coroutine in an event loop of its own, as `asyncio.run` does."""
+    """Runs a coroutine in a new event loop, as `asyncio.run` does."""
 
     def run(main: Any) -> Any:
         with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
@@ -64,7 +64,7 @@ async def until_read_by_loop(app: Lightbus) -> None:
 
 
 def break_connection(thread: ConnectionThread) -> None:
-    """As a network does: both sides are told that the other one has gone."""
+    """As a network failure: both sides see that the other one has closed it."""
     connection: Any = thread.connection
     with contextlib.suppress(OSError, AttributeError), socket.socket(fileno=os.dup(connection.fileno())) as other:
         other.shutdown(socket.SHUT_RDWR)
@@ -113,9 +113,7 @@ def test_a_loop_that_is_blocked_for_four_heartbeats_keeps_its_connection(
     run(main())
 
 
-def test_a_thread_that_publishes_is_not_held_up_by_a_loop_that_is_blocked(
-    shop: Lightbus, run: Callable[..., Any]
-) -> None:
+def test_a_blocked_loop_does_not_delay_a_thread_that_publishes(shop: Lightbus, run: Callable[..., Any]) -> None:
     took: list[float] = []
 
     def publish_ten() -> None:
@@ -132,7 +130,7 @@ def test_a_thread_that_publishes_is_not_held_up_by_a_loop_that_is_blocked(
 
     run(main())
     assert len(took) == 10
-    assert sorted(took)[5] < 0.5  # not a look of the thread's for each
+    assert sorted(took)[5] < 0.5  # without waiting for the once-a-second check
 
 
 def test_a_loop_that_ends_leaves_the_connection_to_the_next_one(shop: Lightbus, run: Callable[..., Any]) -> None:
@@ -143,7 +141,7 @@ def test_a_loop_that_ends_leaves_the_connection_to_the_next_one(shop: Lightbus, 
     assert shop.publisher.epoch == 1
 
 
-def test_a_loop_that_ended_with_confirms_on_their_way_leaves_them_to_the_thread(shop: Lightbus) -> None:
+def test_confirms_that_an_ended_loop_waited_for_are_read_by_the_thread(shop: Lightbus) -> None:
     async def give_up_at_once() -> None:
         await until_read_by_loop(shop)
         tasks = [asyncio.ensure_future(shop.publish(OrderPlaced(number=number))) for number in range(200)]
@@ -183,14 +181,15 @@ def test_a_connection_that_is_lost_while_the_loop_reads_is_replaced(shop: Lightb
     run(main())
 
 
-def test_the_descriptor_of_a_lost_connection_is_nobody_elses_while_the_loop_watches_it(shop: Lightbus) -> None:
-    """The loop is blocked while the connection is closed, and opens sockets of its own right afterwards."""
+def test_the_descriptor_of_a_lost_connection_is_not_reused_while_the_loop_watches_it(shop: Lightbus) -> None:
+    """The loop is blocked while the connection is closed, and opens other sockets right afterwards."""
 
     async def main() -> None:
         await until_read_by_loop(shop)
         break_connection(shop.publisher)
         deadline = time.monotonic() + LIMIT
-        while shop.publisher.connection is not None and time.monotonic() < deadline:  # the thread misses the loop
+        # Until the thread notices that the loop is blocked, and reads that the connection was lost.
+        while shop.publisher.connection is not None and time.monotonic() < deadline:
             time.sleep(0.01)  # noqa: ASYNC251
         assert shop.publisher.connection is None
         pairs = [socket.socketpair() for _ in range(8)]  # they get the numbers that are free
@@ -208,7 +207,7 @@ def test_the_descriptor_of_a_lost_connection_is_nobody_elses_while_the_loop_watc
     asyncio.run(main())
 
 
-def test_everything_at_once_and_nothing_is_lost(shop: Lightbus) -> None:
+def test_loops_threads_and_faults_at_once_lose_nothing(shop: Lightbus) -> None:
     """Loops and threads publish while connections break and a loop is blocked: each event is confirmed, and in time."""
     stop = threading.Event()
 
@@ -265,21 +264,21 @@ def all_acked(bus: Bus) -> bool:
 def test_the_loop_that_handles_reads_its_deliveries_and_acks_them(
     shop: Lightbus, billing: Lightbus, run: Callable[..., Any]
 ) -> None:
-    heard: list[int] = []
+    handled: list[int] = []
 
     @billing.on("order.placed")
-    async def hear(order: OrderPlaced) -> None:
-        heard.append(order.number)
+    async def handle(order: OrderPlaced) -> None:
+        handled.append(order.number)
 
     async def main() -> None:
         async with running(billing) as bus:
             await shop.publish_many([OrderPlaced(number=number) for number in range(3000)])
-            await eventually(lambda: heard == [*range(3000)])
+            await eventually(lambda: handled == [*range(3000)])
             await eventually(lambda: all_acked(bus))
             await eventually(lambda: subscriber(bus).read_by_loop)
             for number in range(20):
                 await shop.publish(OrderPlaced(number=number))
-            await eventually(lambda: heard[3000:] == [*range(20)])
+            await eventually(lambda: handled[3000:] == [*range(20)])
             await eventually(lambda: all_acked(bus))
             assert subscriber(bus).epoch == 1
         assert await left_in(billing) == []
@@ -289,22 +288,22 @@ def test_the_loop_that_handles_reads_its_deliveries_and_acks_them(
 
 def test_acks_out_of_order_are_sent_by_the_loop_too(shop: Lightbus, billing: Lightbus, run: Callable[..., Any]) -> None:
     go_on: list[anyio.Event] = []
-    heard: list[int] = []
+    handled: list[int] = []
 
     @billing.on("order.placed")
-    async def hear(order: OrderPlaced) -> None:
+    async def handle(order: OrderPlaced) -> None:
         if order.number == 0:
             await go_on[0].wait()
-        heard.append(order.number)
+        handled.append(order.number)
 
     async def main() -> None:
         go_on.append(anyio.Event())
         async with running(billing, prefetch=50) as bus:
-            await shop.publish(OrderPlaced(number=-1))  # a careful beginning is over
-            await eventually(lambda: heard == [-1] and subscriber(bus).read_by_loop)
+            await shop.publish(OrderPlaced(number=-1))  # the probation is over
+            await eventually(lambda: handled == [-1] and subscriber(bus).read_by_loop)
             for number in range(200):
                 await shop.publish(OrderPlaced(number=number))
-            await eventually(lambda: sorted(heard[1:]) == [*range(1, 200)])
+            await eventually(lambda: sorted(handled[1:]) == [*range(1, 200)])
             (queue_consumer,) = subscriber(bus).consumers
             await eventually(lambda: queue_consumer.in_hand, 1)
             go_on[0].set()
@@ -318,19 +317,19 @@ def test_a_handler_that_blocks_the_loop_for_four_heartbeats_keeps_the_connection
     shop: Lightbus, rabbitmq_url: str, run: Callable[..., Any]
 ) -> None:
     billing = Lightbus("billing", url=f"{rabbitmq_url}?heartbeat=1", retry=QUICK)
-    heard: list[int] = []
+    handled: list[int] = []
 
     @billing.on("order.placed")
     async def block(order: OrderPlaced) -> None:
         if order.number == 1:
             time.sleep(4)  # noqa: ASYNC251
-        heard.append(order.number)
+        handled.append(order.number)
 
     async def main() -> None:
         async with running(billing) as bus:
             for number in range(4):
                 await shop.publish(OrderPlaced(number=number))
-            await eventually(lambda: heard, [*range(4)])
+            await eventually(lambda: handled, [*range(4)])
             await eventually(lambda: all_acked(bus))
             assert subscriber(bus).epoch == 1
             await eventually(lambda: subscriber(bus).read_by_loop)
@@ -339,12 +338,12 @@ def test_a_handler_that_blocks_the_loop_for_four_heartbeats_keeps_the_connection
 
 
 def test_a_loop_that_was_closed_in_the_middle_leaves_its_events_to_others(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
+    handled: list[int] = []
 
     @billing.on("order.placed")
-    async def hear(order: OrderPlaced) -> None:
-        heard.append(order.number)
-        if len(heard) <= 5:
+    async def handle(order: OrderPlaced) -> None:
+        handled.append(order.number)
+        if len(handled) <= 5:
             await anyio.sleep(LIMIT)
 
     forgotten = billing.consumer()
@@ -353,7 +352,7 @@ def test_a_loop_that_was_closed_in_the_middle_leaves_its_events_to_others(shop: 
         task = asyncio.ensure_future(forgotten.run())
         await eventually(lambda: forgotten.connected)
         await publish(shop, *range(5))
-        await eventually(lambda: len(heard) == 5 and forgotten.read_by_loop)
+        await eventually(lambda: len(handled) == 5 and forgotten.read_by_loop)
         return task
 
     loop = asyncio.new_event_loop()
@@ -362,7 +361,7 @@ def test_a_loop_that_was_closed_in_the_middle_leaves_its_events_to_others(shop: 
 
     async def go_on() -> None:
         async with running(billing):
-            await eventually(lambda: sorted(heard[5:]) == [*range(5)])
+            await eventually(lambda: sorted(handled[5:]) == [*range(5)])
 
     asyncio.run(go_on())
     assert not task.done()
@@ -376,7 +375,7 @@ def test_an_epoch_that_ends_while_the_loop_reads_loses_nothing(
     failed: set[int] = set()
 
     @billing.on("order.placed")
-    async def hear(order: OrderPlaced) -> None:
+    async def handle(order: OrderPlaced) -> None:
         if order.number % 3 == 0:
             await anyio.sleep(0.002)
         if order.number % 97 == 0 and order.number not in failed:

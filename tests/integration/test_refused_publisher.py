@@ -1,4 +1,4 @@
-"""A broker that refuses the publishing connection: no event is dead-lettered for that, and the worker says so."""
+"""The broker refuses the publishing connection: no event is dead-lettered for that, and the worker logs the reason."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def serving(app: Lightbus) -> AsyncIterator[Worker]:
 
 
 class User:
-    """A user of a fresh virtual host, whose access a test takes away and gives back."""
+    """A user of a new virtual host, whose access a test removes and restores."""
 
     def __init__(self, node: Node, url: str) -> None:
         self.node = node
@@ -164,7 +164,7 @@ async def test_a_failed_event_waits_while_publishing_is_refused_and_is_retried_a
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "permission"])
-async def test_a_program_that_could_publish_tries_on_until_its_timeout_and_names_the_reason(
+async def test_a_program_that_could_publish_retries_until_its_timeout_and_names_the_reason(
     way: str, user: User, caplog: pytest.LogCaptureFixture
 ) -> None:
     refuse, allow, reason, next_step = WAYS[way]
@@ -177,11 +177,11 @@ async def test_a_program_that_could_publish_tries_on_until_its_timeout_and_names
         await anyio.to_thread.run_sync(refuse, user)
     with within(3), pytest.raises(errors.PublishUnreachable) as refused:
         await shop.publish(OrderPlaced(number=2), timeout=3)
-    said = str(refused.value)
-    assert "was not sent within 3 s" in said
-    assert reason.replace("(1)", "(0)") in said
-    assert next_step in said
-    assert "add_vhost" not in said
+    text = str(refused.value)
+    assert "was not sent within 3 s" in text
+    assert reason.replace("(1)", "(0)") in text
+    assert next_step in text
+    assert "add_vhost" not in text
     async with anyio.create_task_group() as tasks:
         receipts: list[Any] = []
 
@@ -212,7 +212,7 @@ async def test_a_worker_that_starts_at_a_connection_limit_waits_for_room(
         stop.set()
 
 
-async def test_an_exchange_that_was_deleted_under_the_retries_is_declared_again(broker_url: str) -> None:
+async def test_an_exchange_that_was_deleted_while_retries_wait_is_declared_again(broker_url: str) -> None:
     billing = Lightbus("billing", url=broker_url, retry=Retry(delays=(0.05, 0.05, 0.05)), publish_timeout=LIMIT)
     attempts: list[int] = []
 

@@ -1,4 +1,4 @@
-"""docs/tutorial.md, followed from an empty folder: each command is run, and prints what the page shows."""
+"""Follows docs/tutorial.md from an empty folder: each command is run, and its output is compared with the page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "tutorial.md"
 FILES = ROOT / "docs" / "examples" / "tutorial"
 BLOCK = re.compile(r"^(?:<!-- (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 SETS_UP = ("mkdir ", "cd ", "python3 -m venv ", ". ", "pip install ", "docker run ")
-"""What a test's environment has done already."""
+"""Commands that the environment of the tests does not need."""
 
 WHAT_DIFFERS = {
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{3})?": "TIME",
@@ -44,7 +44,7 @@ def as_shown(text: str) -> str:
 
 
 class Reader:
-    """Somebody with two terminals who does what the page says, block by block."""
+    """A reader with two terminals, who follows the page block by block."""
 
     def __init__(self, folder: Path, url: str | None) -> None:
         self.folder = folder
@@ -54,13 +54,13 @@ class Reader:
             "PYTHONUNBUFFERED": "1",
             "XDG_STATE_HOME": f"{folder}/state",
         }
-        self.environment["PYTEST_ADDOPTS"] = "-p no:asyncio"  # a plug-in that the reader does not have
+        self.environment["PYTEST_ADDOPTS"] = "-p no:asyncio"  # the reader has no such plug-in
         if url is not None:
             self.environment["LIGHTBUS_URL"] = url
         self.url = url
         self.worker: subprocess.Popen[str] | None = None
-        self.said = ""
-        """By the worker, and not yet shown on the page."""
+        self.output = ""
+        """Output of the worker that the page has not shown yet."""
         self.newest_id = ""
         self.commands = 0
 
@@ -79,9 +79,9 @@ class Reader:
         shutil.copy(example, self.folder / example.name)
 
     def do(self, block: str) -> bool:
-        """Run the block's commands, and compare what they print; False where the rest is for RabbitMQ."""
+        """Run the commands of the block and compare their output. Return False if the rest needs RabbitMQ."""
         if not block.startswith("$ "):
-            self.worker_says(block)
+            self.wait_for_worker(block)
             return True
         for command, output in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
             if command.startswith(SETS_UP):
@@ -92,7 +92,7 @@ class Reader:
             elif " worker " in command:
                 self.start_worker(shlex.split(command))
                 shown = output.removeprefix("...\n")
-                self.worker_says(shown, "Ready:", whole=shown == output)
+                self.wait_for_worker(shown, "Ready:", whole=shown == output)
             else:
                 self.run(command, output)
         return True
@@ -116,17 +116,17 @@ class Reader:
         self.newest_id = found[0] if found else self.newest_id
         self.commands += 1
 
-    def program(self, words: list[str]) -> list[str]:
-        name, *arguments = words
+    def program(self, command: list[str]) -> list[str]:
+        name, *arguments = command
         return [sys.executable, *([] if name == "python" else ["-m", name]), *arguments]
 
     # --- the first terminal
 
-    def start_worker(self, words: list[str]) -> None:
+    def start_worker(self, command: list[str]) -> None:
         assert self.worker is None
-        self.said = ""
+        self.output = ""
         self.worker = subprocess.Popen(
-            self.program(words),
+            self.program(command),
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -139,17 +139,17 @@ class Reader:
     def _read(self, worker: subprocess.Popen[str]) -> None:
         assert worker.stdout is not None
         for line in worker.stdout:
-            self.said += line
+            self.output += line
 
-    def worker_says(self, text: str, too: str = "", *, whole: bool = True) -> None:
-        """Wait until the worker has said this: nothing else since the last time, where it is the whole."""
+    def wait_for_worker(self, text: str, too: str = "", *, whole: bool = True) -> None:
+        """Wait until the worker has printed this text, and (if `whole`) nothing else since the last call."""
         wanted, deadline = as_shown(text), time.monotonic() + LIMIT
-        while wanted not in as_shown(self.said) or too not in self.said:
-            assert time.monotonic() < deadline, f"the worker did not say:\n{wanted}\nbut:\n{as_shown(self.said)}"
+        while wanted not in as_shown(self.output) or too not in self.output:
+            assert time.monotonic() < deadline, f"the worker did not print:\n{wanted}\nbut:\n{as_shown(self.output)}"
             time.sleep(0.05)
         if whole:
-            assert as_shown(self.said) == wanted
-        self.said = ""
+            assert as_shown(self.output) == wanted
+        self.output = ""
 
     def stop_worker(self) -> None:
         if self.worker is not None:
@@ -166,20 +166,20 @@ class Reader:
 
 @pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def url(request: pytest.FixtureRequest) -> str | None:
-    """None is what the page begins with: the embedded broker, without a word."""
+    """None: the embedded broker without any setting, as at the start of the page."""
     return request.getfixturevalue("rabbitmq_url") if request.param == "rabbitmq" else None
 
 
-def test_the_tutorial_does_what_it_says(url: str | None, tmp_path: Path) -> None:
+def test_the_tutorial_works_as_shown(url: str | None, tmp_path: Path) -> None:
     reader = Reader(tmp_path, url)
     try:
         reader.follow(PAGE.read_text())
     finally:
         reader.leave()
-    assert reader.commands == (8 if url is None else 9), "commands that ran to their end"
+    assert reader.commands == (8 if url is None else 9), "number of commands that were run"
 
 
-def test_each_file_of_the_tutorial_is_shown_or_is_the_step_after_one_that_is() -> None:
+def test_each_file_of_the_tutorial_is_shown() -> None:
     page = PAGE.read_text()
     for path in FILES.rglob("*.py"):
         shown = path.read_text() in page

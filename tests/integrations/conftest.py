@@ -1,4 +1,4 @@
-"""The examples of docs/examples as their reader has them: a copy of the folder, real servers, a real broker."""
+"""Runs docs/examples as a reader does: in a copy of the folder, with real servers and a real broker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.integrations.example import EXAMPLES, Example
 
 @pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The broker of the example's processes."""
+    """The broker of the processes of the example."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/bus.db"
     found: str = request.getfixturevalue("rabbitmq_url")
@@ -22,7 +22,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def example(tmp_path: Path) -> Callable[[str], Example]:
-    """`example("flask")`: a copy of docs/examples/flask, where its programs may leave what they like."""
+    """`example("flask")`: a copy of docs/examples/flask, in which its programs may write files."""
 
     def copy(name: str) -> Example:
         ignored = shutil.ignore_patterns("__pycache__", "node_modules", "*.sqlite3")

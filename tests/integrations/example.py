@@ -1,4 +1,4 @@
-"""A folder of docs/examples, and what is done in it."""
+"""A copy of a folder of docs/examples, in which programs are run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PYTHON = (sys.executable,)
 GUNICORN = (*PYTHON, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--workers", "2")
 UVICORN = (*PYTHON, "-m", "uvicorn", "--port", "0")
 SERVES = r"(?:Listening at:|running on) (http://127.0.0.1:\d+)"
-"""What either of them says once it can be asked."""
-NOBODY = "amqp://guest:guest@127.0.0.1:1/"
-"""A broker that is not there."""
+"""Printed by both when they accept requests."""
+NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
+"""A URL without a broker."""
 ORDER = "3f6c0f0e-8f5a-4a51-9a3b-0d9a3c1e7b10"
 MAIL = f"A mail to a@example.com: we have your order {ORDER}."
 
@@ -39,16 +39,16 @@ app = Lightbus("audit")
 async def note(event: dict, message: Message) -> None:
     print(f"{message.event} from {message.source}: {json.dumps(event, sort_keys=True)} ({message.id})", flush=True)
 """
-"""An app that hears all."""
+"""An app that handles all events."""
 
 
-MISSING = "IS NOT INSTALLED HERE, SO NOTHING IS KNOWN OF"
+MISSING = "IS NOT INSTALLED, SO THERE IS NO TEST OF"
 
 
 def need(program: str, example: str, install: str) -> None:
-    """Skip the test, loudly, where the program is missing.
+    """Skip the test, with a notice, if the program is missing.
 
-    Also where CI=true: not every machine that builds this has each of these programs, and nothing else rests on them.
+    Also with CI=true: not every build machine has these programs, and no other test needs them.
     """
     if shutil.which(program) is None:
         pytest.skip(f"{program} {MISSING} {example}. {install}")
@@ -65,18 +65,18 @@ class Example:
         program: Sequence[str] = LIGHTBUS,
         extra: Mapping[str, str] | None = None,
     ) -> Program:
-        """A command that runs beside the test."""
+        """Start a command in the background."""
         return Program(*arguments, folder=self.folder, url=url, program=program, extra=extra)
 
     def audit(self, url: str) -> Program:
-        """A worker that prints every event; returns once it hears."""
+        """Start a worker that prints every event, and wait until it is ready."""
         (self.folder / "audit.py").write_text(AUDIT)
         worker = self.start("worker", "audit:app", url=url)
         worker.wait_for("Ready")
         return worker
 
     def run(self, *command: str, url: str, extra: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """A command, to its end."""
+        """Run a command until it ends."""
         return subprocess.run(
             command,
             cwd=self.folder,
@@ -88,9 +88,9 @@ class Example:
             check=False,
         )
 
-    def own_tests_pass(self, *command: str) -> str:
-        """Run the tests that the example has of its own; nothing of it may need a broker. Returns what they printed."""
-        done = self.run(*PYTHON, *command, url=NOBODY)
+    def run_its_tests(self, *command: str) -> str:
+        """Run the tests of the example, which need no broker. Return their output."""
+        done = self.run(*PYTHON, *command, url=NO_BROKER)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -103,7 +103,7 @@ class Answer:
 
 
 def put(url: str, body: Mapping[str, Any]) -> Answer:
-    """PUT JSON."""
+    """Send JSON with PUT."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="PUT")
     try:
         with urllib.request.urlopen(request, timeout=LIMIT) as response:

@@ -1,4 +1,4 @@
-"""docs/examples/django: gunicorn or uvicorn, the management command as a worker, one database between them."""
+"""docs/examples/django: gunicorn or uvicorn, the management command as the worker, and a shared database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from uuid import UUID
 
 import pytest
 
-from tests.integrations.example import GUNICORN, MAIL, NOBODY, ORDER, PYTHON, SERVES, UVICORN, Example, place_order, put
+from tests.integrations.example import (
+    GUNICORN,
+    MAIL,
+    NO_BROKER,
+    ORDER,
+    PYTHON,
+    SERVES,
+    UVICORN,
+    Example,
+    place_order,
+    put,
+)
 from tests.patience import wait_until
 from tests.processes import LIGHTBUS
 
@@ -35,14 +46,14 @@ for order_id in sys.argv[1:]:
         transaction.set_rollback(order_id == sys.argv[1])
     print(answer.status_code)
 """
-"""Places orders, each in a transaction; that of the first one is rolled back."""
+"""Places orders, each in a transaction; the first transaction is rolled back."""
 
 
 @pytest.fixture
 def shop(example: Callable[[str], Example]) -> Example:
-    """Its database is there."""
+    """The example, with its database."""
     shop = example("django")
-    migrated = shop.run(*MANAGE, "migrate", url=NOBODY)
+    migrated = shop.run(*MANAGE, "migrate", url=NO_BROKER)
     assert migrated.returncode == 0, migrated.stderr
     return shop
 
@@ -53,15 +64,13 @@ def confirmed(shop: Example) -> list[UUID]:
 
 
 def open_databases(shop: Example, pid: int) -> int:
-    """How often the process has the file of Django's database open."""
+    """How many times the process has opened the file of the Django database."""
     links = [Path(f"/proc/{pid}/fd", number) for number in os.listdir(f"/proc/{pid}/fd")]
     return sum(os.path.exists(link) and os.readlink(link) == str(shop.folder / "db.sqlite3") for link in links)
 
 
 @pytest.mark.parametrize("server", [GUNICORN, UVICORN], ids=["wsgi", "asgi"])
-def test_what_a_request_publishes_is_handled_by_the_worker_beside(
-    shop: Example, url: str, server: Sequence[str]
-) -> None:
+def test_the_event_of_a_request_is_handled_by_the_worker(shop: Example, url: str, server: Sequence[str]) -> None:
     interface = ["shop.wsgi"] if server is GUNICORN else ["--lifespan", "off", "shop.asgi:application"]
     with (
         shop.start(program=WORKER, url=url) as worker,
@@ -79,7 +88,7 @@ def test_what_a_request_publishes_is_handled_by_the_worker_beside(
     assert confirmed(shop) == [UUID(ORDER)]
 
 
-def test_what_is_rolled_back_is_not_published(shop: Example, url: str) -> None:
+def test_a_rolled_back_order_is_not_published(shop: Example, url: str) -> None:
     (shop.folder / "place.py").write_text(PLACE)
     rolled_back, committed = ORDER, ORDER.replace("3", "4")
     with shop.audit(url) as audit:
@@ -89,7 +98,7 @@ def test_what_is_rolled_back_is_not_published(shop: Example, url: str) -> None:
         assert rolled_back not in audit.output
 
 
-def test_a_handlers_connection_to_the_database_is_closed_with_its_event(shop: Example, tmp_path: Path) -> None:
+def test_the_database_connection_is_closed_after_each_event(shop: Example, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/bus.db"
     with (
         shop.start(program=WORKER, url=url) as worker,
@@ -106,7 +115,7 @@ def test_a_handlers_connection_to_the_database_is_closed_with_its_event(shop: Ex
     [(WORKER, ["--", "--processes", "2", "--queue", "main"]), (LIGHTBUS, ["worker", "shop.worker:bus"])],
     ids=["options", "lightbus worker"],
 )
-def test_the_worker_may_be_started_with_options_or_by_lightbus_itself(
+def test_the_worker_accepts_options_and_also_starts_with_the_lightbus_command(
     shop: Example, tmp_path: Path, program: Sequence[str], options: list[str]
 ) -> None:
     with shop.start(*options, program=program, url=f"sqlite:///{tmp_path}/bus.db") as worker:
@@ -116,14 +125,14 @@ def test_the_worker_may_be_started_with_options_or_by_lightbus_itself(
         assert worker.end(signal.SIGTERM) == 0
 
 
-def test_a_wrong_option_is_named(shop: Example) -> None:
-    done = shop.run(*WORKER, "--", "--quue", "main", url=NOBODY)
+def test_an_invalid_option_is_reported(shop: Example) -> None:
+    done = shop.run(*WORKER, "--", "--quue", "main", url=NO_BROKER)
     assert done.returncode == 2
     assert "No such option" in done.stderr
 
 
-def test_a_broker_that_is_not_there_is_a_503_and_the_order_stays(shop: Example) -> None:
-    with shop.start("shop.wsgi", program=GUNICORN, url=NOBODY) as web:
+def test_a_missing_broker_causes_a_503_and_the_order_is_kept(shop: Example) -> None:
+    with shop.start("shop.wsgi", program=GUNICORN, url=NO_BROKER) as web:
         answer = place_order(web.wait_for(SERVES)[1])
         assert web.end(signal.SIGTERM) == 0
     assert answer.status == 503
@@ -132,10 +141,10 @@ def test_a_broker_that_is_not_there_is_a_503_and_the_order_stays(shop: Example) 
         assert database.execute("SELECT count(*) FROM orders_order").fetchone() == (1,)
 
 
-def test_its_models_and_migrations_agree(shop: Example) -> None:
-    done = shop.run(*MANAGE, "makemigrations", "--check", url=NOBODY)
+def test_models_and_migrations_match(shop: Example) -> None:
+    done = shop.run(*MANAGE, "makemigrations", "--check", url=NO_BROKER)
     assert done.returncode == 0, done.stdout
 
 
-def test_its_own_tests_pass(example: Callable[[str], Example]) -> None:
-    assert "Ran 4 tests" in example("django").own_tests_pass("-W", "error", "manage.py", "test")
+def test_the_tests_of_the_example_pass(example: Callable[[str], Example]) -> None:
+    assert "Ran 4 tests" in example("django").run_its_tests("-W", "error", "manage.py", "test")

@@ -1,4 +1,4 @@
-"""docs/examples/flask: gunicorn, which forks, and a worker."""
+"""docs/examples/flask: gunicorn with forked workers, and a Lightbus worker."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.integrations.example import GUNICORN, MAIL, NOBODY, ORDER, SERVES, Example, place_order
+from tests.integrations.example import GUNICORN, MAIL, NO_BROKER, ORDER, SERVES, Example, place_order
 from tests.patience import wait_until
 
 OTHER = ORDER.replace("3", "4")
 
 FORKED = '''\
-"""The shop, after an event was published in the process that forks; each answer waits for the file let-go."""
+"""The shop, after the parent process has published an event; each response waits for the file let-go."""
 
 import os
 import time
@@ -35,7 +35,7 @@ def hold(response):
 '''
 
 
-def test_what_a_request_publishes_is_handled_by_the_worker_beside(example: Callable[[str], Example], url: str) -> None:
+def test_the_event_of_a_request_is_handled_by_the_worker(example: Callable[[str], Example], url: str) -> None:
     shop = example("flask")
     with (
         shop.start("worker", "shop.bus:bus", url=url) as worker,
@@ -49,10 +49,10 @@ def test_what_a_request_publishes_is_handled_by_the_worker_beside(example: Calla
         assert worker.end(signal.SIGTERM) == 0
 
 
-def test_both_workers_of_a_preloaded_gunicorn_get_their_events_confirmed(
+def test_the_events_of_both_workers_of_a_preloaded_gunicorn_are_confirmed(
     example: Callable[[str], Example], url: str
 ) -> None:
-    """Each of the two requests is held until the other one is there, so that no process serves both."""
+    """Each of the two requests waits for the other one, so that each process serves one."""
     shop = example("flask")
     (shop.folder / "forked.py").write_text(FORKED)
     with (
@@ -74,13 +74,13 @@ def test_both_workers_of_a_preloaded_gunicorn_get_their_events_confirmed(
     assert "Traceback" not in server.output
 
 
-def test_a_broker_that_is_not_there_is_a_503_within_the_publish_timeout(example: Callable[[str], Example]) -> None:
-    with example("flask").start("--preload", "shop:create_app()", program=GUNICORN, url=NOBODY) as server:
+def test_a_missing_broker_causes_a_503_within_the_publish_timeout(example: Callable[[str], Example]) -> None:
+    with example("flask").start("--preload", "shop:create_app()", program=GUNICORN, url=NO_BROKER) as server:
         answer = place_order(server.wait_for(SERVES)[1])
         assert server.end(signal.SIGTERM) == 0
     assert answer.status == 503
     assert answer.headers["Retry-After"] == "5"
 
 
-def test_its_own_tests_pass(example: Callable[[str], Example]) -> None:
-    assert "2 passed" in example("flask").own_tests_pass("-W", "error", "-m", "pytest", "-q", "-p", "no:asyncio")
+def test_the_tests_of_the_example_pass(example: Callable[[str], Example]) -> None:
+    assert "2 passed" in example("flask").run_its_tests("-W", "error", "-m", "pytest", "-q", "-p", "no:asyncio")

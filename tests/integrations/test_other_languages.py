@@ -1,4 +1,4 @@
-"""docs/examples/node and shell: programs without Lightbus say something, and hear something."""
+"""docs/examples/node and shell: programs without Lightbus publish and handle events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.rabbitmq
 
 @pytest.fixture(scope="module")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What package-lock.json says, installed once."""
+    """The packages of package-lock.json, installed once."""
     for program in ("node", "npm"):
         need(program, "docs/examples/node", NODE)
     folder = tmp_path_factory.mktemp("npm")
@@ -48,8 +48,8 @@ def node(example: Callable[[str], Example], node_modules: Path) -> Example:
     return folder
 
 
-def test_what_node_publishes_is_confirmed_and_handled(node: Example, rabbitmq_url: str) -> None:
-    """On a broker where nothing is declared yet, and then as one of several."""
+def test_an_event_from_node_is_confirmed_and_handled(node: Example, rabbitmq_url: str) -> None:
+    """On an empty broker, and then with a subscribed app."""
     early = node.run("node", "publish.js", rabbitmq_url, "3", "early@example.com", url=rabbitmq_url)
     assert (early.returncode, early.stderr) == (0, "")
     assert early.stdout == "Not routed: no queue is bound for it.\nConfirmed.\n"
@@ -65,16 +65,16 @@ def test_node_without_a_broker_fails(node: Example) -> None:
     assert "ECONNREFUSED" in done.stderr
 
 
-def test_node_hears_what_lightbus_publishes_and_keeps_what_it_cannot_handle(node: Example, rabbitmq_url: str) -> None:
+def test_node_handles_events_of_lightbus_and_dead_letters_invalid_ones(node: Example, rabbitmq_url: str) -> None:
     shutil.copy(EXAMPLES / "auth.py", node.folder)
-    with node.start("listen.js", rabbitmq_url, program=("node",), url=rabbitmq_url) as listener:
-        listener.wait_for("Ready.")
+    with node.start("subscribe.js", rabbitmq_url, program=("node",), url=rabbitmq_url) as subscriber:
+        subscriber.wait_for("Ready.")
         assert node.run(*PYTHON, "auth.py", url=rabbitmq_url).stdout == "Confirmed.\n"
-        listener.wait_for("user.registered from auth: someone@example.com")
+        subscriber.wait_for("user.registered from auth: someone@example.com")
         with kombu.Connection(rabbitmq_url) as connection:
             kombu.Producer(connection).publish(b"not JSON", exchange="auth", routing_key="user.registered")
-        listener.wait_for("undefined: Unexpected token")
-        assert listener.end(signal.SIGTERM) == 0
+        subscriber.wait_for("undefined: Unexpected token")
+        assert subscriber.end(signal.SIGTERM) == 0
     with kombu.Connection(rabbitmq_url) as connection:
         dead = connection.default_channel.basic_get("newsletter.dead", no_ack=True)
     assert dead is not None
@@ -82,15 +82,15 @@ def test_node_hears_what_lightbus_publishes_and_keeps_what_it_cannot_handle(node
 
 
 def test_node_ends_when_its_queue_is_deleted(node: Example, rabbitmq_url: str) -> None:
-    with node.start("listen.js", rabbitmq_url, program=("node",), url=rabbitmq_url) as listener:
-        listener.wait_for("Ready.")
+    with node.start("subscribe.js", rabbitmq_url, program=("node",), url=rabbitmq_url) as subscriber:
+        subscriber.wait_for("Ready.")
         with kombu.Connection(rabbitmq_url) as connection:
             connection.default_channel.queue_delete("newsletter")
-        assert listener.end() == 1
-    assert "The queue was deleted." in listener.output
+        assert subscriber.end() == 1
+    assert "The queue was deleted." in subscriber.output
 
 
-def test_no_lock_file_names_a_registry() -> None:
+def test_the_lock_file_contains_no_registry() -> None:
     text = (EXAMPLES / "node" / "package-lock.json").read_text()
     assert "resolved" not in text
     assert "://" not in text
@@ -98,13 +98,13 @@ def test_no_lock_file_names_a_registry() -> None:
     assert all("integrity" in package for path, package in lock["packages"].items() if path)
 
 
-def test_a_shell_says_something(example: Callable[[str], Example], rabbitmq_url: str) -> None:
+def test_a_shell_publishes_an_event(example: Callable[[str], Example], rabbitmq_url: str) -> None:
     need("amqp-publish", "docs/examples/shell", AMQP_TOOLS)
     shell = example("shell")
     shutil.copy(EXAMPLES / "auth.py", shell.folder)
     with shell.audit(rabbitmq_url) as audit:
         missing = shell.run("sh", "publish.sh", rabbitmq_url, "{}", url=rabbitmq_url)
-        assert missing.returncode != 0  # the exchange of `auth` is not there yet
+        assert missing.returncode != 0  # the exchange of `auth` does not exist yet
         done = shell.run(
             *LIGHTBUS, "publish", "auth:app", "user.registered", "user_id=2", "email=b@example.com", url=rabbitmq_url
         )

@@ -1,4 +1,4 @@
-"""docs/examples/testing, run as its readers run it."""
+"""Runs docs/examples/testing with pytest and unittest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.integrations.example import EXAMPLES, NOBODY, PYTHON, Example
+from tests.integrations.example import EXAMPLES, NO_BROKER, PYTHON, Example
 
 
 @pytest.fixture
@@ -20,11 +20,11 @@ def tests(example: Callable[[str], Example]) -> Example:
 
 
 def test_with_pytest(tests: Example) -> None:
-    done = tests.run(*PYTHON, "-m", "pytest", "-p", "no:cacheprovider", url=NOBODY)
+    done = tests.run(*PYTHON, "-m", "pytest", "-p", "no:cacheprovider", url=NO_BROKER)
     assert "10 passed in" in done.stdout, done.stdout + done.stderr
 
 
 def test_with_unittest(tests: Example) -> None:
-    done = tests.run(*PYTHON, "-m", "unittest", "test_with_unittest", url=NOBODY, extra={"PYTHONPATH": ".."})
+    done = tests.run(*PYTHON, "-m", "unittest", "test_with_unittest", url=NO_BROKER, extra={"PYTHONPATH": ".."})
     assert "Ran 2 tests" in done.stderr, sys.version + done.stderr
     assert done.stderr.rstrip().endswith("OK")

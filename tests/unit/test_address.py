@@ -1,4 +1,4 @@
-"""Broker URLs in every form that people write: a valid one is read, any other is refused, and none shows its secret."""
+"""Broker URLs in all forms that people write: valid ones are parsed, others rejected, and no secret is shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECRET = "s3cr3t.Pa55"
 
 
 def _everything(error: BaseException) -> str:
-    """All that an error may show anywhere: words, causes, contexts, notes, the traceback of all of them."""
+    """All text that an error may show: messages, causes, contexts, notes, and their tracebacks."""
     parts = ["".join(traceback.format_exception(error))]
     one: BaseException | None = error
     while one is not None:
@@ -29,16 +29,16 @@ def _everything(error: BaseException) -> str:
     return "\n".join(parts)
 
 
-def _refused(url: Any, *words: str, error: type[errors.BrokerError] = errors.InvalidURL) -> str:
+def _refused(url: Any, *expected: str, error: type[errors.BrokerError] = errors.InvalidURL) -> str:
     with pytest.raises(error) as refused:
         BrokerAddresses.parse(url)
-    said = str(refused.value)
-    assert all(word in said for word in words), said
+    text = str(refused.value)
+    assert all(part in text for part in expected), text
     assert SECRET not in _everything(refused.value)
-    return said
+    return text
 
 
-# --- what can be read -------------------------------------------------------------------------
+# --- valid URLs -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def _refused(url: Any, *words: str, error: type[errors.BrokerError] = errors.Inv
         ("memory://here", "memory://here"),
     ],
 )
-def test_a_valid_url_is_read_and_masked(url: str, masked: str) -> None:
+def test_a_valid_url_is_parsed_and_masked(url: str, masked: str) -> None:
     assert BrokerAddresses.parse(url).masked == masked
 
 
@@ -68,7 +68,7 @@ def test_a_path_is_the_virtual_host(path: str, vhost: str) -> None:
     assert parse_address(f"amqp://localhost{path}").vhost == vhost
 
 
-def test_a_url_object_will_do_as_well_as_a_text() -> None:
+def test_url_objects_are_accepted() -> None:
     class Url:  # as pydantic's and yarl's
         scheme = "amqp"
 
@@ -79,11 +79,11 @@ def test_a_url_object_will_do_as_well_as_a_text() -> None:
         assert BrokerAddresses.parse(url).masked == "amqp://ann:**@rabbit/"  # type: ignore[arg-type]
 
 
-def test_several_urls_are_joined_by_a_semicolon_and_may_have_spaces_around_them() -> None:
+def test_urls_are_separated_by_semicolons_with_optional_spaces() -> None:
     assert BrokerAddresses.parse("amqp://a:1@one; amqp://a:2@two\n").masked == "amqp://a:**@one;amqp://a:**@two"
 
 
-# --- what cannot ------------------------------------------------------------------------------
+# --- invalid URLs -----------------------------------------------------------------------------
 
 U = f"amqp://ann:{SECRET}@"
 
@@ -126,7 +126,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "an address over the limit": (f"{U}127.0.0.256/", ("host",)),
     "port 0": (f"{U}one:0/", ("port",)),
     "port 99999": (f"{U}one:99999/", ("port",)),
-    "port in words": (f"{U}one:amqp/", ("port",)),
+    "port as a word": (f"{U}one:amqp/", ("port",)),
     "port with a sign": (f"{U}one:+5672/", ("port",)),
     "port in other digits": (f"{U}one:५६७२/", ("port",)),
     "no port after the colon": (f"{U}one:/", ("port",)),
@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "options that are none": (f"{U}one/?{SECRET}", ("options",)),
     "heartbeat 0": (f"{U}one/?heartbeat=0", ("heartbeat", "1 to 3600")),
     "heartbeat under 1": (f"{U}one/?heartbeat=0.4", ("heartbeat",)),
-    "a heartbeat that AMQP cannot say": (f"{U}one/?heartbeat=70000", ("heartbeat",)),
+    "a heartbeat over AMQP's maximum": (f"{U}one/?heartbeat=70000", ("heartbeat",)),
     "a secret as heartbeat": (f"{U}one/?heartbeat={SECRET}", ("heartbeat",)),
     **{
         f"connect_timeout={value}": (f"{U}one/?connect_timeout={value}", ("connect_timeout", "0.1 to 3600"))
@@ -175,24 +175,24 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_malformed_url_is_refused_with_the_reason_and_without_its_secret(case: str) -> None:
-    url, words = REFUSED[case]
-    _refused(url, *words)
+def test_a_malformed_url_is_rejected_with_the_reason_and_without_its_secret(case: str) -> None:
+    url, expected = REFUSED[case]
+    _refused(url, *expected)
 
 
-def test_a_scheme_with_a_typo_is_refused_with_the_near_one_and_an_unknown_one_is_not_shown() -> None:
+def test_the_error_suggests_a_similar_scheme_and_does_not_show_an_unknown_one() -> None:
     _refused(f"ampq://ann:{SECRET}@one/", "Did you mean amqp://?", error=errors.UnsupportedBroker)
     _refused(f"x-{SECRET}://one/".lower().replace(SECRET.lower(), SECRET), error=errors.UnsupportedBroker)
 
 
-# --- any mangling -----------------------------------------------------------------------------
+# --- damaged URLs -----------------------------------------------------------------------------
 
 _PIECES = [*"@:/?#[]%;, \n\t\"'&=.\\0aü℀\x00\udcff", "://", "%2", "%00", "amqp://", "localhost", ":99999", "[::1]"]
 
 
 @st.composite
 def _mangled(draw: st.DrawFn) -> str:
-    """A URL with pieces put in, taken out and doubled, but the user's name and the colon before the secret."""
+    """A URL with parts inserted, removed and repeated, except the user name and the colon before the secret."""
     head = "amqp://ann:"
     tail = f"{SECRET}@rabbit:5672/shop?heartbeat=10"
     for _ in range(draw(st.integers(0, 4))):
@@ -209,7 +209,7 @@ def _mangled(draw: st.DrawFn) -> str:
 
 @st.composite
 def _rearranged(draw: st.DrawFn) -> Any:
-    """The pieces of URLs in any order: what is the user, what the host and what the secret is anybody's guess."""
+    """Parts of URLs in any order: which one is the user, the host or the secret is undefined."""
     return "".join(
         draw(st.lists(st.sampled_from([SECRET, "ann", "rabbit", "5672", *_PIECES]), min_size=1, max_size=12))
     )
@@ -229,7 +229,7 @@ def _read(url: Any) -> BrokerAddresses | None:
 @given(_mangled())
 @example(f"amqp://ann:pw@one/,amqp://ann:{SECRET}@two/")
 @example(f"amqp://ann:{SECRET}@")
-def test_however_a_url_is_mangled_its_password_is_not_shown(url: str) -> None:
+def test_the_password_of_a_damaged_url_is_not_shown(url: str) -> None:
     broker = _read(url)
     if broker is not None:
         shown = f"{broker.masked} {broker!r} {[address.masked for address in broker.addresses]}"
@@ -241,7 +241,7 @@ def test_however_a_url_is_mangled_its_password_is_not_shown(url: str) -> None:
         _rearranged(), st.text(max_size=40), st.binary(max_size=20), st.none(), st.integers(), st.lists(st.text())
     )
 )
-def test_anything_is_either_an_address_or_refused_without_a_word_of_it(url: Any) -> None:
+def test_any_value_is_parsed_or_rejected_without_quoting_it(url: Any) -> None:
     broker = _read(url)
     for address in broker.addresses if broker is not None else ():
         assert address.embedded or urlsplit(address.plain).hostname

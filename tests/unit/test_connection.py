@@ -1,4 +1,4 @@
-"""A connection's life on a clock of its own, and what errors become in words."""
+"""How connections are opened and replaced, on a simulated clock; and how errors are explained."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ class Connecting:
     addresses = BrokerAddresses.parse("memory://never").addresses
     worked = False
 
+    def warn_if_unset(self) -> None: ...
+
     def __init__(self, connecting: Callable[[], Connection]) -> None:
         self.connecting = connecting
 
@@ -90,7 +92,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_pauses_grow_also_where_each_attempt_takes_longer_than_a_pause(clock: Clock) -> None:
+def test_pauses_grow_even_if_each_attempt_takes_longer_than_a_pause(clock: Clock) -> None:
     def times_out() -> Connection:
         clock.now += 15
         raise errors.BrokerUnreachable("no answer in time")
@@ -101,7 +103,7 @@ def test_pauses_grow_also_where_each_attempt_takes_longer_than_a_pause(clock: Cl
 
 
 @pytest.mark.parametrize(("open_for", "pauses"), [(1.0, [0.1, 0.2, 0.4]), (6.0, [0.1, 0.1, 0.1])])
-def test_pauses_are_short_again_after_a_connection_that_was_open_for_a_while(
+def test_pauses_start_short_again_after_a_connection_was_open_for_a_while(
     clock: Clock, open_for: float, pauses: list[float]
 ) -> None:
     class Brief:
@@ -132,33 +134,33 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("words", LIMITS)
-def test_a_limit_is_named_with_its_way_out_and_is_worth_another_try(words: str) -> None:
-    kind = amqp.exceptions.PreconditionFailed if words.startswith("PRECONDITION") else amqp.exceptions.NotAllowed
-    described = describe(cast(Any, kind)(words), ADDRESS)
+@pytest.mark.parametrize("message", LIMITS)
+def test_a_reached_limit_is_named_with_the_next_step_and_is_not_fatal(message: str) -> None:
+    kind = amqp.exceptions.PreconditionFailed if message.startswith("PRECONDITION") else amqp.exceptions.NotAllowed
+    described = describe(cast(Any, kind)(message), ADDRESS)
     assert isinstance(described, errors.LimitReached)
     assert not isinstance(described, FATAL)
-    said = str(described)
-    assert words in said
-    assert LIMITS[words] in said
-    assert "add_vhost" not in said
-    assert "other arguments" not in said
+    text = str(described)
+    assert message in text
+    assert LIMITS[message] in text
+    assert "add_vhost" not in text
+    assert "other arguments" not in text
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "NOT_ALLOWED - vhost shop not found",
         "NOT_ALLOWED - access to vhost 'shop' refused for user 'ann'",
     ],
 )
-def test_a_virtual_host_that_may_not_be_used_is_no_limit(words: str) -> None:
-    described = describe(cast(Any, amqp.exceptions.NotAllowed)(words), ADDRESS)
+def test_a_refused_virtual_host_is_not_a_reached_limit(message: str) -> None:
+    described = describe(cast(Any, amqp.exceptions.NotAllowed)(message), ADDRESS)
     assert isinstance(described, errors.AccessRefused)
     assert "add_vhost" in str(described)
 
 
-# As RabbitMQ 3.10 says it; those of 4.x differ in words after the name of the code only.
+# The messages of RabbitMQ 3.10; those of 4.x differ only after the name of the code.
 ANSWERS: dict[str, tuple[Any, type[errors.BrokerError], str]] = {
     "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'classic' but current "
     "is 'quorum'": (
@@ -234,26 +236,28 @@ ANSWERS: dict[str, tuple[Any, type[errors.BrokerError], str]] = {
 }
 
 
-@pytest.mark.parametrize("words", ANSWERS)
-def test_an_answer_is_described_by_what_the_broker_said_with_a_next_step_that_fits(words: str) -> None:
-    raised, expected, step = ANSWERS[words]
-    described = describe(raised(words, (10, 50), "Connection.close"), ADDRESS)
+@pytest.mark.parametrize("message", ANSWERS)
+def test_a_broker_error_is_explained_with_its_text_and_the_next_step(message: str) -> None:
+    raised, expected, step = ANSWERS[message]
+    described = describe(raised(message, (10, 50), "Connection.close"), ADDRESS)
     assert type(described) is expected
-    assert words.rstrip(".") in str(described)
+    assert message.rstrip(".") in str(described)
     assert step in str(described)
     assert "secret" not in str(described)
-    assert ("other arguments" in str(described)) == ("inequivalent arg" in words)
+    assert ("other arguments" in str(described)) == ("inequivalent arg" in message)
 
 
 @pytest.mark.parametrize(("number", "whose"), [(errno.EMFILE, "this process"), (errno.ENFILE, "this machine")])
-def test_a_lack_of_descriptors_is_not_blamed_on_the_broker(number: int, whose: str) -> None:
+def test_too_many_open_files_is_not_reported_as_a_broker_failure(number: int, whose: str) -> None:
     described = describe(OSError(number, "Too many open files"), ADDRESS)
     assert isinstance(described, errors.LimitReached)
     assert f"{whose} has too many open files" in str(described)
     assert "broker running" not in str(described)
 
 
-def test_a_lack_of_descriptors_is_not_blamed_on_the_certificates_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_open_files_is_not_reported_as_a_failure_of_the_certificate_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def no_more(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -265,7 +269,7 @@ def test_a_lack_of_descriptors_is_not_blamed_on_the_certificates_file(monkeypatc
 # --- addresses --------------------------------------------------------------------------------
 
 
-def test_a_name_that_cannot_be_looked_up_does_not_keep_the_others_from_being_tried(
+def test_a_host_name_that_cannot_be_resolved_does_not_stop_the_search(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unknown(*_: object, **__: object) -> None:
@@ -278,7 +282,7 @@ def test_a_name_that_cannot_be_looked_up_does_not_keep_the_others_from_being_tri
         BrokerAddresses.parse(["amqp://one.invalid/", "amqp://two.invalid/"]).connect("test")
 
 
-def test_what_failed_comes_last_for_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_endpoint_is_tried_last_for_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
     failing = {"one"}
 
@@ -289,7 +293,7 @@ def test_what_failed_comes_last_for_a_minute(clock: Clock, monkeypatch: pytest.M
             raise errors.BrokerUnreachable(host)
         return object()
 
-    monkeypatch.setattr(dial, "_connect", connect)
+    monkeypatch.setattr(dial, "connect_to", connect)
     monkeypatch.setattr(dial.random, "sample", lambda population, k: list(population))  # pyright: ignore
     broker = BrokerAddresses.parse(["memory://one", "memory://two"])
     for _ in range(2):
@@ -308,27 +312,28 @@ def test_what_failed_comes_last_for_a_minute(clock: Clock, monkeypatch: pytest.M
 # --- one thread at a time -----------------------------------------------------------------------
 
 
-class Living(ConnectionThread):
-    """Notes how many threads are in it at once."""
+class Counting(ConnectionThread):
+    """Counts how many threads connect at the same time."""
 
     def __init__(self) -> None:
         self.inside = self.most = 0
         self.ends = threading.Event()
-        super().__init__(BrokerAddresses.parse("memory://never"), "test")
+        super().__init__(cast(BrokerAddresses, Connecting(self.connects)), "test")
 
-    def _live(self) -> None:
+    def connects(self) -> Connection:
         self.inside += 1
         self.most = max(self.most, self.inside)
         self.ends.wait(LIMIT)
         self.inside -= 1
+        raise errors.BrokerUnreachable("nobody answers")
 
 
 class JobTooSlow(TimeoutError):
-    """What a signal's handler raises."""
+    """What a signal handler raises."""
 
 
-def test_a_start_that_was_interrupted_leaves_one_thread_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So early that the first one does not count as alive yet: the next publish starts another."""
+def test_an_interrupted_start_leaves_one_working_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thread does not count as alive yet, so the next publish starts another."""
     started: list[threading.Thread] = []
 
     class Interrupted(threading.Thread):
@@ -341,19 +346,19 @@ def test_a_start_that_was_interrupted_leaves_one_thread_at_work(monkeypatch: pyt
         def is_alive(self) -> bool:
             return super().is_alive() and self is not started[0]
 
-    living = Living()
+    counting = Counting()
     with monkeypatch.context() as patched:
         patched.setattr(thread.threading, "Thread", Interrupted)
         with pytest.raises(JobTooSlow):
-            living.ensure_started()
-        living.ensure_started()
+            counting.ensure_started()
+        counting.ensure_started()
     first, second = started
-    wait_until(lambda: living.inside, "a thread at work")
-    second.join(0.3)  # in which it could begin to work, if it were to
-    assert living.most == 1
-    living.let_go()
-    living.ends.set()
+    wait_until(lambda: counting.inside, "a thread connects")
+    second.join(0.3)  # it would connect now, if it could
+    assert counting.most == 1
+    counting.let_go()
+    counting.ends.set()
     for one in (first, second):
         threading.Thread.join(one, LIMIT)
         assert not threading.Thread.is_alive(one)
-    assert living.most == 1
+    assert counting.most == 1

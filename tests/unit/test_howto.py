@@ -1,4 +1,4 @@
-"""What docs/howto says to people at work is so: its figures are the code's, its programs do what they are shown for."""
+"""docs/howto matches the code: figures are those of the code, and programs do what the pages describe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 
 
 def page(name: str) -> str:
-    """The page's words, however its lines are broken."""
+    """The text of the page, without line breaks."""
     return " ".join((ROOT / "docs" / "howto" / f"{name}.md").read_text().split())
 
 
@@ -73,11 +73,11 @@ def seconds(figure: float) -> str:
         ("first-errors", f"for {seconds(app.PUBLISH_TIMEOUT)} seconds (`publish_timeout=`"),
     ],
 )
-def test_a_figure_on_a_page_is_the_codes(name: str, words: str) -> None:
+def test_a_figure_on_a_page_matches_the_code(name: str, words: str) -> None:
     assert words in page(name)
 
 
-def test_the_time_to_stop_is_enough_for_all_that_a_worker_does() -> None:
+def test_the_time_to_stop_covers_all_steps_of_a_worker() -> None:
     longest = worker.GRACE + 2 * worker.LAST_STEPS + worker.LAST_STEPS / 2
     unit = (EXAMPLES / "deployment" / "billing-worker.service").read_text()
     pod = (EXAMPLES / "deployment" / "kubernetes.yaml").read_text()
@@ -90,7 +90,7 @@ def test_the_time_to_stop_is_enough_for_all_that_a_worker_does() -> None:
     assert failure.COPY_PAUSES[-1] == 5, "every few seconds, says the page on policies"
 
 
-def test_the_page_on_rabbitmq_has_every_argument_that_is_declared() -> None:
+def test_the_rabbitmq_page_lists_every_declared_argument() -> None:
     text = page("rabbitmq")
     declared = Lightbus("billing", url="memory://").topology()
     by_name = {queue.name: queue.arguments for queue in declared.queues}
@@ -106,7 +106,7 @@ def test_the_page_on_rabbitmq_has_every_argument_that_is_declared() -> None:
         assert f"| `{exchange.name}` | {exchange.type} exchange" in text
 
 
-def test_the_permissions_are_those_that_the_command_prints() -> None:
+def test_the_permissions_match_the_command() -> None:
     line = re.search(r"rabbitmqctl set_permissions --vhost / billing '.+?' '.+?' '.+?'", page("deployment"))
     assert line is not None
     assert line[0] in (ROOT / "docs" / "operations.md").read_text()
@@ -132,7 +132,7 @@ def message(**given: Any) -> Message:
     return Message(**defaults | given)
 
 
-def test_ladders_decide_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_schedules_decide_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("retries.py", monkeypatch)
 
     def decide(name: str, error: Exception, attempt: int = 1) -> object:
@@ -143,14 +143,12 @@ def test_ladders_decide_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(decide("charge", ConnectionError(), 7), DeadLetter)
     assert isinstance(decide("charge", module.CardDeclined()), DeadLetter)
     assert isinstance(decide("charge", Reject("nothing to pay")), DeadLetter)
-    assert isinstance(decide("tell_warehouse", KeyError()), DeadLetter)
-    assert decide("tell_warehouse", TimeoutError(), 2) == RetryIn(30, 30)
+    assert isinstance(decide("notify_warehouse", KeyError()), DeadLetter)
+    assert decide("notify_warehouse", TimeoutError(), 2) == RetryIn(30, 30)
     assert isinstance(decide("send_text_message", ConnectionError()), DeadLetter)
 
 
-def test_a_handler_that_notes_ids_is_right_when_an_event_comes_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_handler_that_stores_ids_ignores_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOYALTY_DATABASE", str(tmp_path / "loyalty.db"))
     module = load("once.py", monkeypatch)
     order, first = module.Order(customer="c-1", amount=5), message()
@@ -159,7 +157,7 @@ def test_a_handler_that_notes_ids_is_right_when_an_event_comes_twice(
     assert sqlite3.connect(module.DATABASE).execute("SELECT * FROM points").fetchall() == [("c-1", 10)]
 
 
-def test_what_replaces_a_celery_task_sends_the_mail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_replacement_of_a_celery_task_sends_the_mail(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[str, str]] = []
     done: anyio.Event
 
@@ -197,7 +195,9 @@ def test_what_replaces_a_celery_task_sends_the_mail(monkeypatch: pytest.MonkeyPa
     assert sent == [("someone@example.com", "Subject: Order 7")]
 
 
-def test_what_replaces_a_faststream_service_hears_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_replacement_of_a_faststream_service_handles_and_publishes_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("LIGHTBUS_URL", f"memory://{uuid.uuid4()}")
     module = load("migration/after_faststream.py", monkeypatch)
     shop, books = Lightbus("shop"), Lightbus("books")
@@ -207,12 +207,12 @@ def test_what_replaces_a_faststream_service_hears_and_says_the_same(monkeypatch:
         order_id: int
         amount: int
 
-    heard: list[tuple[str, Any]] = []
+    charged_orders: list[tuple[str, Any]] = []
     done: anyio.Event
 
     @books.on("order.charged")
     async def note(charged: dict[str, Any], message: Message) -> None:
-        heard.append((message.source, charged))
+        charged_orders.append((message.source, charged))
         done.set()
 
     async def main() -> None:
@@ -229,4 +229,4 @@ def test_what_replaces_a_faststream_service_hears_and_says_the_same(monkeypatch:
                 await one.stop(5)
 
     anyio.run(main)
-    assert heard == [("billing", {"order_id": 7})]
+    assert charged_orders == [("billing", {"order_id": 7})]

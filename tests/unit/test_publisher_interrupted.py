@@ -1,5 +1,5 @@
-"""A signal's handler that raises, at every point of a publish where Python may run one: in the real publisher over a
-scripted connection, and in the real one to RabbitMQ.
+"""A signal handler that raises at each point of a publish where Python may run one: in the publisher over a scripted
+connection, and over a connection to RabbitMQ.
 
 Python runs signal handlers where a function begins or returns, or a built-in one has returned: `sys.setprofile` sees
 all of these points.
@@ -27,11 +27,11 @@ from tests.unit.test_publisher_unit import ScriptedBroker, ScriptedChannel, one_
 
 
 class JobTooSlow(TimeoutError):
-    """What the usual alarm raises: a TimeoutError, and so an OSError."""
+    """What the usual time limit of a job raises: a TimeoutError, and so an OSError."""
 
 
 def interrupted_at(point: int, function: Callable[[], object], module: str) -> bool | None:
-    """Call it, and raise at its nth point in Lightbus. True: that left it; False: it did not; None: it has fewer."""
+    """Call it and raise at its nth point in Lightbus. True: it propagated; False: it did not; None: it has fewer."""
     raised = False
     points = itertools.count(1)
 
@@ -81,18 +81,18 @@ def test_an_interruption_at_any_point_leaves_outcomes_that_are_right(
         if left is None:
             publisher.close(LIMIT)
             break
-        assert left, f"point {point}: the exception of the signal's handler was swallowed"
+        assert left, f"point {point}: the signal handler's exception was swallowed"
         for key in ("gone", "there", "gone"):
             assert publisher.publish_sync(publication(key=key)).routed == (key == "there"), f"point {point}"
         assert [thread.name for thread in threading.enumerate()].count(publisher.name) == 1, f"point {point}"
         publisher.close(LIMIT)
         ids = [sent.properties["message_id"] for sent in broker.published]
-        assert ids.count(stopped.properties["message_id"]) <= 1, f"point {point}: sent again, with nobody waiting"
+        assert ids.count(stopped.properties["message_id"]) <= 1, f"point {point}: sent again, although abandoned"
     assert point > 20
 
 
 @pytest.mark.rabbitmq
-def test_on_rabbitmq_an_interruption_at_any_point_of_a_send_never_confirms_what_was_refused(rabbitmq_url: str) -> None:
+def test_on_rabbitmq_an_interruption_at_any_point_of_a_send_never_confirms_a_refused_message(rabbitmq_url: str) -> None:
     full = {"x-max-length": 0, "x-overflow": "reject-publish"}
     with connected(rabbitmq_url) as connection:
         channel = connection.channel()
@@ -109,7 +109,7 @@ def test_on_rabbitmq_an_interruption_at_any_point_of_a_send_never_confirms_what_
                     lambda: app.publish_many_sync([OrderFree(number=1)]),  # noqa: B023
                     "lightbus.transport.amqp",
                 )
-                assert left is not False, f"point {point}: the exception of the signal's handler was swallowed"
+                assert left is not False, f"point {point}: the signal handler's exception was swallowed"
                 with pytest.raises(errors.PublishManyError) as caught:
                     app.publish_many_sync([OrderFree(number=2), OrderPlaced(number=3), OrderFree(number=4)])
                 kinds = [type(outcome) for outcome in caught.value.outcomes]

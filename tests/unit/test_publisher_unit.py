@@ -1,4 +1,4 @@
-"""The publisher over a scripted connection: confirms, returns, refusals, and what cannot be encoded."""
+"""The publisher over a scripted connection: confirms, returns, refusals, and messages that cannot be encoded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Script = Callable[["ScriptedChannel", int, Publication], None]
 
 
 class ScriptedChannel:
-    """Takes what is published and answers each message by the script, in the connection's thread, as brokers do."""
+    """Accepts what is published, and answers each message as scripted, in the connection's thread."""
 
     def __init__(self, connection: ScriptedConnection) -> None:
         self.connection = connection
@@ -133,7 +133,7 @@ def test_a_confirm_becomes_a_receipt(publisher: Publisher) -> None:
     assert publisher.publish_sync(one) == Receipt(one.properties["message_id"], routed=True)
 
 
-def test_a_return_before_the_ack_says_that_nobody_listens(publisher: Publisher, broker: ScriptedBroker) -> None:
+def test_a_return_before_the_ack_means_that_no_queue_received_it(publisher: Publisher, broker: ScriptedBroker) -> None:
     def unroutable(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
         channel.on_return(publication.properties["message_id"])
         channel.on_ack(tag, False)
@@ -142,7 +142,7 @@ def test_a_return_before_the_ack_says_that_nobody_listens(publisher: Publisher, 
     assert publisher.publish_sync(publication()).routed is False
 
 
-def test_a_nack_is_an_error_of_its_message_only(publisher: Publisher, broker: ScriptedBroker) -> None:
+def test_a_nack_fails_its_message_only(publisher: Publisher, broker: ScriptedBroker) -> None:
     def full(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
         (channel.on_nack if publication.routing_key == "full" else channel.on_ack)(tag, False)
 
@@ -179,7 +179,7 @@ def test_confirms_out_of_order_reach_the_right_message(publisher: Publisher, bro
     assert [receipt.routed for receipt in receipts] == [False, True] * 10
 
 
-def test_a_lost_connection_publishes_what_was_not_confirmed_again_with_the_same_id(
+def test_after_a_lost_connection_unconfirmed_messages_are_published_again_with_the_same_id(
     publisher: Publisher, broker: ScriptedBroker
 ) -> None:
     def dies_once(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
@@ -193,7 +193,7 @@ def test_a_lost_connection_publishes_what_was_not_confirmed_again_with_the_same_
     assert [sent.properties["message_id"] for sent in broker.published] == [one.properties["message_id"]] * 2
 
 
-def test_a_message_that_cannot_be_encoded_is_refused_and_holds_nobody_up(publisher: Publisher) -> None:
+def test_a_message_that_cannot_be_encoded_is_refused_and_does_not_block_others(publisher: Publisher) -> None:
     with pytest.raises(errors.PublishRefused, match="cannot be encoded"):
         publisher.publish_sync(publication({"unencodable": 1}), timeout=LIMIT)
     assert publisher.publish_sync(publication(), timeout=LIMIT).routed
@@ -207,7 +207,9 @@ def test_among_many_only_the_one_that_cannot_be_encoded_is_refused(publisher: Pu
     assert refused == [7]
 
 
-def test_a_refusal_of_the_broker_finds_the_one_to_blame(publisher: Publisher, broker: ScriptedBroker) -> None:
+def test_of_several_messages_the_one_that_the_broker_refuses_is_found(
+    publisher: Publisher, broker: ScriptedBroker
+) -> None:
     def refuses(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
         if publication.routing_key == "bad":
             raise amqp.exceptions.PreconditionFailed("invalid expiration")
@@ -219,7 +221,7 @@ def test_a_refusal_of_the_broker_finds_the_one_to_blame(publisher: Publisher, br
     assert [type(one) for one in caught.value.outcomes] == [Receipt, errors.PublishRefused, Receipt]
 
 
-def test_of_two_messages_with_one_id_each_hears_of_its_own_return(publisher: Publisher, broker: ScriptedBroker) -> None:
+def test_of_two_messages_with_one_id_each_gets_its_own_return(publisher: Publisher, broker: ScriptedBroker) -> None:
     """Two handlers of one delivery that fail together publish copies with one message id."""
 
     broker.script = one_is_gone
@@ -229,7 +231,7 @@ def test_of_two_messages_with_one_id_each_hears_of_its_own_return(publisher: Pub
         assert [receipt.routed for receipt in receipts] == [key == "there" for key in keys]
 
 
-def test_a_message_that_is_never_confirmed_holds_up_neither_others_nor_its_own_next_try(
+def test_a_message_that_is_never_confirmed_blocks_neither_others_nor_its_own_next_attempt(
     publisher: Publisher, broker: ScriptedBroker
 ) -> None:
     first_try = True
@@ -251,7 +253,7 @@ def test_a_message_that_is_never_confirmed_holds_up_neither_others_nor_its_own_n
     assert publisher.publish_sync(publication(message_id="lost"), timeout=LIMIT).routed
 
 
-def test_an_unconfirmed_message_is_a_timeout_of_unknown_outcome(publisher: Publisher, broker: ScriptedBroker) -> None:
+def test_a_timeout_of_a_sent_message_has_an_unknown_outcome(publisher: Publisher, broker: ScriptedBroker) -> None:
     broker.script = lambda *answer: None
     began = time.monotonic()
     with within(0.2), pytest.raises(errors.PublishTimeout, match="outcome is unknown"):
@@ -259,9 +261,7 @@ def test_an_unconfirmed_message_is_a_timeout_of_unknown_outcome(publisher: Publi
     assert time.monotonic() - began >= 0.2
 
 
-def test_the_one_to_blame_may_be_one_that_nobody_waits_for_any_more(
-    publisher: Publisher, broker: ScriptedBroker
-) -> None:
+def test_the_refused_message_may_be_an_abandoned_one(publisher: Publisher, broker: ScriptedBroker) -> None:
     given_up = threading.Event()
 
     def refuses_late(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
@@ -343,8 +343,8 @@ def test_each_caller_gets_its_own_error_when_the_publisher_is_closed(
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancelled", "cancelled among many", "interrupted among many"])
-def test_what_nobody_waits_for_any_more_is_forgotten(publisher: Publisher, broker: ScriptedBroker, how: str) -> None:
-    """In a long outage it would fill the memory, hold up the program's end, and be sent when nobody expects it."""
+def test_an_abandoned_message_is_removed(publisher: Publisher, broker: ScriptedBroker, how: str) -> None:
+    """In a long outage it would fill the memory, delay the program's end, and be sent later than anybody expects."""
 
     def interrupted() -> Iterator[Publication]:
         yield from (publication() for _ in range(3))
@@ -378,7 +378,7 @@ def test_what_nobody_waits_for_any_more_is_forgotten(publisher: Publisher, broke
 
 
 def _publish_and_cancel(publisher: Publisher, broker: ScriptedBroker, count: int, how: str) -> None:
-    """Publish so many that the broker does not confirm, and cancel once all are sent."""
+    """Publish `count` messages that the broker does not confirm, and cancel once all are sent."""
     broker.script = lambda *answer: None
 
     def wait_until_sent() -> None:
@@ -407,7 +407,7 @@ def _publish_and_cancel(publisher: Publisher, broker: ScriptedBroker, count: int
 
 
 @pytest.mark.parametrize("how", ["one by one", "among many", "among many, without an event loop"])
-def test_what_was_cancelled_after_it_was_sent_is_not_sent_again(
+def test_a_message_that_was_cancelled_after_it_was_sent_is_not_sent_again(
     publisher: Publisher, broker: ScriptedBroker, how: str
 ) -> None:
     def dies_once(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
@@ -435,11 +435,11 @@ def test_a_window_full_of_cancelled_messages_does_not_stop_the_publisher(
     assert broker.published[WINDOW:] == [one]
 
 
-def test_where_no_thread_can_be_started_nothing_is_sent_later(
+def test_if_no_thread_can_be_started_nothing_is_sent_later(
     publisher: Publisher, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")  # what Linux says at a container's pids limit
+        raise RuntimeError("can't start new thread")  # Linux, at a container's pids limit
 
     async def publish() -> None:
         await publisher.publish(publication())
@@ -513,7 +513,7 @@ def test_a_signal_handler_that_interrupts_a_send_of_its_thread_gets_an_error_at_
     failures: list[Exception] = []
 
     def publish_nowait(channel: ScriptedChannel, publications: Sequence[Publication]) -> bool:
-        if not failures:  # what a signal's handler does that runs here
+        if not failures:  # as a signal handler that runs here
             with pytest.raises(errors.PublishWouldDeadlock, match="Set a flag") as caught:
                 publisher.publish_sync(publication(key="stopping"))
             failures.append(caught.value)
@@ -559,7 +559,7 @@ def test_a_refusal_of_the_first_connection_fails_at_once(
 
 
 @pytest.mark.parametrize("kind", FATAL)
-def test_a_refusal_after_a_connection_that_worked_is_tried_until_the_timeout(
+def test_after_a_connection_that_worked_a_refusal_is_retried_until_the_timeout(
     publisher: Publisher, broker: ScriptedBroker, kind: type[errors.BrokerError]
 ) -> None:
     publisher.open(LIMIT)
@@ -577,7 +577,7 @@ def test_a_refusal_after_a_connection_that_worked_is_tried_until_the_timeout(
         assert waiting.result(LIMIT).routed
 
 
-def test_an_outcome_that_is_unknown_after_a_lost_connection_names_why_there_is_none(
+def test_an_unknown_outcome_after_a_lost_connection_names_the_reason_for_the_outage(
     publisher: Publisher, broker: ScriptedBroker
 ) -> None:
     def dies(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
@@ -610,10 +610,10 @@ def test_a_refused_message_and_a_refused_publisher_are_different_errors(
     assert type(refused.value) is kind
 
 
-def test_a_caller_that_was_interrupted_while_it_sent_leaves_confirms_that_are_right(
+def test_confirms_are_right_after_a_caller_was_interrupted_while_sending(
     publisher: Publisher, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a signal's handler: Ctrl-C in a shell, the time limit of a job."""
+    """By a signal handler: Ctrl-C in a shell, the time limit of a job."""
     interruptions = [KeyboardInterrupt]
 
     def publish_nowait(channel: ScriptedChannel, publications: Sequence[Publication]) -> bool:
@@ -632,7 +632,7 @@ def test_a_caller_that_was_interrupted_while_it_sent_leaves_confirms_that_are_ri
     assert broker.connections == 2
 
 
-def test_a_caller_that_was_interrupted_just_when_it_began_to_send_holds_nobody_up(
+def test_a_caller_that_was_interrupted_just_before_sending_blocks_nobody(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher.open(LIMIT)
@@ -682,7 +682,7 @@ def test_a_publisher_that_could_not_be_closed_in_time_publishes_again_later(
     assert publisher.publish_sync(publication()).routed
 
 
-def test_an_interruption_at_the_very_start_leaves_one_thread(
+def test_an_interruption_at_the_start_leaves_one_thread(
     publisher: Publisher, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = threading.Thread.start

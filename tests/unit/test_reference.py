@@ -1,4 +1,4 @@
-"""docs/reference/configuration.md has every option with its default, and its figures are the code's."""
+"""docs/reference/configuration.md lists every option with its default, and its figures match the code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = (DOCS / "reference" / "configuration.md").read_text()
 
 
 def rows_after(words: str) -> dict[str, str]:
-    """The first table after these words: option (without `=`) to default."""
+    """The first table after this text: option (without `=`) to default."""
     table = PAGE[PAGE.index(words) :].split("\n\n")[1]
     return {name.rstrip("="): default for name, default in re.findall(r"^\| `(\S+?)` \| (.*?) \|", table, re.MULTILINE)}
 
@@ -44,7 +44,7 @@ def options(function: Callable[..., Any]) -> dict[str, Any]:
         ("`Retry(...)`, or", Retry.__init__, set()),
     ],
 )
-def test_each_option_is_there_with_its_default(words: str, function: Callable[..., Any], not_shown: set[str]) -> None:
+def test_each_option_is_listed_with_its_default(words: str, function: Callable[..., Any], not_shown: set[str]) -> None:
     shown, real = rows_after(words), options(function)
     assert set(shown) == set(real) - not_shown
     for name, default in real.items():
@@ -59,7 +59,7 @@ def test_each_option_is_there_with_its_default(words: str, function: Callable[..
                 assert shown[name] == f"`{default}`"
 
 
-def test_the_options_of_a_url_are_those_that_are_known() -> None:
+def test_the_url_options_match_the_code() -> None:
     assert set(re.findall(r"`\?(\w+)=`", PAGE)) == set(address.OPTIONS)
     assert f"| `?heartbeat=` | {address.HEARTBEAT} |" in PAGE
     assert f"| `?connect_timeout=` | {address.CONNECT_TIMEOUT:g} |" in PAGE
@@ -77,14 +77,14 @@ def test_figures_are_the_codes() -> None:
     assert {address.URL_VARIABLE, address.REQUIRE_VARIABLE} <= set(re.findall(r"`(\w+)`", PAGE))
 
 
-def test_the_page_on_delivery_has_the_codes_figures() -> None:
+def test_the_figures_of_the_delivery_page_match_the_code() -> None:
     page = " ".join((DOCS / "explanation" / "delivery.md").read_text().split())
     [queue] = [one for one in Lightbus("billing", url="memory://").topology().queues if one.name == "billing.main"]
     assert f"after {queue.arguments['x-delivery-limit']} redeliveries" in page
     assert f"up to {actions.CHUNK} events exist twice" in page
 
 
-def test_a_default_that_the_page_writes_out_is_the_codes() -> None:
+def test_defaults_in_the_text_match_the_code() -> None:
     assert address.EMBEDDED == "sqlite://"
     retry = Retry()
     assert (retry.on, retry.never, retry.jitter) == ((Exception,), (), 0)

@@ -1,22 +1,29 @@
-"""The site that `make docs` builds: without a warning, whole, and without anything from elsewhere."""
+"""The site that `make docs` builds: no warnings, no missing page, nothing from elsewhere, readable at any width."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
+import re
+import statistics
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import attrs
 import click
+import jinja2
 import pytest
 
 import lightbus
 from lightbus import errors, testing
 from lightbus.cli import main
+from tests import browser
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,3 +139,135 @@ def test_the_reference_has_every_command_and_option(pages: dict[Path, Page], sit
                 check(inner, click.Context(inner, info_name=name, parent=context))
 
     check(main, click.Context(main, info_name="lightbus"))
+
+
+# --- the first page ---------------------------------------------------------------------------
+
+
+def test_the_first_page_has_the_figures_of_the_last_runs(site: Path) -> None:
+    data = json.loads((ROOT / "docs" / "performance" / "results.json").read_text())["cases"]["consume"]
+    ours = [run["parts"][""]["rate"] for run in data["runs"] if run["label"] == "Lightbus"]
+    table = re.findall(
+        r"^\| [^|]+ \| *[\d,]+ *\| *([\d,]+) .*\| (\d+) +\| [^|]+\|$",
+        (ROOT / "docs" / "reliability.md").read_text(),
+        re.MULTILINE,
+    )
+    confirmed = sum(int(one.replace(",", "")) for one, _ in table)
+    shown = re.sub(r"<[^>]+>", "", re.findall(r'<div class="figures">.*?</div>', (site / "index.html").read_text())[0])
+    assert f"{statistics.median(ours):,.0f} events/s" in shown
+    lost = sum(int(lost) for _, lost in table)
+    assert f"{lost} lost of {confirmed:,} confirmed events, in {len(table)} fault tests" in shown
+
+
+def test_the_readme_has_the_figures_of_the_last_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    figures = importlib.import_module("figures")
+    text = (ROOT / "README.md").read_text()
+    faults = figures.faults()
+    for figure in (
+        f"{figures.median('cpu_us', 'Lightbus'):.1f} us",
+        f"{figures.median('rate', 'Lightbus'):,.0f}",
+        *(f"{figures.ratio('cpu_us', peer):.1f} times as much" for peer in ("FastStream", "Celery")),
+        f"{figures.median('rate', 'FastStream'):,.0f} (1/{figures.ratio('rate', 'FastStream'):.0f})",
+        f"{figures.median('rate', 'Celery, solo'):,.0f} (1/{figures.ratio('rate', 'Celery'):.0f})",
+        f"In {faults.scenarios} fault scenarios, ",
+        f"{faults.lost} of {faults.confirmed:,} confirmed events were lost",
+    ):
+        assert figure in text, f"README.md does not have {figure!r}"
+    rows = {tuple(row) for row in cells((ROOT / "docs" / "reliability.md").read_text())}
+    head = ("fault", "times", "confirmed", "handled", "dead", "queued", "failed publishes", "duplicates", "lost", "recovery")
+    assert head in rows
+    measured = {(row[0], row[1], row[2], row[8]) for row in rows if len(row) == len(head)}
+    _, _, excerpt = text.partition("| fault |")
+    shown = [tuple(row) for row in cells("| fault |" + excerpt.partition("\n\n")[0])][2:]
+    assert len(shown) == 5
+    assert set(shown) <= measured
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in re.findall(r"^\|.*\|$", text, re.MULTILINE)]
+
+
+def test_the_repository_is_linked_if_its_address_is_configured(pages: dict[Path, Page], site: Path) -> None:
+    template = jinja2.Template((ROOT / "docs" / "site" / "templates" / "repository.html").read_text())
+    assert 'href="https://git.example/lightbus"' in template.render(repository="https://git.example/lightbus")
+    assert not template.render(repository="")
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
+    assert (urls.get("Repository") in pages[site / "index.html"].links) == ("Repository" in urls)
+
+
+# --- in a browser -----------------------------------------------------------------------------
+
+CUT_OFF = (ROOT / "tests" / "unit" / "cut_off.js").read_text()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
+    program = browser.find()
+    if program is None:
+        pytest.skip(f"THE LAYOUT OF THE SITE IS NOT TESTED. {browser.INSTALL}")
+    with browser.start(program, tmp_path_factory.mktemp("chromium")) as started:
+        yield started
+
+
+def test_nothing_is_cut_off_on_a_telephone_or_a_wide_screen(
+    pages: dict[Path, Page], site: Path, chromium: browser.Browser
+) -> None:
+    found = {}
+    for path in pages:
+        chromium.open(path)
+        for width in (360, 1600):
+            chromium.resize(width)
+            if cut_off := chromium.evaluate(CUT_OFF):
+                found[f"{path.relative_to(site)} at {width} px"] = cut_off
+    assert not found, json.dumps(found, indent=1)
+
+
+def test_the_first_page_fits_at_each_width(site: Path, chromium: browser.Browser) -> None:
+    chromium.open(site / "index.html")
+    for width in range(360, 1601, 20):
+        chromium.resize(width)
+        assert not chromium.evaluate(CUT_OFF), f"{width} px"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast_and_the_logo_fits_the_scheme(scheme: str, site: Path, chromium: browser.Browser) -> None:
+    chromium.prefer(scheme)
+    chromium.open(site / "index.html")
+    chromium.resize(1280)
+    shown = "[...document.querySelectorAll('.sidebar-logo')].filter((one) => one.offsetWidth).map((one) => one.src)"
+    (logo,) = chromium.evaluate(shown)
+    assert logo.endswith(f"logo-{scheme}.svg")
+    for element in ("article p", "pre", ".figures strong", ".figures span", ".sidebar-tree a"):
+        assert chromium.evaluate(CONTRAST % element) >= 4.5, element
+
+
+CONTRAST = """(() => {
+  const one = document.querySelector('%s');
+  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+  let behind = one;
+  while (behind && (parts(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0) behind = behind.parentElement;
+  const luminance = (color) => {
+    const [r, g, b] = parts(color).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const [dark, light] = [getComputedStyle(one).color, getComputedStyle(behind ?? document.body).backgroundColor]
+    .map(luminance).sort((a, b) => a - b);
+  return (light + 0.05) / (dark + 0.05);
+})()"""
+"""The ratio of WCAG 2; 4.5 is what its level AA requires of text."""
+
+
+def test_a_copy_button_takes_commands_without_prompt_and_output(site: Path, chromium: browser.Browser) -> None:
+    chromium.open(site / "howto" / "install.html")
+    assert chromium.evaluate(COPIED) == [
+        "python3 -m venv .venv\n. .venv/bin/activate\npip install ~/lightbus\nlightbus --version"
+    ]
+
+
+COPIED = """(() => {
+  const copied = [];
+  document.execCommand = () => copied.push(document.activeElement.value);
+  document.querySelector('.highlight-console .copybtn').click();
+  return copied;
+})()"""

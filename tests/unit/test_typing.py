@@ -1,4 +1,4 @@
-"""What type checkers make of an application: the files of tests/typing, read by mypy and by pyright."""
+"""Checks the files of tests/typing, and the examples of the README, with mypy and pyright."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 def need(checker: str) -> None:
     if importlib.util.find_spec(checker) is None:
-        pytest.skip(f"{checker} IS NOT INSTALLED, SO NOTHING IS KNOWN OF HOW IT READS tests/typing (see `make lint`)")
+        pytest.skip(f"{checker} IS NOT INSTALLED, SO tests/typing IS NOT CHECKED (see `make lint`)")
 
 
-def test_there_is_something_to_read() -> None:
+def test_the_files_exist() -> None:
     assert {file.name for file in FILES} >= {"declaring.py", "messages.py"}
 
 
-def test_mypy_sees_what_applications_may_and_may_not_do() -> None:
+def test_mypy_accepts_valid_code_and_rejects_invalid_code() -> None:
     need("mypy")
     done = run("mypy", "--strict", "--warn-unused-ignores", "--no-error-summary", *map(str, FILES))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_pyright_sees_what_applications_may_and_may_not_do() -> None:
+def test_pyright_accepts_valid_code_and_rejects_invalid_code() -> None:
     need("pyright")
     done = run("pyright", "--project", "tests/typing", "--pythonpath", sys.executable, "--outputjson")
     try:
         found = json.loads(done.stdout)
     except ValueError:
         pytest.skip(f"PYRIGHT CANNOT RUN HERE (it needs Node.js): {(done.stdout + done.stderr).strip()[-300:]}")
-    told = [
+    problems = [
         f"{one['file']}:{one['range']['start']['line'] + 1}: {one['message']}" for one in found["generalDiagnostics"]
     ]
     assert found["summary"]["filesAnalyzed"] == len(FILES)
-    assert not told, "\n".join(told)
+    assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])

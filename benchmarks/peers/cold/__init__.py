@@ -1,1 +1,1 @@
-"""The same handler as an application of its own, started with the contestant's own command."""
+"""The same handler as a separate application, started with the command of the contestant."""

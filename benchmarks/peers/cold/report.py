@@ -1,4 +1,4 @@
-"""Tells the suite when the first event was handled, on the clock that all processes share."""
+"""Records when the first event was handled, on the monotonic clock that all processes share."""
 
 import os
 import time

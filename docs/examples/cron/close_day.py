@@ -1,4 +1,4 @@
-"""Says that a day is over, from cron. Try it: python close_day.py 2026-05-04; echo $?"""
+"""Publishes the end of a day, from cron. Try it: python close_day.py 2026-05-04; echo $?"""
 
 import os
 import sys
@@ -19,15 +19,15 @@ class DayClosed:
 
 
 def main(arguments: list[str]) -> int:
-    # A listener keeps the day, not the event's id: a run by hand, or a second one after a timeout, changes nothing.
+    # Subscribers deduplicate by the day, not by the event's id: running the job twice changes nothing.
     day = date.fromisoformat(arguments[0]) if arguments else (datetime.now(UTC) - timedelta(days=1)).date()
     try:
-        receipt = app.publish_sync(DayClosed(day=day), timeout=5)  # seconds; crontab comes back to it
+        receipt = app.publish_sync(DayClosed(day=day), timeout=5)  # seconds; the crontab retries
     except PublishError as error:
-        print(f"close_day {day}: {error}", file=sys.stderr)  # cron mails what a job prints
-        return os.EX_TEMPFAIL  # 75: it may work the next time
+        print(f"close_day {day}: {error}", file=sys.stderr)  # cron sends this as mail
+        return os.EX_TEMPFAIL  # 75: a temporary failure
     if not receipt.routed:
-        print(f"close_day {day}: confirmed, but nobody has ever listened.", file=sys.stderr)
+        print(f"close_day {day}: confirmed, but not routed: no queue is bound.", file=sys.stderr)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Where code is pushed to: it says `commit.pushed`, and does not know who listens."""
+"""Hosts repositories: publishes `commit.pushed` for each commit."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ import msgspec
 
 from lightbus import Lightbus
 
-PREFIX = os.environ.get("DEMO_PREFIX", "")  # tells one demo from another on a shared broker
+PREFIX = os.environ.get("DEMO_PREFIX", "")  # separates demos that share a broker
 app = Lightbus(PREFIX + "forge")
 
 

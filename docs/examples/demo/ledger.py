@@ -1,4 +1,4 @@
-"""What each service has done, in a file of its own, where the demo reads it while the service works."""
+"""Records what each service has done, one SQLite file per service. The demo reads them for its table."""
 
 import functools
 import sqlite3
@@ -14,5 +14,5 @@ def _database(service: str) -> sqlite3.Connection:
 
 
 def enter(service: str, sha: str, *, what: str, lines: int) -> None:
-    """Note what was done for a commit. At least once is the promise: an event that comes twice counts once."""
+    """Record the work for a commit. Delivery is at least once: a duplicate changes nothing."""
     _database(service).execute("INSERT OR IGNORE INTO entries VALUES (?, ?, ?)", (sha, what, lines))

@@ -12,7 +12,7 @@ app = Lightbus(PREFIX + "stats")
 
 
 @attrs.frozen
-class Commit:  # stats' own view of somebody else's event: the fields that it needs, no others
+class Commit:  # this app's view of the event: only the fields that it needs
     repository: str
     sha: str
     insertions: int

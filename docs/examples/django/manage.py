@@ -1,4 +1,4 @@
-"""Django's own. Try it: python manage.py migrate, runserver, lightbus_worker, test"""
+"""Django's command-line utility. Try it: python manage.py migrate, runserver, lightbus_worker, test"""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The shop's tests, without a broker. Try it: pytest"""
+"""Tests of the shop, without a broker. Try it: pytest"""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ def test_an_order_is_confirmed_by_mail(on_bus: TestBus) -> None:
     assert len(on_bus.handled("confirm_by_mail")) == 1
 
 
-def test_who_cannot_be_served_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_publish_returns_503(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(event: object) -> None:
         raise PublishTimeout("no confirm")
 

@@ -1,4 +1,4 @@
-"""After, in a service of its own: lightbus worker after_celery_mail:app"""
+"""After, the mail service: it handles the event. Try it: lightbus worker after_celery_mail:app"""
 
 import smtplib
 

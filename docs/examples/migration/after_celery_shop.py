@@ -1,4 +1,4 @@
-"""After, in the shop: it says what happened, and does not know who acts on it."""
+"""After, the shop: it publishes an event, and does not depend on the applications that handle it."""
 
 import attrs
 

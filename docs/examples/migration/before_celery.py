@@ -1,4 +1,4 @@
-"""Before: the shop imports this, and calls `place_order`, which tells Celery what to do. Needs celery."""
+"""Before: the shop imports this module and calls `place_order`, which starts a Celery task. Needs celery."""
 
 import smtplib
 

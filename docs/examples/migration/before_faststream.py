@@ -1,4 +1,4 @@
-"""Before: a FastStream service that hears orders and says what it charged. Needs faststream[rabbit]."""
+"""Before: a FastStream service that consumes orders and publishes charges. Needs faststream[rabbit]."""
 
 from faststream import FastStream
 from faststream.rabbit import ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue

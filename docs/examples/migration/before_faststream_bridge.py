@@ -1,4 +1,4 @@
-"""In between: FastStream hears what a Lightbus app called `shop` says, and says something as `billing`."""
+"""In between: a FastStream service consumes events of the Lightbus app `shop`, and publishes as `billing`."""
 
 from faststream import FastStream
 from faststream.rabbit import ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue

@@ -1,4 +1,4 @@
-"""Says of each user in a file that they have registered. Try it: python import_users.py users.csv"""
+"""Publishes an event for each user in a CSV file. Try it: python import_users.py users.csv"""
 
 import csv
 import sys
@@ -21,7 +21,7 @@ class UserImported:
 def main(path: str) -> int:
     with open(path, newline="") as file:
         users = [UserImported(user_id=int(row["user_id"]), email=row["email"]) for row in csv.DictReader(file)]
-    with app:  # connects at once, or raises; waits at the end for what is on its way
+    with app:  # connects at once, or raises; at the end, waits for unconfirmed publishes
         try:
             app.publish_many_sync(users)
         except PublishManyError as error:
@@ -29,7 +29,7 @@ def main(path: str) -> int:
                 if isinstance(outcome, Exception):
                     print(f"{user.user_id}: {outcome}", file=sys.stderr)
             return 1
-    print(f"{len(users)} users: each is confirmed by the broker.")
+    print(f"{len(users)} users: all confirmed by the broker.")
     return 0
 
 

@@ -29,8 +29,8 @@ async def test_a_reminder_is_due_after_two_weeks(lightbus_bus: TestBus) -> None:
     assert [one.handler for one in lightbus_bus.handled(ReminderDue)] == ["report"]
 
 
-async def test_who_owes_nothing_is_not_charged(lightbus_bus: TestBus) -> None:
+async def test_zero_amount_is_rejected(lightbus_bus: TestBus) -> None:
     await place_order(lightbus_bus, "0")
-    [letter] = lightbus_bus.dead(charge)
-    assert letter.error == "Reject: nothing to pay"
+    [dead] = lightbus_bus.dead(charge)
+    assert dead.error == "Reject: nothing to pay"
     assert lightbus_bus.published(InvoicePaid) == []

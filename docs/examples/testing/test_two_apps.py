@@ -13,7 +13,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.anyio
-async def test_who_registers_is_greeted() -> None:
+async def test_a_new_user_is_greeted() -> None:
     async with TestBus(auth.app, welcome.app) as bus:
         await auth.app.publish(auth.UserRegistered(user_id=1, email="someone@example.com"))
         await bus.drain()

@@ -13,17 +13,17 @@ class Charging(IsolatedAsyncioTestCase):
     async def asyncSetUp(self) -> None:
         self.bus = await self.enterAsyncContext(TestBus(billing.app))
 
-    async def test_who_owes_nothing_is_not_charged(self) -> None:
+    async def test_zero_amount_is_rejected(self) -> None:
         await self.bus.publish("order.placed", ORDER, source="shop")
         await self.bus.drain()
-        assert [letter.error for letter in self.bus.dead()] == ["Reject: nothing to pay"]
+        assert [dead.error for dead in self.bus.dead()] == ["Reject: nothing to pay"]
 
 
 class ChargingInThreads(TestCase):
     def setUp(self) -> None:
         self.bus = self.enterContext(TestBus(billing.app))
 
-    def test_who_owes_nothing_is_not_charged(self) -> None:
+    def test_zero_amount_is_rejected(self) -> None:
         self.bus.publish_sync("order.placed", ORDER, source="shop")
         self.bus.drain_sync()
-        assert [letter.error for letter in self.bus.dead()] == ["Reject: nothing to pay"]
+        assert [dead.error for dead in self.bus.dead()] == ["Reject: nothing to pay"]

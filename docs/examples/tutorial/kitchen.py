@@ -1,10 +1,10 @@
-"""Cooks what was ordered anywhere. Try it: lightbus worker kitchen:app"""
+"""Cooks each order. Try it: lightbus worker kitchen:app"""
 
 import attrs
 
 from lightbus import Lightbus, Message, Retry
 
-app = Lightbus("kitchen", retry=Retry(delays=(1, 2)))  # short pauses, for this tutorial
+app = Lightbus("kitchen", retry=Retry(delays=(1, 2)))  # short delays, for this tutorial
 
 RECIPES = {
     "margherita": "tomato, mozzarella, basil",
@@ -13,7 +13,7 @@ RECIPES = {
 
 
 @attrs.frozen
-class Order:  # what the kitchen needs of an order; it ignores the other fields
+class Order:  # the kitchen's view of the event: only the fields that it needs
     dish: str
 
 

@@ -1,4 +1,4 @@
-"""Takes orders, and says so. Try it: python shop.py margherita marinara"""
+"""Publishes an event for each order. Try it: python shop.py margherita marinara"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the shop says."""
+"""The events of the shop."""
 
 from uuid import UUID
 
@@ -7,7 +7,7 @@ from django.conf import settings
 
 from lightbus import Lightbus
 
-bus = Lightbus("shop", url=settings.LIGHTBUS_URL, publish_timeout=3)  # seconds: an HTTP client waits for it
+bus = Lightbus("shop", url=settings.LIGHTBUS_URL, publish_timeout=3)  # seconds: an HTTP client waits for the publish
 
 
 @bus.event  # published as "order.placed"

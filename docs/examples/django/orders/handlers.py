@@ -1,4 +1,4 @@
-"""What the shop does about events. Plain functions: Lightbus runs them in threads, where Django's ORM works."""
+"""The handlers of the shop. They are sync functions: Lightbus runs them in threads, where Django's ORM works."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from orders.models import Order
 
 
 def with_database(function: Callable[..., None]) -> Callable[..., None]:
-    """Do for a handler what Django does for a request: give back its thread's connections, before and after."""
+    """Close unusable database connections before and after the handler, as Django does for a request."""
 
     @functools.wraps(function)
     def run(*arguments: Any) -> None:
@@ -29,5 +29,5 @@ def with_database(function: Callable[..., None]) -> Callable[..., None]:
 @with_database
 def confirm(placed: OrderPlaced, message: Message) -> None:
     changed = Order.objects.filter(id=placed.order_id, confirmed=False).update(confirmed=True)
-    if changed:  # an event may come twice; the second one changes nothing
+    if changed:  # a duplicate changes nothing
         print(f"A mail to {placed.email}: we have your order {placed.order_id}.", flush=True)

@@ -1,4 +1,4 @@
-"""The shop's tests, without a broker. Try it: python manage.py test"""
+"""Tests of the shop, without a broker. Try it: python manage.py test"""
 
 from unittest import mock
 from uuid import UUID
@@ -16,7 +16,7 @@ ID = UUID("3f6c0f0e-8f5a-4a51-9a3b-0d9a3c1e7b10")
 PATH = f"/orders/{ID}"
 
 
-class Orders(TransactionTestCase):  # not TestCase: handlers run in threads, which see only what has been committed
+class Orders(TransactionTestCase):  # not TestCase: handlers run in threads, which see only committed data
     def setUp(self) -> None:
         self.bus = self.enterContext(TestBus(bus))
 
@@ -28,7 +28,7 @@ class Orders(TransactionTestCase):  # not TestCase: handlers run in threads, whi
         self.bus.drain_sync()
         assert Order.objects.get(id=ID).confirmed
 
-    def test_what_is_rolled_back_is_not_published(self) -> None:
+    def test_a_rolled_back_order_is_not_published(self) -> None:
         with transaction.atomic():
             assert self.place() == 202
             transaction.set_rollback(True)
@@ -36,7 +36,7 @@ class Orders(TransactionTestCase):  # not TestCase: handlers run in threads, whi
         assert self.bus.published(OrderPlaced) == []
         assert not Order.objects.exists()
 
-    def test_who_cannot_be_served_is_told_to_come_again(self) -> None:
+    def test_a_failed_publish_returns_503(self) -> None:
         with mock.patch.object(bus, "publish_sync", side_effect=PublishTimeout("no confirm")):
             assert self.place() == 503
         assert Order.objects.exists()

@@ -3,7 +3,7 @@ from pathlib import Path
 
 LIGHTBUS_URL = os.environ.get("LIGHTBUS_URL", "sqlite://")  # in production: amqp://user:password@host:5672/vhost
 
-SECRET_KEY = os.environ.get("SECRET_KEY", "only for trying it out")
+SECRET_KEY = os.environ.get("SECRET_KEY", "for local use only")
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 INSTALLED_APPS = ["orders"]
 ROOT_URLCONF = "shop.urls"

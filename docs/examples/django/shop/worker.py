@@ -1,4 +1,4 @@
-"""What a worker loads: Django first, then the handlers. `lightbus worker shop.worker:bus` works as well."""
+"""The module that a worker imports: it sets up Django, then imports the handlers."""
 
 import os
 

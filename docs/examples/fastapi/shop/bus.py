@@ -1,4 +1,4 @@
-"""What the shop says, and what it does about it later. The worker: lightbus worker shop.bus:bus"""
+"""The events of the shop, and their handlers. Start the worker: lightbus worker shop.bus:bus"""
 
 from uuid import UUID
 
@@ -6,7 +6,7 @@ import attrs
 
 from lightbus import Lightbus
 
-bus = Lightbus("shop", publish_timeout=3)  # seconds: an HTTP client waits for it
+bus = Lightbus("shop", publish_timeout=3)  # seconds: an HTTP client waits for the publish
 
 
 @bus.event  # published as "order.placed"

@@ -1,4 +1,4 @@
-"""The shop over HTTP: flask takes an order, the worker does the rest. Try it: flask --app shop run"""
+"""The HTTP API of the shop: it publishes an event for each order. Try it: flask --app shop run"""
 
 from uuid import UUID
 
@@ -15,11 +15,11 @@ def create_app() -> Flask:
     return app
 
 
-def place_order(order_id: UUID) -> tuple[dict[str, str], int]:  # the client chooses the id, so that it may ask twice
+def place_order(order_id: UUID) -> tuple[dict[str, str], int]:  # the client chooses the id: it may repeat a request
     receipt = bus.publish_sync(OrderPlaced(order_id=order_id, email=request.get_json()["email"]))
     return {"event": receipt.id}, 202
 
 
 def not_published(error: Exception) -> tuple[dict[str, str], int, dict[str, str]]:
-    # Not for certain: a publish that timed out may have arrived. The client repeats it, with the same order_id.
+    # A publish that timed out may have arrived. The client repeats the request with the same order_id.
     return {"error": "The order could not be taken. Try again."}, 503, {"Retry-After": "5"}

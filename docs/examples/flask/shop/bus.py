@@ -1,4 +1,4 @@
-"""What the shop says, and what it does about it later. The worker: lightbus worker shop.bus:bus"""
+"""The events of the shop, and their handlers. Start the worker: lightbus worker shop.bus:bus"""
 
 from uuid import UUID
 
@@ -6,7 +6,7 @@ import attrs
 
 from lightbus import Lightbus
 
-bus = Lightbus("shop", publish_timeout=3)  # seconds: an HTTP client waits for it
+bus = Lightbus("shop", publish_timeout=3)  # seconds: an HTTP client waits for the publish
 
 
 @bus.event  # published as "order.placed"
@@ -17,5 +17,5 @@ class OrderPlaced:
 
 
 @bus.on(OrderPlaced)
-def confirm_by_mail(order: OrderPlaced) -> None:  # a plain function: it runs in a thread of the worker
+def confirm_by_mail(order: OrderPlaced) -> None:  # a sync function runs in a thread of the worker
     print(f"A mail to {order.email}: we have your order {order.order_id}.", flush=True)

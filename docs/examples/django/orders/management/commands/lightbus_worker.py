@@ -1,4 +1,4 @@
-"""`python manage.py lightbus_worker`: the worker, with Django's settings. Its options come after `--`."""
+"""Runs the worker with Django's settings: `python manage.py lightbus_worker`. Worker options follow `--`."""
 
 from argparse import ArgumentParser
 
@@ -8,7 +8,7 @@ from lightbus.cli import main
 
 
 class Command(BaseCommand):
-    help = "Handle the shop's events until stopped, as `lightbus worker` does."
+    help = "Handle the shop's events until stopped, like `lightbus worker`."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("options", nargs="*", help="of `lightbus worker`, as in -- --processes 2 --queue main")

@@ -1,4 +1,4 @@
-"""The app of the worker processes: `lightbus worker tests.faults.listener:app`. Set up through the environment."""
+"""The app of the worker processes: `lightbus worker tests.faults.handlers:app`. The environment configures it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def handle(thing: ThingHappened, message: Message) -> None:
     match what:
         case "crash":
             os._exit(99)
-        case "block":  # as a mistake would: nothing else runs in this event loop meanwhile
+        case "block":  # a bug: nothing else runs in this event loop in the meantime
             time.sleep(float(seconds))  # noqa: ASYNC251
         case "hold":
             if not message.redelivered:

@@ -1,7 +1,7 @@
-// Hears who registers anywhere. Try it: node listen.js amqp://guest:guest@localhost:5672/
+// Handles user events of all apps. Try it: node subscribe.js amqp://guest:guest@localhost:5672/
 import amqp from "amqplib";
 
-const queue = "newsletter"; // named as the application that listens
+const queue = "newsletter"; // the name of the subscribing application
 const connection = await amqp.connect(process.argv[2], { timeout: 5000 });
 const channel = await connection.createChannel();
 
@@ -11,7 +11,7 @@ await channel.assertQueue(queue, {
   durable: true,
   arguments: {
     "x-queue-type": "quorum",
-    "x-delivery-limit": 5, // then it is dead, so that one bad event does not go round for ever
+    "x-delivery-limit": 5, // then it becomes a dead letter
     "x-dead-letter-exchange": "",
     "x-dead-letter-routing-key": `${queue}.dead`,
     "x-dead-letter-strategy": "at-least-once",
@@ -22,7 +22,7 @@ await channel.bindQueue(queue, "lightbus", "user.*");
 await channel.prefetch(100);
 
 await channel.consume(queue, (message) => {
-  if (message === null) throw new Error("The queue was deleted."); // else we would wait for ever
+  if (message === null) throw new Error("The queue was deleted."); // otherwise this program would wait forever
   try {
     const event = JSON.parse(message.content);
     console.log(`${message.fields.routingKey} from ${message.fields.exchange}: ${event.email}`);
@@ -34,5 +34,5 @@ await channel.consume(queue, (message) => {
 });
 console.log("Ready.");
 
-process.once("SIGTERM", () => connection.close()); // what is not acked is delivered again
-connection.on("close", (error) => process.exit(error ? 1 : 0)); // whoever started it starts it again
+process.once("SIGTERM", () => connection.close()); // unacknowledged events are redelivered
+connection.on("close", (error) => process.exit(error ? 1 : 0)); // the process manager restarts it
