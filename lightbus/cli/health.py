@@ -1,4 +1,4 @@
-"""`lightbus health`: does anybody handle this app's events? For people in a hurry, and for probes."""
+"""`lightbus health`: checks that an app's events are handled. For probes and scripts."""
 
 from __future__ import annotations
 
@@ -58,21 +58,22 @@ def health(target: str, as_json: bool) -> None:
 
 
 def _ask(app: Lightbus, target: str) -> tuple[list[str], list[dict[str, Any]]]:
-    from lightbus import errors, inspection
+    from lightbus import errors
     from lightbus.connection.diagnosis import LOST, describe
     from lightbus.connection.dial import address_of
+    from lightbus.inspection.states import consumed, queue_states
 
     try:
         connection = app.broker.connect(f"lightbus {app.name} health")
         try:
-            states = inspection.queue_states(connection, inspection.consumed(app))
+            states = queue_states(connection, consumed(app))
         except LOST as error:
             raise describe(error, address_of(connection, app.broker)) from error
         finally:
             connection.close()
     except errors.BrokerError as error:
         return [str(error)], []
-    if not app.handlers:  # it subscribes to nothing, so only what waits there needs a worker
+    if not app.handlers:  # then only a queue with ready events needs a worker
         states = [state for state in states if state.ready]
     problems = []
     for state in states:

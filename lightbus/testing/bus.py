@@ -32,7 +32,7 @@ from lightbus import event as events
 from lightbus.app import Lightbus
 from lightbus.connection.declare import declare
 from lightbus.connection.dial import BrokerAddresses
-from lightbus.dead_letters.letter import Letter
+from lightbus.dead_letters.letter import DeadLetter
 from lightbus.dead_letters.queue import opened
 from lightbus.event import EventType
 from lightbus.handler import Handler
@@ -614,7 +614,7 @@ class TestBus:
                 found += [self._dead_record(app, letter) for letter in queue.letters()]
         return found
 
-    def _dead_record(self, app: Lightbus, letter: Letter) -> Dead:
+    def _dead_record(self, app: Lightbus, letter: DeadLetter) -> Dead:
         handler = None if letter.handler is None else app.handlers.get(letter.handler)
         message = attrs.evolve(
             codec.read_message(app.name, letter.delivery),

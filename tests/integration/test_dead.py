@@ -20,10 +20,10 @@ import pytest
 
 from lightbus import Lightbus, Retry
 from lightbus.cli import tables
-from lightbus.cli.dead import NONE
+from lightbus.cli.dead.reading import NONE
 from lightbus.connection.declare import declare
 from lightbus.dead_letters.actions import Outcome, retry
-from lightbus.dead_letters.letter import Filter, read_letter, retry_publication
+from lightbus.dead_letters.letter import Filter, read_dead_letter, retry_publication
 from lightbus.dead_letters.queue import FIRST_WINDOW, opened
 from lightbus.transport import Delivery, Publication
 from lightbus.wire import codec, topology
@@ -278,11 +278,10 @@ def test_a_slow_retry_keeps_few_letters_at_a_time(url: str, monkeypatch: pytest.
     put_letters(url, 20)
     outcome = Outcome()
     app = app_of(url)
-    with app, opened(app) as queue:
-        least: list[int] = []
-        queue.on_look = lambda: least.append(ready(url, "billing.dead"))
+    left: list[int] = []
+    with app, opened(app, on_read=lambda _: left.append(ready(url, "billing.dead"))) as queue:
         retry(queue, Filter(), outcome, limit=3, rate=3)
-        assert min(least) >= 12, "RabbitMQ wants each back within 30 minutes"
+        assert min(left) >= 12, "RabbitMQ wants each back within 30 minutes"
     assert outcome.done == 3
 
 
@@ -679,7 +678,7 @@ def _requeued_until_dead(channel: Any) -> bool:
 
 
 def letter_of(properties: Any, exchange: str = "billing.internal") -> Any:
-    return read_letter("billing", Delivery(None, 1, False, exchange, "dead", properties, b"{}"))  # type: ignore[arg-type]
+    return read_dead_letter("billing", Delivery(None, 1, False, exchange, "dead", properties, b"{}"))  # type: ignore[arg-type]
 
 
 def broken() -> dict[str, Any]:
@@ -710,7 +709,7 @@ def broken() -> dict[str, Any]:
 def test_any_letter_can_be_read_and_published_again(properties: Any) -> None:
     letter = letter_of(properties)
     assert letter.id
-    assert Filter(older=5.0).fits(letter, 0.0) is False
+    assert Filter(older=5.0).matches(letter, 0.0) is False
     assert retry_publication(letter).exchange == "billing.internal"
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from lightbus import Lightbus, Retry
 from lightbus.connection.declare import declare
-from lightbus.inspection import _clock, _version  # pyright: ignore[reportPrivateUsage]
+from lightbus.inspection.broker import version as check_version
+from lightbus.inspection.trial import clock as check_clock
 from lightbus.transport import Delivery, Publication
 from lightbus.wire import topology
 from tests import rabbitmq as nodes
@@ -243,13 +244,13 @@ def test_a_wrong_password_is_told_from_a_broker_that_is_away(folder: Path, rabbi
     ],
 )
 def test_versions_that_will_do(product: str, version: str, level: str) -> None:
-    assert _version({"product": product, "version": version}).level == level
+    assert check_version({"product": product, "version": version}).level == level
 
 
 @pytest.mark.parametrize(("death", "level"), [(1000, "ok"), (1004, "ok"), (1100, "warn"), (900, "warn"), ("?", "note")])
 def test_a_clock_that_is_off(death: Any, level: str) -> None:
     letter = Delivery(None, 1, False, "", "", {"headers": {"x-death": [{"time": death}]}}, b"")  # type: ignore[arg-type]
-    assert _clock(letter, 1000.2, 1000.4).level == level
+    assert check_clock(letter, 1000.2, 1000.4).level == level
 
 
 def test_a_source_that_may_be_a_typing_error_is_reported(tmp_path: Path, url: str) -> None:

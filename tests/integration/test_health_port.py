@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from lightbus import Lightbus
-from lightbus.worker import health
+from lightbus.worker import health_server
 from lightbus.worker.worker import Worker
 from tests.integration.test_health import BUS, probe
 from tests.patience import LIMIT, wait_until
@@ -27,10 +27,10 @@ FILES = {"billing.py": BUS + '\n@app.event("invoice.paid")\nclass Paid:\n    num
 
 
 @pytest.fixture
-def server() -> Iterator[health.HealthServer]:
+def server() -> Iterator[health_server.HealthServer]:
     app = Lightbus("billing", url="memory://")
     app.on("invoice.*")(lambda invoice: None)
-    server = health.HealthServer(Worker(app), "127.0.0.1", 0)
+    server = health_server.HealthServer(Worker(app), "127.0.0.1", 0)
     yield server
     server.close()
 
@@ -68,7 +68,7 @@ def is_closed(client: socket.socket) -> bool:
         (b"GET /livez HTTP/1.1\r\nX: " + b"x" * 10_000, b"400 Bad Request"),
     ],
 )
-def test_each_request_gets_one_answer(server: health.HealthServer, request_line: bytes, status: bytes) -> None:
+def test_each_request_gets_one_answer(server: health_server.HealthServer, request_line: bytes, status: bytes) -> None:
     server.start()
     head, _, body = ask(server.port, request_line + b"\r\nHost: billing\r\n\r\n").partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 " + status + b"\r\n")
@@ -81,9 +81,9 @@ def test_each_request_gets_one_answer(server: health.HealthServer, request_line:
 
 
 def test_a_request_that_never_ends_is_cut_off_though_bytes_keep_coming(
-    server: health.HealthServer, monkeypatch: pytest.MonkeyPatch
+    server: health_server.HealthServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(health_server, "TIME_LIMIT", 0.5)
     server.start()
     with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT) as slow:
         slow.sendall(b"GET /livez HTTP/1.1\r\n")
@@ -98,21 +98,21 @@ def test_a_request_that_never_ends_is_cut_off_though_bytes_keep_coming(
 
 
 def test_so_is_an_answer_that_is_not_read_to_its_end(
-    server: health.HealthServer, monkeypatch: pytest.MonkeyPatch
+    server: health_server.HealthServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(health_server, "TIME_LIMIT", 0.5)
     server.start()
     with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT) as idle:
         idle.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
         wait_until(lambda: not server._connections and idle.recv(1), "the server closes the connection")
 
 
-def test_of_too_many_connections_the_oldest_is_closed(server: health.HealthServer) -> None:
+def test_of_too_many_connections_the_oldest_is_closed(server: health_server.HealthServer) -> None:
     server.start()
     with contextlib.ExitStack() as opened:
         clients = [
             opened.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT))
-            for _ in range(health.MOST_CONNECTIONS + 1)
+            for _ in range(health_server.MOST_CONNECTIONS + 1)
         ]
         wait_until(lambda: is_closed(clients[0]), "the oldest is closed")
         clients[-1].settimeout(LIMIT)
@@ -120,7 +120,7 @@ def test_of_too_many_connections_the_oldest_is_closed(server: health.HealthServe
         assert clients[-1].recv(15) == b"HTTP/1.1 200 OK"
 
 
-def test_without_descriptors_it_pauses_and_answers_once_there_are_some(server: health.HealthServer) -> None:
+def test_without_descriptors_it_pauses_and_answers_once_there_are_some(server: health_server.HealthServer) -> None:
     real, tried = server._listener, list[float]()
 
     class Listener:
@@ -136,7 +136,7 @@ def test_without_descriptors_it_pauses_and_answers_once_there_are_some(server: h
     server._listener = Listener()  # type: ignore[assignment]
     server.start()
     assert ask(server.port, b"GET /livez HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
-    assert all(later - earlier >= health.NO_ROOM_PAUSE for earlier, later in itertools.pairwise(tried[:4]))
+    assert all(later - earlier >= health_server.NO_ROOM_PAUSE for earlier, later in itertools.pairwise(tried[:4]))
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")

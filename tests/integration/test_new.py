@@ -26,7 +26,7 @@ import yaml
 
 from lightbus import __version__
 from lightbus.cli import main, new
-from lightbus.cli.dead import NONE
+from lightbus.cli.dead.reading import NONE
 from lightbus.wire import topology
 from tests import rabbitmq as nodes
 from tests.processes import LIGHTBUS, LIMIT, ROOT, Program, environment, lightbus, wait_until

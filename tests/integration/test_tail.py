@@ -18,7 +18,7 @@ import amqp.exceptions
 import pytest
 
 from lightbus import Lightbus
-from lightbus.cli.tail import _condition
+from lightbus.cli.tail.conditions import Condition
 from lightbus.connection.declare import declare
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.tail import HELD, QUEUE_LIMIT, Tail, Taken
@@ -149,9 +149,9 @@ def test_patterns_source_and_where_choose(folder: Path, url: str) -> None:
 def test_where(condition: str, payload: Any, fits: bool | None) -> None:
     if fits is None:
         with pytest.raises(Exception, match="is not FIELD=VALUE"):
-            _condition(condition)
+            Condition.parse(condition)
     else:
-        assert _condition(condition).fits(payload) is fits
+        assert Condition.parse(condition).matches(payload) is fits
 
 
 def test_each_event_is_one_line_of_json_whatever_it_is(folder: Path, url: str) -> None:

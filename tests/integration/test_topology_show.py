@@ -13,7 +13,7 @@ import pytest
 from lightbus import Lightbus, Retry
 from lightbus.cli import mermaid, picture
 from lightbus.connection.declare import declare
-from lightbus.inspection import States, states
+from lightbus.inspection.states import States, states
 from lightbus.transport import Publication
 from tests.bus import connected
 from tests.processes import lightbus, wait_until
@@ -34,13 +34,13 @@ def report(invoice: dict): ...
 """
 
 TABLE = """\
-EXCHANGE          TYPE             WHAT FOR
+EXCHANGE          TYPE             PURPOSE
 lightbus          topic, internal  events of all apps
 shop              topic            events of shop
 billing           topic            events of billing
 billing.internal  direct           retries and dead letters
 
-QUEUE                      WHAT FOR
+QUEUE                      PURPOSE
 billing.dead               dead letters
 billing.main               handled by keep_account, charge
 billing.retry.1s           waits 1 s, then back (main)

@@ -57,7 +57,8 @@ INNER_ORDER = {
     "publishing": ["publisher"],
     "consuming": ["acks", "watchdog", "credit", "stall", "connection", "threads", "dispatcher"],
     "dead_letters": ["letter", "queue", "actions"],
-    "worker": ["worker", "supervisor", "health"],
+    "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
+    "worker": ["worker", "process", "reload", "supervisor", "health", "health_server"],
     "testing": ["records", "host", "bus"],
 }
 """The same within a package."""
