@@ -79,7 +79,7 @@ def test_ctrl_c_at_a_question_is_an_interrupt_and_ctrl_d_is_a_no(
                     if not (more := os.read(terminal, 1024)):
                         break
                     shown += more
-                elif b"called?" in shown:  # again, if need be: Python loses one that comes just before it reads
+                elif b"of the service?" in shown:  # again, if need be: Python loses one that comes just before it reads
                     os.write(terminal, key)
         assert process.wait(LIMIT) == status
     os.close(terminal)
