@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
@@ -53,6 +53,77 @@ class Taken:
     """The queue was full, so the broker may have dropped more. Their number is not known."""
 
 
+class Buffer:
+    """Events that were read but not taken, bounded in number and bytes. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[Delivery, float]] = deque()
+        self._bytes = 0
+        self._dropped = 0
+        self._overrun = False
+        self._ended: errors.BrokerError | None = None
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def newest(self) -> Delivery | None:
+        with self._changed:
+            return self._events[-1][0] if self._events else None
+
+    @property
+    def dropped(self) -> int:
+        """The number of dropped events since the last one that was taken."""
+        return self._dropped
+
+    def left(self) -> int:
+        """The number of events that were put and not taken, including dropped ones."""
+        with self._changed:
+            return len(self._events) + self._dropped
+
+    def put(self, deliveries: Iterable[Delivery], *, overrun: bool) -> None:
+        """Add events, and drop the oldest ones if there are too many.
+
+        Args:
+            overrun: the broker may have dropped events before these.
+        """
+        received = time.time()
+        with self._changed:
+            self._overrun |= overrun
+            for delivery in deliveries:
+                self._events.append((delivery, received))
+                self._bytes += len(delivery.body)
+                while len(self._events) > HELD or (self._bytes > HELD_BYTES and len(self._events) > 1):
+                    self._bytes -= len(self._events.popleft()[0].body)
+                    self._dropped += 1
+            self._changed.notify_all()
+
+    def take(self, timeout: float) -> Taken | None:
+        """The oldest event, or None if there was none within `timeout` seconds.
+
+        Raises:
+            errors.BrokerError: the buffer is empty, and `end` was called with this error.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._ended, timeout)
+            if not self._events:
+                if self._ended is not None:
+                    raise self._ended
+                return None
+            delivery, received = self._events.popleft()
+            self._bytes -= len(delivery.body)
+            taken = Taken(delivery, received, self._dropped, self._overrun)
+            self._dropped, self._overrun = 0, False
+            return taken
+
+    def end(self, error: errors.BrokerError) -> None:
+        """Let `take` raise this error when the buffer is empty."""
+        with self._changed:
+            self._ended = error
+            self._changed.notify_all()
+
+
 class Tail(ConnectionThread):
     """A thread that consumes from the bus with an exclusive queue, which is deleted with its connection.
 
@@ -80,17 +151,11 @@ class Tail(ConnectionThread):
         self.keep = keep
         self.place = place or broker.masked
         self.queue = ""
-        self.fatal: errors.BrokerError | None = None
-        """Why it has ended; None while it runs."""
+        self.buffer = Buffer()
         self._channel: Channel | None = None
         self._arrived: list[Delivery] = []
         self._fault: str | None = None
         self._next_check = 0.0
-        self._held: deque[tuple[Delivery, float]] = deque()
-        self._held_bytes = 0
-        self._dropped = 0
-        self._overrun = False
-        self._changed = threading.Condition()
 
     def take(self, timeout: float) -> Taken | None:
         """The next event, or None if there was none within `timeout` seconds.
@@ -98,22 +163,11 @@ class Tail(ConnectionThread):
         Raises:
             errors.BrokerError: the tail has ended.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._held or self.fatal, timeout)
-            if not self._held:
-                if self.fatal is not None:
-                    raise self.fatal
-                return None
-            delivery, received = self._held.popleft()
-            self._held_bytes -= len(delivery.body)
-            taken = Taken(delivery, received, self._dropped, self._overrun)
-            self._dropped, self._overrun = 0, False
-            return taken
+        return self.buffer.take(timeout)
 
     def left(self) -> int:
         """The number of events that were read but not taken."""
-        with self._changed:
-            return len(self._held) + self._dropped
+        return self.buffer.left()
 
     # --- the connection's thread
 
@@ -133,10 +187,11 @@ class Tail(ConnectionThread):
             channel.queue_bind(self.queue, BUS, pattern)
         channel.basic_qos(0, PREFETCH, False)
         self._arrived, self._fault, self._channel = [], None, channel
-        channel.consume(self.queue, self._arrived.append, on_cancel=self._cancelled)
+        channel.consume(self.queue, self._arrived.append, on_cancel=self.consumer_cancelled)
         logger.info("Listening for %s on %s.", ", ".join(self.patterns), self.place)
 
-    def _cancelled(self, _consumer_tag: str) -> None:
+    def consumer_cancelled(self, _consumer_tag: str) -> None:
+        """The broker has cancelled the consumer. The connection is replaced."""
         self._fault = f"the queue {self.queue} was deleted"
 
     def work(self) -> float:
@@ -146,32 +201,21 @@ class Tail(ConnectionThread):
             batch = self._arrived[:]
             self._arrived.clear()
             assert self._channel is not None
-            self._check_length(len(batch))
+            overrun = self._may_have_overrun(len(batch))
             self._channel.basic_ack(batch[-1].delivery_tag, multiple=True)
-            self._keep(batch)
+            self.buffer.put(filter(self.keep, batch), overrun=overrun)
         return 0.0 if self._arrived else IDLE
 
-    def _check_length(self, batch: int) -> None:
+    def _may_have_overrun(self, batch: int) -> bool:
         """Check whether the queue may have been full, before the acks let the broker send more. It was if this process
         was stopped or too slow. Small batches mean that it is fast enough.
         """
         if batch < MANY and time.monotonic() < self._next_check:
-            return
+            return False
         assert self._channel is not None
-        ready = self._channel.queue_declare(self.queue, passive=True)[1]
-        self._overrun |= ready + batch >= QUEUE_LIMIT
+        ready = int(self._channel.queue_declare(self.queue, passive=True)[1])
         self._next_check = time.monotonic() + 1.0
-
-    def _keep(self, batch: Sequence[Delivery]) -> None:
-        received = time.time()
-        with self._changed:
-            for delivery in filter(self.keep, batch):
-                self._held.append((delivery, received))
-                self._held_bytes += len(delivery.body)
-                while len(self._held) > HELD or (self._held_bytes > HELD_BYTES and len(self._held) > 1):
-                    self._held_bytes -= len(self._held.popleft()[0].body)
-                    self._dropped += 1
-            self._changed.notify_all()
+        return ready + batch >= QUEUE_LIMIT
 
     def lost(self, error: BaseException) -> None:
         self._channel = None
@@ -183,9 +227,7 @@ class Tail(ConnectionThread):
             logger.error("%s Trying again.", error)
             return
         self.stopping = True
-        with self._changed:
-            self.fatal = error
-            self._changed.notify_all()
+        self.buffer.end(error)
 
     def closing(self) -> None:
         if self._channel is not None:

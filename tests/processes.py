@@ -132,7 +132,7 @@ def working(target: str, *options: str, folder: Path, url: str) -> Iterator[Prog
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs (one that ended, and that nobody has asked about, does not)."""
+    """Whether a process is running (a zombie is not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):

@@ -22,7 +22,7 @@ Examples:
 \b
 Exit codes:
   0  the broker answers, and if the app has handlers, each queue exists and has a consumer
-  1  unhealthy: the output says what is wrong, and what to do
+  1  unhealthy: the output shows the problem and the next step
   2  the command line or MODULE:ATTR is invalid
 
 \b

@@ -70,10 +70,10 @@ class ShowsByDefault(click.Group):
             args = ["show", *args]
         return super().parse_args(ctx, args)
 
-    def _means_a_command(self, word: str) -> bool:
+    def _means_a_command(self, name: str) -> bool:
         """True for a misspelt command, too, so that the error is about the command and not about a module."""
-        return word in self.commands or (
-            ":" not in word and bool(difflib.get_close_matches(word, self.commands, 1, 0.8))
+        return name in self.commands or (
+            ":" not in name and bool(difflib.get_close_matches(name, self.commands, 1, 0.8))
         )
 
 

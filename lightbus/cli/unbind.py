@@ -24,7 +24,7 @@ To list the bindings on RabbitMQ:
 
 \b
 Exit codes:
-  0  the binding does not exist (any more)
+  0  the binding no longer exists, or never did
   1  a handler needs it; the queue or exchange does not exist; the broker refused
   2  the command line or MODULE:ATTR is invalid
 """

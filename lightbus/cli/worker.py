@@ -89,7 +89,7 @@ Exit codes:
     type=click.Choice(["asyncio", "trio"]),
     default="asyncio",
     show_default=True,
-    help="The event loop; asyncio uses uvloop where it is installed.",
+    help="The event loop; asyncio uses uvloop if it is installed.",
 )
 @click.option(
     "--health-port",

@@ -84,7 +84,7 @@ class DeadQueue:
         self._reads_ahead = True
         self._over = False
 
-    def letters(self) -> Iterator[DeadLetter]:
+    def dead_letters(self) -> Iterator[DeadLetter]:
         """The dead letters that existed at the start, in the order of the queue."""
         while self.seen < self.count:
             self.beat()
@@ -99,7 +99,7 @@ class DeadQueue:
     def matching(self, wanted: Filter) -> Iterator[DeadLetter]:
         """Those of them that the filter selects."""
         now = time.time()
-        return (one for one in self.letters() if wanted.matches(one, now))
+        return (one for one in self.dead_letters() if wanted.matches(one, now))
 
     def _next(self) -> Delivery | None:
         """The next one; None if the queue is empty."""

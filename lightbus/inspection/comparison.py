@@ -24,11 +24,11 @@ def differences(
     try:
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
-        words = words_of(error)
-        if "inequivalent arg" not in words:
+        answer = words_of(error)
+        if "inequivalent arg" not in answer:
             return [Finding("fail", "topology", str(describe(error, address)), "See above.")]
-        text = f"It differs from what the app declares: {words}."
-        return [Finding("fail", "topology", text, way_out(words, address))]
+        text = f"It differs from what the app declares: {answer}."
+        return [Finding("fail", "topology", text, way_out(answer, address))]
     except amqp.exceptions.AccessRefused as error:
         if restricted:  # as intended: only an administrator may configure the bus
             return []

@@ -611,7 +611,7 @@ class TestBus:
         found: list[Dead] = []
         for app in self.apps:
             with opened(app) as queue:
-                found += [self._dead_record(app, letter) for letter in queue.letters()]
+                found += [self._dead_record(app, letter) for letter in queue.dead_letters()]
         return found
 
     def _dead_record(self, app: Lightbus, letter: DeadLetter) -> Dead:

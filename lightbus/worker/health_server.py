@@ -48,7 +48,7 @@ class HealthServer:
         """
         self._worker = worker
         try:
-            self._listener = _listen(host, port)
+            self.listener = _listen(host, port)
             self._selector = selectors.DefaultSelector()
         except (OSError, OverflowError) as error:
             number = getattr(error, "errno", None) or 0  # below 0 if the address cannot be resolved
@@ -62,8 +62,12 @@ class HealthServer:
         """When to accept again, after the process had no file descriptor left."""
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="lightbus health", daemon=True)
-        self.port = int(self._listener.getsockname()[1])
+        self.port = int(self.listener.getsockname()[1])
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections)
 
     def start(self) -> None:
         self._thread.start()
@@ -73,7 +77,7 @@ class HealthServer:
         self._thread.join()
 
     def _serve(self) -> None:
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self.listener, selectors.EVENT_READ)
         try:
             while not self._closing:
                 ready = self._selector.select(self._pause())
@@ -87,7 +91,7 @@ class HealthServer:
             for connection in [*self._connections]:
                 self._close(connection)
             self._selector.close()
-            self._listener.close()
+            self.listener.close()
 
     def _pause(self) -> float:
         due = [next(iter(self._connections)).deadline] if self._connections else []
@@ -101,19 +105,19 @@ class HealthServer:
             self._close(oldest)
         if self._accept_at is not None and self._accept_at <= now:
             self._accept_at = None
-            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._selector.register(self.listener, selectors.EVENT_READ)
 
     def _accept(self) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
             try:
-                accepted, _ = self._listener.accept()
+                accepted, _ = self.listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:
                 # The process has no file descriptor left. Another attempt would fail at once.
                 if self._connections:
                     self._close(next(iter(self._connections)))
-                self._selector.unregister(self._listener)
+                self._selector.unregister(self.listener)
                 self._accept_at = time.monotonic() + NO_ROOM_PAUSE
                 return
             accepted.setblocking(False)

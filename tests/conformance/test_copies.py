@@ -143,7 +143,7 @@ def _count(app: Lightbus, queue: str = "dead") -> int:
 
 def _read(app: Lightbus) -> list[DeadLetter]:
     with opened(app) as queue:
-        return list(queue.letters())
+        return list(queue.dead_letters())
 
 
 def _retry(app: Lightbus, outcome: actions.Outcome, trust_origin: bool) -> None:

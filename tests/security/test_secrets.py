@@ -283,7 +283,7 @@ def test_so_do_dead_letters_and_connections_open_and_closed(rabbitmq: Node, rabb
     channel.publish([Publication("shop.internal", "dead", b"{}", {"headers": {}})])
     wait_until(lambda: channel.queue_declare("shop.dead", passive=True).message_count == 1, "a dead letter")
     queue = DeadQueue(app, connection)
-    letter = next(queue.letters())
+    letter = next(queue.dead_letters())
     things = [letter, letter.delivery, queue, queue.channel, connection]
     for thing in things:
         for made in taken_apart(thing):

@@ -23,7 +23,7 @@ Examples:
 
 \b
 To keep a copy first:
-  lightbus dead show billing.bus:app --all --json > letters.json
+  lightbus dead show billing.bus:app --all --json > dead-letters.json
 
 \b
 Exit codes:
