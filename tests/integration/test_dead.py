@@ -445,7 +445,7 @@ def test_a_missing_queue_an_empty_queue_and_a_missing_broker_are_distinguished(
         declare(connection, app_of(url).topology())
     assert dead("list").stdout == f"{NONE}\n"
     assert dead("list", "--json").stdout == "[]\n"
-    assert "no dead dead_letter of 'billing' has an id that begins with 'abc'" in dead("show", "abc").stderr
+    assert "no dead letter of 'billing' has an id that begins with 'abc'" in dead("show", "abc").stderr
     none = dead("show", "--all")
     assert (none.returncode, none.stdout) == (0, f"{NONE}\n")
     assert dead("show", "--all", "--json").stdout == "[]\n"
