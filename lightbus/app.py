@@ -33,8 +33,8 @@ from lightbus.wire.topology import BUS, MAIN, ConsumedQueue, QueueType
 # What connects is imported when it is first needed: kombu and py-amqp take half of the time that an import would.
 if TYPE_CHECKING:
     from lightbus.connection.dial import BrokerAddresses
-    from lightbus.consuming.connection import Subscription
     from lightbus.consuming.dispatcher import Dispatcher
+    from lightbus.consuming.subscription import SubscriptionConfig
     from lightbus.publishing.publisher import Publisher
 
 HANDLER_TIMEOUT = 60.0
@@ -43,7 +43,7 @@ LONGEST_HANDLER_TIMEOUT = 1500.0
 PUBLISH_TIMEOUT = 10.0
 PREFETCH = 200
 """Within RabbitMQ's advice for throughput (100 to 300): it hides the round trip, and acks go in larger pieces. All that
-is in hand when a worker dies counts towards the delivery limit (20), but only for a few: see `ConsumerConnection`."""
+is in hand when a worker dies counts towards the delivery limit (20), but only for a few: see `Consumer`."""
 CONCURRENCY = 32
 
 refuse_outsider: Callable[[Lightbus], None] | None = None
@@ -528,14 +528,14 @@ class Lightbus:
 
     def subscriptions(
         self, *, queues: Sequence[str] = (), prefetch: int | None = None, concurrency: int | None = None
-    ) -> list[Subscription]:
-        """What a consumer is made of: one subscription for each queue.
+    ) -> list[SubscriptionConfig]:
+        """The queues that a worker consumes, and how.
 
         Raises:
             errors.InvalidOption: a queue that the app does not have.
         """
         from lightbus.consuming import credit
-        from lightbus.consuming.connection import Subscription
+        from lightbus.consuming.subscription import SubscriptionConfig
 
         known = self.queue_suffixes()
         for queue in queues:
@@ -543,10 +543,10 @@ class Lightbus:
                 raise errors.InvalidOption(f"app {self.name!r} has no queue {queue!r}. It has: {', '.join(known)}.")
         wanted = list(dict.fromkeys(queues) or known)
         return [
-            Subscription(
-                topology.queue_name(self.name, suffix),
-                suffix,
-                [one for one in self.handlers.values() if one.queue == suffix],
+            SubscriptionConfig(
+                name=topology.queue_name(self.name, suffix),
+                suffix=suffix,
+                handlers={one.name: one for one in self.handlers.values() if one.queue == suffix},
                 prefetch=self.prefetch
                 if prefetch is None
                 else handler.check_count(prefetch, "worker", "prefetch", 65535),

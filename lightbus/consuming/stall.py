@@ -11,9 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from lightbus import errors
 
@@ -21,7 +20,7 @@ logger = logging.getLogger("lightbus")
 
 BLOCKED = 1.0
 """Seconds for which the event loop may be late, before the log names what blocks it."""
-SAY_AGAIN = 60.0
+LOG_AGAIN = 60.0
 """Seconds between two logs about the same handler that does not end."""
 
 
@@ -55,17 +54,24 @@ def _shown(frames: list[FrameType]) -> str:
     return "".join(traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames).format()).rstrip()
 
 
+class WatchedLoop(Protocol):
+    """What a `LoopWatch` asks, from its own thread."""
+
+    @property
+    def due(self) -> float:
+        """When the event loop should run again at the latest (monotonic clock)."""
+        ...
+
+    def running_handler(self) -> str | None:
+        """What the log calls the handler that the event loop runs right now; None where it runs none."""
+        ...
+
+
 class LoopWatch:
     """A thread that logs what blocks the event loop of the thread that made it. It costs a look a second."""
 
-    def __init__(self, due: Callable[[], float], handler: Callable[[], str | None]) -> None:
-        """
-        Args:
-            due: when the event loop was to run at the latest, since it last ran (monotonic clock).
-            handler: what the log calls the handler that the event loop runs right now; None where it runs none.
-        """
-        self._due = due
-        self._handler = handler
+    def __init__(self, watched: WatchedLoop) -> None:
+        self._watched = watched
         self._loop_thread = threading.get_ident()
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="lightbus loop watch", daemon=True).start()
@@ -74,15 +80,15 @@ class LoopWatch:
         self._ended.set()
 
     def _watch(self) -> None:
-        said_for, say_again = 0.0, 0.0
+        logged_for, log_again = 0.0, 0.0
         while not self._ended.wait(BLOCKED / 2):
-            due, now = self._due(), time.monotonic()
-            if now - due < BLOCKED or (said_for == due and now < say_again):
+            due, now = self._watched.due, time.monotonic()
+            if now - due < BLOCKED or (logged_for == due and now < log_again):
                 continue
-            handler, stack = self._handler(), stack_of_thread(self._loop_thread)
-            if due != self._due() or handler is None:
-                continue  # it ran meanwhile; or it waits for a processor, and no handler is to blame
-            said_for, say_again = due, now + SAY_AGAIN
+            handler, stack = self._watched.running_handler(), stack_of_thread(self._loop_thread)
+            if due != self._watched.due or handler is None:
+                continue  # it ran meanwhile; or it waits for a processor, and no handler is the cause
+            logged_for, log_again = due, now + LOG_AGAIN
             logger.warning(
                 "The %s has blocked the event loop for %.0f s or more: no other task runs meanwhile, and its timeout "
                 "cannot stop it. Use a sync function (def, not async def), which runs in a thread, or await the "

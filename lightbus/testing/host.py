@@ -18,8 +18,13 @@ from lightbus import errors
 from lightbus.app import Lightbus
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.connection.loop_reader import current_loop
-from lightbus.consuming.connection import HandlerRun, Subscription
+from lightbus.consuming.connection import ConsumerConnection
+from lightbus.consuming.consumer import Consumer
 from lightbus.consuming.dispatcher import Dispatcher
+from lightbus.consuming.failure import Failures
+from lightbus.consuming.runner import QueueRunner
+from lightbus.consuming.subscription import HandlerRun
+from lightbus.consuming.timeouts import copied
 from lightbus.handler import Handler
 from lightbus.publishing.publisher import PendingPublish, Publisher
 from lightbus.testing.records import clipped
@@ -57,10 +62,37 @@ class NotedPublisher(Publisher):
         super()._finish(pending)
 
 
-class NotedConsumer(Dispatcher):
-    """An app's consumer, whose handlers' ends are noted: before the broker knows of them, so that `drain`, which asks
-    the broker, never returns too early."""
+class NotedRunner(QueueRunner):
+    """Runs a queue's handlers, and notes their ends before the broker knows of them: so `drain`, which asks the broker,
+    never returns too early.
+    """
 
+    notes: NotedConsumer
+
+    def __init__(self, app: str, consumer: Consumer, connection: ConsumerConnection, failures: Failures) -> None:
+        super().__init__(app, consumer, connection, failures)
+        self._failed: set[int] = set()
+
+    def settle(self, run: HandlerRun, *, accepted: bool = True) -> None:
+        delivery, handler, _ = run
+        if handler is not None and id(run) not in self._failed:
+            self.notes.handled_by(handler, delivery)
+        super().settle(run, accepted=accepted)
+
+    async def handle_failure(self, run: HandlerRun, error: BaseException) -> None:
+        delivery, handler, _ = run
+        self.notes.failed_by(handler, delivery, error)
+        self._failed.add(id(run))
+        try:
+            await super().handle_failure(run, error)
+        finally:
+            self._failed.discard(id(run))
+
+
+class NotedConsumer(Dispatcher):
+    """An app's consumer, whose handlers' ends are noted."""
+
+    Runner = NotedRunner
     handled_by: Callable[[Handler, Delivery], object]
     failed_by: Callable[[Handler | None, Delivery, BaseException], object]
 
@@ -73,34 +105,18 @@ class NotedConsumer(Dispatcher):
             publisher=app.publisher,
             retry=app.retry,
         )
-        self._concluding: set[int] = set()
-
-    def _settle(self, subscription: Subscription, job: HandlerRun, *, accepted: bool = True) -> None:
-        delivery, handler, _ = job
-        if handler is not None and id(job) not in self._concluding:
-            self.handled_by(handler, delivery)
-        super()._settle(subscription, job, accepted=accepted)
-
-    async def _handle_failure(self, subscription: Subscription, job: HandlerRun, error: BaseException) -> None:
-        delivery, handler, _ = job
-        self.failed_by(handler, delivery, error)
-        self._concluding.add(id(job))
-        try:
-            await super()._handle_failure(subscription, job, error)
-        finally:
-            self._concluding.discard(id(job))
+        for runner in self.runners:
+            assert isinstance(runner, NotedRunner)
+            runner.notes = self
 
     def running_now(self) -> list[tuple[Handler, Delivery, float]]:
         """The handlers that run now, on what, and for how many seconds. From any thread."""
-        while True:
-            with contextlib.suppress(RuntimeError):  # the loop changed the set meanwhile: look again
-                jobs = [(slot.job, slot.deadline) for slot in self._slots]
-                break
+        runs = [(slot.run, slot.deadline) for runner in self.runners for slot in copied(runner.slots)]
         now = time.monotonic()
         return [
-            (job[1], job[0], max(0.0, now - deadline + job[1].timeout))
-            for job, deadline in jobs
-            if job is not None and job[1] is not None and deadline < math.inf
+            (run[1], run[0], max(0.0, now - deadline + run[1].timeout))
+            for run, deadline in runs
+            if run is not None and run[1] is not None and deadline < math.inf
         ]
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import attrs
 
-from lightbus.consuming.connection import Subscription
+from lightbus.consuming.consumer import Consumer
 from lightbus.consuming.dispatcher import Dispatcher
-from lightbus.consuming.threads import STUCK
+from lightbus.consuming.runner import QueueRunner
+from lightbus.consuming.timeouts import STUCK
 from lightbus.worker.worker import Worker
 
 SLOW_LOOP = 10.0
@@ -55,17 +56,17 @@ def report(worker: Worker, now: float | None = None) -> Report:
     if worker.started and not consumer.reading:
         problems.append("the thread that reads from the broker has ended")
         live = False
-    queues = [_queue(subscription, now) for subscription in consumer.subscriptions]
-    for subscription in consumer.subscriptions:
-        stuck = _stuck(consumer, subscription, now)
+    queues = [_queue(one, now) for one in consumer.consumers]
+    for runner in consumer.runners:
+        stuck = _stuck(consumer, runner, now)
         if stuck is not None:
             problem, seconds = stuck
             problems.append(problem)
             live = live and seconds < STUCK_LOOP
     problems += [
-        f"connected but possibly stalled: {subscription.watch.suspicion}"
-        for subscription in consumer.subscriptions
-        if subscription.watch.suspicion is not None
+        f"connected but possibly stalled: {one.watch.suspicion}"
+        for one in consumer.consumers
+        if one.watch.suspicion is not None
     ]
     publisher, why = _publisher(worker)
     if publisher in ("unreachable", "blocked", "refused"):
@@ -88,15 +89,14 @@ def report(worker: Worker, now: float | None = None) -> Report:
     return Report(live, not problems, problems, body)
 
 
-def _queue(subscription: Any, now: float) -> dict[str, Any]:
-    watch = subscription.watch
-    in_hand = subscription.in_hand
+def _queue(consumer: Consumer, now: float) -> dict[str, Any]:
+    watch = consumer.watch
     return {
-        "name": subscription.name,
-        "subscribed": bool(subscription.consumer_tag),
-        "in_hand": in_hand,
-        "prefetch": subscription.prefetch,
-        "prefetch_full": not subscription.room,
+        "name": consumer.name,
+        "subscribed": bool(consumer.consumer_tag),
+        "in_hand": consumer.in_hand,
+        "prefetch": consumer.prefetch,
+        "prefetch_full": not consumer.room,
         "consumption_proven_seconds_ago": None if watch.proven is None else _rounded(now - watch.proven),
         "checked_every_seconds": watch.interval,
         "suspicion": watch.suspicion,
@@ -126,16 +126,17 @@ def _running(worker: Worker, now: float) -> dict[str, Any]:
     }
 
 
-def _stuck(consumer: Dispatcher, subscription: Subscription, now: float) -> tuple[str, float] | None:
+def _stuck(consumer: Dispatcher, runner: QueueRunner, now: float) -> tuple[str, float] | None:
     """If handlers that do not end block all others of their queue: a description, and for how many seconds."""
-    holding, left_behind = consumer.late(subscription)
+    config = runner.subscription.config
+    holding, left_behind = consumer.late(runner)
     holding = [late for late in holding if now - late.since > STUCK]
-    if len(holding) >= subscription.concurrency:
+    if len(holding) >= config.concurrency:
         late = holding + left_behind
-        what = f"nothing of {subscription.name!r} is handled"
-    elif consumer.threads_are_short(subscription):
+        what = f"nothing of {config.name!r} is handled"
+    elif runner.pool.short:
         late = left_behind
-        what = f"sync handlers of {subscription.name!r} get no thread"
+        what = f"sync handlers of {config.name!r} get no thread"
     else:
         return None
     names = Counter(one.handler for one in late)
@@ -144,7 +145,7 @@ def _stuck(consumer: Dispatcher, subscription: Subscription, now: float) -> tupl
 
 
 def _over_timeout(consumer: Dispatcher, now: float) -> dict[str, Any]:
-    late = [one for subscription in consumer.subscriptions for some in consumer.late(subscription) for one in some]
+    late = [one for runner in consumer.runners for some in consumer.late(runner) for one in some]
     oldest = min(late, key=lambda one: one.since, default=None)
     return {
         "count": len(late),

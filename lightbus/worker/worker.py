@@ -142,15 +142,11 @@ class Worker:
 
     def left_behind(self) -> list[str]:
         """The names of the handlers that exceeded their timeout and still run. Their events are settled."""
-        return [
-            late.handler for subscription in self.consumer.subscriptions for late in self.consumer.late(subscription)[1]
-        ]
+        return [late.handler for runner in self.consumer.runners for late in self.consumer.late(runner)[1]]
 
     def in_flight(self) -> list[str]:
         """The names of the running handlers. Works from any thread, even if the event loop is blocked."""
-        while True:
-            with contextlib.suppress(RuntimeError):  # the event loop changed the set during the iteration: try again
-                return self.consumer.in_flight
+        return self.consumer.in_flight
 
 
 def single_error(error: BaseException) -> BaseException:

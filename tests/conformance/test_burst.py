@@ -51,7 +51,7 @@ async def test_one_long_job_at_a_time_leaves_the_others_in_the_queue(make_app: M
         await jobs.shop.publish_many([OrderPlaced(number=number) for number in range(JOBS)])
         await eventually(lambda: jobs.begun, {0: 1, 1: 1})
         await anyio.sleep(0.1)  # in which a worker could take more, if it were to
-        assert [consumer.subscriptions[0].in_hand for consumer in consumers] == [1, 1]
+        assert [consumer.consumers[0].in_hand for consumer in consumers] == [1, 1]
         assert await anyio.to_thread.run_sync(jobs.waiting) == JOBS - 2
         jobs.go_on.set()
         await eventually(lambda: sum(jobs.begun.values()), JOBS)
@@ -80,7 +80,7 @@ async def test_while_the_prefetch_grows_nothing_is_returned_and_the_order_stays(
         (consumer,) = bus.consumers["billing"]
         await shop.publish_many([OrderPlaced(number=number) for number in range(3000)])
         await eventually(lambda: len(handled), 3000)
-        assert consumer.subscriptions[0].prefetch_now > 100
+        assert consumer.consumers[0].prefetch_now > 100
     assert handled == [(number, False) for number in range(3000)]
 
 
@@ -114,26 +114,25 @@ async def test_workers_that_were_idle_for_long_share_the_next_burst(make_rabbitm
 
 async def use_the_whole_prefetch(jobs: Jobs, consumers: list[Dispatcher]) -> None:
     """As after a second of fast handlers."""
-    subscriptions = [consumer.subscriptions[0] for consumer in consumers]
-    for subscription in subscriptions:
-        subscription.credit.window = subscription.prefetch
-    while any(subscription.prefetch_now < subscription.prefetch - 4 for subscription in subscriptions):
+    queue_consumers = [consumer.consumers[0] for consumer in consumers]
+    for queue_consumer in queue_consumers:
+        queue_consumer.credit.window = queue_consumer.prefetch
+    while any(queue_consumer.prefetch_now < queue_consumer.prefetch - 4 for queue_consumer in queue_consumers):
         await jobs.shop.publish_many([OrderPlaced(number=0)] * 4)
-        await eventually(lambda: not any(subscription.in_hand for subscription in subscriptions))
+        await eventually(lambda: not any(queue_consumer.in_hand for queue_consumer in queue_consumers))
 
 
 async def renew(consumers: list[Dispatcher]) -> None:
-    channels = [consumer.subscriptions[0].channel for consumer in consumers]
+    channels = [consumer.consumers[0].channel for consumer in consumers]
     for consumer in consumers:
-        consumer.subscriptions[0].watch.renewal_due = True
-        consumer._connection.wake()  # pyright: ignore[reportPrivateUsage]
+        consumer.consumers[0].watch.renewal_due = True
+        consumer.connection.wake()
     await eventually(
         lambda: (
             consumers[0].connected
             and consumers[1].connected
             and not any(
-                consumer.subscriptions[0].channel is channel
-                for consumer, channel in zip(consumers, channels, strict=True)
+                consumer.consumers[0].channel is channel for consumer, channel in zip(consumers, channels, strict=True)
             )
         )
     )

@@ -264,10 +264,10 @@ async def test_a_cancellation_that_comes_too_late_costs_the_next_event_a_second_
 
     async with running(shop, billing, concurrency=1) as bus:
         (consumer,) = bus.consumers["billing"]
-        consumer.subscriptions[0].credit.floor = 4  # so that more are taken ahead than may run at once
+        consumer.consumers[0].credit.floor = 4  # so that more are taken ahead than may run at once
         await shop.publish(OrderCancelled(number=9))
         await shop.publish_many([OrderPlaced(number=number) for number in range(3)])
-        await eventually(lambda: len(consumer.subscriptions[0].ready), 3)
+        await eventually(lambda: len(consumer.runners[0].turns.ready), 3)
         all_are_here.set()
         await eventually(lambda: consumer.handled, 4)
     assert runs == [(1, 1), (1, 1), (2, 1)]
@@ -329,7 +329,7 @@ async def test_a_worker_that_a_handler_cancels_from_inside_says_so(shop: Lightbu
     @billing.on("order.placed")
     async def cancel_what_is_around_it() -> None:
         for task in asyncio.all_tasks() - others:
-            if "Dispatcher._watch_timeouts" in repr(task):
+            if "Timeouts.watch" in repr(task):
                 task.cancel()
         await anyio.sleep(LIMIT)
 

@@ -111,8 +111,8 @@ async def test_the_first_event_may_end_after_all_others_and_is_settled_on_the_sa
         await eventually(lambda: len(gate.handled), 99)
         gate.go_on.set()
         await eventually(lambda: gate.handled[-1], 0)
-        await eventually(lambda: consumer.subscriptions[0].in_hand, 0)
-        assert consumer._connection.epoch == 1  # pyright: ignore[reportPrivateUsage]
+        await eventually(lambda: consumer.consumers[0].in_hand, 0)
+        assert consumer.connection.epoch == 1
         assert len(gate.handled) == 100
     assert await left_in(billing) == []
 
@@ -183,7 +183,7 @@ async def test_a_forged_count_loses_and_stops_nothing(queue_type: str, times: in
     await let_come_back(billing, len(FORGED), times)
     async with running(billing, prefetch=4) as bus:
         await eventually(lambda: sorted(handled), [*range(len(FORGED))])
-        assert bus.consumers["billing"][0]._connection.epoch == 1  # pyright: ignore[reportPrivateUsage]
+        assert bus.consumers["billing"][0].connection.epoch == 1
 
 
 @pytest.mark.rabbitmq

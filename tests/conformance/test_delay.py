@@ -185,7 +185,6 @@ def test_a_delayed_event_survives_the_end_of_every_process_on_sqlite(tmp_path: P
         f"shop = declare_orders(Lightbus('shop', url={url!r}))\n"
         "shop.publish_sync(OrderPlaced(number=1), delay=1)\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=LIMIT)
     billing = Lightbus("billing", url=url, retry=QUICK)
     heard: list[int] = []
 
@@ -197,4 +196,6 @@ def test_a_delayed_event_survives_the_end_of_every_process_on_sqlite(tmp_path: P
         async with running(billing):
             await eventually(lambda: heard, [1])
 
+    anyio.run(declare, billing)  # its queue is there, however long the program takes to end
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=LIMIT)
     anyio.run(listen)

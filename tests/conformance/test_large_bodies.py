@@ -11,7 +11,8 @@ import anyio.lowlevel
 import pytest
 
 from lightbus import Lightbus
-from lightbus.consuming.connection import Subscription
+from lightbus.consuming.consumer import Consumer
+from lightbus.consuming.dispatcher import Dispatcher
 from tests.bus import OrderPlaced, connected, dead_letters, declare, eventually, left_in, running
 
 pytestmark = pytest.mark.anyio
@@ -25,19 +26,19 @@ MANY = 40
 
 
 class Bytes:
-    """What a lane's handlers and the lane itself hold of bodies."""
+    """The bytes of bodies that a queue's handlers hold, and those that wait for them in the worker."""
 
-    def __init__(self, subscription: Subscription) -> None:
-        subscription.credit.budget = BUDGET
-        self.subscription = subscription
+    def __init__(self, consumer: Dispatcher) -> None:
+        (self.queue_consumer,), (self.runner,) = consumer.consumers, consumer.runners
+        self.queue_consumer.credit.budget = BUDGET
         self.now = self.most = 0
 
     def take(self, size: int) -> None:
         self.now += size
         self.most = max(self.most, self.now)
 
-    def in_lane(self) -> int:
-        arrived: Any = [*self.subscription.arrived, *(job[0] for job in self.subscription.ready)]
+    def waiting(self) -> int:
+        arrived: Any = [*self.queue_consumer.deliveries.arrived, *(run[0] for run in self.runner.turns.ready)]
         return sum(len(delivery.body) for delivery in arrived)
 
 
@@ -55,22 +56,22 @@ async def test_a_flood_of_large_events_is_held_within_the_budget_and_each_is_han
         begun[order.number] += 1
         if order.note:
             held.take(len(order.note))
-            seen.append(held.now + held.in_lane())
+            seen.append(held.now + held.waiting())
             await go_on.wait()
             held.take(-len(order.note))
 
     async with running(shop, billing) as bus:
         (consumer,) = bus.consumers["billing"]
-        (subscription,) = consumer.subscriptions
-        held = Bytes(subscription)
+        (queue_consumer,) = consumer.consumers
+        held = Bytes(consumer)
         if warm:
-            await open_the_whole_prefetch(shop, subscription, begun)
+            await open_the_whole_prefetch(shop, queue_consumer, begun)
         await shop.publish_many([OrderPlaced(number=number, note=LARGE) for number in range(MANY)])
         await eventually(lambda: sum(1 for number in begun if number >= 0) >= 2)
         # Nothing more arrives until a handler ends, and the rest is in the queue.
-        await eventually(lambda: waiting_in(billing) + subscription.in_hand, MANY)
-        assert not subscription.returning
-        assert subscription.in_hand * MEGABYTE <= 1.5 * BUDGET + 2 * MEGABYTE
+        await eventually(lambda: waiting_in(billing) + queue_consumer.in_hand, MANY)
+        assert not queue_consumer.deliveries.returning
+        assert queue_consumer.in_hand * MEGABYTE <= 1.5 * BUDGET + 2 * MEGABYTE
         go_on.set()
         await eventually(lambda: sum(begun.values()) - (200 if warm else 0), MANY)
         await bus.quiet(billing)
@@ -80,12 +81,14 @@ async def test_a_flood_of_large_events_is_held_within_the_budget_and_each_is_han
     assert await dead_letters(billing, 0) == []
 
 
-async def open_the_whole_prefetch(shop: Lightbus, subscription: Subscription, begun: Counter[int]) -> None:
+async def open_the_whole_prefetch(shop: Lightbus, queue_consumer: Consumer, begun: Counter[int]) -> None:
     """As after a second of fast handlers."""
-    subscription.credit.window = subscription.prefetch
+    queue_consumer.credit.window = queue_consumer.prefetch
     await shop.publish_many([OrderPlaced(number=-number) for number in range(1, 201)])
     await eventually(lambda: len(begun), 200)
-    await eventually(lambda: (subscription.prefetch_now >= subscription.prefetch - 4, subscription.in_hand), (True, 0))
+    await eventually(
+        lambda: (queue_consumer.prefetch_now >= queue_consumer.prefetch - 4, queue_consumer.in_hand), (True, 0)
+    )
 
 
 def waiting_in(app: Lightbus) -> int:
@@ -101,15 +104,15 @@ async def test_an_event_larger_than_the_budget_is_handled_alone(make_app: MakeAp
     @billing.on("order.placed")
     async def handle(order: OrderPlaced) -> None:
         nonlocal most
-        most = max(most, subscription.in_hand)
+        most = max(most, queue_consumer.in_hand)
         await anyio.lowlevel.checkpoint()
         handled.append(order.number)
 
     await declare(billing)
     await shop.publish_many([OrderPlaced(number=number, note=LARGE) for number in range(10)])
     consumer = billing.consumer()
-    (subscription,) = consumer.subscriptions
-    subscription.credit.budget = MEGABYTE // 2
+    (queue_consumer,) = consumer.consumers
+    queue_consumer.credit.budget = MEGABYTE // 2
     async with anyio.create_task_group() as tasks:
         await tasks.start(consumer.run)
         await eventually(lambda: sorted(handled), [*range(10)])

@@ -14,7 +14,7 @@ import anyio.to_thread
 import pytest
 
 from lightbus import Lightbus, Message, Retry
-from lightbus.consuming import connection as subscriber
+from lightbus.consuming import connection as consuming_connection
 from tests.bus import QUICK, Bus, OrderCancelled, OrderPlaced, connected, eventually, left_in, running
 from tests.conformance.conftest import declare_orders
 
@@ -56,16 +56,19 @@ class Busy:
             await eventually(lambda: self.begun[-1], 1)
             await self.shop.publish_many([OrderPlaced(number=number) for number in range(MANY)])
             await eventually(lambda: sum(self.begun.values()), MANY + 1)
+            (consumer,) = bus.consumers["billing"]
+            # From here on the prefetch does not change: a consumer is replaced only while it is full.
+            await eventually(lambda: [queue_consumer.full for queue_consumer in consumer.consumers], [False, False])
             yield bus
 
     async def end_all(self, bus: Bus) -> None:
         (consumer,) = bus.consumers["billing"]
         self.go_on.set()
-        await eventually(lambda: [subscription.in_hand for subscription in consumer.subscriptions], [0, 0])
-        await eventually(lambda: [subscription.retired for subscription in consumer.subscriptions], [{}, {}])
+        await eventually(lambda: [queue_consumer.in_hand for queue_consumer in consumer.consumers], [0, 0])
+        await eventually(lambda: [len(queue_consumer.retired) for queue_consumer in consumer.consumers], [0, 0])
         await bus.quiet(self.billing)
         assert set(self.begun.values()) == {1}, self.begun
-        assert consumer._connection.epoch == 1  # pyright: ignore[reportPrivateUsage]
+        assert consumer.connection.epoch == 1
 
 
 @pytest.fixture
@@ -97,11 +100,11 @@ async def test_a_retry_queue_that_is_gone_is_declared_again_and_nothing_runs_twi
 async def test_a_queue_that_is_deleted_is_consumed_again_and_other_queues_go_on(busy: Busy) -> None:
     async with busy.with_hands_full() as bus:
         (consumer,) = bus.consumers["billing"]
-        channel = consumer.subscriptions[1].channel
+        channel = consumer.consumers[1].channel
         await anyio.to_thread.run_sync(
             on_the_broker, busy.billing, lambda channel: channel.queue_delete("billing.other")
         )
-        await eventually(lambda: consumer.connected and consumer.subscriptions[1].channel is not channel)
+        await eventually(lambda: consumer.connected and consumer.consumers[1].channel is not channel)
         await busy.shop.publish(OrderCancelled(number=7))
         await eventually(lambda: busy.cancelled, [7])
         await busy.end_all(bus)
@@ -114,24 +117,24 @@ async def test_a_queue_that_is_still_being_deleted_is_declared_again_after_a_mom
     """RabbitMQ 4.0.5 answers 404 to the binding of a queue that it has just declared, where its deletion had begun."""
     async with busy.with_hands_full() as bus:
         (consumer,) = bus.consumers["billing"]
-        channel = consumer.subscriptions[1].channel
-        target, name = (subscriber, "declare") if step == "declare" else (consumer._connection, "_subscribe")  # pyright: ignore[reportPrivateUsage]
-        as_ever, failed = getattr(target, name), anyio.Event()
+        channel = consumer.consumers[1].channel
+        target, name = (consuming_connection, "declare") if step == "declare" else (consumer.consumers[1], "subscribe")
+        as_before, failed = getattr(target, name), anyio.Event()
 
         def fail_once(*arguments: Any, **options: Any) -> None:
             if not failed.is_set():
                 failed.set()
                 if step == "subscribe":
-                    as_ever(*arguments, **options)
+                    as_before(*arguments, **options)
                 raise amqp.exceptions.NotFound("NOT_FOUND - no queue 'billing.other' in vhost '/'")
-            as_ever(*arguments, **options)
+            as_before(*arguments, **options)
 
         monkeypatch.setattr(target, name, fail_once)
         await anyio.to_thread.run_sync(
             on_the_broker, busy.billing, lambda channel: channel.queue_delete("billing.other")
         )
         await eventually(
-            lambda: failed.is_set() and consumer.connected and consumer.subscriptions[1].channel is not channel
+            lambda: failed.is_set() and consumer.connected and consumer.consumers[1].channel is not channel
         )
         await busy.shop.publish(OrderCancelled(number=7))
         await eventually(lambda: busy.cancelled, [7])
@@ -142,12 +145,12 @@ async def test_a_queue_that_is_still_being_deleted_is_declared_again_after_a_mom
 async def test_what_is_in_hand_of_a_deleted_queue_is_handled_once(busy: Busy, caplog: pytest.LogCaptureFixture) -> None:
     async with busy.with_hands_full() as bus:
         (consumer,) = bus.consumers["billing"]
-        channel = consumer.subscriptions[0].channel
+        channel = consumer.consumers[0].channel
         await anyio.to_thread.run_sync(
             on_the_broker, busy.billing, lambda channel: channel.queue_delete("billing.main")
         )
-        await eventually(lambda: consumer.connected and consumer.subscriptions[0].channel is not channel)
-        assert consumer.subscriptions[0].retired
+        await eventually(lambda: consumer.connected and consumer.consumers[0].channel is not channel)
+        assert consumer.consumers[0].retired
         await busy.shop.publish(OrderPlaced(number=-2))
         await eventually(lambda: busy.begun[-2], 1)
         await busy.end_all(bus)
@@ -167,7 +170,7 @@ async def test_a_channel_that_the_broker_closes_costs_its_own_queue_only(
     @busy.billing.on("order.wrong", queue="other", name="ack_wrongly")
     async def ack_wrongly() -> None:
         (consumer,) = bus.consumers["billing"]
-        channel = consumer.subscriptions[1].channel
+        channel = consumer.consumers[1].channel
         assert channel is not None
         if not wrong.is_set():
             wrong.set()
@@ -242,7 +245,7 @@ async def test_a_fault_while_the_worker_stops_does_not_repeat_what_ends_in_time(
         (consumer,) = bus.consumers["billing"]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(consumer.stop, 60)
-            await eventually(lambda: not any(subscription.consumer_tag for subscription in consumer.subscriptions))
+            await eventually(lambda: not any(queue_consumer.consumer_tag for queue_consumer in consumer.consumers))
             await anyio.to_thread.run_sync(
                 on_the_broker, busy.billing, lambda channel: channel.queue_delete("billing.other")
             )

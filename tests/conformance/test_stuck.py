@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from lightbus import Lightbus, Retry
-from lightbus.consuming import threads as pool
+from lightbus.consuming import threads, timeouts
 from lightbus.worker import health
 from lightbus.worker.worker import Worker
 from tests.bus import OrderCancelled, OrderPlaced, dead_letters, eventually, left_in, order_numbers, running
@@ -26,9 +26,9 @@ BOTH_LOOPS = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 @pytest.fixture(autouse=True)
 def soon_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "STUCK", 0.2)
+    monkeypatch.setattr(timeouts, "STUCK", 0.2)
     monkeypatch.setattr(health, "STUCK", 0.2)
-    monkeypatch.setattr(pool, "LEFT_BEHIND", 2)
+    monkeypatch.setattr(threads, "LEFT_BEHIND", 2)
 
 
 @BOTH_LOOPS

@@ -255,11 +255,11 @@ def billing(rabbitmq_url: str) -> Iterator[Lightbus]:
 
 def subscriber(bus: Bus) -> ConsumerConnection:
     (consumer,) = bus.consumers["billing"]
-    return consumer._connection  # pyright: ignore[reportPrivateUsage]
+    return consumer.connection
 
 
 def all_acked(bus: Bus) -> bool:
-    return not any(subscription.in_hand for subscription in subscriber(bus).subscriptions)
+    return not any(queue_consumer.in_hand for queue_consumer in subscriber(bus).consumers)
 
 
 def test_the_loop_that_handles_reads_its_deliveries_and_acks_them(
@@ -305,8 +305,8 @@ def test_acks_out_of_order_are_sent_by_the_loop_too(shop: Lightbus, billing: Lig
             for number in range(200):
                 await shop.publish(OrderPlaced(number=number))
             await eventually(lambda: sorted(heard[1:]) == [*range(1, 200)])
-            (subscription,) = subscriber(bus).subscriptions
-            await eventually(lambda: subscription.in_hand, 1)
+            (queue_consumer,) = subscriber(bus).consumers
+            await eventually(lambda: queue_consumer.in_hand, 1)
             go_on[0].set()
             await eventually(lambda: all_acked(bus))
         assert await left_in(billing) == []

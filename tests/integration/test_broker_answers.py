@@ -156,7 +156,7 @@ async def test_a_limit_of_queues_is_named_and_the_worker_starts_once_it_is_raise
             tasks.start_soon(consumer.run)
             await eventually(lambda: "queue limit in vhost" in caplog.text)
             await anyio.to_thread.run_sync(lambda: rabbitmq.ctl("clear_vhost_limits", "-p", vhost))
-            await eventually(lambda: all(subscription.consumer_tag for subscription in consumer.subscriptions))
+            await eventually(lambda: all(queue_consumer.consumer_tag for queue_consumer in consumer.consumers))
             await consumer.stop(5)
     assert "set_vhost_limits" in caplog.text
     assert "other arguments" not in caplog.text

@@ -163,13 +163,13 @@ async def test_busy_handlers_are_reported_and_the_worker_stays_ready(app: Lightb
 @pytest.mark.anyio
 async def test_the_state_of_the_watchdog_is_reported(app: Lightbus) -> None:
     async with serving(app) as worker:
-        (subscription,) = worker.consumer.subscriptions
+        (queue_consumer,) = worker.consumer.consumers
         assert report(worker).body["queues"][0]["consumption_proven_seconds_ago"] is None
-        subscription.watch.interval = subscription.watch.next_look = 0.1
+        queue_consumer.watch.interval = queue_consumer.watch.next_look = 0.1
         await eventually(lambda: report(worker).body["queues"][0]["consumption_proven_seconds_ago"] is not None)
-        subscription.watch.interval = 3600.0
-        subscription.watch.subscribed(time.monotonic())  # no further check
-        subscription.watch.suspicion = "7 events wait in the queue 'billing.main', but none is delivered"
+        queue_consumer.watch.interval = 3600.0
+        queue_consumer.watch.subscribed(time.monotonic())  # no further check
+        queue_consumer.watch.suspicion = "7 events wait in the queue 'billing.main', but none is delivered"
         found = report(worker)
         assert (found.live, found.ready) == (True, False)
         assert found.problems[0].startswith("connected but possibly stalled: 7 events wait")

@@ -11,7 +11,7 @@ import pytest
 
 from lightbus import Lightbus, errors
 from lightbus.connection.declare import declare
-from lightbus.consuming.connection import SUSPECT
+from lightbus.consuming.consumer import SUSPECT
 from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.consuming.watchdog import REBUILDS
 from tests.bus import LIMIT, QUICK, OrderPlaced, connected, eventually, running
@@ -36,8 +36,8 @@ def billing(rabbitmq_url: str) -> Iterator[Lightbus]:
 
 def look_often(*consumers: Dispatcher) -> None:
     for consumer in consumers:
-        for subscription in consumer.subscriptions:
-            subscription.watch.interval = subscription.watch.next_look = SOON
+        for queue_consumer in consumer.consumers:
+            queue_consumer.watch.interval = queue_consumer.watch.next_look = SOON
 
 
 def delete_and_declare_again(app: Lightbus) -> None:
@@ -69,8 +69,8 @@ async def test_a_queue_that_is_deleted_and_declared_again_at_once_is_consumed_ag
         for number in (2, 3):  # RabbitMQ 3.10.8 gives these to a consumer that does not hear them
             await billing.publish(OrderPlaced(number=number))
         await eventually(lambda: sorted(heard), [1, 2, 3])
-        await eventually(lambda: consumer.subscriptions[0].watch.proven)
-        assert consumer.subscriptions[0].watch.rebuilds == 0
+        await eventually(lambda: consumer.consumers[0].watch.proven)
+        assert consumer.consumers[0].watch.rebuilds == 0
 
 
 @pytest.mark.rabbitmq
@@ -86,22 +86,22 @@ async def test_deafness_is_said_with_its_reason_and_what_is_done_about_it(
             "lightbus billing consumer: connected but stalled: the broker lists no consumer on the queue "
             f"'billing.main'. Subscribing again on a new channel (attempt 1 of {REBUILDS})."
         ]
-        await eventually(lambda: consumer.subscriptions[0].watch.proven)
+        await eventually(lambda: consumer.consumers[0].watch.proven)
 
 
 def cancel_behind_its_back(consumer: Dispatcher) -> None:
     """The broker forgets the consumer, and the consumer does not know."""
-    (subscription,) = consumer.subscriptions
-    subscriber: Any = consumer._connection  # pyright: ignore[reportPrivateUsage]
-    work = subscriber.work
+    (queue_consumer,) = consumer.consumers
+    connection: Any = consumer.connection
+    work = connection.work
 
     def cancel_then_work() -> float:
-        subscriber.work = work
-        subscription.channel.basic_cancel(subscription.consumer_tag)  # type: ignore[union-attr]
+        connection.work = work
+        queue_consumer.channel.basic_cancel(queue_consumer.consumer_tag)  # type: ignore[union-attr]
         return float(work())
 
-    subscriber.work = cancel_then_work
-    subscriber.wake()
+    connection.work = cancel_then_work
+    connection.wake()
 
 
 @pytest.mark.rabbitmq
@@ -110,7 +110,7 @@ async def test_every_worker_of_a_queue_that_was_declared_again_hears_again(billi
     async with running(billing, billing) as bus:
         first, second = bus.consumers["billing"]
         look_often(first, second)
-        await eventually(lambda: first.subscriptions[0].watch.proven and second.subscriptions[0].watch.proven)
+        await eventually(lambda: first.consumers[0].watch.proven and second.consumers[0].watch.proven)
         await anyio.to_thread.run_sync(delete_and_declare_again, billing)
         await eventually(lambda: consumers_of(billing), 2)
 
@@ -181,15 +181,15 @@ def waiting_in(app: Lightbus) -> int:
 
 
 def count_looks(consumer: Dispatcher) -> list[dict[str, Any]]:
-    (subscription,) = consumer.subscriptions
+    (queue_consumer,) = consumer.consumers
     looks: list[dict[str, Any]] = []
-    look = subscription.watch.look
+    look = queue_consumer.watch.look
 
     def counted(now: float, **seen: Any) -> Any:
         looks.append(seen)
         return look(now, **seen)
 
-    subscription.watch.look = counted  # type: ignore[method-assign, assignment]
+    queue_consumer.watch.look = counted  # type: ignore[method-assign, assignment]
     return looks
 
 
@@ -197,22 +197,21 @@ def count_looks(consumer: Dispatcher) -> list[dict[str, Any]]:
 async def test_a_consumer_that_stays_deaf_gives_up_and_says_why(billing: Lightbus) -> None:
     consumer = billing.consumer()
     look_often(consumer)
-    (subscription,) = consumer.subscriptions
-    subscriber: Any = consumer._connection  # pyright: ignore[reportPrivateUsage]
-    subscribe = subscriber._subscribe
+    (queue_consumer,) = consumer.consumers
+    subscribe = queue_consumer.subscribe
 
     def subscribe_in_vain(*arguments: Any, **options: Any) -> None:
         subscribe(*arguments, **options)
-        subscription.channel.basic_cancel(subscription.consumer_tag)  # type: ignore[union-attr]
+        queue_consumer.channel.basic_cancel(queue_consumer.consumer_tag)  # type: ignore[union-attr]
 
-    subscriber._subscribe = subscribe_in_vain
+    queue_consumer.subscribe = subscribe_in_vain  # type: ignore[method-assign]
     with pytest.raises(ExceptionGroup) as raised, anyio.fail_after(LIMIT):
         async with anyio.create_task_group() as tasks:
             await tasks.start(consumer.run)
     (error,) = raised.value.exceptions
     assert isinstance(error, errors.WorkerError)
     assert "the broker lists no consumer on the queue 'billing.main', even after reconnecting" in str(error)
-    assert subscriber.epoch == REBUILDS  # the first rebuild is of the channel alone
+    assert consumer.connection.epoch == REBUILDS  # the first rebuild is of the channel alone
 
 
 async def test_the_embedded_broker_is_watched_as_well(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
@@ -222,7 +221,7 @@ async def test_the_embedded_broker_is_watched_as_well(caplog: pytest.LogCaptureF
         looks = count_looks(consumer)
         look_often(consumer)
         await eventually(lambda: len(looks) >= 3)
-        assert consumer.subscriptions[0].watch.proven
+        assert consumer.consumers[0].watch.proven
         cancel_behind_its_back(consumer)
         await eventually(lambda: errors_logged(caplog, "stalled"))
         await eventually(lambda: consumer.connected)
@@ -230,17 +229,17 @@ async def test_the_embedded_broker_is_watched_as_well(caplog: pytest.LogCaptureF
 
 STALLED = """\
 from lightbus import Lightbus
-from lightbus.consuming.connection import ConsumerConnection
+from lightbus.consuming.consumer import Consumer
 from lightbus.consuming.watchdog import Watch
 
 app = Lightbus("billing")
-subscribe = ConsumerConnection._subscribe
+subscribe = Consumer.subscribe
 
-def subscribe_in_vain(self, subscription, connection, **options):
-    subscribe(self, subscription, connection, **options)
-    subscription.channel.basic_cancel(subscription.consumer_tag)
+def subscribe_in_vain(self, connection, **options):
+    subscribe(self, connection, **options)
+    self.channel.basic_cancel(self.consumer_tag)
 
-ConsumerConnection._subscribe = subscribe_in_vain
+Consumer.subscribe = subscribe_in_vain
 Watch.__init__.__defaults__ = (0.1,)
 """
 

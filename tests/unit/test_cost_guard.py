@@ -36,29 +36,40 @@ EVENTS = 400
 ROOM = 1.15
 RECORDED: dict[str, dict[str, float]] = {
     "consume": {
+        "connection.loop_reader": 0.01,
+        "consuming.acks": 0.01,
+        "consuming.connection": 0.01,
+        "consuming.consumer": 0.01,
+        "consuming.coroutines": 1.0,
+        "consuming.credit": 0.02,
+        "consuming.deliveries": 0.01,
+        "consuming.runner": 2.07,
+        "consuming.tasks": 0.01,
+        "consuming.threads": 0.01,
+        "consuming.turns": 1.0,
+        "handler": 1.0,
         "transport.__init__": 1.0,
         "transport.amqp.connection": 2.02,
         "wire.codec": 1.0,
-        "consuming.dispatcher": 5.07,
-        "handler": 1.0,
-        "connection.loop_reader": 0.01,
-        "consuming.threads": 0.01,
-        "consuming.acks": 0.01,
-        "consuming.connection": 0.01,
         "reads": 2,
         "writes": 1,
         "hops": 0,
     },
     "consume_plain": {
+        "connection.loop_reader": 0.01,
+        "consuming.acks": 0.01,
+        "consuming.connection": 0.01,
+        "consuming.consumer": 0.01,
+        "consuming.credit": 0.02,
+        "consuming.deliveries": 0.01,
+        "consuming.runner": 1.01,
+        "consuming.slots": 2.0,
+        "consuming.tasks": 0.0,
+        "consuming.threads": 2.01,
+        "handler": 1.0,
         "transport.__init__": 1.0,
         "transport.amqp.connection": 2.02,
         "wire.codec": 1.0,
-        "consuming.dispatcher": 2.01,
-        "handler": 1.0,
-        "connection.loop_reader": 0.01,
-        "consuming.threads": 4.01,
-        "consuming.acks": 0.01,
-        "consuming.connection": 0.01,
         "reads": 2,
         "writes": 1,
         "hops": 1,
@@ -347,10 +358,10 @@ async def consume(
         await until(lambda: sockets and sockets[0].consumer_channel and consumer.connected)
         script = sockets[0]
         channel = script.consumer_channel
-        (subscription,) = consumer.subscriptions
-        subscription.credit.window = subscription.prefetch  # as after a second of fast handlers
+        (queue_consumer,) = consumer.consumers
+        queue_consumer.credit.window = queue_consumer.prefetch  # as after a second of fast handlers
         script.push(delivery(channel, script.consumer_tag, 1, BODY))  # the route is known from here on
-        await until(lambda: script.acked == 1 and subscription.prefetch_now >= subscription.prefetch - 1)
+        await until(lambda: script.acked == 1 and queue_consumer.prefetch_now >= queue_consumer.prefetch - 1)
         await until(lambda: consumer.read_by_loop)
         script.reads = script.writes = hops.count = 0
         with calls.window():

@@ -173,7 +173,7 @@ def test_six_calls_lead_from_a_deliverys_arrival_to_the_users_function() -> None
 def calls_to_the_users_function() -> list[str]:
     """The calls of ours from a delivery's arrival to the user's function, as they happen.
 
-    It has arrived when the connection has read it and put it where the subscriber finds it. Calls that return on the
+    It has arrived when the connection has read it and put it where the consumer finds it. Calls that return on the
     way are left out (each is a detail of its caller), except for the one that fills the function's parameters.
     """
     app = Lightbus("traced", url="memory://traced-by-a-test")
@@ -199,7 +199,7 @@ def calls_to_the_users_function() -> list[str]:
 
     def note(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
-            if frame.f_code.co_qualname == "Dispatcher.receive":
+            if frame.f_code.co_qualname == "QueueRunner.receive":
                 calls.clear()
             calls.append(frame.f_code)
 
@@ -208,17 +208,17 @@ def calls_to_the_users_function() -> list[str]:
         consumer = app.consumer()
         async with app, anyio.create_task_group() as tasks:
             await tasks.start(consumer.run)
-            subscriber = consumer._connection  # pyright: ignore[reportPrivateUsage]
-            give = subscriber.hand_over
+            (queue_consumer,) = consumer.consumers
+            hand_over_unseen = queue_consumer.hand_over
 
-            def hand_over(subscription: Any, batch: Any) -> None:
+            def hand_over(batch: Any) -> None:
                 codes = [frame.f_code for frame, _ in traceback.walk_stack(sys._getframe(1))]
                 ours = [code.co_qualname for code in codes if code.co_filename.startswith(PACKAGE)]
                 # What is left is the thread itself, which also calls `drain_events`: where the delivery arrives.
                 handing_over[:] = reversed(ours[: ours.index("ConnectionThread._work_on")])
-                give(subscription, batch)
+                hand_over_unseen(batch)
 
-            subscriber.hand_over = hand_over
+            queue_consumer.hand_over = hand_over
             await app.publish(Said(number=1))  # what happens once (a route is looked up) is not what is counted
             await heard[1].wait()
             sys.setprofile(note)
@@ -232,5 +232,5 @@ def calls_to_the_users_function() -> list[str]:
     finally:
         sys.setprofile(None)
     fills = app.handlers["hear"].arguments.__code__  # type: ignore[attr-defined]
-    way = [code for code in calls if code in stack or code is fills or code.co_qualname == "Dispatcher.receive"]
+    way = [code for code in calls if code in stack or code is fills or code.co_qualname == "QueueRunner.receive"]
     return handing_over + ["handler.arguments" if code is fills else code.co_qualname for code in way]

@@ -19,7 +19,11 @@ import pytest
 
 from lightbus import Lightbus, errors
 from lightbus.cli import banner
-from lightbus.consuming.threads import Pool, ThreadSlot
+from lightbus.consuming.routes import Routes
+from lightbus.consuming.slots import ThreadSlot
+from lightbus.consuming.subscription import Subscription
+from lightbus.consuming.threads import Pool, PoolOwner
+from lightbus.consuming.turns import Turns
 from lightbus.transport import Channel, Delivery
 from lightbus.wire import codec
 from lightbus.worker.worker import Worker
@@ -192,18 +196,18 @@ def _(app: Lightbus) -> None:
 
 @case("A handler that takes too long")
 def _(app: Lightbus) -> None:
-    from lightbus.consuming.dispatcher import _timeout_error
+    from lightbus.consuming.slots import timeout_error
 
     app.on("user.registered", name="welcome")(lambda: None)
-    raise _timeout_error((None, app.handlers["welcome"], None))  # type: ignore[arg-type]
+    raise timeout_error((None, app.handlers["welcome"], None))  # type: ignore[arg-type]
 
 
 @case("Nothing handles what arrives")
 def _(app: Lightbus) -> None:
     app.on("user.registered", name="welcome")(lambda: None)
-    consumer = app.consumer()
+    (config,) = app.subscriptions()
     delivery = Delivery(cast(Channel, None), 1, False, "auth", "user.registered", {}, b"{}")
-    raise consumer._no_handler(consumer.subscriptions[0], delivery)
+    raise Routes(app.name, config).why_none(delivery)
 
 
 @pytest.mark.parametrize("heading", CASES)
@@ -368,16 +372,17 @@ def _error_of_a_handler_in_a_thread() -> ValueError:
     def welcome() -> None:
         raise ValueError("no")
 
-    (subscription,) = app.subscriptions()
+    subscription = Subscription(*app.subscriptions())
     delivery = Delivery(cast(Channel, None), 1, False, "auth", "user.registered", {}, b"{}")
     subscription.channels = (delivery.channel,)
 
     async def handle() -> BaseException | None:
-        pool = Pool(subscription, start=print, collect=print, room=print)
-        pool.jobs.append((delivery, app.handlers["welcome"], None))
-        seat = ThreadSlot(subscription, anyio.CancelScope())
-        await anyio.to_thread.run_sync(pool.serve, seat)
-        return seat.error
+        turns = Turns(subscription)
+        turns.plain.append((delivery, app.handlers["welcome"], None))
+        slot = ThreadSlot(subscription, anyio.CancelScope())
+        pool = Pool(subscription, turns, cast(PoolOwner, None))  # which is asked for nothing: the handler fails
+        await anyio.to_thread.run_sync(pool.serve, slot)
+        return slot.error
 
     error = asyncio.run(handle())
     assert isinstance(error, ValueError)

@@ -17,7 +17,7 @@ import pytest
 
 from lightbus import Lightbus, Message, Reject, Retry, app
 from lightbus.connection import address
-from lightbus.consuming import dispatcher as consumer
+from lightbus.consuming import failure
 from lightbus.handler import Handler
 from lightbus.retry import DeadLetter, RetryIn
 from lightbus.wire.codec import MAX_BODY_BYTES
@@ -87,7 +87,7 @@ def test_the_time_to_stop_is_enough_for_all_that_a_worker_does() -> None:
     assert sum(Retry().delays) < 13 * 60
     rounds = -(-app.PREFETCH // app.CONCURRENCY)
     assert rounds * app.HANDLER_TIMEOUT == 7 * 60
-    assert consumer.COPY_PAUSES[-1] == 5, "every few seconds, says the page on policies"
+    assert failure.COPY_PAUSES[-1] == 5, "every few seconds, says the page on policies"
 
 
 def test_the_page_on_rabbitmq_has_every_argument_that_is_declared() -> None:
