@@ -59,18 +59,11 @@ def health(target: str, as_json: bool) -> None:
 
 def _ask(app: Lightbus, target: str) -> tuple[list[str], list[dict[str, Any]]]:
     from lightbus import errors
-    from lightbus.connection.diagnosis import LOST, describe
-    from lightbus.connection.dial import address_of
-    from lightbus.inspection.states import consumed, queue_states
+    from lightbus.inspection.states import connected, consumed, queue_states
 
     try:
-        connection = app.broker.connect(f"lightbus {app.name} health")
-        try:
+        with connected(app, "health") as connection:
             states = queue_states(connection, consumed(app))
-        except LOST as error:
-            raise describe(error, address_of(connection, app.broker)) from error
-        finally:
-            connection.close()
     except errors.BrokerError as error:
         return [str(error)], []
     if not app.handlers:  # then only a queue with ready events needs a worker

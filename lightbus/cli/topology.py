@@ -121,17 +121,10 @@ def show(target: str, live: bool, form: str, as_json: bool) -> None:
 
 
 def _ask(app: Lightbus) -> States:
-    from lightbus.connection.diagnosis import LOST, describe
-    from lightbus.connection.dial import address_of
     from lightbus.inspection import states
 
-    connection = app.broker.connect(f"lightbus {app.name} topology")
-    try:
+    with states.connected(app, "topology") as connection:
         return states.states(connection, app)
-    except LOST as error:
-        raise describe(error, address_of(connection, app.broker)) from error
-    finally:
-        connection.close()
 
 
 def _described(app: Lightbus, states: States | None) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 
 import amqp.exceptions
 import attrs
@@ -13,11 +14,31 @@ import attrs
 from lightbus.app import Lightbus
 from lightbus.connection.address import Address
 from lightbus.connection.declare import exchange_exists
+from lightbus.connection.diagnosis import LOST, describe
 from lightbus.connection.dial import address_of
 from lightbus.inspection.comparison import differences
 from lightbus.transport import Connection
 from lightbus.wire import topology
 from lightbus.wire.topology import Topology
+
+
+@contextmanager
+def connected(app: Lightbus, purpose: str) -> Generator[Connection]:
+    """A connection to the app's broker.
+
+    Args:
+        purpose: part of the connection's name on the broker.
+
+    Raises:
+        errors.BrokerError: the broker is not usable, or the connection was lost.
+    """
+    connection = app.broker.connect(f"lightbus {app.name} {purpose}")
+    try:
+        yield connection
+    except LOST as error:
+        raise describe(error, address_of(connection, app.broker)) from error
+    finally:
+        connection.close()
 
 
 @attrs.frozen
