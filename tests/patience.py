@@ -1,4 +1,4 @@
-"""How long tests wait: for what should happen, as long as it takes on a busy machine; a limit only ends a hang."""
+"""How long tests wait. The limits are long, because the machine may be busy: they only end a hang."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 
 LIMIT = 60.0
-"""Seconds after which nothing more is hoped for. Far above what anything takes."""
+"""Seconds after which a test fails. Far more than anything takes."""
 
 DELAY = 15.0
-"""Seconds that a busy machine may add to what has a limit of its own."""
+"""Seconds that a busy machine may add to a limit in the code."""
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Call it until it is true."""
+    """Call the condition until it is true."""
     deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline, f"not within {LIMIT:g} s: {what}"
@@ -24,7 +24,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """The block has a limit of so many seconds, and keeps it: in code, not on the clock of a busy machine."""
+    """The block ends within its own limit of so many seconds, plus DELAY for a busy machine."""
     began = time.monotonic()
     try:
         yield
@@ -34,7 +34,7 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def sometimes_within(seconds: float, attempt: Callable[[], float]) -> None:
-    """Repeat until an attempt returns less than this, in seconds: on a busy machine, not every one does."""
+    """Repeat until an attempt takes less than so many seconds: on a busy machine, not each one does."""
     deadline, took = time.monotonic() + LIMIT, [attempt()]
     while took[-1] >= seconds:
         assert time.monotonic() < deadline, f"never within {seconds:g} s, but {min(took):.3f} s at best"
@@ -42,7 +42,7 @@ def sometimes_within(seconds: float, attempt: Callable[[], float]) -> None:
 
 
 def until_listening(port: int) -> None:
-    """Wait until something takes connections on a loopback port."""
+    """Wait until a server accepts connections on a loopback port."""
 
     def listens() -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=LIMIT):
