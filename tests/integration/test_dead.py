@@ -430,7 +430,9 @@ def test_purge_deletes_only_what_it_has_shown(folder: Path, url: str, dead: Dead
         assert program.end() == 0
     os.close(write)
     assert re.search(r"^(Purge 3 of them permanently\? .*: )?2 purged\.$", program.output, re.MULTILINE)
-    assert "1 of those shown is no longer there: retried, purged or being read by another command" in program.output
+    assert (
+        "1 of those shown is no longer in the queue: retried, purged or being read by another command" in program.output
+    )
     assert [dead_letter["id"] for dead_letter in listed(dead)] == new
 
 

@@ -85,11 +85,11 @@ def _notes(app: Lightbus, outcome: Outcome) -> Generator[str]:
     if outcome.unproven:
         yield (
             f"{outcome.unproven:,} skipped: the broker dead-lettered them (they crashed their workers, or a copy was "
-            "refused), somebody moved them by hand, or a queue dead-lettered them to the bus, so their source is not "
+            "refused), they were moved by hand, or a queue dead-lettered them to the bus, so their source is not "
             "verified. If you trust everyone who can publish on this broker, add --trust-origin."
         )
     if outcome.vanished:
         are = "1 of those shown is" if outcome.vanished == 1 else f"{outcome.vanished:,} of those shown are"
-        yield f"{are} no longer there: retried, purged or being read by another command."
+        yield f"{are} no longer in the queue: retried, purged or being read by another command."
     if outcome.problem:
         yield f"Stopped: {outcome.problem} What was not confirmed is in {app.name}.dead as before."
