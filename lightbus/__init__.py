@@ -2,20 +2,21 @@
 
 import os
 
-if os.name != "posix":  # else the missing os.register_at_fork would be told as `cannot import name 'Lightbus'`
+if os.name != "posix":  # else os.register_at_fork is missing, and Python reports only `cannot import name 'Lightbus'`
     raise ImportError("Lightbus runs on Linux, not on Windows. Use it in WSL or in a container.")
 
-TYPE_CHECKING = False  # as in typing, which takes longer to import than all that is here
+TYPE_CHECKING = False  # type checkers know this name. `typing` would take longer to import than this whole module
 if TYPE_CHECKING:
     from lightbus import errors
     from lightbus.app import Lightbus
     from lightbus.errors import Reject
     from lightbus.message import Message, Receipt
     from lightbus.retry import Retry
+    from lightbus.version import __version__ as __version__
 else:
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is asked for: Tab, `--version` and Ctrl-C on a command line wait for none."""
+        """Import a public name on first use: so `--version`, Tab completion and Ctrl-C are fast on a command line."""
         import importlib
 
         if name not in _HOMES:
@@ -26,8 +27,6 @@ else:
         return found
 
 
-__version__ = "0.1.0"
-
 __all__ = ["Lightbus", "Message", "Receipt", "Reject", "Retry", "errors"]
 
 _HOMES = {
@@ -36,5 +35,6 @@ _HOMES = {
     "Receipt": "lightbus.message",
     "Reject": "lightbus.errors",
     "Retry": "lightbus.retry",
+    "__version__": "lightbus.version",
     "errors": "lightbus.errors",
 }

@@ -1,12 +1,11 @@
 """`Lightbus`: what an application publishes and handles, as decorators."""
 
-# The end of a timeout is a PublishError, which says what is known of the outcome; a cancel scope could not:
+# At the end of a timeout, a PublishError reports what is known of the outcome. A cancel scope could not report that.
 # ruff: noqa: ASYNC109
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import sys
 import weakref
@@ -16,38 +15,37 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, dataclass_transform, overload
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 import attrs
 
-from lightbus import errors, handler
+from lightbus import errors, event_loop, handler, options
 from lightbus import event as events
 from lightbus.event import EventType
 from lightbus.handler import Handler
 from lightbus.message import Receipt
 from lightbus.retry import Retry
 from lightbus.transport import Publication
+from lightbus.unknown_events import suggestion, unknown_event
 from lightbus.wire import codec, topology
 from lightbus.wire.topology import BUS, MAIN, ConsumedQueue, QueueType
 
-# What connects is imported when it is first needed: kombu and py-amqp take half of the time that an import would.
+# Modules that connect are imported on first use: kombu and py-amqp would double the time of `import lightbus`.
 if TYPE_CHECKING:
     from lightbus.connection.dial import BrokerAddresses
     from lightbus.consuming.dispatcher import Dispatcher
     from lightbus.consuming.subscription import SubscriptionConfig
     from lightbus.publishing.publisher import Publisher
 
-HANDLER_TIMEOUT = 60.0
-LONGEST_HANDLER_TIMEOUT = 1500.0
-"""Seconds: 25 minutes. RabbitMQ closes the channel of a consumer that holds a delivery for 30."""
 PUBLISH_TIMEOUT = 10.0
+"""Seconds."""
 PREFETCH = 200
-"""Within RabbitMQ's advice for throughput (100 to 300): it hides the round trip, and acks go in larger pieces. All that
-is in hand when a worker dies counts towards the delivery limit (20), but only for a few: see `Consumer`."""
+"""RabbitMQ recommends 100 to 300 for throughput: enough to hide the round trip and to ack many deliveries at once. When
+a worker dies, the broker counts a return for each delivery in its prefetch (the limit is 20), so `Consumer`
+lowers the prefetch while events arrive that came back."""
 CONCURRENCY = 32
 
 refuse_outsider: Callable[[Lightbus], None] | None = None
-"""While a test runs on a `lightbus.testing.TestBus`: called with an app that is about to use its own broker."""
+"""Called with an app that is about to use its own broker. Set by `lightbus.testing.apps` while a TestBus runs."""
 
 C = TypeVar("C", bound=type[Any])
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,30 +54,49 @@ Lifespan = Callable[["Lightbus"], AbstractAsyncContextManager[Any]]
 
 @attrs.frozen
 class _Given:
-    """A URL as it was given, with its password: not for `vars` and debuggers."""
+    """The URL as the user passed it, with its password. Its repr hides it from `vars` and debuggers."""
 
     value: Any = attrs.field(repr=False)
 
 
-class Lightbus:
-    """An application on the bus: it publishes to its own exchange, and consumes its own queue."""
+_MEANT_FOR_APP = {
+    **dict.fromkeys(("broker", "broker_url", "dsn", "host", "uri"), "Use url=."),
+    **dict.fromkeys(("max_retries", "retries", "backoff", "retry_policy"), "Use retry=Retry(delays=(1, 5, 30))."),
+    **dict.fromkeys(("workers", "max_workers", "max_concurrency", "threads"), "Use concurrency=."),
+    **dict.fromkeys(("prefetch_count", "qos"), "Use prefetch=."),
+    "timeout": "Use publish_timeout=; @app.on(timeout=) is for handlers.",
+    **dict.fromkeys(("exchange", "queue", "queue_name"), "Their names are derived from the app's name."),
+    **dict.fromkeys(("durable", "auto_delete"), "Lightbus's queues and exchanges are always durable: remove it."),
+}
+"""What to use instead of options that other libraries have."""
 
-    @errors.explains_options(
-        "Lightbus(...)",
-        {
-            **dict.fromkeys(("broker", "broker_url", "dsn", "host", "uri"), "Use url=."),
-            **dict.fromkeys(
-                ("max_retries", "retries", "backoff", "retry_policy"), "Use retry=Retry(delays=(1, 5, 30))."
-            ),
-            **dict.fromkeys(("workers", "max_workers", "max_concurrency", "threads"), "Use concurrency=."),
-            **dict.fromkeys(("prefetch_count", "qos"), "Use prefetch=."),
-            "timeout": "Use publish_timeout=; @app.on(timeout=) is for handlers.",
-            **dict.fromkeys(("exchange", "queue", "queue_name"), "Their names are derived from the app's name."),
-            **dict.fromkeys(
-                ("durable", "auto_delete"), "Lightbus's queues and exchanges are always durable: remove it."
-            ),
-        },
-    )
+_MEANT_FOR_HANDLER = {
+    "queue_name": "Use queue=, which gives the handler a separate queue.",
+    "exchange": "Use source= to handle the events of one app only.",
+    **dict.fromkeys(
+        ("routing_key", "pattern", "event", "topic", "events"),
+        "Pass the events as positional arguments: @app.on('user.registered').",
+    ),
+    **dict.fromkeys(
+        ("max_retries", "retries", "backoff", "autoretry_for", "retry_backoff", "countdown"),
+        "Use retry=Retry(delays=(1, 5, 30)).",
+    ),
+    **dict.fromkeys(("time_limit", "soft_time_limit"), "Use timeout=."),
+    **dict.fromkeys(("max_workers", "workers"), "Use concurrency=."),
+    **dict.fromkeys(
+        ("durable", "auto_delete", "exclusive"), "Lightbus's queues are always durable and shared: remove it."
+    ),
+}
+"""The same, for `@app.on`."""
+
+
+class Lightbus:
+    """An application on the bus: it publishes to its own exchange, and consumes its own queues.
+
+    One class of over 300 lines, because it is the whole API of an application: mostly signatures and docstrings.
+    """
+
+    @options.explains_options("Lightbus(...)", _MEANT_FOR_APP)
     def __init__(
         self,
         name: str,
@@ -117,10 +134,10 @@ class Lightbus:
         if queue_type not in ("quorum", "classic"):
             raise errors.InvalidOption(f"{owner}: queue_type={queue_type!r}: use 'quorum' or 'classic'.")
         self.retry = Retry() if retry is None else handler.check_retry(retry, owner)
-        self.prefetch = handler.check_count(prefetch, owner, "prefetch", 65535)
-        self.concurrency = handler.check_count(concurrency, owner, "concurrency", 10_000)
+        self.prefetch = options.check_count(prefetch, owner, "prefetch", 65535)
+        self.concurrency = options.check_count(concurrency, owner, "concurrency", 10_000)
         self.lifespan = lifespan
-        self.publish_timeout = _check_publish_timeout(publish_timeout, owner)
+        self.publish_timeout = options.check_publish_timeout(publish_timeout, owner)
         self.queue_type: QueueType = queue_type
         self.events: dict[str, EventType] = {}
         """Declared events by name."""
@@ -128,7 +145,7 @@ class Lightbus:
         """Handlers by name."""
         self._url = _Given(url)
         self._folder = _working_directory()
-        """When the app was made: what a relative path in the broker's URL is relative to, whatever `os.chdir` does."""
+        """The working directory when the app was created: relative paths in the broker's URL are relative to it."""
         self._by_class: dict[type[Any], EventType] = {}
         self._broker: BrokerAddresses | None = None
         self._publisher: Publisher | None = None
@@ -137,7 +154,7 @@ class Lightbus:
         return f"<Lightbus {self.name!r}: {len(self.events)} events, {len(self.handlers)} handlers>"
 
     def __reduce__(self) -> NoReturn:
-        """Never into a pickle: its URL may have a password, and what it has opened belongs to this process."""
+        """Refuse to be pickled: the URL may have a password, and the connections belong to this process."""
         raise TypeError(
             f"The app {self.name!r} cannot be pickled: its URL may have a password. Import the app where it is needed."
         )
@@ -146,7 +163,7 @@ class Lightbus:
         return self
 
     def __deepcopy__(self, _memo: object) -> Self:
-        """A copy of what holds an app holds the same app."""
+        """A copy of an object that holds an app holds the same app."""
         return self
 
     # --- declaring
@@ -195,26 +212,7 @@ class Lightbus:
         self._by_class[event_type.cls] = event_type
         return event_type.cls
 
-    @errors.explains_options(
-        "@app.on(...)",
-        {
-            "queue_name": "Use queue=, which gives the handler a separate queue.",
-            "exchange": "Use source= to handle the events of one app only.",
-            **dict.fromkeys(
-                ("routing_key", "pattern", "event", "topic", "events"),
-                "Pass the events as positional arguments: @app.on('user.registered').",
-            ),
-            **dict.fromkeys(
-                ("max_retries", "retries", "backoff", "autoretry_for", "retry_backoff", "countdown"),
-                "Use retry=Retry(delays=(1, 5, 30)).",
-            ),
-            **dict.fromkeys(("time_limit", "soft_time_limit"), "Use timeout=."),
-            **dict.fromkeys(("max_workers", "workers"), "Use concurrency=."),
-            **dict.fromkeys(
-                ("durable", "auto_delete", "exclusive"), "Lightbus's queues are always durable and shared: remove it."
-            ),
-        },
-    )
+    @options.explains_options("@app.on(...)", _MEANT_FOR_HANDLER)
     def on(
         self,
         *targets: str | type[Any],
@@ -244,57 +242,29 @@ class Lightbus:
             errors.InvalidName, errors.InvalidOption: an argument has an invalid value.
         """
         handler.refuse_bare(targets)
-        # Annotations that are strings may name what is local to the caller. One frame is the decorator's above.
+        # Annotations that are strings may name local variables of the caller. It is two frames up: `explains_options`
+        # adds one.
         local_names = sys._getframe(2).f_locals  # pyright: ignore[reportPrivateUsage]  # documented, despite its name
 
         def register(function: F) -> F:
-            self._register(
+            made = handler.build(
+                self.name,
                 function,
+                taken=self.handlers,
                 targets=targets,
                 source=source,
                 queue=queue,
                 retry=retry,
+                default_retry=self.retry,
                 timeout=timeout,
                 concurrency=concurrency,
                 name=name,
                 local_names=local_names,
             )
+            self.handlers[made.name] = made
             return function
 
         return register
-
-    def _register(
-        self,
-        function: Callable[..., Any],
-        *,
-        targets: Sequence[str | type[Any]],
-        source: str | None,
-        queue: str | None,
-        retry: Retry | None,
-        timeout: float | None,
-        concurrency: int | None,
-        name: str | None,
-        local_names: Mapping[str, Any],
-    ) -> None:
-        own_name = handler.check_name(name, function)
-        owner = f"handler {own_name!r} of app {self.name!r}"
-        if own_name in self.handlers:
-            raise errors.InvalidHandler(f"{owner}: a handler with this name already exists. Pass a different name=.")
-        suffix = MAIN if queue is None else topology.check_queue_suffix(queue, owner)
-        self.handlers[own_name] = Handler(
-            name=own_name,
-            patterns=handler.names_of(targets, owner),
-            source=None if source is None else topology.check_app_name(source),
-            queue=suffix,
-            retry=self.retry if retry is None else handler.check_retry(retry, owner),
-            timeout=HANDLER_TIMEOUT
-            if timeout is None
-            else handler.check_timeout(timeout, owner, LONGEST_HANDLER_TIMEOUT),
-            concurrency=None if concurrency is None else handler.check_count(concurrency, owner, "concurrency", 10_000),
-            function=handler.check_function(function, owner),
-            is_async=handler.is_async(function),
-            arguments=handler.read_signature(self.name, function, owner, local_names),
-        )
 
     # --- publishing
 
@@ -343,7 +313,7 @@ class Lightbus:
         Raises:
             errors.PublishInEventLoop: an event loop runs in this thread, which it would block.
         """
-        _refuse_in_event_loop("publish_sync", "publish")
+        event_loop.refuse("publish_sync()", "await app.publish(...)", errors.PublishInEventLoop)
         publication, level = self._publication(event, delay, headers)
         return self.publisher.publish_sync(publication, timeout=self._timeout(timeout), delay_level=level)
 
@@ -370,67 +340,40 @@ class Lightbus:
         self, events: Iterable[object], *, headers: Mapping[str, Any] | None = None, timeout: float | None = None
     ) -> list[Receipt]:
         """`publish_many` for code without an event loop. Raises errors.PublishInEventLoop if one is running."""
-        _refuse_in_event_loop("publish_many_sync", "publish_many")
+        event_loop.refuse("publish_many_sync()", "await app.publish_many(...)", errors.PublishInEventLoop)
         publications = [self._publication(event, None, headers)[0] for event in events]
         return self.publisher.publish_many_sync(publications, timeout=self._timeout(timeout))
 
     def _publication(
         self, event: object, delay: float | None, headers: Mapping[str, Any] | None
     ) -> tuple[Publication, int | None]:
-        event_type = self._by_class.get(type(event)) or self._unknown(event)
+        event_type = self._by_class.get(type(event))
+        if event_type is None:
+            raise unknown_event(self.name, self.events, event)
         body = codec.encode(event_type, event)
-        properties = codec.event_properties(self.name, event_type, headers)
+        publication = Publication(
+            self.name, event_type.name, body, codec.event_properties(self.name, event_type, headers)
+        )
         if delay is None or delay == 0:
-            return Publication(self.name, event_type.name, body, properties), None
-        seconds = topology.delay_seconds(delay)
-        level = topology.delay_level(seconds)
-        properties["headers"] |= topology.delay_headers(seconds)
-        return Publication(topology.delay_exchange(self.name, level), event_type.name, body, properties), level
-
-    def _unknown(self, event: object) -> EventType:
-        """
-        Raises:
-            errors.UnknownEvent: always; it suggests what was meant.
-        """
-        if isinstance(event, type):
-            raise errors.UnknownEvent(f"{event.__name__} is a class. Publish an instance of it: {event.__name__}(...).")
-        if isinstance(event, str) and event in self.events:
-            name = self.events[event].cls.__name__
-            raise errors.UnknownEvent(f"{event!r} is only the event's name. Publish an instance of it: {name}(...).")
-        if isinstance(event, str):
-            raise errors.UnknownEvent(f"{event!r} is not declared on app {self.name!r}. {self.suggestion(event)}")
-        cls = type(event)
-        if events.event_type_of(cls) is not None:
-            raise errors.UnknownEvent(
-                f"{cls.__name__} is an event of another app, and {self.name!r} can publish only its own events. "
-                f"Publish it with that app, or give {self.name!r} its own event: @app.event."
-            )
-        if cls.__module__ == "builtins" and self.events:
-            known = ", ".join(f"{one.cls.__name__}(...)" for one in list(self.events.values())[:10])
-            raise errors.UnknownEvent(f"A {cls.__name__} is not an event. Publish an instance of one of: {known}.")
-        given = events.default_name(cls.__name__)
-        raise errors.UnknownEvent(f"{cls.__name__} is not declared on app {self.name!r}. {self.suggestion(given)}")
+            return publication, None
+        return topology.delayed(publication, delay)
 
     def suggestion(self, event_name: str) -> str:
         """A hint for an unknown event name: the most similar one."""
-        if not self.events:
-            return "It declares no events yet: decorate a class with @app.event."
-        near = difflib.get_close_matches(event_name, self.events, n=1, cutoff=0.7)
-        if near:
-            return f"Did you mean {near[0]!r} ({self.events[near[0]].cls.__name__})?"
-        return f"Decorate its class with @app.event, or publish one of: {', '.join(sorted(self.events)[:10])}."
+        return suggestion(self.events, event_name)
 
     def _timeout(self, timeout: float | None) -> float:
-        return self.publish_timeout if timeout is None else _check_publish_timeout(timeout, "publish")
+        return self.publish_timeout if timeout is None else options.check_publish_timeout(timeout, "publish")
 
     # --- connecting
 
     @property
     def broker(self) -> BrokerAddresses:
-        """Where the app connects to.
+        """The broker that the app connects to.
 
         Raises:
-            errors.InvalidURL, errors.UnsupportedBroker: the URL cannot be read or used, or there must be one.
+            errors.InvalidURL, errors.UnsupportedBroker: the URL cannot be read or used, or is not set although
+                LIGHTBUS_REQUIRE_URL=1.
             errors.TestBusError: a test runs on a TestBus that does not have this app.
         """
         if self._broker is None:
@@ -446,21 +389,22 @@ class Lightbus:
 
     @property
     def publisher(self) -> Publisher:
+        """The app's publisher. It connects with its first publish."""
         publisher = self._publisher
         if publisher is None:
             from lightbus.publishing.publisher import Publisher
 
             made = Publisher(self.name, self.broker, timeout=self.publish_timeout, queue_type=self.queue_type)
-            # Two threads may both get here: one of them wins, the other's publisher was never started.
+            # Two threads may get here at once. Both use the publisher that is set first; the other one never starts.
             publisher = self._publisher = self.__dict__.setdefault("_first_publisher", made)
             if publisher is made:
-                # An app that is dropped without being closed leaves nothing behind: its thread keeps the publisher.
+                # The publisher's thread keeps the publisher alive: let go of it when the app is garbage-collected.
                 weakref.finalize(self, publisher.let_go).atexit = False
         return publisher
 
     @contextlib.contextmanager
     def redirected(self, broker: BrokerAddresses, publisher: Publisher) -> Generator[None]:
-        """Publish and consume there meanwhile, whatever the URL says: what `lightbus.testing` does to an app."""
+        """Within this block, publish to and consume from another broker. For `lightbus.testing`."""
         before = self._broker, self._publisher
         self._broker, self._publisher = broker, publisher
         try:
@@ -490,7 +434,7 @@ class Lightbus:
     # --- consuming
 
     def queue_suffixes(self) -> list[str]:
-        """The queues that this app consumes: the app's own (`main`) first, then its handlers' own."""
+        """The queues that this app consumes: the app's own (`main`) first, then the separate ones of handlers."""
         return [MAIN, *sorted({one.queue for one in self.handlers.values()} - {MAIN})]
 
     def consumed_queues(self) -> list[ConsumedQueue]:
@@ -529,7 +473,7 @@ class Lightbus:
     def subscriptions(
         self, *, queues: Sequence[str] = (), prefetch: int | None = None, concurrency: int | None = None
     ) -> list[SubscriptionConfig]:
-        """The queues that a worker consumes, and how.
+        """One subscription for each queue, for a consumer.
 
         Raises:
             errors.InvalidOption: a queue that the app does not have.
@@ -549,10 +493,10 @@ class Lightbus:
                 handlers={one.name: one for one in self.handlers.values() if one.queue == suffix},
                 prefetch=self.prefetch
                 if prefetch is None
-                else handler.check_count(prefetch, "worker", "prefetch", 65535),
+                else options.check_count(prefetch, "worker", "prefetch", 65535),
                 concurrency=self.concurrency
                 if concurrency is None
-                else handler.check_count(concurrency, "worker", "concurrency", 10_000),
+                else options.check_count(concurrency, "worker", "concurrency", 10_000),
                 budget=credit.BUDGET // len(wanted),
             )
             for suffix in wanted
@@ -567,26 +511,8 @@ class _EventDecorator:
         raise NotImplementedError
 
 
-def _check_publish_timeout(value: object, owner: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 3600:
-        raise errors.InvalidOption(
-            f"{owner}: a publish timeout of {value!r}: use seconds, more than 0 and up to 3,600."
-        )
-    return float(value)
-
-
 def _working_directory() -> str | None:
     try:
         return os.getcwd()
-    except OSError:  # it was deleted, which matters only to relative paths
+    except OSError:  # deleted, which matters only for relative paths
         return None
-
-
-def _refuse_in_event_loop(called: str, instead: str) -> None:
-    try:
-        anyio.lowlevel.current_token()
-    except RuntimeError:  # no event loop runs in this thread: as it should be
-        return
-    raise errors.PublishInEventLoop(
-        f"{called}() would block the event loop that runs here. Use `await app.{instead}(...)`."
-    )

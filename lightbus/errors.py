@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import inspect
-import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, ParamSpec, TypeVar
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from typing import Any, TypeVar
 
 
 class LightbusError(Exception):
     """The base class of all Lightbus errors."""
 
 
-# --- a user's exception, which may break whatever is asked of it: nothing here does ------------
+def nearest(given: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The name that a misspelt one probably means: for "Did you mean ...?".
+
+    Args:
+        cutoff: how similar the names must be, from 0 to 1.
+    """
+    found = difflib.get_close_matches(given, [*known], n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+# --- reading any exception, also one whose own methods raise -----------------------------------
 
 _traceback_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
 _name_of: Callable[[type], str] = type.__dict__["__name__"].__get__
@@ -30,21 +34,21 @@ FRAMES_SHOWN = 50
 
 
 def message_of(error: BaseException) -> str:
-    """What an error says."""
+    """The message of an error."""
     try:
-        text = "".join((str(error),))  # a str, where it is of a subclass
+        text = "".join((str(error),))  # a plain str, if it is of a subclass
     except BaseException as broken:  # noqa: BLE001  # whatever its `__str__` raises
         return f"(its __str__ raised {_name_of(type(broken))})"
     return text.encode(errors="backslashreplace").decode()
 
 
 def summary(error: BaseException) -> str:
-    """Its type and what it says, on a line where that is one line."""
+    """Its type and message, as the last line of a traceback."""
     return f"{_printable(_name_of(type(error)))}: {message_of(error)}"
 
 
 def type_name(error: BaseException) -> str:
-    """With its module, unless it is Python's own."""
+    """The name of its class, with the module unless that is `builtins`."""
     module = _module_of(type(error))
     name = _printable(_qualified_name_of(type(error)))
     return f"{_printable(module)}.{name}" if isinstance(module, str) and module != "builtins" else name
@@ -59,7 +63,7 @@ def has_traceback(error: BaseException) -> bool:
 
 
 def is_a(error: BaseException, types: type | tuple[type, ...]) -> bool:
-    """`isinstance`, without a look at `__class__`, which an exception may have replaced."""
+    """`isinstance`, without reading `__class__`, which an exception may replace."""
     return issubclass(type(error), types)
 
 
@@ -67,30 +71,57 @@ _members_of: Callable[[BaseException], tuple[BaseException, ...]] = BaseExceptio
 
 
 def members(error: BaseException) -> tuple[BaseException, ...]:
-    """What a group (of a TaskGroup, mostly) holds; nothing where it is none."""
+    """The exceptions in a group (mostly of a TaskGroup); empty if it is not a group."""
     return _members_of(error) if is_a(error, BaseExceptionGroup) else ()
 
 
 def without_groups(error: BaseException) -> BaseException:
-    """The one exception within groups of one; else the group."""
+    """The only exception within groups of one; otherwise the group."""
     while len(inner := members(error)) == 1:
         error = inner[0]
     return error
 
 
 def format_traceback(
-    error: BaseException, adapt: Callable[[traceback.TracebackException], bool] = lambda _: True
+    error: BaseException,
+    *,
+    hidden: Callable[[FrameType], bool] | None = None,
+    only_with_frames: bool = False,
 ) -> str:
-    """As Python prints it. Where the exception breaks that, its frames only, and why.
+    """As Python prints it. If the exception breaks that: only its frames, and why.
 
     Args:
-        adapt: may change what is printed; False for nothing at all.
+        hidden: leave out the frames for which this is true, also those of causes and of a group's members.
+        only_with_frames: return an empty string if no frame is left.
     """
     try:
-        told = traceback.TracebackException.from_exception(error)
-        return "".join(told.format()) if adapt(told) else ""
-    except BaseException as broken:  # noqa: BLE001  # its attributes, notes, loaders ... raise whatever they like
+        formatted = traceback.TracebackException.from_exception(error)
+        if hidden is not None and not _hide_frames(formatted, error, hidden) and only_with_frames:
+            return ""
+        return "".join(formatted.format())
+    except BaseException as broken:  # noqa: BLE001  # its attributes, notes and loaders may raise anything
         return _frames_only(error, broken)
+
+
+def _hide_frames(
+    formatted: traceback.TracebackException, error: BaseException, hidden: Callable[[FrameType], bool]
+) -> bool:
+    """Whether any frame is left."""
+    any_left = False
+    chain: list[tuple[traceback.TracebackException | None, BaseException | None]] = [(formatted, error)]
+    while chain:
+        formatted_one, one = chain.pop()
+        if formatted_one is None or one is None:
+            continue
+        frames = [frame for frame, _ in traceback.walk_tb(one.__traceback__)]
+        formatted_one.stack[:] = [
+            line for line, frame in zip(formatted_one.stack, frames, strict=False) if not hidden(frame)
+        ]
+        any_left = any_left or bool(formatted_one.stack)
+        chain += [(formatted_one.__cause__, one.__cause__), (formatted_one.__context__, one.__context__)]
+        if isinstance(one, BaseExceptionGroup):
+            chain += zip(formatted_one.exceptions or (), one.exceptions, strict=False)
+    return any_left
 
 
 def _frames_only(error: BaseException, broken: BaseException) -> str:
@@ -111,24 +142,24 @@ def _walk(trace: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def for_log(error: BaseException | None) -> tuple[BaseException | None, str]:
-    """What to give to logging as `exc_info`; and, where its handlers would break over that, what to append instead."""
+    """The `exc_info` for logging. If its handlers would fail on it: None, and the text to append to the message."""
     if error is None:
         return None, ""
     broken: list[BaseException] = []
     try:
         for line in traceback.TracebackException.from_exception(error).format():
-            line.encode()  # no log file takes a lone surrogate
+            line.encode()  # a log file cannot encode a lone surrogate
     except BaseException as raised:  # noqa: BLE001  # as above
         broken.append(raised)
     return (None, "\n" + _frames_only(error, broken[0]).rstrip()) if broken else (error, "")
 
 
 def is_from_deeper(error: BaseException) -> bool:
-    """Whether code below the frame that catches the error has raised it, and not a built-in function called there.
+    """Whether Python code below the frame that catches the error raised it, and not a built-in function called there.
 
-    Python runs a signal's handler between two instructions of the main thread, and the handler may raise anything: the
-    usual time limit of a job raises TimeoutError, which is an OSError. So `except OSError` around `sock.send(data)` may
-    also catch what was raised after all was sent.
+    Python runs a signal handler between two instructions of the main thread, and the handler may raise anything. A time
+    limit often raises TimeoutError, which is an OSError. So `except OSError` around `sock.send(data)` may also catch an
+    error that was raised after all data was sent.
     """
     trace = error.__traceback__
     return trace is not None and trace.tb_next is not None
@@ -140,7 +171,7 @@ E = TypeVar("E", bound=BaseException)
 
 
 def without_machinery(error: E) -> E:
-    """The error, with its traceback from the user's first frame on, where there is one: ours before it tell nothing."""
+    """The error, with a traceback that begins at the first frame of the user's code, if it has one."""
     trace = _traceback_of(error)
     while trace is not None and is_machinery(trace.tb_frame):
         trace = trace.tb_next
@@ -150,8 +181,9 @@ def without_machinery(error: E) -> E:
 
 
 def tells_where(error: BaseException) -> bool:
-    """Whether its traceback, `without_machinery`, says more than its message: of our own errors where it begins with
-    the user's code, but for a Reject, which was meant.
+    """Whether its traceback, `without_machinery`, adds information to its message.
+
+    That of a Lightbus error does if it begins in the user's code. That of a Reject does not: it was raised on purpose.
     """
     if not is_a(error, LightbusError):
         return True
@@ -160,7 +192,7 @@ def tells_where(error: BaseException) -> bool:
 
 
 def is_machinery(frame: FrameType) -> bool:
-    """Whether the code is Lightbus' own, or of what runs it."""
+    """Whether the code belongs to Lightbus, or to the event loop and threads that run it."""
     name = frame.f_globals.get("__name__")
     return isinstance(name, str) and name.partition(".")[0] in _MACHINERY
 
@@ -192,44 +224,6 @@ class InvalidOption(DeclarationError, ValueError):
     """An option (of the app, a handler, a retry policy, a publish) has an invalid value, or is unknown."""
 
 
-_UNEXPECTED = re.compile(r"got an unexpected keyword argument '(.+?)'")
-
-
-def explains_options(what: str, meant: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make of Python's TypeError over an unknown option an InvalidOption that names the options there are.
-
-    It adds a call: so for what declares, and not for what publishes.
-
-    Args:
-        what: the function, as a user calls it.
-        meant: what to do instead of options that others have.
-    """
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def call(*args: P.args, **options: P.kwargs) -> R:
-            try:
-                return function(*args, **options)
-            except TypeError as error:
-                found = None if is_from_deeper(error) else _UNEXPECTED.search(str(error))
-                if found is None:
-                    raise
-                unknown = found[1]
-            raise InvalidOption(_unknown_option(what, unknown, function, meant))
-
-        return call
-
-    return decorate
-
-
-def _unknown_option(what: str, unknown: str, function: Callable[..., Any], meant: Mapping[str, str]) -> str:
-    parameters = inspect.signature(function).parameters.values()
-    options = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY or one.name == "delays"]
-    near = difflib.get_close_matches(unknown, options, n=1)
-    advice = meant.get(unknown) or (f"Did you mean {near[0]}=?" if near else "")
-    return " ".join(filter(None, (f"{what} has no option {unknown!r}.", advice, f"It has: {'=, '.join(options)}=.")))
-
-
 class UnknownEvent(LightbusError, LookupError):
     """An event was published that the app has not declared."""
 
@@ -258,8 +252,8 @@ class InvalidURL(BrokerError, ValueError):
 
 
 class UnsupportedBroker(BrokerError):
-    """A URL of a transport that lacks AMQP's exchanges, queues and bindings, or a broker that cannot do what Lightbus
-    asks of it."""
+    """A URL of a transport that lacks AMQP's exchanges, queues and bindings, or a broker that lacks a feature that
+    Lightbus needs."""
 
 
 class BrokerUnreachable(BrokerError):
@@ -309,7 +303,7 @@ class PublishManyError(PublishError):
         self.outcomes = outcomes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Else a copy, or what comes out of another process, would be made of the message alone."""
+        """So that a copy, or an unpickled error from another process, keeps its outcomes."""
         return type(self), (*self.args, self.outcomes), self.__dict__
 
 
@@ -393,7 +387,7 @@ class WorkerError(LightbusError):
 class TestBusError(LightbusError):
     """A TestBus is used incorrectly."""
 
-    __test__ = False  # pytest would take it for a test where it is imported
+    __test__ = False  # else pytest collects it as a test where it is imported
 
 
 class DrainTimeout(TestBusError, TimeoutError):

@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import msgspec
 
-from lightbus import errors
+from lightbus import errors, options
 
 MAX_NAME_BYTES = 255
 """AMQP's limit for a routing key (a short string)."""
@@ -51,7 +51,7 @@ def define(cls: type[Any], name: object, version: object) -> EventType:
         errors.InvalidOption: the version is not a positive int.
     """
     event_name = _check_own_name(cls.__name__, name)
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    if not options.is_integer(version) or version < 1:
         raise errors.InvalidOption(
             f"event {event_name!r}: version={version!r} is not an integer of 1 or more. Increment the version for "
             "each change that subscribers must know about."

@@ -5,19 +5,24 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import attrs
 import msgspec
 
-from lightbus import errors
+from lightbus import errors, options
 from lightbus.event import event_type_of, lossy_part, unreadable_part
 from lightbus.message import Message
 from lightbus.pattern import topic_matches
 from lightbus.retry import Retry
 from lightbus.transport import Delivery
 from lightbus.wire import codec, topology
+
+TIMEOUT = 60.0
+"""Seconds: the default."""
+LONGEST_TIMEOUT = 1500.0
+"""Seconds: 25 minutes. RabbitMQ closes the channel of a consumer that holds a delivery for 30 minutes."""
 
 Arguments = tuple[Any, ...]
 
@@ -51,6 +56,49 @@ class Handler:
         return (self.source is None or self.source == source) and any(
             topic_matches(pattern, event) for pattern in self.patterns
         )
+
+
+def build(
+    app: str,
+    function: Callable[..., Any],
+    *,
+    taken: Container[str],
+    targets: Sequence[str | type[Any]],
+    source: str | None,
+    queue: str | None,
+    retry: Retry | None,
+    default_retry: Retry,
+    timeout: float | None,
+    concurrency: int | None,
+    name: str | None,
+    local_names: Mapping[str, Any],
+) -> Handler:
+    """Check the arguments of `@app.on`, and resolve them.
+
+    Args:
+        taken: the names of the app's other handlers.
+        local_names: the local variables of the function that calls `@app.on`, for annotations that are strings.
+
+    Raises:
+        errors.InvalidHandler, errors.InvalidName, errors.InvalidOption: see `Lightbus.on`.
+    """
+    own_name = check_name(name, function)
+    owner = f"handler {own_name!r} of app {app!r}"
+    if own_name in taken:
+        raise errors.InvalidHandler(f"{owner}: a handler with this name already exists. Pass a different name=.")
+    suffix = topology.MAIN if queue is None else topology.check_queue_suffix(queue, owner)
+    return Handler(
+        name=own_name,
+        patterns=names_of(targets, owner),
+        source=None if source is None else topology.check_app_name(source),
+        queue=suffix,
+        retry=default_retry if retry is None else check_retry(retry, owner),
+        timeout=TIMEOUT if timeout is None else options.check_timeout(timeout, owner, LONGEST_TIMEOUT),
+        concurrency=None if concurrency is None else options.check_count(concurrency, owner, "concurrency", 10_000),
+        function=check_function(function, owner),
+        is_async=is_async(function),
+        arguments=read_signature(app, function, owner, local_names),
+    )
 
 
 def names_of(targets: Sequence[str | type[Any]], owner: str) -> tuple[str, ...]:
@@ -100,24 +148,9 @@ def check_name(name: object, function: Callable[..., Any]) -> str:
     return name
 
 
-def check_timeout(value: object, owner: str, limit: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= limit:
-        raise errors.InvalidOption(
-            f"{owner}: timeout={value!r}: use seconds, more than 0 and up to {limit:g}, which is below RabbitMQ's "
-            "consumer timeout of 30 minutes. Split work that takes longer into steps, each an event."
-        )
-    return float(value)
-
-
 def check_retry(value: object, owner: str) -> Retry:
     if not isinstance(value, Retry):
         raise errors.InvalidOption(f"{owner}: retry={value!r}: use lightbus.Retry(delays=(1, 5, 30)) or Retry.none().")
-    return value
-
-
-def check_count(value: object, owner: str, option: str, highest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
-        raise errors.InvalidOption(f"{owner}: {option}={value!r}: use a whole number from 1 to {highest:,}.")
     return value
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 
-from lightbus import errors
-
-MAX_DELAY = 30 * 24 * 3600
-"""Seconds. The same bound as for a delayed publish."""
+from lightbus import errors, options
+from lightbus.options import MAX_DELAY
 
 
 @attrs.frozen
@@ -55,7 +52,7 @@ def _as_tuple(types: ErrorTypes) -> tuple[type[BaseException], ...]:
 
 def _check_delays(_instance: object, _attribute: object, delays: Sequence[object]) -> None:
     for delay in delays:
-        if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not math.isfinite(delay):
+        if not options.is_number(delay):
             raise errors.InvalidOption(f"Retry: the delay {delay!r} is not a number of seconds.")
         if not 0.001 <= delay <= MAX_DELAY:
             raise errors.InvalidOption(
@@ -71,7 +68,7 @@ def _check_errors(_instance: object, attribute: attrs.Attribute[Any], types: tup
 
 
 def _check_jitter(_instance: object, _attribute: object, jitter: Any) -> None:
-    if isinstance(jitter, bool) or not isinstance(jitter, (int, float)) or not 0 <= jitter < 1:
+    if not options.is_number(jitter) or not 0 <= jitter < 1:
         raise errors.InvalidOption(f"Retry: jitter={jitter!r} is not a number from 0 up to (not including) 1.")
 
 
@@ -96,7 +93,7 @@ class Retry:
     """The part of each delay, from 0 to below 1, by which it may be shortened at random, so that events that failed
     together are not retried together. A retry queue keeps its order, so in a burst the spread is smaller."""
 
-    @errors.explains_options(
+    @options.explains_options(
         "Retry",
         {
             **dict.fromkeys(

@@ -54,7 +54,7 @@ def _logging_as_before() -> Iterator[None]:
         each.disabled, each.propagate = disabled, propagate
 
 
-def _need_rabbitmq() -> None:
+def need_rabbitmq() -> None:
     if nodes.find("rabbitmq-server") is None:
         if os.environ.get("CI") == "true":
             pytest.fail(nodes.INSTALL, pytrace=False)
@@ -64,7 +64,7 @@ def _need_rabbitmq() -> None:
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[nodes.Node]:
     """The RabbitMQ node that all tests share. Leave it as it is: `rabbitmq_node` is for tests that break one."""
-    _need_rabbitmq()
+    need_rabbitmq()
     with nodes.Node() as node:
         yield node
 
@@ -72,7 +72,7 @@ def rabbitmq() -> Iterator[nodes.Node]:
 @pytest.fixture
 def rabbitmq_node() -> Iterator[Callable[..., nodes.Node]]:
     """`rabbitmq_node(config="...")` starts a node for this test alone, which ends with it."""
-    _need_rabbitmq()
+    need_rabbitmq()
     started: list[nodes.Node] = []
 
     def start(config: str = "", **options: object) -> nodes.Node:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Generator, Iterable
@@ -43,8 +42,10 @@ def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
     Args:
         otherwise: the hint if no known name is similar.
     """
-    near = difflib.get_close_matches(given, known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else otherwise
+    from lightbus import errors
+
+    near = errors.nearest(given, known)
+    return f"Did you mean {near!r}?" if near else otherwise
 
 
 class Group(click.Group):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import pkgutil
@@ -108,20 +107,8 @@ def _show_traceback(error: BaseException) -> None:
     """Show the traceback with the frames of the user's code only."""
     from lightbus import errors
 
-    def adapt(shown: traceback.TracebackException) -> bool:
-        _without_machinery(shown)
-        return True
-
-    click.echo(errors.format_traceback(error, adapt), nl=False, err=True)
-
-
-def _without_machinery(shown: traceback.TracebackException) -> traceback.TracebackException:
-    kept = [frame for frame in shown.stack if not _is_machinery(frame.filename)]
-    shown.stack = traceback.StackSummary.from_list(kept)
-    for cause in (shown.__cause__, shown.__context__):
-        if cause is not None:
-            _without_machinery(cause)
-    return shown
+    text = errors.format_traceback(error, hidden=lambda frame: _is_machinery(frame.f_code.co_filename))
+    click.echo(text, nl=False, err=True)
 
 
 def _is_machinery(filename: str) -> bool:
@@ -137,6 +124,8 @@ def _is_machinery(filename: str) -> bool:
 
 
 def _not_found(name: str, missing: str, folder: str) -> str:
+    from lightbus import errors
+
     parent, _, last = missing.rpartition(".")
     if parent:
         package = sys.modules.get(parent)
@@ -150,9 +139,9 @@ def _not_found(name: str, missing: str, folder: str) -> str:
     names = [module.name for module in pkgutil.iter_modules(places)]
     if not parent:  # namespace packages, too
         names += [one.name for one in os.scandir(folder) if one.is_dir() and one.name.isidentifier()]
-    near = difflib.get_close_matches(last, sorted(set(names)), n=1)
+    near = errors.nearest(last, sorted(set(names)))
     if near:
-        meant = f"{parent}.{near[0]}" if parent else near[0]
+        meant = f"{parent}.{near}" if parent else near
         return f"no module {missing!r} {where}. Did you mean {meant + name[len(missing) :]!r}?"
     return f"no module {missing!r} {where}. Run the command from the root of your code, or set PYTHONPATH."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import shlex
 from collections.abc import Iterator
@@ -72,8 +71,10 @@ class ShowsByDefault(click.Group):
 
     def _means_a_command(self, name: str) -> bool:
         """True for a misspelt command, too, so that the error is about the command and not about a module."""
+        from lightbus import errors
+
         return name in self.commands or (
-            ":" not in name and bool(difflib.get_close_matches(name, self.commands, 1, 0.8))
+            ":" not in name and errors.nearest(name, self.commands, cutoff=0.8) is not None
         )
 
 

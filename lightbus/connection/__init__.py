@@ -1,4 +1,4 @@
-"""A connection to a broker: its address, how it is dialled, what its errors mean, and the thread that owns it.
+"""A connection to a broker: its address, how to connect, what errors mean, and the thread that owns it.
 
 Imports: errors, `lightbus.wire`, `lightbus.transport`.
 """

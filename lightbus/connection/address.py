@@ -1,8 +1,7 @@
-"""A broker's address: one URL, read strictly. A secret in it is never shown."""
+"""A broker URL, parsed strictly. Its secrets never appear in errors or logs."""
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
@@ -17,27 +16,27 @@ from lightbus import errors
 
 URL_VARIABLE = "LIGHTBUS_URL"
 REQUIRE_VARIABLE = "LIGHTBUS_REQUIRE_URL"
-"""Set to 1, it makes an unset or empty LIGHTBUS_URL an error, for deployments."""
+"""If it is 1, an unset or empty LIGHTBUS_URL is an error. For deployments."""
 EMBEDDED = "sqlite://"
 CONNECT_TIMEOUT = 5.0
 HEARTBEAT = 10
-"""Seconds. Between 5 (a busy machine must not miss two) and 20 (a dead peer must not go unnoticed)."""
+"""Seconds. RabbitMQ recommends 5 to 20: a busy machine must not miss two, a dead peer must be noticed soon."""
 
 TRANSPORTS = {
     "amqp": "lightbus.transport.amqp.connection:Transport",
     "pyamqp": "lightbus.transport.amqp.connection:Transport",
     "amqps": "lightbus.transport.amqp.connection:Transport",
-    "sqlite": "lightbus.transport.sqlite.channel:Transport",
-    "memory": "lightbus.transport.sqlite.channel:Transport",
+    "sqlite": "lightbus.transport.sqlite.connection:Transport",
+    "memory": "lightbus.transport.sqlite.connection:Transport",
 }
 OPTIONS = ("heartbeat", "connect_timeout", "cafile", "certfile", "keyfile")
 _RANGES = {"heartbeat": (1.0, 3600.0), "connect_timeout": (0.1, 3600.0)}
-"""Seconds. AMQP turns heartbeats off with 0, and a dead broker would go unnoticed."""
+"""Seconds. In AMQP 0 turns heartbeats off, so a dead broker would not be noticed."""
 
 
 @attrs.frozen
 class Address:
-    """One broker URL, taken apart."""
+    """One parsed broker URL."""
 
     url: str = attrs.field(repr=False)
     scheme: str
@@ -48,7 +47,7 @@ class Address:
 
     @property
     def masked(self) -> str:
-        """The URL without its password and query, for people and logs."""
+        """The URL without its password and query, for output and logs."""
         scheme, _, rest = self.plain.partition("://")
         userinfo, at, host = rest.rpartition("@")
         user, colon, _ = userinfo.partition(":")
@@ -61,12 +60,12 @@ class Address:
 
     @property
     def vhost(self) -> str:
-        """The virtual host, as rabbitmqctl wants it."""
+        """The virtual host, as rabbitmqctl takes it."""
         return "/" if self.embedded else unquote(urlsplit(self.plain).path[1:]) or "/"
 
     @property
     def embedded(self) -> bool:
-        """For messages to people (a banner); no behaviour depends on it."""
+        """Whether it is the embedded broker. For output only: no behaviour depends on it."""
         return self.scheme in ("sqlite", "memory")
 
 
@@ -79,15 +78,15 @@ _SEVERAL = (
 
 
 def parse_address(url: object, folder: str | None = None) -> Address:
-    """Read one URL. No error shows a part of it that could be a secret, whatever it is that was given.
+    """Parse one URL. No error contains a part of it that could be a secret, even if it is not a URL at all.
 
     Args:
-        folder: what relative paths are relative to; by default the working directory. They become absolute here, once:
-            later connections, and those of other processes, must not follow an `os.chdir` to another file.
+        folder: the folder for relative paths; by default the working directory. They become absolute here, so that
+            later connections, also of other processes, use the same file after an `os.chdir`.
 
     Raises:
-        errors.InvalidURL: not a URL, or an option that is not known.
-        errors.UnsupportedBroker: a broker without AMQP's model.
+        errors.InvalidURL: it is not a URL, or has an unknown option.
+        errors.UnsupportedBroker: the broker has no AMQP exchanges and bindings.
     """
     text = _text_of(url).strip()
     scheme, separator, rest = text.partition("://")
@@ -134,10 +133,10 @@ def urls_of(given: object) -> Sequence[object]:
 
 
 def _text_of(url: object) -> str:
-    """What was given, as text: a URL object of pydantic, yarl or the standard library will do.
+    """A URL as text. URL objects of pydantic, yarl and the standard library are accepted.
 
     Raises:
-        errors.InvalidURL: it is something else.
+        errors.InvalidURL: it is of another type.
     """
     if isinstance(url, str):
         return url
@@ -151,7 +150,7 @@ def _text_of(url: object) -> str:
 
 
 def _problem_of(scheme: str, rest: str) -> str | None:
-    """What is wrong with what follows `scheme://`, without a word of it; None where it can be used."""
+    """What is wrong with the part after `scheme://`, without quoting it; None if it is valid."""
     embedded = scheme in ("sqlite", "memory")
     base, _, query = rest.partition("?")
     if "://" in rest:
@@ -175,7 +174,7 @@ def _problem_of(scheme: str, rest: str) -> str | None:
     if "@" in userinfo:
         return f"it contains more than one '@'. {_ESCAPE} {_SEVERAL}"
     problem = (_problem_of_user(userinfo) if at else None) or _problem_of_host(hostport) or _problem_of_vhost(path)
-    if problem is None and not _is_read_by_others(rest):
+    if problem is None and not _urlsplit_accepts(rest):
         return f"it contains a character that Unicode normalizes to one of / ? # @ and :. {_ESCAPE}"
     return problem
 
@@ -188,8 +187,8 @@ def _is_text(rest: str) -> bool:
     return not _BROKEN_ESCAPE.search(rest)
 
 
-def _is_read_by_others(rest: str) -> bool:
-    """Whether Python reads it, and so kombu: what those refuse, they quote."""
+def _urlsplit_accepts(rest: str) -> bool:
+    """Whether Python, and so kombu, can parse it: their own errors would quote it."""
     try:
         urlsplit(f"amqp://{rest}")
     except ValueError:
@@ -218,7 +217,7 @@ def _problem_of_host(hostport: str) -> str | None:
     if not host:
         return "it has no host. Use 'localhost' for a broker on this machine."
     if "," in host:
-        return f"its host holds a ','. {_SEVERAL}"
+        return f"its host contains a ','. {_SEVERAL}"
     if not _is_host(host):
         return (
             "its host is not a host name or an IP address. (An IPv4 address has four numbers; an IPv6 address is in "
@@ -235,7 +234,7 @@ def _is_host(host: str) -> bool:
         if not host.isascii():
             host = host.encode("idna").decode()
         labels = host.removesuffix(".").split(".")
-        if _NUMBER.fullmatch(labels[-1]):  # the system would read '0', '127.1' and '0x7f.1' as addresses, too
+        if _NUMBER.fullmatch(labels[-1]):  # the system would accept '0', '127.1' and '0x7f.1' as addresses
             ipaddress.IPv4Address(host)
     except ValueError:
         return False
@@ -250,23 +249,21 @@ def _problem_of_vhost(path: str) -> str | None:
 
 
 def _options_of(query: str) -> tuple[dict[str, str], str | None]:
-    """The options, and what is wrong with them."""
+    """The options, and what is wrong with them, if anything."""
     known = f"Known are: {', '.join(OPTIONS)}."
     try:
         if query and _BROKEN_ESCAPE.search(query):
             raise ValueError
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict")
     except ValueError:
-        pairs = None  # reported below: Python's words, which an error from here would keep, quote the URL
+        pairs = None  # reported below: an error raised here would chain Python's, which quotes the URL
     if pairs is None:
         return {}, f"its options, after the '?', cannot be read. Use '?heartbeat=10&connect_timeout=5'. {_ESCAPE}"
     options = dict(pairs)
     for name in options:
         if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, n=1)
-            which = (
-                f"the option {name!r}, which is not known. Did you mean {near[0]!r}?" if near else "an unknown option."
-            )
+            near = errors.nearest(name, OPTIONS)
+            which = f"the option {name!r}, which is not known. Did you mean {near!r}?" if near else "an unknown option."
             return {}, f"it has {which} {known}"
         if [one for one, _ in pairs].count(name) > 1:
             return {}, f"it has the option {name} more than once."
@@ -298,8 +295,8 @@ def _why_unsupported(scheme: str) -> str:
             else "unknown broker type"
         )
         return f"{scheme}:// is not supported: {what}. {advice}"
-    near = difflib.get_close_matches(scheme, TRANSPORTS, n=1)
-    meant = f" Did you mean {near[0]}://?" if near else ""
+    near = errors.nearest(scheme, TRANSPORTS)
+    meant = f" Did you mean {near}://?" if near else ""
     return f"The URL's scheme, before '://', is not supported: unknown broker type.{meant} {advice}"
 
 

@@ -1,4 +1,4 @@
-"""Declare exchanges, queues and bindings on the broker, from the pure values of `wire.topology`."""
+"""Declare exchanges, queues and bindings on the broker, as described by `wire.topology`."""
 
 # kombu has no types:
 # mypy: disable-error-code="no-untyped-call"
@@ -16,12 +16,12 @@ from lightbus.wire.topology import BUS, Exchange, Topology
 
 logger = logging.getLogger("lightbus")
 
-SLIPS = 60
-"""Names at most that are tried in place of one that may have a typing error."""
+CANDIDATES = 60
+"""Names at most that are tried when a name may have a typo."""
 
 
 def declare(connection: Connection, wanted: Topology) -> None:
-    """Declare all of it; what is there already and equal stays as it is.
+    """Declare all of it. What exists with the same arguments stays as it is.
 
     Raises:
         amqp.exceptions.PreconditionFailed: something exists with other arguments.
@@ -41,7 +41,7 @@ def declare(connection: Connection, wanted: Topology) -> None:
 
 
 def _declare_exchange(channel: Channel, exchange: Exchange, *, passive: bool = False) -> None:
-    if exchange.internal:  # which kombu's entity knows nothing of
+    if exchange.internal:  # kombu's entity does not support that
         channel.exchange_declare(exchange.name, exchange.type, passive, durable=True, auto_delete=False, internal=True)
     else:
         entity = kombu.entity.Exchange(exchange.name, exchange.type, durable=True, arguments=exchange.arguments)
@@ -49,10 +49,10 @@ def _declare_exchange(channel: Channel, exchange: Exchange, *, passive: bool = F
 
 
 def _declare_shared(connection: Connection, exchange: Exchange) -> None:
-    """Passively first: a user with few permissions may use others' exchanges, but not declare them.
+    """Declare it passively first: a user may have permission to use another app's exchange, but not to declare it.
 
     Raises:
-        errors.TopologyMissing: another app's is not there, and is not ours to declare. It comes when that app starts.
+        errors.TopologyMissing: another app's exchange does not exist, and this user may not declare it.
     """
     probe = connection.channel()
     try:
@@ -93,13 +93,13 @@ def exchange_exists(connection: Connection, name: str) -> bool:
 
 
 def near_exchange(connection: Connection, name: str) -> str | None:
-    """An exchange that is there, and may be what was meant by this name: the same but for one slip of the hand.
+    """An existing exchange whose name differs from this one by a single typo.
 
-    AMQP cannot list exchanges, so each of the few is asked for.
+    AMQP cannot list exchanges, so each likely name is tried.
     """
-    slips = [name[:at] + name[at + 1] + name[at] + name[at + 2 :] for at in range(len(name) - 1)]
-    slips += [name[:at] + name[at + 1 :] for at in range(len(name))]
-    slips += [name[:at] + name[at] + name[at:] for at in range(len(name))] + [f"{name}s"]
-    slips += [name.replace("_", "-"), name.replace("-", "_")]
-    likely = [slip for slip in dict.fromkeys(slips) if slip not in ("", name, BUS)]
-    return next((slip for slip in likely[:SLIPS] if exchange_exists(connection, slip)), None)
+    candidates = [name[:at] + name[at + 1] + name[at] + name[at + 2 :] for at in range(len(name) - 1)]
+    candidates += [name[:at] + name[at + 1 :] for at in range(len(name))]
+    candidates += [name[:at] + name[at] + name[at:] for at in range(len(name))] + [f"{name}s"]
+    candidates += [name.replace("_", "-"), name.replace("-", "_")]
+    likely = [candidate for candidate in dict.fromkeys(candidates) if candidate not in ("", name, BUS)]
+    return next((candidate for candidate in likely[:CANDIDATES] if exchange_exists(connection, candidate)), None)

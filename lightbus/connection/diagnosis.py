@@ -16,10 +16,10 @@ from lightbus import errors
 from lightbus.connection.address import Address
 
 LOST = (OSError, amqp.exceptions.AMQPError, kombu.exceptions.OperationalError)
-"""What a transport raises when a connection or channel is gone."""
+"""What a transport raises when a connection or channel is lost."""
 
 CHANNEL_LOST = amqp.exceptions.ChannelError
-"""What a transport raises when a channel is gone, and its connection is well."""
+"""What a transport raises when a channel is lost and its connection stays open."""
 
 FATAL = (
     errors.AccessRefused,
@@ -33,10 +33,10 @@ FATAL = (
 
 
 def describe(error: BaseException, address: Address, endpoint: str = "") -> errors.BrokerError:
-    """A transport's error in words: the thing, the cause, the next step.
+    """An error that explains a transport's error: what failed, the cause, the next step.
 
     Args:
-        endpoint: which of the host's IP addresses it was, where it has several.
+        endpoint: the IP address, if the host has several.
     """
     where = f"{address.masked} ({endpoint})" if endpoint else address.masked
     limit = _describe_limit(error, where)
@@ -68,22 +68,24 @@ def describe(error: BaseException, address: Address, endpoint: str = "") -> erro
             )
         case _:
             return errors.BrokerUnreachable(
-                f"No connection to {where}: {words_of(error) or type(error).__name__}. Is the broker running there?"
+                f"No connection to {where}: {message_of(error) or type(error).__name__}. Is the broker running there?"
             )
 
 
 def _describe_limit(error: BaseException, where: str) -> errors.LimitReached | None:
-    """A limit that something has reached: what may be so at any time, and change at any time."""
+    """A limit of the broker or the system was reached. That may happen, and end, at any time."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return errors.LimitReached(f"No connection to {where}: {too_many_files(error)}")
-    if not isinstance(error, amqp.exceptions.AMQPError) or not _LIMIT.search(words := words_of(error)):
+    if not isinstance(error, amqp.exceptions.AMQPError) or not _LIMIT.search(message := message_of(error)):
         return None
-    if re.search(r"(queue|exchange) limit", words):
+    if re.search(r"(queue|exchange) limit", message):
         step, how = "Delete unused queues and exchanges, or raise it", "set_vhost_limits"
     else:
         step = "Close unused connections (`rabbitmqctl list_connections user peer_host client_properties`)"
         step, how = f"{step}, or raise it", "set_user_limits or set_vhost_limits"
-    return errors.LimitReached(f"{where}: a limit is reached ({words}). {step} (rabbitmqctl {how}, or rabbitmq.conf).")
+    return errors.LimitReached(
+        f"{where}: a limit is reached ({message}). {step} (rabbitmqctl {how}, or rabbitmq.conf)."
+    )
 
 
 # RabbitMQ's: "connection limit (1) is reached", "has reached the maximum allowed limit of (8)", "queue limit in ..."
@@ -91,26 +93,27 @@ _LIMIT = re.compile(r"limit\b.*\breached|reached\b.*\b(limit|channel_max)")
 
 
 def _is_answer(error: amqp.exceptions.AMQPError) -> bool:
-    """Whether a broker has said so, and not our own reading of what came."""
+    """Whether the broker sent this error; else the client library raised it, about the data that it received."""
     known = (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed, amqp.exceptions.NotFound)
-    return isinstance(error, known) or re.match("[A-Z_]+ - ", words_of(error)) is not None
+    return isinstance(error, known) or re.match("[A-Z_]+ - ", message_of(error)) is not None
 
 
 def _describe_answer(error: amqp.exceptions.AMQPError, where: str, address: Address) -> errors.BrokerError:
-    """A broker's answer, by what it says: one code stands for many causes, 406 for conflicts, limits and bugs alike."""
-    words = words_of(error)
-    if "inequivalent arg" in words:
+    """Explain a broker's error by its text: one code has many causes; 406 is used for conflicts, limits and bugs."""
+    message = message_of(error)
+    if "inequivalent arg" in message:
         return errors.TopologyConflict(
-            f"It exists on the broker with other arguments than this app declares: {words}. {way_out(words, address)}"
+            f"It exists on the broker with other arguments than this app declares: {message}. "
+            f"{resolution(message, address)}"
         )
-    no_words = getattr(error, "method", None) is None  # the connection was closed in the middle of logging in
-    if isinstance(error, amqp.exceptions.AccessRefused) and no_words:
-        words = f"login refused: {words}"
-    said = f"{type(error).code} {words}"
+    no_method = getattr(error, "method", None) is None  # the connection was closed in the middle of logging in
+    if isinstance(error, amqp.exceptions.AccessRefused) and no_method:
+        message = f"login refused: {message}"
+    text = f"{type(error).code} {message}"
     kind, cause, step = next(
-        (kind, cause, step) for pattern, kind, cause, step in _ANSWERS if re.search(pattern, said, re.IGNORECASE)
+        (kind, cause, step) for pattern, kind, cause, step in _ANSWERS if re.search(pattern, text, re.IGNORECASE)
     )
-    return kind(f"{where}: {cause} ({words}). {step}")
+    return kind(f"{where}: {cause} ({message}). {step}")
 
 
 _ANSWERS: tuple[tuple[str, type[errors.BrokerError], str, str], ...] = (
@@ -224,11 +227,11 @@ _ANSWERS: tuple[tuple[str, type[errors.BrokerError], str, str], ...] = (
         "Check for a proxy in between that changes the data. Otherwise, this is a bug in Lightbus: please report it.",
     ),
 )
-"""By the code and words of an answer, the first that fits: the pattern, the error, the cause, the next step."""
+"""The first whose pattern matches the code and text: the pattern, the error, the cause, the next step."""
 
 
 def too_many_files(error: BaseException) -> str:
-    """EMFILE or ENFILE in words."""
+    """Explain EMFILE or ENFILE."""
     whose = "this process" if getattr(error, "errno", None) == errno.EMFILE else "this machine"
     return (
         f"{whose} has too many open files (sockets count too). Find the leak (lsof -p {os.getpid()}), or raise the "
@@ -236,18 +239,18 @@ def too_many_files(error: BaseException) -> str:
     )
 
 
-def words_of(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     text = getattr(error, "reply_text", None) or getattr(error, "strerror", None) or str(error)
     return str(text).strip().rstrip(".")
 
 
-def way_out(words: str, address: Address) -> str:
-    """What to do where something has other arguments.
+def resolution(message: str, address: Address) -> str:
+    """How to resolve a conflict: something exists on the broker with other arguments.
 
     Args:
-        words: the broker's ("inequivalent arg 'x' for queue 'q' in vhost 'v': received ...").
+        message: the broker's ("inequivalent arg 'x' for queue 'q' in vhost 'v': received ...").
     """
-    queue = re.search(r" for queue '(.+?)' in vhost ", words)
+    queue = re.search(r" for queue '(.+?)' in vhost ", message)
     if address.scheme == "memory":
         way = "restart this program: its in-memory broker is discarded"
     elif address.embedded:
@@ -269,5 +272,5 @@ def way_out(words: str, address: Address) -> str:
 
 
 def ctl(command: str, vhost: str, *arguments: str) -> str:
-    """What may be pasted: without its virtual host it would be about queues of the same name in another one."""
+    """A command to copy. It names the virtual host: another one may have a queue with the same name."""
     return shlex.join(["rabbitmqctl", command, *([] if vhost == "/" else ["--vhost", vhost]), *arguments])

@@ -1,4 +1,7 @@
-"""Connect to the first of a broker's nodes that answers: each address, each of its host's IP addresses, with TLS."""
+"""Connect to the first node of a broker that answers, with TLS if its URL says so.
+
+Each address is tried, and each IP address of its host.
+"""
 
 # kombu has no types:
 # mypy: disable-error-code="no-untyped-call"
@@ -37,10 +40,10 @@ from lightbus.transport import Connection
 logger = logging.getLogger("lightbus")
 
 AVOID_FOR = 60.0
-"""Seconds for which an endpoint that failed is tried after the others. Not longer, or a node that was restarted would
-get no connections until the others fail."""
+"""Seconds for which an endpoint that failed is tried last. A higher value would leave a restarted node without
+connections until the others fail."""
 FAILED = 1000
-"""Remembered endpoints that failed; forgotten all at once when there are more."""
+"""Failed endpoints that are remembered; if there are more, all are forgotten."""
 
 
 @attrs.frozen
@@ -51,34 +54,34 @@ class Endpoint:
     target: tuple[int, int, int, Any] | None = None
     """Family, type, protocol and address, as for a socket; None for an embedded broker."""
     shown: str = ""
-    """The IP address, where the host has several."""
+    """The IP address, if the host has several."""
 
 
 warned = False
-"""Whether this process has logged that LIGHTBUS_URL is not set, or leaves that to another one."""
+"""Whether this process has logged that LIGHTBUS_URL is not set, or another process does."""
 
 
 @attrs.define
 class BrokerAddresses:
-    """Where to connect to: one address, or several of one cluster."""
+    """One broker address, or the addresses of several nodes of one cluster."""
 
     addresses: tuple[Address, ...] = attrs.field(on_setattr=attrs.setters.frozen)
     unset: bool = attrs.field(default=False, eq=False, kw_only=True)
-    """Whether LIGHTBUS_URL is not set, and this is what is used instead."""
+    """Whether LIGHTBUS_URL is not set, and this is the default."""
     worked: bool = attrs.field(default=False, init=False, eq=False, repr=False)
-    """Whether a connection was opened once: then what is refused now was allowed, and may be allowed again."""
+    """Whether a connection was opened before. Then a refusal may be temporary: it was allowed once."""
     _failed: dict[Endpoint, tuple[float, bool]] = attrs.field(factory=dict, init=False, eq=False, repr=False)
-    """Those that failed when they were last tried: when (monotonic), and whether as in `FATAL`. For a while they come
-    last: one that hangs costs time."""
+    """Endpoints whose last attempt failed: when (monotonic), and whether with an error in `FATAL`. They are tried last
+    for a while, since one that hangs costs time."""
 
     @classmethod
     def parse(cls, url: str | Sequence[str], *, folder: str | None = None) -> BrokerAddresses:
         """
         Args:
-            folder: what relative paths are relative to; by default the working directory.
+            folder: the folder for relative paths; by default the working directory.
 
         Raises:
-            errors.InvalidURL, errors.UnsupportedBroker: a URL cannot be read or used.
+            errors.InvalidURL, errors.UnsupportedBroker: a URL is invalid or not supported.
         """
         urls = urls_of(url)
         if not urls:
@@ -91,10 +94,11 @@ class BrokerAddresses:
 
     @classmethod
     def from_environment(cls, *, folder: str | None = None) -> BrokerAddresses:
-        """What LIGHTBUS_URL names; where it is not set or empty, the embedded broker in the user's file.
+        """The broker in LIGHTBUS_URL; if that is not set or empty, the embedded broker in the user's default file.
 
         Raises:
-            errors.InvalidURL, errors.UnsupportedBroker: as `parse`; or LIGHTBUS_REQUIRE_URL forbids that file.
+            errors.InvalidURL, errors.UnsupportedBroker: as for `parse`; or LIGHTBUS_REQUIRE_URL forbids the embedded
+                broker.
         """
         url = os.environ.get(URL_VARIABLE, "")
         if url.strip():
@@ -108,7 +112,7 @@ class BrokerAddresses:
         return attrs.evolve(cls.parse(EMBEDDED), unset=True)
 
     def warn_if_unset(self) -> None:
-        """Log it, once in a process: in production it is a mistake that nothing else shows."""
+        """Log it once per process: in production it is a mistake that nothing else reveals."""
         global warned
         if self.unset and not warned:
             warned = True
@@ -127,12 +131,11 @@ class BrokerAddresses:
         return ";".join(address.masked for address in self.addresses)
 
     def connect(self, name: str) -> Connection:
-        """A new connection to the first that answers: the addresses in random order, each at all of its host's IP
-        addresses. A refusal, too, leads to the next one.
+        """A new connection to the first endpoint that accepts it: the addresses in random order, all IP addresses of
+        each host. After a refusal, too, the next one is tried.
 
         Raises:
-            errors.BrokerError: none did; the error has the answer of each. It is one of `FATAL` only if all failed
-                in such a way.
+            errors.BrokerError: none did; the error has the answer of each. It is in `FATAL` only if all errors are.
         """
         failures: list[tuple[Endpoint, BaseException]] = []
         for endpoint in self._endpoints(failures):
@@ -147,7 +150,7 @@ class BrokerAddresses:
         described, cause = _none_of(failures)
         if cause is described:
             raise described
-        raise described from cause.with_traceback(None)  # kombu's frames say less than its type
+        raise described from cause.with_traceback(None)  # kombu's frames do not help
 
     def _endpoints(self, failures: list[tuple[Endpoint, BaseException]]) -> Iterator[Endpoint]:
         last: list[Endpoint] = []
@@ -163,15 +166,15 @@ class BrokerAddresses:
         yield from last
 
     def avoid(self, connection: Connection, error: errors.BrokerError) -> bool:
-        """Its node answers, but cannot be used: the next time, try the others first. Returns whether there are any that
-        have not failed for good.
+        """Its node answers, but cannot be used: try the others first the next time. Returns whether there is another
+        one without a fatal error.
         """
         endpoint: Endpoint | None = getattr(connection, "reached", None)
         if endpoint is None:
             return False
         self._note_failure(endpoint, error)
-        hopeless = {one.address for one, fatal in self._failed_lately().items() if fatal}
-        return any(address not in hopeless for address in self.addresses if address != endpoint.address)
+        refused = {one.address for one, fatal in self._failed_lately().items() if fatal}
+        return any(address not in refused for address in self.addresses if address != endpoint.address)
 
     def _note_failure(self, endpoint: Endpoint, error: errors.BrokerError) -> None:
         if len(self._failed) >= FAILED:
@@ -191,13 +194,13 @@ def _resolve(address: Address) -> list[Endpoint]:
     port = parts.port or (5671 if address.scheme == "amqps" else 5672)
     found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     targets = [*dict.fromkeys((family, kind, protocol, target) for family, kind, protocol, _, target in found)]
-    if host == "localhost":  # one machine, where RabbitMQ listens on IPv4 in any case: what it says there counts
+    if host == "localhost":  # on one machine RabbitMQ always listens on IPv4: that answer counts
         targets = [target for target in targets if target[0] == socket.AF_INET] or targets
     return [Endpoint(address, target, str(target[3][0]) if len(targets) > 1 else "") for target in targets]
 
 
 def _none_of(failures: Sequence[tuple[Endpoint, BaseException]]) -> tuple[errors.BrokerError, BaseException]:
-    """One error for all, and its cause. What several IP addresses of one host have said alike is said once."""
+    """One error for all, and its cause. The same error of several IP addresses of a host is mentioned once."""
     alike: dict[tuple[Address, str], list[tuple[Endpoint, BaseException]]] = {}
     for endpoint, error in failures:
         alike.setdefault((endpoint.address, str(describe(error, endpoint.address))), []).append((endpoint, error))
@@ -237,10 +240,10 @@ def _connect(endpoint: Endpoint, name: str) -> Connection:
 
 
 def _tls(host: str, options: Mapping[str, str]) -> dict[str, Any]:
-    """The peer is always verified: against the system's authorities, or those in `?cafile=`.
+    """TLS settings. The server's certificate is always verified: against the system's CAs, or those in `?cafile=`.
 
     Raises:
-        errors.TLSRefused: a file that the URL names cannot be read.
+        errors.TLSRefused: a file in the URL cannot be read.
     """
     for option in ("cafile", "certfile", "keyfile"):
         if option in options:
@@ -255,7 +258,7 @@ def _tls(host: str, options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _check_readable(option: str, path: str) -> None:
-    # Python's own error does not say which file, and looks like that of a broker that is away.
+    # Python's own error does not name the file, and looks as if the broker were not running.
     try:
         with open(path, "rb"):
             pass
@@ -269,6 +272,6 @@ def _check_readable(option: str, path: str) -> None:
 
 
 def address_of(connection: Connection, broker: BrokerAddresses) -> Address:
-    """Which of the broker's addresses a connection leads to."""
+    """The one of the broker's addresses that a connection uses."""
     endpoint: Endpoint | None = getattr(connection, "reached", None)
     return broker.addresses[0] if endpoint is None else endpoint.address

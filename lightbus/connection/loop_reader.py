@@ -1,5 +1,6 @@
-"""The event loop, seen from a connection's thread: how to run something soon in it, and how it attends to a connection
-in the thread's place, so that what arrives pays for no change of threads.
+"""An event loop as other threads use it: run a function in it, wake its tasks, and let it read a connection.
+
+While the loop reads, no event pays for a thread switch.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from lightbus.transport import WatchedConnection
 Schedule = Callable[..., object]
 
 
-class Wait(Protocol):
-    """For one task to wait until something has happened, for a while."""
+class Waiter(Protocol):
+    """One task waits until it is set, or a time has passed."""
 
     def set(self) -> None:
-        """It has happened. Called in the loop."""
+        """End the wait. Called in the loop."""
         ...
 
-    async def over(self, seconds: float) -> bool:
-        """Wait for so long at most; says whether it has happened."""
+    async def wait(self, seconds: float) -> bool:
+        """Wait for at most this long. Returns whether it was set."""
         ...
 
 
-class _AnyWait:
+class _AnyWaiter:
     __slots__ = ("_event",)
 
     def __init__(self) -> None:
@@ -41,36 +42,36 @@ class _AnyWait:
     def set(self) -> None:
         self._event.set()
 
-    async def over(self, seconds: float) -> bool:
+    async def wait(self, seconds: float) -> bool:
         if not self._event.is_set():
             with anyio.move_on_after(seconds):
                 await self._event.wait()
         return self._event.is_set()
 
 
-class _AsyncioWait:
-    """Bare, since each published event has one: an anyio.Event and a cancel scope took a third of its CPU."""
+class _AsyncioWaiter:
+    """A bare future, since each published event has one: an anyio.Event and a cancel scope took a third of its CPU."""
 
-    __slots__ = ("_future", "_happened", "_native")
+    __slots__ = ("_future", "_is_set", "_native")
 
     def __init__(self, native: asyncio.AbstractEventLoop) -> None:
         self._native = native
-        self._happened = False
+        self._is_set = False
         self._future: asyncio.Future[None] = native.create_future()
 
     def set(self) -> None:
-        self._happened = True
+        self._is_set = True
         if not self._future.done():
             self._future.set_result(None)
 
-    async def over(self, seconds: float) -> bool:
-        if not self._happened:
+    async def wait(self, seconds: float) -> bool:
+        if not self._is_set:
             timer = self._native.call_later(max(0.0, seconds), self._give_up)
             try:
                 await self._future
             finally:
                 timer.cancel()
-        return self._happened
+        return self._is_set
 
     def _give_up(self) -> None:
         if not self._future.done():
@@ -78,21 +79,23 @@ class _AsyncioWait:
 
 
 class Loop:
-    """How to run something soon in an event loop: asyncio's or trio's."""
+    """An event loop (asyncio's or trio's), and how to run a function in it soon."""
 
-    __slots__ = ("native", "new_wait", "soon", "soon_from_thread")
+    __slots__ = ("native", "new_waiter", "soon", "soon_from_thread")
 
     def __init__(self, native: Any, soon: Schedule, soon_from_thread: Schedule) -> None:
         self.native = native
         self.soon = soon
-        """For the loop's own thread: in this round of the loop's, where it can be."""
+        """From the loop's own thread: in this round of the loop if possible."""
         self.soon_from_thread = soon_from_thread
-        """For any other thread; it never waits. Raises RuntimeError where the loop has ended."""
-        self.new_wait: Callable[[], Wait] = functools.partial(_AsyncioWait, native) if self.can_watch else _AnyWait
+        """From any other thread. Never blocks; raises RuntimeError if the loop has ended."""
+        self.new_waiter: Callable[[], Waiter] = (
+            functools.partial(_AsyncioWaiter, native) if self.can_watch else _AnyWaiter
+        )
 
     @property
     def can_watch(self) -> bool:
-        """Whether it calls functions when a socket is readable: asyncio (and uvloop) does."""
+        """Whether it calls a function when a socket is readable: asyncio and uvloop do, trio does not."""
         return hasattr(self.native, "add_reader")
 
     @property
@@ -104,7 +107,7 @@ _last = threading.local()
 
 
 def current_loop() -> Loop:
-    """The event loop that runs in this thread. The same object each time, as long as it does not change."""
+    """The event loop that runs in this thread; the same object for the same loop."""
     try:
         native: Any = asyncio.get_running_loop()
     except RuntimeError:
@@ -119,82 +122,82 @@ def current_loop() -> Loop:
     return loop
 
 
-class LoopReader:
-    """An event loop's attention to one connection. While it lasts, the loop reads, and the thread stands by.
+class ReadingOwner(Protocol):
+    """The connection thread, as its readers see it."""
 
-    The user of the connection holds `using`; the thread lets go of it only to stand by, and the loop never waits for
-    it. About once a second the thread looks whether the loop still comes: a handler may block it, or it may have ended.
-    Then the thread reads, until the loop is seen again.
+    stopping: bool
+
+    def wake(self) -> None:
+        """Wake the connection's thread. From any thread."""
+        ...
+
+    def read_in_loop(self) -> None:
+        """Read and pass on what has arrived. Called in the event loop, which must not wait."""
+        ...
+
+
+class LoopReader:
+    """Reads one connection in an event loop, while the connection's thread stands by.
+
+    Who holds `using` uses the connection. The thread releases it only to stand by, and the loop never waits for it. See
+    `reading.SharedReading` for which of the two reads when.
     """
 
-    def __init__(
-        self,
-        loop: Loop,
-        connection: WatchedConnection,
-        *,
-        using: threading.Lock,
-        read: Callable[[], object],
-        wake: Callable[[], object],
-    ) -> None:
-        """
-        Args:
-            read: reads and hands on what has arrived. Called in the loop, with `using` held.
-            wake: wakes the connection's thread, from any thread.
-        """
+    def __init__(self, loop: Loop, connection: WatchedConnection, using: threading.Lock, owner: ReadingOwner) -> None:
         self.loop = loop
-        self.error: Exception | None = None
-        """What went wrong in the loop. The thread is to end the epoch over it."""
-        self.comes = False
-        """The loop was seen, and has not been missed since."""
-        self.visits = 0
         self.connection = connection
+        self.error: Exception | None = None
+        """What failed in the loop. The thread ends the epoch with it."""
+        self.active = False
+        """The event loop is reading this connection."""
+        self.reads = 0
+        """How often the loop has read it, or was ready to."""
         self._using = using
-        self._read = read
-        self._wake = wake
+        self._owner = owner
         self._ended = False
         self._watching = False
-        self._invited = False
-        # A separate descriptor: the connection's may be closed while the loop still watches it, and its number would
-        # be that of somebody else's socket next.
+        self._start_planned = False
+        # A separate descriptor: the connection may be closed while the loop still watches it, and a new socket could
+        # get the same number.
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
 
     # --- in the connection's thread
 
-    def invite(self) -> None:
+    def start_soon(self) -> None:
         """Let the loop watch the connection, as soon as it can.
 
         Raises:
             RuntimeError: the loop has ended.
         """
-        if not (self._watching and self.comes) and not self._invited:
-            self._invited = True
-            self.loop.soon_from_thread(self._come)
+        if not (self._watching and self.active) and not self._start_planned:
+            self._start_planned = True
+            self.loop.soon_from_thread(self._start)
 
     def resume(self) -> None:
-        """After an error that the connection outlived: the loop may read again, once it is invited."""
+        """After an error that the connection survived: the loop may read again, after `start_soon`."""
         self.error = None
-        self.comes = False
+        self.active = False
 
     def end(self) -> None:
-        """Let go of the connection, which is closed, or is about to be."""
+        """The connection is closed, or is about to be."""
         self._ended = True
-        # The loop's descriptor would keep it open for the peer until the loop comes next.
+        # The loop's descriptor would keep it open for the broker until the loop runs next.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         try:
-            self.loop.soon_from_thread(self._leave)
-        except RuntimeError:  # it has ended, and watches nothing any more
+            self.loop.soon_from_thread(self._close)
+        except RuntimeError:  # the loop has ended, and no longer watches it
             self._socket.close()
 
     def forget(self) -> None:
-        """The loop has ended, or is the parent's (in a forked child). The connection is left alone."""
+        """The loop has ended, or belongs to the parent of this forked process. The connection is left alone."""
         self._ended = True
         self._socket.close()
 
     # --- in the event loop
 
-    def take(self) -> bool:
-        """Begin to use the connection, up to `give_back`. False: the thread uses it."""
+    def acquire(self) -> bool:
+        """Begin to use the connection, until `release`. False: the thread uses it."""
         if not self._using.acquire(blocking=False):
             return False
         if self._ended or self.error is not None:
@@ -203,50 +206,50 @@ class LoopReader:
         self.connection.may_wait = False
         return True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self.connection.may_wait = True
         self._using.release()
 
     def fail(self, error: BaseException) -> None:
-        """Tell the thread, which ends the epoch. Only between `take` and `give_back`."""
-        # Ctrl-C, say, between any two instructions: nobody knows what was read or sent.
+        """Pass an error to the thread, which ends the epoch. Only between `acquire` and `release`."""
+        # It may be Ctrl-C, between any two instructions: it is not known what was read or sent.
         self.error = error if isinstance(error, Exception) else InterruptedError(f"interrupted by {error!r}")
         self._stop_watching()
-        self._wake()
+        self._owner.wake()
 
-    def _come(self) -> None:
-        self._invited = False
+    def _start(self) -> None:
+        self._start_planned = False
         if self._ended or self.error is not None:
             return
-        self.visits += 1
+        self.reads += 1
         if not self._watching:
             self._watching = True
             self.loop.native.add_reader(self._socket.fileno(), self._readable)
-        if not self.comes:
-            self.comes = True
-            self._wake()
+        if not self.active:
+            self.active = True
+            self._owner.wake()
 
     def _readable(self) -> None:
-        if not self.take():
-            # The thread uses it, and invites the loop again when it stands by. (Or it has ended.)
+        if not self.acquire():
+            # The thread uses it, and calls `start_soon` when it stands by. (Or the connection has ended.)
             self._stop_watching()
-            self._wake()
+            self._owner.wake()
             return
         try:
-            self.visits += 1
-            self._read()
-        except BaseException as error:  # the thread ends the epoch over any, as it does over its own
+            self.reads += 1
+            self._owner.read_in_loop()
+        except BaseException as error:  # any error ends the epoch, as in the thread
             self.fail(error)
-            if not isinstance(error, Exception):  # a signal's handler raised it, Ctrl-C's for one
+            if not isinstance(error, Exception):  # a signal handler raised it, such as Ctrl-C's
                 raise
         finally:
-            self.give_back()
+            self.release()
 
     def _stop_watching(self) -> None:
         if self._watching:
             self._watching = False
             self.loop.native.remove_reader(self._socket.fileno())
 
-    def _leave(self) -> None:
+    def _close(self) -> None:
         self._stop_watching()
         self._socket.close()

@@ -105,10 +105,10 @@ class ConsumerConnection(ConnectionThread):
 
     def settle(self, consumer: Consumer) -> None:
         """Send the acks that are due, here if the loop reads, else in the thread."""
-        loop_reader = self._loop_reader
+        loop_reader = self.reading.loop_reader
         if consumer.acks_wait_until and not consumer.full:
             return  # the thread sends them
-        if loop_reader is None or consumer.acks_wait_until or not loop_reader.take():
+        if loop_reader is None or consumer.acks_wait_until or not loop_reader.acquire():
             self.wake()
             return
         held = False
@@ -119,14 +119,14 @@ class ConsumerConnection(ConnectionThread):
             if not isinstance(error, Exception):  # a signal's handler raised it, Ctrl-C's for one
                 raise
         finally:
-            loop_reader.give_back()
+            loop_reader.release()
         if held and not self._held_until_later:
             self._held_until_later = True
             loop_reader.loop.native.call_later(HOLD, self._settle_held)
 
     def settle_soon(self) -> None:
         """The same after this round of the loop: what other handlers settle in it goes along, in one piece."""
-        loop_reader = self._loop_reader
+        loop_reader = self.reading.loop_reader
         if loop_reader is None:
             self.wake()
         elif not self._settling_soon:
@@ -155,7 +155,7 @@ class ConsumerConnection(ConnectionThread):
     # --- in the event loop that reads: as `work`, without waiting
 
     def read_in_loop(self) -> None:
-        loop_reader = self._loop_reader
+        loop_reader = self.reading.loop_reader
         assert loop_reader is not None
         loop_reader.connection.drain_nowait()
         for consumer in self.consumers:
@@ -183,7 +183,8 @@ class ConsumerConnection(ConnectionThread):
     def work(self) -> float:
         connection = self.connection
         assert connection is not None
-        if self._loop is not None and self._loop.ended:  # disconnect, so that the broker redelivers what is in hand
+        loop = self.reading.loop
+        if loop is not None and loop.ended:  # disconnect, so that the broker redelivers what is in hand
             self.stopping = True
             return 0.0
         if self.draining:

@@ -6,7 +6,7 @@ import amqp.exceptions
 
 from lightbus.connection.address import Address
 from lightbus.connection.declare import declare
-from lightbus.connection.diagnosis import describe, way_out, words_of
+from lightbus.connection.diagnosis import describe, message_of, resolution
 from lightbus.inspection.finding import Finding
 from lightbus.transport import Connection
 from lightbus.wire.topology import Topology
@@ -24,14 +24,14 @@ def differences(
     try:
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
-        answer = words_of(error)
+        answer = message_of(error)
         if "inequivalent arg" not in answer:
             return [Finding("fail", "topology", str(describe(error, address)), "See above.")]
         text = f"It differs from what the app declares: {answer}."
-        return [Finding("fail", "topology", text, way_out(answer, address))]
+        return [Finding("fail", "topology", text, resolution(answer, address))]
     except amqp.exceptions.AccessRefused as error:
         if restricted:  # as intended: only an administrator may configure the bus
             return []
-        text = f"The app's own names cannot be configured (declared): {words_of(error)}."
+        text = f"The app's own names cannot be configured (declared): {message_of(error)}."
         return [Finding("fail", "permissions", text, f"lightbus topology permissions {target} prints what it needs.")]
     return []

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 import amqp.exceptions
 
 from lightbus.app import Lightbus
-from lightbus.connection.diagnosis import LOST, words_of
+from lightbus.connection.diagnosis import LOST, message_of
 from lightbus.inspection.finding import Finding
 from lightbus.transport import Channel, Connection, Delivery, Publication
 from lightbus.wire import topology
@@ -43,7 +43,7 @@ def trial(connection: Connection, app: Lightbus, target: str) -> Iterator[Findin
         if not app.handlers:
             with contextlib.suppress(*LOST):  # an auto-delete exchange without bindings stays
                 connection.channel().exchange_delete(name)
-        text = f"Publishing, binding or reading is refused: {words_of(error)}."
+        text = f"Publishing, binding or reading is refused: {message_of(error)}."
         yield Finding("fail", "permissions", text, f"lightbus topology permissions {target} prints what it needs.")
         return
     except TimeoutError:

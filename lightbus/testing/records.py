@@ -1,4 +1,4 @@
-"""What a test reads: one record for each event that was published, handled, failed, or became a dead letter."""
+"""The records that a test reads: one for each event that was published, handled, failed or dead-lettered."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ class Published:
 
     event: str
     payload: Any
-    """An instance of the class that its app declared; of an app that is not in the test, the JSON as a dict."""
+    """An instance of the class that its app declared. If the app is not in the test: the JSON as a dict."""
     source: str
     """The app that published it."""
     delay: int
-    """Seconds; 0 for at once."""
+    """Seconds; 0 without a delay."""
     routed: bool
-    """False where no queue was bound to hear it. Always True with a delay, whose own queue takes it."""
+    """False if no queue was bound for it. Always True with a delay: the delay queue takes it."""
     message: Message = attrs.field(repr=False)
 
 
 @attrs.frozen(kw_only=True)
 class Handled:
-    """One event that a handler has handled: it returned."""
+    """One event that a handler has handled: the handler returned."""
 
     handler: str
     event: str
     payload: Any
-    """As the handler got it. Where it asks for the envelope only: the JSON as a dict."""
+    """As the handler got it. If it takes only the envelope: the JSON as a dict."""
     attempt: int
     app: str
     message: Message = attrs.field(repr=False)
@@ -43,12 +43,12 @@ class Failed:
     """One attempt that failed; a retry or a dead letter followed."""
 
     handler: str | None
-    """None where the app has no handler for the event."""
+    """None if the app has no handler for the event."""
     event: str
     payload: Any
     attempt: int
     error: str
-    """Its type and what it says: `ValueError: nothing to pay`."""
+    """Its type and message: `ValueError: nothing to pay`."""
     exception: BaseException = attrs.field(repr=False)
     app: str
     message: Message = attrs.field(repr=False)
@@ -56,16 +56,16 @@ class Failed:
 
 @attrs.frozen(kw_only=True)
 class Dead:
-    """One dead letter, as it lies in the app's dead-letter queue."""
+    """One dead letter in the app's dead-letter queue."""
 
     handler: str | None
     event: str
     payload: Any
-    """As the handler would have got it; where that cannot be, the JSON as a dict, or the body's bytes."""
+    """As the handler would get it. If it cannot be decoded: the JSON as a dict, or the body's bytes."""
     attempt: int
     """Which attempt failed last."""
     error: str
-    """Its type and what it says: `Reject: nothing to pay`."""
+    """Its type and message: `Reject: nothing to pay`."""
     error_type: str
     """With its module: `lightbus.errors.Reject`."""
     traceback: str
@@ -90,8 +90,3 @@ class _Record(Protocol):
 
 
 R = TypeVar("R", bound=_Record)
-
-
-def clipped(body: bytes) -> str:
-    text = body[:200].decode(errors="backslashreplace")
-    return text if len(body) <= 200 else f"{text} ..."

@@ -1,9 +1,32 @@
-"""kombu transports that speak the whole AMQP model: `amqp` (RabbitMQ) and `sqlite` (embedded).
+"""The port: what a broker must do for Lightbus. Two transports implement it: `amqp` (RabbitMQ) and `sqlite` (embedded).
 
-kombu's virtual transports lack exchange-to-exchange bindings, confirms and returns, and kombu's
-`basic_publish` and `basic_consume` cost one call chain a message. So both of ours give, beside
-kombu's and py-amqp's own methods (declare, bind, ack, reject, qos ...), the few that follow: they
-move *batches*, and they are all that `connection`, `publishing` and `consuming` call.
+kombu's virtual transports have no exchange-to-exchange bindings, confirms and returns, and its `basic_publish` and
+`basic_consume` cost one chain of calls per message. So both transports add a few methods to those of kombu and py-amqp
+(declare, bind, ack, reject, qos ...): they move *batches*. `connection`, `publishing` and `consuming` call only what
+this module lists.
+
+**A third transport** is a kombu transport (a subclass of `kombu.transport.base.Transport`) whose connections and
+channels have the methods of `Connection` and `Channel` below. `connection/address.py` maps its URL schemes to it, and
+`tests/conformance` must pass on it.
+
+**Threads.** One thread owns a connection, and calls all methods of it and its channels, except where a method allows
+other threads. In the owner's place, an event loop may read the connection (`Connection.watched`): one at a time.
+
+**Callbacks.** A transport calls them in `drain_events`, or in another method that reads (`drain_nowait`, `catch_up`, a
+method that waits for its answer), in the order in which things arrived:
+
+| callback | where it is set | called when | not called |
+|---|---|---|---|
+| `OnDelivery` | `consume` | a message arrived for this consumer | after the channel is closed |
+| `OnCancel` | `consume` | the broker cancelled the consumer: its queue was deleted or moved | after `basic_cancel` |
+| `OnConfirm` | `Channel.on_ack`, `on_nack` | the broker confirmed, or refused, publications | before `confirm_select` |
+| `OnReturn` | `Channel.on_return` | no queue took a mandatory message; before its ack | |
+| `OnClosed` | `Channel.on_closed` | the broker closed the channel | while a method of the channel waits |
+| `Takes` | `Channel.takes` | a large body arrived, before its `OnDelivery` | if the channel `counts_bytes` |
+| `OnUnsent` | `WatchedConnection.on_unsent` | something could not be sent at once | |
+
+A callback must not block. It may call methods of the channel and the connection, also `close`. An exception ends the
+current `drain_events`, and what has arrived behind it is dispatched by the next call.
 """
 
 from __future__ import annotations
@@ -16,16 +39,16 @@ import attrs
 Properties = dict[str, Any]
 """AMQP basic properties by their AMQP names: content_type, content_encoding, headers (a dict),
 delivery_mode, priority, correlation_id, reply_to, expiration (milliseconds as a string), message_id,
-timestamp (seconds since 1970, an int), type, user_id, app_id. Absent ones have no key. Text that is not UTF-8
+timestamp (seconds since 1970, an int), type, user_id, app_id. Absent properties have no key. Text that is not UTF-8
 is bytes."""
 
 UNREADABLE = "unreadable"
-"""Among the properties of a message that was malformed: what of them could not be read, in words."""
+"""A key among the properties of a malformed message: describes what could not be read."""
 
 
 @attrs.frozen
 class Publication:
-    """A message to publish: where to, and what."""
+    """A message to publish."""
 
     exchange: str
     routing_key: str
@@ -46,8 +69,7 @@ class Unencodable(ValueError):
 
 
 class Delivery:
-    """A message as it came from a queue. Its properties are decoded when first asked for:
-    most deliveries are handled without."""
+    """A message as it came from a queue. Its properties are decoded on first access: most handlers do not need them."""
 
     __slots__ = ("_properties", "body", "channel", "delivery_tag", "exchange", "redelivered", "routing_key")
 
@@ -81,70 +103,93 @@ class Delivery:
         return self._properties
 
 
+OnDelivery = Callable[[Delivery], object]
+"""Called with each message that arrives for a consumer."""
+
+OnCancel = Callable[[str], object]
+"""Called with the consumer tag when the broker cancels a consumer. What it holds stays unsettled, and its channel stays
+open."""
+
+OnConfirm = Callable[[int, bool], object]
+"""Called with (delivery tag, multiple). After `confirm_select`, the publications of a channel are counted from 1. With
+`multiple`, the confirm is for all up to this one."""
+
+OnReturn = Callable[[str], object]
+"""Called with the message id of a mandatory message that no queue took, before `on_ack` for the same message."""
+
+OnClosed = Callable[[Exception], object]
+"""Called with the broker's reason (an `amqp.exceptions.ChannelError`) when the broker closes a channel. The connection
+stays open."""
+
+Takes = Callable[[int, int], bool]
+"""Called with (delivery tag, size in bytes) before a large body is delivered: one of several frames, over 128 KiB.
+False: do not deliver it. The caller returns it to its queue later, with `basic_nack`."""
+
+OnUnsent = Callable[[], object]
+"""Called from any thread when data was kept for `WatchedConnection.catch_up`: wake the owner."""
+
+
 class Channel(Protocol):
     """The methods of a channel that Lightbus uses.
 
-    Errors are py-amqp's (`amqp.exceptions`), with the broker's words: `NotFound`, `AccessRefused`,
-    `PreconditionFailed`, `ResourceLocked`. After any of them the channel and its connection are
-    thrown away by the caller (a reopened channel counts its delivery tags from 1 again).
+    Errors are py-amqp's (`amqp.exceptions`), with the broker's reason: `NotFound`, `AccessRefused`,
+    `PreconditionFailed`, `ResourceLocked`. After any of them, the channel is closed for good. It must not be opened
+    again: a reopened channel counts its delivery tags from 1, so a late ack would settle a different message.
     """
 
-    on_ack: Callable[[int, bool], None]
-    """Called with (delivery tag, multiple) for a confirm."""
-    on_nack: Callable[[int, bool], None]
-    """Called with (delivery tag, multiple) for a negative confirm."""
-    on_return: Callable[[str], None]
-    """Called with the message id of a mandatory message that no queue got; always before its ack."""
-
-    on_closed: Callable[[Exception], object] | None
-    """Called with the broker's reason where it closes the channel; the connection goes on. None: that is raised, as it
-    is in any case where a method of this channel waits for its answer."""
-    takes: Callable[[int, int], bool] | None
-    """Called with (delivery tag, size) before a large body is delivered (one of several frames: over 128 KiB).
-    False: it is not delivered, and to be returned to its queue later. Not where the broker `counts_bytes`."""
+    on_ack: OnConfirm
+    on_nack: OnConfirm
+    on_return: OnReturn
+    on_closed: OnClosed | None
+    """None: the error is raised by `drain_events`. It is raised in any case while a method of the channel waits for its
+    answer."""
+    takes: Takes | None
+    """None: every body is delivered."""
 
     @property
     def counts_bytes(self) -> bool:
-        """Whether `basic_qos` can limit the bytes that a consumer holds. RabbitMQ cannot."""
+        """Whether `basic_qos` can limit the bytes that a consumer holds. RabbitMQ cannot. If so, `takes` is unused."""
         ...
 
     def confirm_select(self) -> Any: ...
 
     def publish(self, publications: Sequence[Publication]) -> None:
-        """Send all, in one piece where possible; returns without waiting for confirms.
-
-        After `confirm_select` each counts one delivery tag, from 1.
+        """Send all messages, in one piece if possible. Returns without waiting for confirms.
 
         Raises:
-            Unencodable: one cannot be sent as it is; nothing was sent.
+            Unencodable: a message cannot be sent as it is. Nothing was sent.
+            OSError or amqp.exceptions.AMQPError: the connection or the channel was lost.
         """
         ...
 
     def publish_nowait(self, publications: Sequence[Publication]) -> bool:
-        """`publish` for any thread, where that needs no waiting. False: nothing was sent, the owner has to do it.
+        """`publish` from any thread, if that needs no waiting. False: nothing was sent, and the owner must send it.
 
-        After any exception but `Unencodable` (a signal's handler may raise one) nobody knows what was sent.
+        After any exception except `Unencodable` (a signal handler may raise one), it is unknown what was sent: replace
+        the connection.
         """
         ...
 
     def consume(
         self,
         queue: str,
-        on_delivery: Callable[[Delivery], object],
+        on_delivery: OnDelivery,
         *,
-        on_cancel: Callable[[str], object],
+        on_cancel: OnCancel,
         no_ack: bool = False,
         exclusive: bool = False,
         consumer_tag: str = "",
     ) -> str:
-        """Subscribe and return the consumer tag. `on_cancel(consumer_tag)` is called when the broker ends it.
+        """Start a consumer and return its tag. Deliveries may arrive before this returns.
 
-        Who names the consumer can cancel it also where this call is interrupted.
+        Args:
+            consumer_tag: a name for the consumer. With it, the caller can cancel the consumer even if this call is
+                interrupted. "": the transport chooses one.
         """
         ...
 
     def get(self, queue: str) -> Delivery | None:
-        """Take one message that is to be acked, or None where the queue is empty."""
+        """Take one message, which must be settled. None: the queue is empty."""
         ...
 
     def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool) -> Any: ...
@@ -200,7 +245,7 @@ class Channel(Protocol):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Returns (queue, message_count, consumer_count), by name too."""
+        """Returns a named tuple (queue, message_count, consumer_count)."""
         ...
 
     def queue_bind(
@@ -231,15 +276,15 @@ class Channel(Protocol):
 
 
 class Connection(Protocol):
-    """The methods of a connection that Lightbus uses. One thread owns it; only `interrupt` is for others.
+    """The methods of a connection that Lightbus uses. One thread owns it. Other threads may call only `interrupt`.
 
-    (But see `WatchedConnection`: an event loop may take the owner's place for a moment.)
+    (See `WatchedConnection`: an event loop may use it in the owner's place.)
     """
 
     blocked: bool
-    """True while the broker refuses to read publishes (a memory or disk alarm)."""
+    """True while the broker does not read publications (a memory or disk alarm)."""
     reached: Any
-    """Where it leads to, as noted by the one who connected."""
+    """The address that was connected to. Set by `connection.dial`; a transport only keeps it."""
 
     @property
     def server_properties(self) -> Mapping[str, Any]:
@@ -249,9 +294,9 @@ class Connection(Protocol):
     def channel(self) -> Channel: ...
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Wait up to `timeout` seconds for something to arrive, then dispatch *all* that has arrived.
+        """Wait up to `timeout` seconds for something to arrive, then dispatch *everything* that has arrived.
 
-        Returns after one such piece of work, or as soon as `interrupt()` was called (before or during).
+        Returns after that, or as soon as `interrupt()` is called (or was called before).
 
         Raises:
             TimeoutError: nothing arrived in time (`socket.timeout` is the same class).
@@ -260,15 +305,15 @@ class Connection(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Make the present or the next `drain_events` return at once. From any thread, at any time."""
+        """Let the current or the next `drain_events` return at once. From any thread, at any time."""
         ...
 
     def watched(self) -> WatchedConnection | None:
-        """The same connection as an event loop may use it; None where only `drain_events` can know what arrives."""
+        """The connection for use by an event loop. None: only `drain_events` can find out what has arrived."""
         ...
 
     def heartbeat_tick(self) -> None:
-        """Send a heartbeat where one is due; raise where the peer's are overdue. Call once a second or so."""
+        """Send a heartbeat if one is due. Raise if the broker's are overdue. Called about once a second."""
         ...
 
     def close(self) -> Any:
@@ -276,24 +321,24 @@ class Connection(Protocol):
         ...
 
     def collect(self) -> None:
-        """Drop the connection without a word to the peer: what is left to do after a fault or a fork."""
+        """Drop the connection without closing it at the broker: after a fault, or in a forked child."""
         ...
 
 
 class WatchedConnection(Protocol):
-    """What an event loop needs to read a connection itself. Only one at a time, it or the owner, may call these."""
+    """What an event loop needs to read a connection. The loop and the owner must not use these at the same time."""
 
     may_wait: bool
     """False while a loop uses the connection: what cannot be sent at once is kept for the owner's `catch_up`."""
-    on_unsent: Callable[[], object]
-    """Called where something was kept for `catch_up`, also by `publish_nowait`; from any thread."""
+    on_unsent: OnUnsent
+    """Also called by `publish_nowait`."""
 
     def fileno(self) -> int:
-        """A descriptor that is readable when something has arrived."""
+        """A file descriptor that is readable when something has arrived."""
         ...
 
     def drain_nowait(self) -> None:
-        """Dispatch all that has arrived, without waiting.
+        """Dispatch everything that has arrived, without waiting.
 
         Raises:
             OSError or amqp.exceptions.AMQPError: the connection or a channel was lost.
@@ -301,7 +346,10 @@ class WatchedConnection(Protocol):
         ...
 
     def catch_up(self) -> bool:
-        """Send what was kept, and dispatch what was read on the way: no descriptor tells of it. True: there was some.
+        """Send what was kept, and dispatch what was read in the meantime: the descriptor does not show that.
+
+        Returns:
+            whether anything was dispatched.
 
         Raises:
             OSError or amqp.exceptions.AMQPError: the connection or a channel was lost.

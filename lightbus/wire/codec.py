@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from lightbus.event import EventType
 from lightbus.message import Message, new_id
 from lightbus.transport import Delivery, Properties
 from lightbus.wire import collisions, topology
+from lightbus.wire.topology import INTERNAL
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """RabbitMQ 4.0's default limit (`max_message_size`); older brokers take more."""
@@ -302,7 +302,7 @@ def read_envelope(app: str, delivery: Delivery) -> Envelope:
     Raises:
         errors.DecodeError: the properties are malformed.
     """
-    internal = f"{app}.internal"
+    internal = app + INTERNAL  # not by a function: this runs for each delivery
     if delivery.exchange and delivery.exchange != internal:
         if delivery.exchange == topology.BUS:  # nobody can publish to it; a queue can dead-letter to it
             return Envelope(delivery.routing_key, "", 1, None, verified=False)
@@ -367,7 +367,7 @@ def read_message(app: str, delivery: Delivery) -> Message:
         event=envelope.event,
         source=envelope.source,
         time=_time(properties.get("timestamp")),
-        version=version if isinstance(version, int) and not isinstance(version, bool) and version > 0 else 1,
+        version=version if type(version) is int and version > 0 else 1,
         attempt=envelope.attempt,
         correlation_id=_text(properties.get("correlation_id")) or message_id,
         causation_id=_text(headers.get(CAUSATION)) or None,
@@ -421,7 +421,7 @@ def copy_properties(
     except errors.DecodeError:  # malformed properties cannot be copied; the body and the reason can
         properties = {}
         envelope = Envelope(delivery.routing_key, delivery.exchange.partition(".")[0], 1, None)
-    from_a_copy = delivery.exchange == f"{app}.internal" or not (delivery.exchange or envelope.verified)
+    from_a_copy = delivery.exchange == topology.internal_name(app) or not (delivery.exchange or envelope.verified)
     headers = {
         key: value
         for key, value in _headers(properties).items()
@@ -494,33 +494,14 @@ def error_headers(error: BaseException, within: BaseException | None = None) -> 
 
 
 def _traceback(error: BaseException) -> str:
-    """As Python prints it. Of our own errors only the application's frames, and nothing where there are none: our
-    frames say less than the message.
+    """As Python prints it. Of a Lightbus error only the application's frames, and nothing if there are none: the other
+    frames add nothing to its message.
     """
     if not errors.has_traceback(error):
         return ""
     if errors.is_a(error, errors.LightbusError):
-        return errors.format_traceback(error, functools.partial(_leave_out_machinery, error=error))
+        return errors.format_traceback(error, hidden=errors.is_machinery, only_with_frames=True)
     return errors.format_traceback(error)
-
-
-def _leave_out_machinery(told: traceback.TracebackException, error: BaseException) -> bool:
-    """Also of its causes; whether any frame is left."""
-    any_left = False
-    chain: list[tuple[traceback.TracebackException | None, BaseException | None]] = [(told, error)]
-    while chain:
-        told_one, one = chain.pop()
-        if told_one is None or one is None:
-            continue
-        frames = [frame for frame, _ in traceback.walk_tb(one.__traceback__)]
-        told_one.stack[:] = [
-            summary for summary, frame in zip(told_one.stack, frames, strict=False) if not errors.is_machinery(frame)
-        ]
-        any_left = any_left or bool(told_one.stack)
-        chain += [(told_one.__cause__, one.__cause__), (told_one.__context__, one.__context__)]
-        if isinstance(one, BaseExceptionGroup):
-            chain += zip(told_one.exceptions or (), one.exceptions, strict=False)
-    return any_left
 
 
 def _clipped(text: str, limit: int, *, keep_end: bool = False) -> str:

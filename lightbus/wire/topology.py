@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, Literal
 
 import attrs
 
-from lightbus import errors
+from lightbus import errors, options
 from lightbus.event import MAX_NAME_BYTES
+from lightbus.transport import Publication
 
 BUS = "lightbus"
 MAIN = "main"
+INTERNAL = ".internal"
+"""The end of the name of an app's internal exchange: see `internal_name`."""
 QueueType = Literal["quorum", "classic"]
 
-MAX_DELAY_SECONDS = 30 * 24 * 3600
 DELAY_LEVELS = 22
 """Levels 0 to 21: sums of 2^0 to 2^21 seconds reach 48 days."""
 
@@ -153,7 +155,8 @@ def queue_name(app: str, suffix: str) -> str:
 
 
 def internal_name(app: str) -> str:
-    return f"{app}.internal"
+    """The exchange of an app's retries and dead letters. Only the app may publish to it."""
+    return app + INTERNAL
 
 
 def retry_key(suffix: str, delay: float) -> str:
@@ -254,9 +257,9 @@ def delay_seconds(delay: object) -> int:
     Raises:
         errors.InvalidOption: not within 0 (exclusive) and 30 days.
     """
-    if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 < delay <= MAX_DELAY_SECONDS:
+    if not options.is_number(delay) or not 0 < delay <= options.MAX_DELAY:
         raise errors.InvalidOption(
-            f"delay={delay!r}: use seconds, more than 0 and up to {MAX_DELAY_SECONDS:,} (30 days). For longer delays, "
+            f"delay={delay!r}: use seconds, more than 0 and up to {options.MAX_DELAY:,} (30 days). For longer delays, "
             "store the date in a database and publish when it is reached."
         )
     return math.ceil(delay)
@@ -278,6 +281,24 @@ def delay_header(level: int) -> str:
 def delay_headers(seconds: int) -> dict[str, int]:
     """The headers that choose the levels where a delayed event waits."""
     return {delay_header(level): 1 for level in range(DELAY_LEVELS) if seconds >> level & 1}
+
+
+def delayed(publication: Publication, delay: object) -> tuple[Publication, int]:
+    """The same publication, but the broker holds it for `delay` seconds; and its highest delay level.
+
+    Raises:
+        errors.InvalidOption: as `delay_seconds`.
+    """
+    seconds = delay_seconds(delay)
+    level = delay_level(seconds)
+    exchange = delay_exchange(publication.exchange, level)
+    publication.properties["headers"] |= delay_headers(seconds)
+    return Publication(exchange, publication.routing_key, publication.body, publication.properties), level
+
+
+def delay_of(headers: Container[str]) -> int:
+    """The seconds for which a publication with these headers is delayed."""
+    return sum(1 << level for level in range(DELAY_LEVELS) if delay_header(level) in headers)
 
 
 def delaying(app: str, highest_level: int, queue_type: QueueType) -> Topology:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 
@@ -129,7 +128,7 @@ class Worker:
         """Hints about handlers whose pattern is similar to the name of an event of this app: probably a typo."""
         app = self.app
         return [
-            f"{one.name} subscribes to {pattern!r}. This app publishes {near[0]!r}: did you mean that? Pass the "
+            f"{one.name} subscribes to {pattern!r}. This app publishes {near!r}: did you mean that? Pass the "
             "event's class instead of its name to avoid typos; if another app publishes it, set source=."
             for one in app.handlers.values()
             for pattern in one.patterns
@@ -137,7 +136,7 @@ class Worker:
             and pattern not in app.events
             and "*" not in pattern
             and "#" not in pattern
-            and (near := difflib.get_close_matches(pattern, app.events, n=1, cutoff=0.85))
+            and (near := errors.nearest(pattern, app.events, cutoff=0.85))
         ]
 
     def left_behind(self) -> list[str]:

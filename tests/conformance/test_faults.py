@@ -47,9 +47,9 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="module")
 def frail_node() -> Iterator[Node]:
     """A node that the tests here may stop, alarm and configure, one after the other."""
-    from tests.conftest import _need_rabbitmq
+    from tests.conftest import need_rabbitmq
 
-    _need_rabbitmq()
+    need_rabbitmq()
     with Node(f"max_message_size = {len(LARGE) - 1}\n") as node:
         yield node
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import _need_rabbitmq
+from tests.conftest import need_rabbitmq
 from tests.faults.plan import PLAN, Planned
 from tests.faults.scenarios import CannotBeTried
 from tests.faults.stage import Stage
@@ -26,7 +26,7 @@ def stage() -> Iterator[Stage]:
 )
 def test_nothing_that_was_confirmed_is_lost(planned: Planned, stage: Stage) -> None:
     if planned.rabbitmq:
-        _need_rabbitmq()
+        need_rabbitmq()
     assert planned.short is not None
     try:
         row = planned.short(stage)

@@ -1,4 +1,4 @@
-"""The AMQP transport on a real RabbitMQ: what `lightbus.transport` promises, and what a broker does to break it."""
+"""The AMQP transport on a real RabbitMQ: the port `lightbus.transport`, and the broker's faults."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ def test_py_amqp_reads_what_we_publish(channel: Any, rabbitmq_url: str) -> None:
             message = plain.default_channel.basic_get("q", no_ack=True)
         read = {**message.properties, "headers": message.headers}
         del read["application_headers"]
-        read["headers"].pop("x-delivery-count", None)  # the quorum queue's own; from 4.0 on of redelivered ones only
+        read["headers"].pop("x-delivery-count", None)  # quorum queues add it; from 4.0 on, to redelivered messages
         assert read == PROPERTIES
 
 
-def test_every_message_is_confirmed_and_an_unroutable_one_is_returned_before(
+def test_every_message_is_confirmed_and_an_unroutable_one_is_returned_first(
     connection: Connection, channel: Any
 ) -> None:
     seen: list[object] = []
@@ -138,7 +138,7 @@ def test_a_full_queue_nacks(connection: Connection, channel: Any) -> None:
     assert outcomes == [("ack", 1), ("nack", 2)]
 
 
-def test_a_body_of_ten_megabytes(connection: Connection, channel: Any) -> None:
+def test_a_body_of_ten_megabytes_arrives_whole(connection: Connection, channel: Any) -> None:
     body = os.urandom(10_000_000)
     deliveries: list[Delivery] = []
     channel.consume("q", deliveries.append, on_cancel=pytest.fail)
@@ -147,7 +147,7 @@ def test_a_body_of_ten_megabytes(connection: Connection, channel: Any) -> None:
     assert [delivery.body for delivery in deliveries] == [b"before", body, b"after"]
 
 
-def test_ten_thousand_deliveries_come_once_each_and_in_order(connection: Connection, channel: Any) -> None:
+def test_ten_thousand_deliveries_arrive_once_each_and_in_order(connection: Connection, channel: Any) -> None:
     channel.publish([to_queue(str(n).encode(), message_id=str(n)) for n in range(10_000)])
     channel.basic_qos(0, 300, False)
     deliveries: list[Delivery] = []
@@ -170,11 +170,11 @@ def test_get_takes_one_message_or_none(connection: Connection, channel: Any) -> 
     channel.publish([Publication("", "q", b"x", PROPERTIES)])
     until(connection, lambda: done)
     delivery = channel.get("q")
-    delivery.properties["headers"].pop("x-delivery-count", None)  # the quorum queue's own
+    delivery.properties["headers"].pop("x-delivery-count", None)  # added by quorum queues
     assert (delivery.body, delivery.properties, delivery.routing_key) == (b"x", PROPERTIES, "q")
     channel.basic_nack(delivery.delivery_tag)
     again = None
-    while again is None:  # a quorum queue takes it back soon, not at once
+    while again is None:  # a quorum queue requeues it with a short delay
         again = channel.get("q")
     assert again.redelivered
     assert again.properties["message_id"] == "m-1"
@@ -189,7 +189,7 @@ def test_an_interrupt_before_or_during_drain_events_ends_it(connection: Connecti
     connection.interrupt()
     connection.interrupt()
     connection.drain_events(LIMIT)
-    with pytest.raises(TimeoutError):  # both were spent
+    with pytest.raises(TimeoutError):  # both interrupts are used up
         connection.drain_events(0)
     timer = threading.Timer(0.2, connection.interrupt)
     timer.start()
@@ -197,7 +197,9 @@ def test_an_interrupt_before_or_during_drain_events_ends_it(connection: Connecti
     timer.join()
 
 
-def test_an_interrupt_survives_a_synchronous_method(connection: Connection, channel: Any) -> None:
+def test_an_interrupt_during_a_synchronous_method_ends_the_next_drain_events(
+    connection: Connection, channel: Any
+) -> None:
     connection.interrupt()
     channel.queue_declare("q", passive=True)
     connection.drain_events(LIMIT)
@@ -225,7 +227,7 @@ def test_interrupts_from_many_threads_are_never_lost(connection: Connection) -> 
         worker.join()
 
 
-def test_an_interrupt_of_a_closed_connection_is_nothing(rabbitmq_url: str) -> None:
+def test_an_interrupt_of_a_closed_connection_does_nothing(rabbitmq_url: str) -> None:
     opened = open_connection(rabbitmq_url)
     opened.close()
     opened.interrupt()
@@ -251,7 +253,7 @@ def test_publishing_to_a_missing_exchange_is_not_found(connection: Connection, c
         connection.drain_events(LIMIT)
 
 
-def test_other_arguments_are_precondition_failed(channel: Any) -> None:
+def test_declaring_with_other_arguments_is_precondition_failed(channel: Any) -> None:
     with pytest.raises(amqp.exceptions.PreconditionFailed, match="inequivalent arg 'x-queue-type'"):
         channel.queue_declare("q", durable=True, auto_delete=False, arguments={"x-queue-type": "classic"})
 
@@ -285,7 +287,7 @@ def test_an_internal_exchange_takes_bindings_and_refuses_publishes(connection: C
         connection.drain_events(LIMIT)
 
 
-def test_a_consumer_whose_queue_is_deleted_is_told(connection: Connection, channel: Any) -> None:
+def test_deleting_a_queue_calls_on_cancel(connection: Connection, channel: Any) -> None:
     cancelled: list[str] = []
     tag = channel.consume("q", pytest.fail, on_cancel=cancelled.append)
     connection.channel().queue_delete("q")
@@ -293,7 +295,7 @@ def test_a_consumer_whose_queue_is_deleted_is_told(connection: Connection, chann
     assert cancelled == [tag]
 
 
-def test_after_basic_cancel_no_delivery_comes(connection: Connection, channel: Any) -> None:
+def test_after_basic_cancel_no_delivery_arrives(connection: Connection, channel: Any) -> None:
     deliveries: list[Delivery] = []
     channel.basic_cancel(channel.consume("q", deliveries.append, on_cancel=pytest.fail))
     channel.publish([to_queue(b"x")])
@@ -302,7 +304,7 @@ def test_after_basic_cancel_no_delivery_comes(connection: Connection, channel: A
     assert deliveries == []
 
 
-def test_kombu_s_own_entities_work_on_the_channel(connection: Connection, channel: Any) -> None:
+def test_kombus_entities_work_on_the_channel(connection: Connection, channel: Any) -> None:
     kombu.Queue("mine", kombu.Exchange("news", "topic"), "a.#", channel=channel).declare()
     channel.basic_publish(amqp.Message(b"x", message_id="m-2"), "news", "a.b")
     messages: list[Any] = []
@@ -314,13 +316,13 @@ def test_kombu_s_own_entities_work_on_the_channel(connection: Connection, channe
 # --- connecting -------------------------------------------------------------------------------
 
 
-def test_nobody_listening_is_refused_at_once() -> None:
+def test_a_port_without_a_listener_is_refused_at_once() -> None:
     with pytest.raises(ConnectionRefusedError):
         open_connection(f"amqp://guest:guest@127.0.0.1:{free_port()}//")
 
 
 def test_a_peer_that_never_answers_ends_the_handshake_in_time() -> None:
-    in_time = pytest.raises(TimeoutError, match=r"handshake within 0\.5 s")
+    in_time = pytest.raises(TimeoutError, match=r"handshake within 0\.\d+ s")
     with socket.create_server(("127.0.0.1", 0)) as silent, within(0.5), in_time:
         open_connection(f"amqp://guest:guest@127.0.0.1:{silent.getsockname()[1]}//", connect_timeout=0.5)
 
@@ -330,14 +332,14 @@ def test_a_peer_that_never_answers_ends_a_tls_handshake_in_time() -> None:
         open_connection(f"amqp://g:g@127.0.0.1:{silent.getsockname()[1]}//", connect_timeout=0.5, ssl=True)
 
 
-def test_wrong_credentials_and_vhosts_are_refused_in_the_broker_s_words(rabbitmq: Node) -> None:
+def test_wrong_credentials_and_vhosts_are_refused_with_the_brokers_reason(rabbitmq: Node) -> None:
     with pytest.raises(amqp.exceptions.AccessRefused, match="ACCESS_REFUSED"):
         open_connection(rabbitmq.vhost_url("/", password="wrong"))
     with pytest.raises(amqp.exceptions.NotAllowed, match="vhost nothing not found"):
         open_connection(rabbitmq.vhost_url("nothing"))
 
 
-def test_the_broker_is_told_who_connects_and_with_which_capabilities(rabbitmq: Node, rabbitmq_url: str) -> None:
+def test_the_broker_gets_the_clients_name_and_capabilities(rabbitmq: Node, rabbitmq_url: str) -> None:
     opened = open_connection(rabbitmq_url, transport_options={"client_properties": {"connection_name": "billing 1"}})
     assert opened.server_properties["product"] == "RabbitMQ"
     assert opened.frame_max == 131072
@@ -363,7 +365,7 @@ def test_a_forked_child_drops_the_connection_without_ending_it_for_the_parent(
 # --- a broker in trouble ----------------------------------------------------------------------
 
 
-def test_heartbeats_keep_an_idle_connection_and_end_a_silent_one(rabbitmq_node: Callable[[], Node]) -> None:
+def test_heartbeats_keep_an_idle_connection_open_and_end_a_silent_one(rabbitmq_node: Callable[[], Node]) -> None:
     node = rabbitmq_node()
     connection = open_connection(node.url, heartbeat=3)
 
@@ -419,7 +421,7 @@ def test_a_broker_that_ends_is_an_error(rabbitmq_node: Callable[[], Node], fault
 # --- TLS --------------------------------------------------------------------------------------
 
 
-def test_tls_verifies_the_host_and_carries_everything(tmp_path: Path, rabbitmq_node: Callable[..., Node]) -> None:
+def test_tls_verifies_the_host_and_transfers_messages(tmp_path: Path, rabbitmq_node: Callable[..., Node]) -> None:
     certificate, key, port = tmp_path / "cert.pem", tmp_path / "key.pem", free_port()
     command = (
         f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate} "

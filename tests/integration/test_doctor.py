@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lightbus import Lightbus, Retry
+from lightbus import Lightbus, Retry, __version__
 from lightbus.connection.declare import declare
 from lightbus.inspection.broker import version as check_version
 from lightbus.inspection.trial import clock as check_clock
@@ -238,7 +238,7 @@ def test_a_wrong_password_and_a_stopped_broker_are_distinguished(folder: Path, r
         ("RabbitMQ", "5.0.0", "warn"),
         ("RabbitMQ", "", "warn"),
         ("Other", "1", "warn"),
-        ("Lightbus embedded broker", "0.1.0", "ok"),
+        ("Lightbus embedded broker", __version__, "ok"),
     ],
 )
 def test_supported_versions(product: str, version: str, level: str) -> None:

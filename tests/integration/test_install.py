@@ -89,7 +89,7 @@ def test_it_installs_into_an_empty_environment_and_the_demo_runs(
     output = run(command, "demo", "--events", "200")
     assert "(embedded: no server)" in output
     assert "All events were handled as expected" in output
-    # The broker's administrators see this version. It comes from the metadata of the distribution.
+    # A broker's administrators see this version.
     assert f"Lightbus embedded broker {VERSION}" in run(command, "doctor", f"sqlite:///{tmp_path}/bus.db")
 
 

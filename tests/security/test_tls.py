@@ -87,9 +87,9 @@ class Nodes:
         self.started: dict[str, Secured] = {}
 
     def get(self, kind: str) -> Secured:
-        from tests.conftest import _need_rabbitmq
+        from tests.conftest import need_rabbitmq
 
-        _need_rabbitmq()
+        need_rabbitmq()
         if kind not in self.started:
             certificate, key = self.authority.issue(kind, "localhost", expired=kind == "expired")
             port = free_port()

@@ -1,4 +1,4 @@
-"""The AMQP transport against a peer of frames: every split of every stream gives the same deliveries."""
+"""The AMQP transport with a scripted peer: however a stream is split, the deliveries are the same."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_one_delivery_survives_every_cut(broker: FakeBroker) -> None:
         assert (deliveries[cut].body, deliveries[cut].properties) == (b"body", {"type": "a"})
 
 
-def test_a_cancel_that_comes_in_one_piece_with_the_answer_to_consume_is_told(broker: FakeBroker) -> None:
+def test_a_cancel_in_one_piece_with_consume_ok_calls_on_cancel(broker: FakeBroker) -> None:
     channel = broker.channel()
     cancelled: list[str] = []
     broker.socket.sendall(method(1, (60, 21), "s", "1.1") + method(1, (60, 30), "sb", "1.1", False))
@@ -166,7 +166,7 @@ def test_a_cancel_that_comes_in_one_piece_with_the_answer_to_consume_is_told(bro
     assert cancelled == ["1.1"]
 
 
-def test_deliveries_that_come_in_one_piece_with_the_answer_to_consume_are_not_lost(broker: FakeBroker) -> None:
+def test_deliveries_in_one_piece_with_consume_ok_are_not_lost(broker: FakeBroker) -> None:
     channel = broker.channel()
     delivery = b"".join(message_frames(1, 1, amqp_wire.encode_properties({}), b"at once", []))
     broker.socket.sendall(method(1, (60, 21), "s", "1.1") + delivery)
@@ -190,7 +190,7 @@ def test_confirms_and_returns_reach_their_callbacks_in_order(broker: FakeBroker)
     assert seen == [("return", "m-1"), ("ack", 1, False), ("nack", 3, True)]
 
 
-def test_malformed_properties_are_no_error_of_the_connection(broker: FakeBroker) -> None:
+def test_malformed_properties_do_not_close_the_connection(broker: FakeBroker) -> None:
     channel = broker.channel()
     deliveries: list[Delivery] = []
     broker.consume(channel, deliveries)
@@ -227,14 +227,14 @@ def test_frames_behind_an_error_are_dispatched_by_the_next_call(broker: FakeBrok
         HEARTBEAT[:-1] + b"!",
     ],
 )
-def test_a_peer_that_speaks_no_amqp_is_an_error_at_once(broker: FakeBroker, stream: bytes) -> None:
+def test_a_peer_that_does_not_speak_amqp_is_an_error_at_once(broker: FakeBroker, stream: bytes) -> None:
     broker.socket.sendall(stream)
     with pytest.raises(amqp.exceptions.UnexpectedFrame, match="does not speak AMQP"):
         broker.connection.drain_events(LIMIT)
     assert not broker.connection.connected
 
 
-def test_a_closed_connection_is_an_error_and_stays_one(broker: FakeBroker) -> None:
+def test_every_call_on_a_closed_connection_is_an_error(broker: FakeBroker) -> None:
     broker.socket.close()
     with pytest.raises(ConnectionResetError):
         broker.connection.drain_events(LIMIT)
@@ -242,7 +242,7 @@ def test_a_closed_connection_is_an_error_and_stays_one(broker: FakeBroker) -> No
         broker.connection.drain_events(LIMIT)
 
 
-def test_the_broker_s_reason_to_close_is_told_although_it_is_gone(broker: FakeBroker) -> None:
+def test_the_brokers_reason_is_raised_although_the_broker_is_gone(broker: FakeBroker) -> None:
     broker.method(0, (10, 50), "BsBB", 320, "CONNECTION_FORCED - shutdown", 0, 0)
     broker.socket.close()
     with pytest.raises(amqp.exceptions.ConnectionForced, match="shutdown"):
@@ -279,7 +279,7 @@ def test_a_flood_does_not_extend_the_limit_of_a_method(broker: FakeBroker) -> No
     assert connection.connected
 
 
-def test_what_arrives_during_a_publish_is_read_and_dispatched_later(broker: FakeBroker) -> None:
+def test_data_that_arrives_during_a_publish_is_dispatched_later(broker: FakeBroker) -> None:
     channel = broker.channel()
     acks: list[int] = []
     channel.on_ack = lambda tag, multiple: acks.append(tag)
@@ -339,13 +339,13 @@ def test_a_header_frame_that_is_larger_than_agreed_is_read(broker: FakeBroker, s
     assert deliveries[0].properties["headers"] == {"large": "x" * 3 * FRAME_MAX}
 
 
-def test_what_is_large_is_not_sent_without_waiting(broker: FakeBroker) -> None:
+def test_publish_nowait_refuses_large_messages(broker: FakeBroker) -> None:
     channel = broker.channel()
     while_opening = broker.socket.recv(65536)
     assert while_opening
     fits, does_not = (Publication("", "q", b"x" * (FRAME_MAX - 8 + more), {}) for more in (0, 1))
     assert not channel.publish_nowait([fits, does_not])
-    assert not channel.publish_nowait([fits] * 300)  # over 1 MiB: with others it would keep an event loop too long
+    assert not channel.publish_nowait([fits] * 300)  # over 1 MiB: it would block an event loop too long
     broker.socket.setblocking(False)
     with pytest.raises(BlockingIOError):
         broker.socket.recv(1)
@@ -382,8 +382,8 @@ properties = st.fixed_dictionaries(
 )
 
 
-def py_amqp_s(properties: dict[str, Any]) -> dict[str, Any]:
-    """The same under py-amqp's names."""
+def py_amqp_names(properties: dict[str, Any]) -> dict[str, Any]:
+    """The same properties under py-amqp's names."""
     return {"application_headers" if name == "headers" else name: value for name, value in properties.items()}
 
 
@@ -391,19 +391,17 @@ def py_amqp_s(properties: dict[str, Any]) -> dict[str, Any]:
 def test_py_amqp_reads_the_properties_that_we_write(given_properties: dict[str, Any]) -> None:
     written = amqp_wire.encode_properties(given_properties)
     read, end = serialization.decode_properties_basic(written, 0)
-    assert (read, end) == (py_amqp_s(given_properties), len(written))
+    assert (read, end) == (py_amqp_names(given_properties), len(written))
 
 
 @given(properties)
 def test_we_read_the_properties_that_py_amqp_writes(given_properties: dict[str, Any]) -> None:
-    written = amqp.Message("", **py_amqp_s(given_properties))._serialize_properties()
+    written = amqp.Message("", **py_amqp_names(given_properties))._serialize_properties()
     assert amqp_wire.decode_properties(written) == given_properties
 
 
 @given(properties, st.data())
-def test_what_is_there_of_properties_that_are_cut_is_read(
-    given_properties: dict[str, Any], data: st.DataObject
-) -> None:
+def test_truncated_properties_are_read_up_to_their_end(given_properties: dict[str, Any], data: st.DataObject) -> None:
     written = amqp_wire.encode_properties(given_properties)
     read = amqp_wire.decode_properties(written[: data.draw(st.integers(0, len(written) - 1))])
     assert read.pop(UNREADABLE)
@@ -413,7 +411,7 @@ def test_what_is_there_of_properties_that_are_cut_is_read(
 
 
 @given(st.one_of(st.binary(max_size=80), st.builds(bytes.__add__, st.just(b"\x20\x80"), st.binary(max_size=80))))
-def test_any_bytes_are_properties_that_a_copy_can_carry_on(data: bytes) -> None:
+def test_any_bytes_decode_to_properties_that_can_be_encoded_again(data: bytes) -> None:
     read = amqp_wire.decode_properties(data)
     read.pop(UNREADABLE, None)
     again = amqp_wire.decode_properties(amqp_wire.encode_properties(read))
@@ -440,7 +438,7 @@ def in_a_table(items: dict[bytes, bytes]) -> bytes:
 
 
 @given(st.dictionaries(st.binary(max_size=60), table_values, max_size=6), st.binary(max_size=20))
-def test_header_names_and_values_of_every_type_are_read_and_can_be_carried_on(
+def test_header_names_and_values_of_every_type_can_be_decoded_and_encoded_again(
     items: dict[bytes, bytes], correlation_id: bytes
 ) -> None:
     written = b"\x24\x80" + in_a_table(items) + bytes((len(correlation_id),)) + correlation_id + b"\x03m-1"
@@ -467,7 +465,7 @@ def test_header_names_and_values_of_every_type_are_read_and_can_be_carried_on(
         (b"A\0\0\0\x03t\x01V", [True, None]),
     ],
 )
-def test_what_other_programs_write_in_a_header_arrives_as_it_is(encoded: bytes, value: Any) -> None:
+def test_header_values_of_other_programs_are_decoded(encoded: bytes, value: Any) -> None:
     properties = b"\x20\x80" + in_a_table({b"first": b"t\x01", b"odd": encoded, b"last": b"t\0"}) + b"\x03m-1"
     assert amqp_wire.decode_properties(properties) == {
         "headers": {"first": True, "odd": value, "last": False},
@@ -475,7 +473,7 @@ def test_what_other_programs_write_in_a_header_arrives_as_it_is(encoded: bytes, 
     }
 
 
-def test_a_header_that_cannot_be_read_loses_no_property_and_is_named() -> None:
+def test_an_unreadable_header_is_named_and_no_property_is_lost() -> None:
     properties = b"\x20\x80" + in_a_table({b"first": b"t\x01", b"odd": b"?", b"last": b"t\0"}) + b"\x03m-1"
     assert amqp_wire.decode_properties(properties) == {
         "headers": {"first": True},
@@ -484,7 +482,7 @@ def test_a_header_that_cannot_be_read_loses_no_property_and_is_named() -> None:
     }
 
 
-def test_headers_nested_without_end_cost_no_other_property() -> None:
+def test_deeply_nested_headers_are_named_and_no_property_is_lost() -> None:
     table = b""
     for _ in range(3000):
         table = b"\x00F" + struct.pack(">I", len(table)) + table
@@ -505,12 +503,12 @@ def test_headers_nested_without_end_cost_no_other_property() -> None:
         ({"application_headers": {}}, "no property 'application_headers'"),
     ],
 )
-def test_a_property_that_cannot_be_sent_is_named(wrong: dict[str, Any], words: str) -> None:
+def test_the_error_names_a_property_that_cannot_be_encoded(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         amqp_wire.encode_properties(wrong)
 
 
-def test_names_that_are_not_utf_8_survive() -> None:
+def test_names_that_are_not_utf_8_are_kept() -> None:
     name = b"\xff\xfe".decode(errors="surrogateescape")
     sent = amqp_wire.encode_publish(1, Publication("x", name, b"", {}), 131072)
     start = sent.index(b"\x01x")

@@ -27,6 +27,9 @@ ADDRESS = parse_address("amqp://ann:secret@rabbit/shop")
 
 
 class Clock:
+    waiting: Retrying
+    """The thread whose pauses pass on this clock."""
+
     def __init__(self) -> None:
         self.now = 0.0
 
@@ -35,20 +38,46 @@ class Clock:
 
 
 class Retrying(ConnectionThread):
-    """Connects as its `connecting` does it, and notes its pauses on a clock that nothing else moves."""
+    """Connects by calling `connecting`, and stops after some pauses, which pass on a clock that nothing else moves."""
 
-    def __init__(self, clock: Clock, connecting: Callable[[], object], tries: int) -> None:
-        self.clock, self.connecting, self.tries = clock, connecting, tries
+    def __init__(self, clock: Clock, connecting: Callable[[], Connection], attempts: int) -> None:
+        super().__init__(cast(BrokerAddresses, Connecting(connecting)), "test")
+        clock.waiting = self
+        self.attempts = attempts
         self.pauses: list[float] = []
-        super().__init__(BrokerAddresses.parse("memory://never"), "test")
 
-    def _live(self) -> None:
-        self.connecting()
+    def opened(self, connection: Connection) -> None: ...
 
-    def _pause(self, seconds: float, *, until_wanted: bool = False) -> None:
-        self.pauses.append(seconds)
+    def work(self) -> float:
+        return 0.0
+
+
+class Connecting:
+    """The broker's addresses, and what connecting to them does."""
+
+    addresses = BrokerAddresses.parse("memory://never").addresses
+    worked = False
+
+    def __init__(self, connecting: Callable[[], Connection]) -> None:
+        self.connecting = connecting
+
+    def connect(self, name: str) -> Connection:
+        return self.connecting()
+
+
+class ClockedWakeUp:
+    """Nobody sets it: each wait lasts for its whole time, on the clock."""
+
+    clock: Clock
+
+    def clear(self) -> None: ...
+
+    def wait(self, seconds: float) -> bool:
+        thread = self.clock.waiting
+        thread.pauses.append(seconds)
         self.clock.now += seconds
-        self.stopping = len(self.pauses) == self.tries
+        thread.stopping = len(thread.pauses) == thread.attempts
+        return False
 
 
 @pytest.fixture
@@ -56,20 +85,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     for module in (dial, thread):
         monkeypatch.setattr(module, "time", clock)
-    # The test's own thread runs what is a connection's: afterwards it is none, or no later test could publish in it.
-    monkeypatch.setattr(thread._here, "connection", None, raising=False)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(thread, "WakeUp", type("WakeUp", (ClockedWakeUp,), {"clock": clock}))
     monkeypatch.setattr(thread.random, "uniform", lambda low, high: high)  # pyright: ignore
     return clock
 
 
 def test_pauses_grow_also_where_each_attempt_takes_longer_than_a_pause(clock: Clock) -> None:
-    def times_out() -> None:
+    def times_out() -> Connection:
         clock.now += 15
         raise errors.BrokerUnreachable("no answer in time")
 
-    thread = Retrying(clock, times_out, tries=8)
-    thread._run()  # pyright: ignore[reportPrivateUsage]
-    assert thread.pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    thread = Retrying(clock, times_out, attempts=8)
+    thread.run()
+    assert thread.pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
 
 
 @pytest.mark.parametrize(("open_for", "pauses"), [(1.0, [0.1, 0.2, 0.4]), (6.0, [0.1, 0.1, 0.1])])
@@ -83,16 +111,13 @@ def test_pauses_are_short_again_after_a_connection_that_was_open_for_a_while(
 
         def collect(self) -> None: ...
 
-    def lives() -> None:
-        clock.now += 15  # dialling does not count
-        thread._open(cast(Connection, Brief()))  # pyright: ignore[reportPrivateUsage]
-        thread._work_on(cast(Connection, Brief()))  # pyright: ignore[reportPrivateUsage]
+    def connects() -> Connection:
+        clock.now += 15  # connecting does not count
+        return cast(Connection, Brief())
 
-    thread = Retrying(clock, lives, tries=3)
-    thread.opened = lambda connection: None  # type: ignore[method-assign]
-    thread.work = lambda: 0.0  # type: ignore[method-assign]
-    thread._run()  # pyright: ignore[reportPrivateUsage]
-    assert thread.pauses == pauses
+    thread = Retrying(clock, connects, attempts=3)
+    thread.run()
+    assert thread.pauses == pytest.approx(pauses)
 
 
 # --- limits -----------------------------------------------------------------------------------

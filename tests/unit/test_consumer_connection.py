@@ -122,7 +122,7 @@ def test_an_arrival_wakes_the_thread_unless_it_will_look_at_the_prefetch_by_itse
     connection, consumer = new_connection(Woken)
     consumer.hand_over_here = lambda *_: None
     consumer.begin(cast(Channel, Notes()), on_probation=False)
-    connection._loop_reader = cast(Any, Loop(consumer))  # pyright: ignore[reportPrivateUsage]
+    connection.reading.loop_reader = cast(Any, Loop(consumer))
     consumer.credit.postpone(time.monotonic())
     connection.read_in_loop()
     assert woken == [False]

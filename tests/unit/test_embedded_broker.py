@@ -1,4 +1,4 @@
-"""The embedded broker: AMQP's promises, kept in an SQLite file."""
+"""The embedded broker: the AMQP model in an SQLite file."""
 
 from __future__ import annotations
 
@@ -27,30 +27,32 @@ from lightbus import errors
 from lightbus.pattern import topic_matches
 from lightbus.transport import Delivery, Publication
 from lightbus.transport.sqlite import store as store
-from lightbus.transport.sqlite.channel import Channel, Connection, Transport, advance_clock, forget_memory
-from lightbus.transport.sqlite.place import locate
+from lightbus.transport.sqlite.channel import Channel
+from lightbus.transport.sqlite.connection import Connection, Transport
+from lightbus.transport.sqlite.control import advance_clock
+from lightbus.transport.sqlite.place import forget_memory, locate
 from lightbus.transport.sqlite.tables import decode_table, encode_properties
 from tests.patience import LIMIT as SOON
 from tests.patience import sometimes_within, within
 
 
 class Client:
-    """A connection with one channel, and what it was told."""
+    """A connection with one channel, which records its callbacks."""
 
     def __init__(self, url: str) -> None:
         self.connection: Connection = kombu.Connection(url, transport=Transport).transport.establish_connection()
         self.channel: Channel = self.connection.channel()
-        self.told: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
         self.got: list[Delivery] = []
-        self.channel.on_ack = lambda tag, multiple: self.told.append(("ack", tag, multiple))
-        self.channel.on_nack = lambda tag, multiple: self.told.append(("nack", tag, multiple))
-        self.channel.on_return = lambda message_id: self.told.append(("return", message_id))
+        self.channel.on_ack = lambda tag, multiple: self.calls.append(("ack", tag, multiple))
+        self.channel.on_nack = lambda tag, multiple: self.calls.append(("nack", tag, multiple))
+        self.channel.on_return = lambda message_id: self.calls.append(("return", message_id))
 
     def exchange(self, name: str, type: str = "topic", **options: Any) -> None:
         self.channel.exchange_declare(name, type, **{"durable": True, "auto_delete": False} | options)
 
     def queue(self, name: str, *keys: str, exchange: str = "app", **arguments: Any) -> None:
-        """Declare a queue; arguments are spelt x_message_ttl."""
+        """Declare a queue; its arguments are written as x_message_ttl."""
         given = {key.replace("_", "-"): value for key, value in arguments.items()}
         self.channel.queue_declare(name, durable=True, auto_delete=False, arguments=given)
         for key in keys:
@@ -63,19 +65,19 @@ class Client:
         self.publish("", queue, *bodies, **properties)
 
     def consume(self, queue: str, **options: Any) -> str:
-        cancelled = lambda tag: self.told.append(("cancel", tag))  # noqa: E731
+        cancelled = lambda tag: self.calls.append(("cancel", tag))  # noqa: E731
         return self.channel.consume(queue, self.got.append, on_cancel=cancelled, **options)
 
     def bodies(self) -> list[bytes]:
         return [delivery.body for delivery in self.got]
 
     def until(self, done: Callable[[], Any]) -> None:
-        """Drain events until it is so."""
+        """Drain events until `done()` is true."""
         deadline = time.monotonic() + SOON
         while not done():
             with contextlib.suppress(TimeoutError):
                 self.connection.drain_events(min(0.2, deadline - time.monotonic()))
-            assert time.monotonic() < deadline, f"not within {SOON} s: {self.told} {self.bodies()}"
+            assert time.monotonic() < deadline, f"not within {SOON} s: {self.calls} {self.bodies()}"
 
     def settle(self) -> None:
         """Dispatch everything that has arrived."""
@@ -169,25 +171,29 @@ def _reference(pattern: list[str], words: list[str]) -> bool:
     st.lists(st.sampled_from(["a", "b", "", "*", "#"]), max_size=6).map(".".join),
     st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=6).map(".".join),
 )
-def test_topic_matching_agrees_with_a_search_of_every_way(pattern: str, key: str) -> None:
+def test_topic_matching_agrees_with_an_exhaustive_search(pattern: str, key: str) -> None:
     split = lambda text: text.split(".") if text else []  # noqa: E731
     assert topic_matches(pattern, key) is _reference(split(pattern), split(key))
 
 
-def test_a_pattern_full_of_hashes_is_no_trap() -> None:
+def test_a_pattern_with_many_hashes_matches_quickly() -> None:
     assert not topic_matches(".".join(["#", "a"] * 200 + ["b"]), ".".join(["a"] * 2000))
 
 
 # --- URLs -------------------------------------------------------------------------------------
 
 
-def test_three_slashes_are_relative_and_four_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_path_after_three_slashes_is_relative_and_after_four_absolute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert locate("sqlite:///data/bus.db").path == tmp_path / "data" / "bus.db"
     assert locate("sqlite:////var/my%20bus.db").path == Path("/var/my bus.db")
 
 
-def test_the_user_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_url_without_a_path_is_a_file_in_the_users_state_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     client = Client("sqlite://")
@@ -199,7 +205,7 @@ def test_the_user_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.parametrize("url", ["sqlite://host/bus.db", "sqlite:///bus.db?mode=ro", "redis://", "memory://a?b=c"])
-def test_a_url_that_means_something_else_is_refused(url: str) -> None:
+def test_a_url_with_a_host_options_or_another_scheme_is_refused(url: str) -> None:
     with pytest.raises(errors.InvalidURL, match=r"Use|use|Remove"):
         locate(url)
 
@@ -207,7 +213,7 @@ def test_a_url_that_means_something_else_is_refused(url: str) -> None:
 # --- kombu ------------------------------------------------------------------------------------
 
 
-def test_kombu_declares_publishes_and_consumes_over_it(url: str) -> None:
+def test_kombu_declares_publishes_and_consumes(url: str) -> None:
     with kombu.Connection(url, transport=Transport) as connection:
         channel = connection.channel()
         app = kombu.Exchange("billing", "topic")(channel)
@@ -280,7 +286,7 @@ def test_a_headers_exchange_matches_all_or_any(client: Client) -> None:
     assert client.take("nothing") == [b"both", b"one", b"bool", b"none"]
 
 
-def test_a_message_reaches_a_queue_once_however_many_ways_lead_there_and_cycles_end(client: Client) -> None:
+def test_a_queue_gets_a_message_once_from_several_bindings_and_from_a_cycle(client: Client) -> None:
     client.exchange("bus")
     client.channel.exchange_bind("bus", "app", "#")
     client.channel.exchange_bind("app", "bus", "#")
@@ -290,7 +296,7 @@ def test_a_message_reaches_a_queue_once_however_many_ways_lead_there_and_cycles_
     assert client.take("q") == [b"x"]
 
 
-def test_an_internal_exchange_is_fed_by_others_only(client: Client) -> None:
+def test_an_internal_exchange_gets_messages_from_other_exchanges_only(client: Client) -> None:
     client.exchange("lightbus", internal=True)
     client.channel.exchange_bind("lightbus", "app", "#")
     client.queue("q", "#", exchange="lightbus")
@@ -303,7 +309,7 @@ def test_an_internal_exchange_is_fed_by_others_only(client: Client) -> None:
         client.publish("lightbus", "a")
 
 
-def test_an_alternate_exchange_gets_what_matches_nothing(client: Client) -> None:
+def test_an_alternate_exchange_gets_messages_that_match_no_binding(client: Client) -> None:
     client.exchange("lost", "fanout")
     client.exchange("first", arguments={"alternate-exchange": "lost"})
     client.queue("known", "a", exchange="first")
@@ -313,8 +319,8 @@ def test_an_alternate_exchange_gets_what_matches_nothing(client: Client) -> None
     assert (client.take("known"), client.take("unknown")) == ([b"a"], [b"b"])
 
 
-def test_binary_levels_of_headers_exchanges_delay_by_any_sum(client: Client) -> None:
-    """Lightbus' delayed publishing: see the topology in the design."""
+def test_headers_exchanges_with_binary_levels_give_any_delay(client: Client) -> None:
+    """This is how Lightbus delays a publication (docs/delayed.md)."""
     client.queue("q", "#")
     below = "app"
     for level in range(3):
@@ -331,7 +337,7 @@ def test_binary_levels_of_headers_exchanges_delay_by_any_sum(client: Client) -> 
     assert client.got[0].routing_key == "user.new"
 
 
-def test_unbinding_and_deleting_stop_the_flow(client: Client) -> None:
+def test_unbinding_and_deleting_stop_routing(client: Client) -> None:
     client.exchange("bus")
     client.channel.exchange_bind("bus", "app", "#")
     client.queue("q", "#", exchange="bus")
@@ -352,7 +358,7 @@ def test_another_connection_sees_a_new_binding_at_once(client: Client, other: Cl
     assert client.take("q") == [b"late"]
 
 
-def test_an_exchange_of_its_last_binding_goes_with_it_where_it_deletes_itself(client: Client) -> None:
+def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(client: Client) -> None:
     client.exchange("brief", auto_delete=True)
     client.queue("q", "#", exchange="brief")
     client.channel.queue_delete("q")
@@ -375,13 +381,13 @@ def test_an_exchange_of_its_last_binding_goes_with_it_where_it_deletes_itself(cl
         (lambda c: c.consume("none"), "NOT_FOUND - no queue 'none'"),
     ],
 )
-def test_what_is_not_there_is_404(client: Client, call: Callable[[Client], Any], words: str) -> None:
+def test_an_unknown_queue_or_exchange_is_404(client: Client, call: Callable[[Client], Any], words: str) -> None:
     with pytest.raises(amqp_errors.NotFound, match=words) as caught:
         call(client)
     assert caught.value.reply_code == 404
 
 
-def test_declaring_again_is_harmless_and_differently_is_406(client: Client) -> None:
+def test_declaring_again_is_allowed_and_with_other_arguments_is_406(client: Client) -> None:
     client.queue("q", x_message_ttl=1)
     client.queue("q", x_message_ttl=1)
     client.exchange("app")
@@ -407,30 +413,30 @@ def test_an_error_undoes_the_whole_batch(client: Client) -> None:
 # --- publishing -------------------------------------------------------------------------------
 
 
-def test_confirms_come_with_drain_events_and_returns_before_them(client: Client) -> None:
+def test_drain_events_dispatches_returns_before_confirms(client: Client) -> None:
     client.queue("q", "known")
     client.channel.confirm_select()
     client.publish("app", "known", b"1", b"2", message_id="a")
     client.publish("app", "unknown", b"3", message_id="b")
-    assert client.told == []
+    assert client.calls == []
     client.settle()
-    assert client.told == [("ack", 2, True), ("return", "b"), ("ack", 3, False)]
+    assert client.calls == [("ack", 2, True), ("return", "b"), ("ack", 3, False)]
 
 
-def test_what_is_not_mandatory_is_not_returned(client: Client) -> None:
+def test_a_message_that_is_not_mandatory_is_not_returned(client: Client) -> None:
     client.channel.publish([Publication("app", "a", b"", {"message_id": "a"}, mandatory=False)])
     client.settle()
-    assert client.told == []
+    assert client.calls == []
 
 
-def test_a_full_queue_refuses_and_others_still_get_the_message(client: Client) -> None:
+def test_a_full_queue_nacks_and_other_queues_get_the_message(client: Client) -> None:
     client.queue("small", "#", x_max_length=2, x_overflow="reject-publish")
     client.queue("large", "#")
     client.channel.confirm_select()
     client.publish("app", "a", b"1", b"2", b"3", b"4")
     client.publish("app", "a", b"5")
     client.settle()
-    assert client.told == [("ack", 2, True), ("nack", 4, True), ("nack", 5, False)]
+    assert client.calls == [("ack", 2, True), ("nack", 4, True), ("nack", 5, False)]
     assert client.take("small") == [b"1", b"2"]
     assert client.take("large") == [b"1", b"2", b"3", b"4", b"5"]
 
@@ -459,11 +465,11 @@ _values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), _values, max_size=4))
-def test_headers_come_back_as_they_went(headers: dict[str, Any]) -> None:
+def test_headers_are_unchanged_after_encoding_and_decoding(headers: dict[str, Any]) -> None:
     assert decode_table(encode_properties({"headers": headers})) == {"headers": headers}
 
 
-def test_a_naive_datetime_is_taken_for_utc_and_comes_back_with_its_time_zone() -> None:
+def test_a_naive_datetime_is_utc_and_is_decoded_with_its_time_zone() -> None:
     table = {"headers": {"time": datetime(2024, 1, 2, 3, 4, 5)}}
     read = decode_table(encode_properties(table))
     assert read == {"headers": {"time": datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)}}
@@ -471,9 +477,9 @@ def test_a_naive_datetime_is_taken_for_utc_and_comes_back_with_its_time_zone() -
 
 @pytest.mark.parametrize(
     ("properties", "words"),
-    [({"headers": {"a": object()}}, "cannot be encoded"), ({"colour": "red"}, "AMQP knows no property 'colour'")],
+    [({"headers": {"a": object()}}, "cannot be encoded"), ({"colour": "red"}, "AMQP has no property 'colour'")],
 )
-def test_a_property_that_amqp_has_no_word_for_is_refused(
+def test_a_property_or_type_that_amqp_does_not_have_is_refused(
     client: Client, properties: dict[str, Any], words: str
 ) -> None:
     client.queue("q", "#")
@@ -491,7 +497,7 @@ def test_a_large_body_arrives_whole(client: Client) -> None:
 # --- consuming --------------------------------------------------------------------------------
 
 
-def test_messages_arrive_in_order_and_no_more_than_the_prefetch(client: Client) -> None:
+def test_messages_arrive_in_order_up_to_the_prefetch(client: Client) -> None:
     client.queue("q")
     client.send("q", *(b"%d" % number for number in range(10)))
     client.channel.basic_qos(0, 3, False)
@@ -503,7 +509,7 @@ def test_messages_arrive_in_order_and_no_more_than_the_prefetch(client: Client) 
     assert client.bodies() == [b"0", b"1", b"2", b"3", b"4"]
 
 
-def test_what_is_acked_is_gone_and_what_is_not_comes_back_first(client: Client, other: Client) -> None:
+def test_unacked_messages_return_in_front_and_acked_ones_do_not(client: Client, other: Client) -> None:
     client.queue("q")
     client.send("q", b"1", b"2", b"3")
     client.consume("q")
@@ -517,7 +523,7 @@ def test_what_is_acked_is_gone_and_what_is_not_comes_back_first(client: Client, 
     assert other.got[0].properties["headers"] == {"x-delivery-count": 1}
 
 
-def test_closing_a_channel_returns_what_it_held(client: Client) -> None:
+def test_closing_a_channel_requeues_its_messages(client: Client) -> None:
     client.queue("q")
     client.send("q", b"1")
     channel = client.connection.channel()
@@ -526,7 +532,7 @@ def test_closing_a_channel_returns_what_it_held(client: Client) -> None:
     assert client.take("q") == [b"1"]
 
 
-def test_a_requeued_message_goes_back_to_its_place(client: Client) -> None:
+def test_a_requeued_message_returns_to_its_place(client: Client) -> None:
     client.queue("q")
     client.send("q", b"1", b"2")
     first = client.channel.get("q")
@@ -551,7 +557,7 @@ def test_a_consumer_without_acks_holds_nothing(client: Client) -> None:
     assert client.bodies() == [b"1", b"2"]
 
 
-def test_a_cancelled_consumer_gets_no_more(client: Client) -> None:
+def test_a_cancelled_consumer_gets_no_more_messages(client: Client) -> None:
     client.queue("q")
     tag = client.consume("q")
     assert client.channel.queue_declare("q", passive=True).consumer_count == 1
@@ -562,13 +568,13 @@ def test_a_cancelled_consumer_gets_no_more(client: Client) -> None:
     assert client.channel.queue_declare("q", passive=True).consumer_count == 0
 
 
-def test_deleting_a_queue_cancels_its_consumers_elsewhere(client: Client, other: Client) -> None:
+def test_deleting_a_queue_cancels_consumers_of_other_connections(client: Client, other: Client) -> None:
     client.queue("q")
     tag = other.consume("q")
     client.channel.queue_delete("q")
     client.queue("q")
-    other.until(lambda: other.told)
-    assert other.told == [("cancel", tag)]
+    other.until(lambda: other.calls)
+    assert other.calls == [("cancel", tag)]
 
 
 def test_competing_consumers_share(client: Client, other: Client) -> None:
@@ -583,14 +589,14 @@ def test_competing_consumers_share(client: Client, other: Client) -> None:
     assert {*client.bodies(), *other.bodies()} == {b"%d" % number for number in range(10)}
 
 
-def test_an_exclusive_consumer_is_alone(client: Client, other: Client) -> None:
+def test_an_exclusive_consumer_is_the_only_one(client: Client, other: Client) -> None:
     client.queue("q")
     client.consume("q", exclusive=True)
     with pytest.raises(amqp_errors.AccessRefused, match="in exclusive use"):
         other.consume("q")
 
 
-def test_an_exclusive_queue_is_its_connections_own_and_goes_with_it(client: Client, other: Client) -> None:
+def test_an_exclusive_queue_is_refused_to_others_and_deleted_with_its_connection(client: Client, other: Client) -> None:
     name = client.channel.queue_declare("", exclusive=True).queue
     assert name.startswith("amq.gen-")
     for call in (lambda: other.channel.queue_declare(name, passive=True), lambda: other.consume(name)):
@@ -601,7 +607,7 @@ def test_an_exclusive_queue_is_its_connections_own_and_goes_with_it(client: Clie
         other.channel.queue_declare(name, passive=True)
 
 
-def test_an_auto_delete_queue_goes_with_its_last_consumer(client: Client) -> None:
+def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(client: Client) -> None:
     client.channel.queue_declare("q", auto_delete=True)
     tags = [client.consume("q"), client.consume("q")]
     client.channel.basic_cancel(tags[0])
@@ -611,7 +617,7 @@ def test_an_auto_delete_queue_goes_with_its_last_consumer(client: Client) -> Non
         client.ready("q")
 
 
-def test_purging_and_deleting_count_what_was_ready(client: Client) -> None:
+def test_purge_and_delete_return_the_number_of_ready_messages(client: Client) -> None:
     client.queue("q")
     client.send("q", b"1", b"2", b"3")
     assert client.channel.get("q") is not None
@@ -640,7 +646,7 @@ def test_a_callback_may_close_the_channel(client: Client) -> None:
 # --- dead letters and time --------------------------------------------------------------------
 
 
-def test_a_rejected_message_is_dead_lettered_with_its_story(client: Client) -> None:
+def test_a_rejected_message_is_dead_lettered_with_x_death_headers(client: Client) -> None:
     client.queue("dead")
     client.queue("q", "#", x_dead_letter_exchange="", x_dead_letter_routing_key="dead")
     client.publish("app", "user.new", b"1", message_id="m", expiration="60000", headers={"mine": 1})
@@ -667,7 +673,7 @@ def test_a_rejected_message_is_dead_lettered_with_its_story(client: Client) -> N
     assert headers["x-first-death-queue"] == "q"
 
 
-def test_a_message_that_comes_back_too_often_is_dead_lettered(client: Client) -> None:
+def test_a_message_over_the_delivery_limit_is_dead_lettered(client: Client) -> None:
     client.queue("dead")
     client.queue("q", x_delivery_limit=2, x_dead_letter_exchange="", x_dead_letter_routing_key="dead")
     client.send("q", b"1")
@@ -681,7 +687,7 @@ def test_a_message_that_comes_back_too_often_is_dead_lettered(client: Client) ->
     assert dead.properties["headers"]["x-death"][0]["reason"] == "delivery_limit"
 
 
-def test_a_message_dies_twice_in_one_queue_and_is_counted(client: Client) -> None:
+def test_x_death_counts_deaths_in_the_same_queue(client: Client) -> None:
     client.queue("q", x_dead_letter_exchange="", x_dead_letter_routing_key="wait")
     client.queue("wait", x_message_ttl=0, x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     client.send("q", b"1")
@@ -695,7 +701,7 @@ def test_a_message_dies_twice_in_one_queue_and_is_counted(client: Client) -> Non
     assert deaths == [("wait", "expired", 2), ("q", "rejected", 2)]
 
 
-def test_a_message_that_would_go_round_without_anybody_handling_it_is_dropped(client: Client) -> None:
+def test_a_message_in_a_dead_letter_cycle_is_dropped(client: Client) -> None:
     client.queue("a", x_message_ttl=0, x_dead_letter_exchange="", x_dead_letter_routing_key="b")
     client.queue("b", x_message_ttl=0, x_dead_letter_exchange="", x_dead_letter_routing_key="a")
     client.send("a", b"1")
@@ -703,7 +709,7 @@ def test_a_message_that_would_go_round_without_anybody_handling_it_is_dropped(cl
     assert (client.ready("a"), client.ready("b")) == (0, 0)
 
 
-def test_a_retry_queue_returns_messages_on_time_while_anybody_drains(client: Client, other: Client) -> None:
+def test_a_retry_queue_returns_messages_on_time_while_one_client_drains(client: Client, other: Client) -> None:
     client.queue("q")
     client.queue("retry", x_message_ttl=150, x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     other.consume("q")
@@ -720,7 +726,7 @@ def test_a_retry_queue_returns_messages_on_time_while_anybody_drains(client: Cli
     sometimes_within(0.5, come_back)
 
 
-def test_the_earlier_of_the_queues_and_the_messages_own_time_counts(client: Client) -> None:
+def test_the_shorter_ttl_of_queue_and_message_applies(client: Client) -> None:
     client.queue("q", x_message_ttl=60_000)
     client.send("q", b"brief", expiration="0")
     client.send("q", b"long", expiration="120000")
@@ -729,7 +735,7 @@ def test_the_earlier_of_the_queues_and_the_messages_own_time_counts(client: Clie
         client.send("q", expiration="soon")
 
 
-def test_an_unroutable_dead_letter_is_dropped_unless_at_least_once_is_asked_for(client: Client) -> None:
+def test_an_unroutable_dead_letter_is_held_only_with_strategy_at_least_once(client: Client) -> None:
     for strategy in ("at-most-once", "at-least-once"):
         client.queue(
             strategy,
@@ -749,7 +755,7 @@ def test_an_unroutable_dead_letter_is_dropped_unless_at_least_once_is_asked_for(
     assert client.bodies() == [b"at-least-once"]
 
 
-def test_a_test_can_move_the_clock_of_a_memory_broker() -> None:
+def test_the_clock_of_a_memory_broker_can_be_moved() -> None:
     client = Client("memory://clock")
     client.queue("q")
     client.queue("retry", x_message_ttl=600_000, x_dead_letter_exchange="", x_dead_letter_routing_key="q")
@@ -764,7 +770,7 @@ def test_a_test_can_move_the_clock_of_a_memory_broker() -> None:
     forget_memory("clock")
 
 
-def test_the_clock_of_a_file_stays(tmp_path: Path) -> None:
+def test_the_clock_of_a_file_cannot_be_moved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="only that of a memory"):
         advance_clock(f"sqlite:///{tmp_path}/bus.db", 1)
 
@@ -786,7 +792,7 @@ def test_an_interrupt_ends_the_next_wait(client: Client) -> None:
         client.connection.drain_events(0)
 
 
-def test_an_interrupt_ends_the_present_wait(client: Client) -> None:
+def test_an_interrupt_ends_the_current_wait(client: Client) -> None:
     timer = threading.Timer(0.05, client.connection.interrupt)
     timer.start()
     client.connection.drain_events(SOON)
@@ -813,7 +819,7 @@ def test_a_message_from_another_thread_wakes_at_once(client: Client, url: str) -
     sometimes_within(0.1, wake)
 
 
-def test_threads_share_a_memory_broker_without_losing_anything(url: str, client: Client) -> None:
+def test_threads_share_a_memory_broker_without_losing_messages(url: str, client: Client) -> None:
     client.queue("q", "#")
 
     def publish(number: int) -> None:
@@ -832,7 +838,7 @@ def test_threads_share_a_memory_broker_without_losing_anything(url: str, client:
     assert len(set(client.bodies())) == 400
 
 
-def test_waiting_costs_next_to_nothing(connect: Callable[[], Client], client: Client) -> None:
+def test_waiting_uses_almost_no_cpu(connect: Callable[[], Client], client: Client) -> None:
     client.queue("q")
     waiting = [connect(), connect()]
     for each in waiting:
@@ -865,7 +871,7 @@ say = lambda *words: print(*words, flush=True)
 
 
 class Child:
-    """Another process with a client of its own."""
+    """Another process with its own client."""
 
     def __init__(self, url: str, code: str) -> None:
         self.process = subprocess.Popen(
@@ -924,7 +930,7 @@ while True:
 """
 
 
-def test_what_a_killed_process_held_is_redelivered_within_a_second_or_so(
+def test_messages_of_a_killed_process_are_redelivered_within_about_a_second(
     here: Client, child: Callable[[str], Child]
 ) -> None:
     here.send("q", b"1", b"2", b"3")
@@ -941,17 +947,17 @@ def test_what_a_killed_process_held_is_redelivered_within_a_second_or_so(
         here.channel.queue_declare("mine", passive=True)
 
 
-def test_a_process_that_only_sleeps_keeps_what_it_holds(here: Client, child: Callable[[str], Child]) -> None:
+def test_a_stopped_process_keeps_its_messages(here: Client, child: Callable[[str], Child]) -> None:
     here.send("q", b"1", b"2", b"3")
     sleeper = child(HOLDS_THREE)
     assert sleeper.says() == "holding"
     os.kill(sleeper.process.pid, signal.SIGSTOP)
     here.consume("q")
     with pytest.raises(TimeoutError):
-        here.connection.drain_events(2)  # several looks for dead clients
+        here.connection.drain_events(2)  # long enough for several checks for dead clients
 
 
-def test_a_process_that_died_long_ago_is_found_by_the_next_connection(
+def test_the_next_connection_finds_a_process_that_died_earlier(
     file_url: str, here: Client, child: Callable[[str], Child]
 ) -> None:
     here.send("q", b"1", b"2", b"3")
@@ -964,7 +970,7 @@ def test_a_process_that_died_long_ago_is_found_by_the_next_connection(
     late.connection.close()
 
 
-def test_killing_a_publisher_loses_nothing_confirmed(here: Client, child: Callable[[str], Child]) -> None:
+def test_killing_a_publisher_loses_no_confirmed_message(here: Client, child: Callable[[str], Child]) -> None:
     here.consume("q")
     confirmed = 0
     for _ in range(3):
@@ -1012,7 +1018,7 @@ while True:
     sometimes_within(0.02, wake)
 
 
-def test_two_processes_hand_over_every_message_once(here: Client, child: Callable[[str], Child]) -> None:
+def test_two_processes_transfer_each_message_once(here: Client, child: Callable[[str], Child]) -> None:
     here.channel.basic_qos(0, 100, False)
     here.consume("q")
     child("""
@@ -1030,7 +1036,7 @@ say("done")
 
 
 def _in_fork(action: Callable[[], None]) -> int:
-    """The exit code of a forked child that does it: 0, or 1 where it raised."""
+    """Run the action in a forked child, and return its exit code: 0, or 1 if it raised."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -1043,7 +1049,7 @@ def _in_fork(action: Callable[[], None]) -> int:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_forking_while_other_threads_are_busy_harms_neither_side(file_url: str, here: Client) -> None:
+def test_forking_while_other_threads_publish_works_in_parent_and_child(file_url: str, here: Client) -> None:
     stop = threading.Event()
 
     def publish() -> None:
@@ -1070,7 +1076,7 @@ def test_forking_while_other_threads_are_busy_harms_neither_side(file_url: str, 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_forked_child_leaves_the_parents_connection_alone(file_url: str, here: Client) -> None:
+def test_a_forked_child_does_not_disturb_the_parents_connection(file_url: str, here: Client) -> None:
     here.send("q", b"1")
     here.consume("q")
     here.settle()
@@ -1090,7 +1096,7 @@ def test_a_forked_child_leaves_the_parents_connection_alone(file_url: str, here:
     assert here.bodies() == [b"1", b"from the child"]
 
 
-def test_a_forked_child_does_not_keep_its_dead_parent_alive(here: Client, child: Callable[[str], Child]) -> None:
+def test_a_forked_child_does_not_make_its_dead_parent_look_alive(here: Client, child: Callable[[str], Child]) -> None:
     here.send("q", b"1", b"2", b"3")
     parent = child(
         HOLDS_THREE.replace(
@@ -1113,7 +1119,9 @@ say(pid)""",
         os.kill(grandchild, signal.SIGKILL)
 
 
-def test_a_connection_that_was_taken_for_dead_says_so(tmp_path: Path, here: Client, file_url: str) -> None:
+def test_a_connection_whose_pipe_was_removed_is_closed_with_a_reason(
+    tmp_path: Path, here: Client, file_url: str
+) -> None:
     here.send("q", b"1")
     here.consume("q")
     here.settle()
@@ -1130,7 +1138,7 @@ def test_a_connection_that_was_taken_for_dead_says_so(tmp_path: Path, here: Clie
 # --- the file ---------------------------------------------------------------------------------
 
 
-def test_the_file_is_private_and_nothing_is_left_beside_it(tmp_path: Path, file_url: str) -> None:
+def test_the_file_is_private_and_no_other_files_are_left(tmp_path: Path, file_url: str) -> None:
     client = Client(file_url)
     client.queue("q")
     client.send("q")
@@ -1141,7 +1149,7 @@ def test_the_file_is_private_and_nothing_is_left_beside_it(tmp_path: Path, file_
     assert not (tmp_path / "bus.db-wal").exists()
 
 
-def test_what_is_durable_outlives_every_connection(file_url: str) -> None:
+def test_queues_and_messages_remain_after_the_last_connection(file_url: str) -> None:
     first = Client(file_url)
     first.queue("q")
     first.send("q", b"1")
@@ -1180,7 +1188,7 @@ def _make_damaged(path: Path) -> None:
         (_make_damaged, "restore it from a backup"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_and_left_as_it_was(
+def test_the_error_names_a_file_that_cannot_be_used_and_the_file_is_unchanged(
     tmp_path: Path, file_url: str, make: Callable[[Path], object], words: str
 ) -> None:
     path = tmp_path / "bus.db"
@@ -1192,24 +1200,24 @@ def test_a_file_that_cannot_be_used_is_named_and_left_as_it_was(
     assert path.read_bytes() == before
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(errors.BrokerFileError, match=f"the folder {tmp_path}/none does not exist. Create it"):
         Client(f"sqlite:///{tmp_path}/none/bus.db")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
-def test_a_file_that_may_not_be_written_is_named(tmp_path: Path, file_url: str) -> None:
+def test_the_error_names_a_file_without_write_permission(tmp_path: Path, file_url: str) -> None:
     Client(file_url).connection.close()
     (tmp_path / "bus.db").chmod(0o400)
     with pytest.raises(errors.BrokerFileError, match="Check the permissions"):
         Client(file_url)
 
 
-def test_a_full_disk_is_an_error_and_nothing_confirmed_is_lost(here: Client) -> None:
+def test_a_full_disk_is_an_error_and_loses_no_confirmed_message(here: Client) -> None:
     here.channel.confirm_select()
     here.publish("app", "a", b"small")
     here.settle()
-    database = here.connection._store._file.get()  # no public way to fill a disk
+    database = here.connection.store.session.file.get()
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     database.execute(f"PRAGMA max_page_count = {pages + 1}")
     with pytest.raises(errors.BrokerFileError, match=r"full.*Free disk space"):
@@ -1217,14 +1225,14 @@ def test_a_full_disk_is_an_error_and_nothing_confirmed_is_lost(here: Client) -> 
     database.execute("PRAGMA max_page_count = 1000000")
     here.publish("app", "a", b"after")
     here.settle()
-    assert here.told == [("ack", 1, False), ("ack", 2, False)]
+    assert here.calls == [("ack", 1, False), ("ack", 2, False)]
     assert here.take("q") == [b"small", b"after"]
 
 
 def test_a_file_locked_for_too_long_is_a_lost_connection(
     tmp_path: Path, here: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = here.connection._store._file.get()
+    database = here.connection.store.session.file.get()
     database.execute("PRAGMA busy_timeout = 50")
     with contextlib.closing(sqlite3.connect(tmp_path / "bus.db", isolation_level=None)) as blocker:
         blocker.execute("BEGIN IMMEDIATE")

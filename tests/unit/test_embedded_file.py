@@ -1,4 +1,4 @@
-"""The embedded broker's file over a long life: deleted, replaced, empty again, and the clock set meanwhile."""
+"""The embedded broker's file over a long time: deleted, replaced, emptied, the clock set. And the folders of `memory://`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +18,11 @@ from amqp import exceptions as amqp_errors
 
 from lightbus import Lightbus, Retry
 from lightbus.transport.sqlite import clock
-from lightbus.transport.sqlite import store as store
-from lightbus.transport.sqlite.file import _files
+from lightbus.transport.sqlite.file import open_files
 from lightbus.transport.sqlite.place import locate
+from lightbus.transport.sqlite.session import Session
 from tests.bus import InBackground, OrderPlaced
-from tests.patience import wait_until
+from tests.patience import LIMIT, wait_until
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def _delete_the_file_alone(path: Path) -> None:
     path.unlink()
 
 
-def _delete_what_is_beside_it(path: Path) -> None:
+def _delete_log_and_index(path: Path) -> None:
     _wal(path).unlink()
     _shm(path).unlink()
 
@@ -76,7 +79,7 @@ def _delete_its_index(path: Path) -> None:
     _shm(path).unlink()
 
 
-def _delete_all_beside_and_around_it(path: Path) -> None:
+def _delete_the_folder(path: Path) -> None:
     shutil.rmtree(path.parent)
     path.parent.mkdir()
 
@@ -88,8 +91,8 @@ def _replace_by_a_backup(path: Path) -> None:
     backup.replace(path)
 
 
-def _replace_by_one_of_before(path: Path) -> None:
-    shutil.copy(path, path.with_name("older.db"))  # without the log: not what a backup should be
+def _replace_by_an_older_copy(path: Path) -> None:
+    shutil.copy(path, path.with_name("older.db"))  # without the log: a backup must not be made like this
     path.with_name("older.db").replace(path)
 
 
@@ -106,15 +109,15 @@ def _shm(path: Path) -> Path:
     [
         _delete,
         _delete_the_file_alone,
-        _delete_what_is_beside_it,
+        _delete_log_and_index,
         _delete_the_log,
         _delete_its_index,
-        _delete_all_beside_and_around_it,
+        _delete_the_folder,
         _replace_by_a_backup,
-        _replace_by_one_of_before,
+        _replace_by_an_older_copy,
     ],
 )
-def test_a_file_that_is_deleted_or_replaced_is_noticed_and_the_one_that_is_there_now_is_used(
+def test_clients_notice_a_deleted_or_replaced_file_and_use_the_new_one(
     shop: Lightbus,
     billing: Lightbus,
     path: Path,
@@ -126,7 +129,7 @@ def test_a_file_that_is_deleted_or_replaced_is_noticed_and_the_one_that_is_there
         shop.publish_sync(OrderPlaced(number=1))
         wait_until(lambda: handled == [1], "the first is handled")
         harm(path)
-        # At once: what the old file gets is not confirmed. Until the listener has noticed, nobody listens.
+        # Publishing uses the new file at once. No queue is bound there until the consumer has noticed.
         numbers = iter(range(2, 1_000_000))
         wait_until(lambda: shop.publish_sync(OrderPlaced(number=next(numbers))).routed, "one is routed")
         last = next(numbers) - 1
@@ -141,22 +144,24 @@ def test_a_file_that_is_deleted_or_replaced_is_noticed_and_the_one_that_is_there
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_a_deleted_file_confirms_nothing(shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]) -> None:
+def test_no_message_is_confirmed_in_a_deleted_file(
+    shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]
+) -> None:
     with InBackground(billing):
         pass
     with shop:
         assert shop.publish_sync(OrderPlaced(number=1)).routed
         _delete(path)
-        assert not shop.publish_sync(OrderPlaced(number=2)).routed  # it is in the new file, where nobody listens yet
+        assert not shop.publish_sync(OrderPlaced(number=2)).routed  # it is in the new file, where no queue is bound yet
         with InBackground(billing):
             assert shop.publish_sync(OrderPlaced(number=3)).routed
             wait_until(lambda: handled == [3], "the third is handled")
 
 
-def test_a_file_that_is_replaced_while_a_process_forks_is_not_taken_for_the_old_one(path: Path) -> None:
-    old, new = store.Store(locate(f"sqlite:///{path}")), path.with_name("new.db")
-    store.Store(locate(f"sqlite:///{new}")).close([])
-    for file in [*_files]:  # pyright: ignore[reportPrivateUsage]  # as before a fork
+def test_a_file_that_is_replaced_during_a_fork_is_noticed(path: Path) -> None:
+    old, new = Session(locate(f"sqlite:///{path}")), path.with_name("new.db")
+    Session(locate(f"sqlite:///{new}")).drop()
+    for file in [*open_files]:  # as before a fork
         file.let_go()
     new.replace(path)
     with pytest.raises(amqp_errors.RecoverableConnectionError, match="was replaced by another while it was in use"):
@@ -165,7 +170,7 @@ def test_a_file_that_is_replaced_while_a_process_forks_is_not_taken_for_the_old_
     old.drop()
 
 
-def test_what_sqlites_log_held_is_saved_where_the_log_is_deleted(
+def test_messages_in_a_deleted_write_ahead_log_are_saved(
     shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]
 ) -> None:
     with InBackground(billing):
@@ -173,7 +178,7 @@ def test_what_sqlites_log_held_is_saved_where_the_log_is_deleted(
     with shop:
         for number in range(5):
             shop.publish_sync(OrderPlaced(number=number))
-        _delete_what_is_beside_it(path)
+        _delete_log_and_index(path)
         shop.publish_sync(OrderPlaced(number=5))
     with InBackground(billing):
         wait_until(lambda: sorted({*handled}) == [0, 1, 2, 3, 4, 5], "all are handled")
@@ -183,7 +188,7 @@ def test_what_sqlites_log_held_is_saved_where_the_log_is_deleted(
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0], ids=["back", "forward"])
-def test_delays_and_retries_keep_their_time_where_the_machines_clock_is_set(
+def test_delays_and_retries_are_on_time_when_the_machines_clock_is_set(
     shop: Lightbus, path: Path, step: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     billing, attempts = Lightbus("billing", url=f"sqlite:///{path}", retry=Retry(delays=(2,))), list[float]()
@@ -211,7 +216,7 @@ def _set_clock(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
 
 
 @pytest.mark.parametrize("off", [0.0, 2.0, -3600.0], ids=["restarted", "off for a while", "no clock at first"])
-def test_after_a_boot_delays_go_by_how_long_the_machine_was_off(
+def test_after_a_boot_delays_include_the_time_that_the_machine_was_off(
     shop: Lightbus, billing: Lightbus, path: Path, handled: list[int], off: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with InBackground(billing):
@@ -226,19 +231,17 @@ def test_after_a_boot_delays_go_by_how_long_the_machine_was_off(
 
 
 def _boot(monkeypatch: pytest.MonkeyPatch, *, steady: float, wall: float) -> None:
-    """The machine's steady clock begins again, and that on the wall went on meanwhile (or was lost)."""
+    """The machine's steady clock starts again. The wall clock has continued in the meantime (or was lost)."""
     began = time.monotonic()
-    monkeypatch.setattr(clock, "_steady", lambda: steady + time.monotonic() - began)
-    monkeypatch.setattr(clock, "_clock_domain", lambda: "another boot")
+    monkeypatch.setattr(clock, "steady", lambda: steady + time.monotonic() - began)
+    monkeypatch.setattr(clock, "clock_domain", lambda: "another boot")
     _set_clock(monkeypatch, wall)
 
 
 # --- its size ---------------------------------------------------------------------------------
 
 
-def test_a_backlog_that_is_gone_gives_its_space_back(
-    shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]
-) -> None:
+def test_the_file_shrinks_after_a_backlog(shop: Lightbus, billing: Lightbus, path: Path, handled: list[int]) -> None:
     with InBackground(billing):
         pass
     with shop:
@@ -248,3 +251,101 @@ def test_a_backlog_that_is_gone_gives_its_space_back(
     with InBackground(billing):
         wait_until(lambda: len(handled) == 3000, "all are handled")
         wait_until(lambda: os.path.getsize(path) < 6_000_000, "the file is small again")
+
+
+# --- the folders of memory:// -----------------------------------------------------------------
+
+USES_MEMORY = """
+import multiprocessing, os, signal, sys
+from lightbus.transport.sqlite.connection import Connection
+
+def use():
+    connection = Connection("memory://here")
+    connection.channel().queue_declare("q")
+    return connection
+"""
+
+
+def _start(folder: Path, code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", USES_MEMORY + textwrap.dedent(code)],
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _run(folder: Path, code: str) -> int:
+    with _start(folder, code) as process:
+        process.communicate(timeout=LIMIT)
+    return process.returncode
+
+
+def _left(folder: Path) -> list[str]:
+    return [one.name for one in folder.iterdir() if one.name.startswith("lightbus-memory-")]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("use()", id="ends"),
+        pytest.param("use(); sys.exit(3)", id="exits"),
+        pytest.param(
+            """
+            child = multiprocessing.get_context("fork").Process(target=use)
+            child.start()
+            child.join()
+            """,
+            id="has a child of multiprocessing",
+        ),
+    ],
+)
+def test_a_process_removes_its_memory_brokers_at_its_end(tmp_path: Path, code: str) -> None:
+    _run(tmp_path, code)
+    assert _left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("use(); os._exit(0)", id="os._exit"),
+        pytest.param("use(); os.kill(os.getpid(), signal.SIGKILL)", id="killed"),
+        pytest.param("use(); os.kill(os.getpid(), signal.SIGTERM)", id="terminated"),
+        pytest.param(
+            """
+            pid = os.fork()
+            if pid == 0:
+                use()
+                os._exit(0)
+            os.waitpid(pid, 0)
+            """,
+            id="forked child",
+        ),
+    ],
+)
+def test_the_next_process_removes_the_memory_brokers_of_a_process_that_was_killed(tmp_path: Path, code: str) -> None:
+    _run(tmp_path, code)
+    assert len(_left(tmp_path)) == 1
+    assert _run(tmp_path, "use()") == 0
+    assert _left(tmp_path) == []
+
+
+def test_the_memory_brokers_of_a_living_process_are_kept(tmp_path: Path) -> None:
+    lives_on = """
+    connection = use()
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+    print("ready", flush=True)
+    input()
+    print(connection.channel().queue_declare("q", passive=True).queue)
+    """
+    with _start(tmp_path, lives_on) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert _run(tmp_path, "use()") == 0
+        assert len(_left(tmp_path)) == 1
+        output, _ = process.communicate("go on\n", timeout=LIMIT)
+    assert output == "q\n"
+    assert _left(tmp_path) == []

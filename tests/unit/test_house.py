@@ -15,7 +15,10 @@ import lightbus
 HOUSE = Path(lightbus.__file__).parent
 
 ORDER = [
+    "version",
     "errors",
+    "event_loop",
+    "options",
     "pattern",
     "event",
     "message",
@@ -23,6 +26,7 @@ ORDER = [
     "wire",
     "retry",
     "handler",
+    "unknown_events",
     "connection",
     "publishing",
     "consuming",
@@ -40,7 +44,7 @@ ORDER = [
 
 INNER_ORDER = {
     "wire": ["collisions", "topology", "codec"],
-    "transport.amqp": ["wire", "connection"],
+    "transport.amqp": ["wire", "frames", "endpoint", "link", "writer", "channel", "connection"],
     "transport.sqlite": [
         "schema",
         "place",
@@ -50,11 +54,20 @@ INNER_ORDER = {
         "clock",
         "wake_pipe",
         "file",
+        "session",
+        "entries",
+        "dead_letters",
+        "deliveries",
+        "declarations",
+        "clients",
         "store",
+        "control",
+        "kombu_channel",
         "channel",
+        "connection",
     ],
-    "connection": ["loop_reader", "address", "diagnosis", "dial", "declare", "thread"],
-    "publishing": ["publisher"],
+    "connection": ["loop_reader", "wake_up", "reading", "address", "diagnosis", "dial", "declare", "thread"],
+    "publishing": ["confirms", "connection", "publisher"],
     "consuming": [
         "acks",
         "watchdog",
@@ -79,11 +92,11 @@ INNER_ORDER = {
     "dead_letters": ["letter", "queue", "actions"],
     "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
     "worker": ["worker", "process", "reload", "supervisor", "health", "health_server"],
-    "testing": ["records", "host", "bus"],
+    "testing": ["messages", "records", "apps", "recorder", "overrides", "host", "session", "drain", "bus"],
 }
 """The same within a package."""
 
-TRANSPORTS = {"errors", "pattern", "transport"}
+TRANSPORTS = {"version", "errors", "pattern", "transport"}
 """What the transports themselves may import."""
 
 HEAVY = {

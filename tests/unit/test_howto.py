@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from lightbus import Lightbus, Message, Reject, Retry, app
+from lightbus import Lightbus, Message, Reject, Retry, app, handler
 from lightbus.connection import address
 from lightbus.consuming import failure
 from lightbus.handler import Handler
@@ -55,8 +55,8 @@ def seconds(figure: float) -> str:
     ("name", "words"),
     [
         ("retry", f"The default, `{Retry().delays}`, gives six attempts within 13 minutes"),
-        ("retry", f"{seconds(app.HANDLER_TIMEOUT)} seconds by default"),
-        ("retry", f"at most {seconds(app.LONGEST_HANDLER_TIMEOUT)}"),
+        ("retry", f"{seconds(handler.TIMEOUT)} seconds by default"),
+        ("retry", f"at most {seconds(handler.LONGEST_TIMEOUT)}"),
         ("deployment", f"running handlers may take (`--grace`) | {seconds(worker.GRACE)} |"),
         ("deployment", f"acks, lifespan, disconnecting | {seconds(worker.LAST_STEPS)} |"),
         ("deployment", f"has not ended after | grace + {seconds(2 * worker.LAST_STEPS)} |"),
@@ -69,7 +69,7 @@ def seconds(figure: float) -> str:
         ("rabbitmq", f"`?heartbeat={address.HEARTBEAT}`"),
         ("rabbitmq", f"`?connect_timeout={address.CONNECT_TIMEOUT:g}`"),
         ("rabbitmq", f"up to {MAX_BODY_BYTES // 1024**2} MiB"),
-        ("rabbitmq", f"({app.PREFETCH} / {app.CONCURRENCY}, {app.HANDLER_TIMEOUT:g} s) that is 7 minutes"),
+        ("rabbitmq", f"({app.PREFETCH} / {app.CONCURRENCY}, {handler.TIMEOUT:g} s) that is 7 minutes"),
         ("first-errors", f"for {seconds(app.PUBLISH_TIMEOUT)} seconds (`publish_timeout=`"),
     ],
 )
@@ -86,7 +86,7 @@ def test_the_time_to_stop_is_enough_for_all_that_a_worker_does() -> None:
         assert int(found[1]) > longest
     assert sum(Retry().delays) < 13 * 60
     rounds = -(-app.PREFETCH // app.CONCURRENCY)
-    assert rounds * app.HANDLER_TIMEOUT == 7 * 60
+    assert rounds * handler.TIMEOUT == 7 * 60
     assert failure.COPY_PAUSES[-1] == 5, "every few seconds, says the page on policies"
 
 

@@ -58,8 +58,9 @@ def publish_nowait(channel: ScriptedChannel, publications: Sequence[Publication]
 
 
 @pytest.mark.parametrize("connected_before", [True, False])
-def test_an_interruption_at_any_point_leaves_a_publisher_that_tells_the_truth(
-    monkeypatch: pytest.MonkeyPatch, connected_before: bool
+@pytest.mark.parametrize("many", [False, True], ids=["publish_sync", "publish_many_sync"])
+def test_an_interruption_at_any_point_leaves_outcomes_that_are_right(
+    monkeypatch: pytest.MonkeyPatch, many: bool, connected_before: bool
 ) -> None:
     monkeypatch.setattr(ScriptedChannel, "publish_nowait", publish_nowait, raising=False)
     for point in itertools.count(1):
@@ -69,7 +70,14 @@ def test_an_interruption_at_any_point_leaves_a_publisher_that_tells_the_truth(
         if connected_before:
             publisher.open(LIMIT)
         stopped = publication()
-        left = interrupted_at(point, lambda: publisher.publish_sync(stopped), "lightbus")  # noqa: B023
+
+        def publish() -> None:
+            if many:
+                publisher.publish_many_sync([stopped])  # noqa: B023
+            else:
+                publisher.publish_sync(stopped)  # noqa: B023
+
+        left = interrupted_at(point, publish, "lightbus")
         if left is None:
             publisher.close(LIMIT)
             break

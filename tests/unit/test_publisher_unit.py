@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import threading
@@ -18,7 +19,8 @@ import pytest
 from lightbus import Receipt, errors
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.message import new_id
-from lightbus.publishing.publisher import WINDOW, Publisher, _close_at_exit
+from lightbus.publishing.confirms import WINDOW
+from lightbus.publishing.publisher import Publisher, close_at_exit
 from lightbus.transport import Publication, Unencodable
 from tests.patience import LIMIT, wait_until, within
 
@@ -281,6 +283,65 @@ def test_the_one_to_blame_may_be_one_that_nobody_waits_for_any_more(
         assert innocent.result(LIMIT).routed
 
 
+@pytest.mark.parametrize("how", ["publish_sync", "publish_many_sync", "publish", "publish_many"])
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        ("no connection", errors.PublishUnreachable),
+        ("no confirm", errors.PublishTimeout),
+        ("alarm", errors.PublishBlocked),
+        ("nack", errors.PublishNacked),
+        ("not encodable", errors.PublishRefused),
+    ],
+)
+def test_all_ways_to_publish_fail_with_the_same_error(
+    publisher: Publisher,
+    broker: ScriptedBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    kind: type[errors.PublishError],
+    how: str,
+) -> None:
+    def nack(channel: ScriptedChannel, tag: int, publication: Publication) -> None:
+        channel.on_nack(tag, False)
+
+    publisher.open(LIMIT)
+    match state:
+        case "no connection":
+            publisher.close()
+            broker.away.set()
+        case "no confirm":
+            broker.script = lambda *answer: None
+        case "alarm":
+            monkeypatch.setattr(ScriptedConnection, "blocked", True)
+        case _:
+            broker.script = nack
+    one = publication({"unencodable": 1} if state == "not encodable" else None)
+    timeout = LIMIT if state in ("nack", "not encodable") else 0.1
+    with pytest.raises(errors.PublishError) as caught:
+        publish_in_way(publisher, how, one, timeout)
+    error = caught.value
+    if isinstance(error, errors.PublishManyError):
+        (error,) = error.outcomes  # type: ignore[assignment]
+    assert type(error) is kind
+    assert one.properties["message_id"] in str(error)
+    assert not publisher.window.waiting
+
+
+def test_each_caller_gets_its_own_error_when_the_publisher_is_closed(
+    publisher: Publisher, broker: ScriptedBroker
+) -> None:
+    broker.script = lambda *answer: None
+    with ThreadPoolExecutor(2) as threads:
+        stopped = [threads.submit(publisher.publish_sync, publication()) for _ in range(2)]
+        wait_until(lambda: len(broker.published) == 2, "both are sent")
+        publisher.close(0.1)
+        first, second = (one.exception(LIMIT) for one in stopped)
+    assert isinstance(first, errors.PublisherClosed)
+    assert isinstance(second, errors.PublisherClosed)
+    assert first is not second
+
+
 @pytest.mark.parametrize("how", ["timeout", "cancelled", "cancelled among many", "interrupted among many"])
 def test_what_nobody_waits_for_any_more_is_forgotten(publisher: Publisher, broker: ScriptedBroker, how: str) -> None:
     """In a long outage it would fill the memory, hold up the program's end, and be sent when nobody expects it."""
@@ -309,7 +370,7 @@ def test_what_nobody_waits_for_any_more_is_forgotten(publisher: Publisher, broke
         case _:
             with pytest.raises(KeyboardInterrupt):
                 publisher.publish_many_sync(cast(Sequence[Publication], interrupted()))
-    assert not publisher._waiting  # pyright: ignore[reportPrivateUsage]
+    assert not publisher.window.waiting
     broker.away.clear()
     one = publication()
     assert publisher.publish_sync(one).routed
@@ -396,15 +457,36 @@ def test_where_no_thread_can_be_started_nothing_is_sent_later(
     assert broker.published == [one]
 
 
+def publish_in_way(publisher: Publisher, how: str, one: Publication, timeout: float | None = None) -> None:
+    """Publish by any of the four methods, where no event loop runs."""
+
+    async def publish() -> None:
+        await publisher.publish(one, timeout=timeout)
+
+    async def publish_many() -> None:
+        await publisher.publish_many([one], timeout=timeout)
+
+    match how:
+        case "publish":
+            asyncio.run(publish())
+        case "publish_many":
+            asyncio.run(publish_many())
+        case "publish_many_sync":
+            publisher.publish_many_sync([one], timeout=timeout)
+        case _:
+            publisher.publish_sync(one, timeout=timeout)
+
+
+@pytest.mark.parametrize("how", ["publish_sync", "publish_many_sync", "publish", "publish_many"])
 def test_a_logging_handler_that_publishes_in_the_connections_own_thread_gets_an_error_at_once(
-    publisher: Publisher, broker: ScriptedBroker
+    publisher: Publisher, broker: ScriptedBroker, how: str
 ) -> None:
     failures: list[Exception] = []
 
     class ToTheBus(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             try:
-                publisher.publish_sync(publication(key="log.written"))
+                publish_in_way(publisher, how, publication(key="log.written"))
             except errors.PublishError as error:
                 failures.append(error)
 
@@ -556,7 +638,7 @@ def test_a_caller_that_was_interrupted_just_when_it_began_to_send_holds_nobody_u
     publisher.open(LIMIT)
 
     class Interrupted:
-        lock: Any = publisher._sending  # pyright: ignore[reportPrivateUsage]
+        lock: Any = publisher.sending
 
         def acquire(self, *, blocking: bool) -> bool:
             assert self.lock.acquire(blocking=True)
@@ -572,7 +654,7 @@ def test_a_caller_that_was_interrupted_just_when_it_began_to_send_holds_nobody_u
             self.lock.release()
 
     with monkeypatch.context() as patched:
-        patched.setattr(publisher, "_sending", Interrupted())
+        patched.setattr(publisher, "sending", Interrupted())
         with pytest.raises(KeyboardInterrupt):
             publisher.publish_sync(publication())
     assert publisher.publish_sync(publication()).routed
@@ -637,6 +719,6 @@ def test_a_second_interruption_ends_the_wait_at_exit_without_a_traceback(monkeyp
 
     monkeypatch.setattr(Publisher, "close", close)
     publisher = Publisher("billing", BrokerAddresses("memory://"), timeout=1, queue_type="classic")
-    _close_at_exit(publisher)
+    close_at_exit(publisher)
     at_exit[-1]()
     assert interrupted == [publisher]

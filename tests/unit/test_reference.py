@@ -11,12 +11,13 @@ from typing import Any
 import attrs
 import pytest
 
-from lightbus import Lightbus, Retry, app
+from lightbus import Lightbus, Retry, handler
 from lightbus.connection import address
 from lightbus.dead_letters import actions
-from lightbus.publishing import publisher
+from lightbus.options import MAX_DELAY
+from lightbus.publishing import confirms
 from lightbus.testing import TestBus
-from lightbus.wire import codec, topology
+from lightbus.wire import codec
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "reference" / "configuration.md").read_text()
@@ -67,12 +68,12 @@ def test_the_options_of_a_url_are_those_that_are_known() -> None:
 
 
 def test_figures_are_the_codes() -> None:
-    assert f"| `timeout=` | {app.HANDLER_TIMEOUT:g} | seconds, at most {app.LONGEST_HANDLER_TIMEOUT:,g} |" in PAGE
+    assert f"| `timeout=` | {handler.TIMEOUT:g} | seconds, at most {handler.LONGEST_TIMEOUT:,g} |" in PAGE
     assert f"| a body | {codec.MAX_BODY_BYTES // 1024**2} MiB |" in PAGE
-    assert f"| unconfirmed events of an app's publisher | {publisher.WINDOW:,} |" in PAGE
+    assert f"| unconfirmed events of an app's publisher | {confirms.WINDOW:,} |" in PAGE
     [queue] = [one for one in Lightbus("billing", url="memory://").topology().queues if one.name == "billing.main"]
     assert f"until it becomes a dead letter | {queue.arguments['x-delivery-limit']} |" in PAGE
-    assert topology.MAX_DELAY_SECONDS == 30 * 24 * 3600, "30 days, says the page"
+    assert MAX_DELAY == 30 * 24 * 3600, "30 days, says the page"
     assert {address.URL_VARIABLE, address.REQUIRE_VARIABLE} <= set(re.findall(r"`(\w+)`", PAGE))
 
 

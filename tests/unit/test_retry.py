@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightbus import Reject, Retry, errors
-from lightbus.retry import MAX_DELAY, DeadLetter, RetryIn
+from lightbus.options import MAX_DELAY
+from lightbus.retry import DeadLetter, RetryIn
 
 delays = st.lists(st.floats(0.001, MAX_DELAY), max_size=8)
 

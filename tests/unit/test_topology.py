@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightbus import errors
-from lightbus.retry import MAX_DELAY
+from lightbus.options import MAX_DELAY
 from lightbus.wire import topology
 from lightbus.wire.topology import Binding, ConsumedQueue, Topology
 
@@ -206,7 +206,7 @@ def walk(wanted: Topology, exchange: str, headers: dict[str, int]) -> tuple[str,
     return exchange, waited
 
 
-@given(st.integers(1, topology.MAX_DELAY_SECONDS))
+@given(st.integers(1, MAX_DELAY))
 def test_a_delayed_event_waits_exactly_its_delay_and_is_due(seconds: int) -> None:
     level = topology.delay_level(seconds)
     headers = topology.delay_headers(seconds)
@@ -216,7 +216,7 @@ def test_a_delayed_event_waits_exactly_its_delay_and_is_due(seconds: int) -> Non
     assert due == {("billing", False), ("billing.delay.unheard", True)}
 
 
-@given(st.integers(1, topology.MAX_DELAY_SECONDS), st.integers(0, topology.DELAY_LEVELS - 1))
+@given(st.integers(1, MAX_DELAY), st.integers(0, topology.DELAY_LEVELS - 1))
 def test_levels_that_are_declared_already_stay_as_they_are(seconds: int, other: int) -> None:
     few, more = sorted((topology.delay_level(seconds), other))
     small, large = topology.delaying("billing", few, "quorum"), topology.delaying("billing", more, "quorum")
@@ -224,7 +224,7 @@ def test_levels_that_are_declared_already_stay_as_they_are(seconds: int, other: 
     assert {str(one) for one in small.bindings} <= {str(one) for one in large.bindings}
 
 
-@given(st.floats(0, topology.MAX_DELAY_SECONDS, exclude_min=True) | st.integers(1, topology.MAX_DELAY_SECONDS))
+@given(st.floats(0, MAX_DELAY, exclude_min=True) | st.integers(1, MAX_DELAY))
 def test_a_delay_is_rounded_up_to_whole_seconds(delay: float) -> None:
     seconds = topology.delay_seconds(delay)
     assert seconds - 1 < delay <= seconds
@@ -232,7 +232,7 @@ def test_a_delay_is_rounded_up_to_whole_seconds(delay: float) -> None:
     assert 0 <= topology.delay_level(seconds) < topology.DELAY_LEVELS
 
 
-@pytest.mark.parametrize("delay", [0, -1, math.nan, math.inf, topology.MAX_DELAY_SECONDS + 1, "5", True, None, 1j])
+@pytest.mark.parametrize("delay", [0, -1, math.nan, math.inf, MAX_DELAY + 1, "5", True, None, 1j])
 def test_any_other_delay_is_refused(delay: object) -> None:
     with pytest.raises(errors.InvalidOption, match="delay="):
         topology.delay_seconds(delay)

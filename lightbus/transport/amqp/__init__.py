@@ -1,4 +1,4 @@
-"""AMQP 0-9-1 over a socket: kombu's transport, with frames that are read and written in batches.
+"""RabbitMQ: a kombu transport over py-amqp that reads and writes frames in batches.
 
 Imports: errors and the port (`lightbus.transport`).
 """

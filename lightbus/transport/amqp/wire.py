@@ -1,7 +1,7 @@
-"""The bytes of AMQP 0-9-1 of which there is one lot a message: properties, and the frames around a publish.
+"""The bytes of AMQP 0-9-1 that come once per message: properties, and the frames of a publish.
 
-By hand, since py-amqp's tables cost several times as much, and since any program may have written them: what is odd in
-one property or header must not cost the others.
+Written by hand, since py-amqp's tables cost several times as much. Any program may have sent a message, so a malformed
+property or header must not lose the others.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _PROPERTIES = tuple(
 _KNOWN = frozenset(name for name, _, _ in _PROPERTIES)
 _MALFORMED = (struct.error, UnicodeError, IndexError, ArithmeticError, OSError, RecursionError)
 MOST_NESTED = 64
-"""Tables and arrays within each other; a header with more is unreadable."""
+"""The depth of tables and arrays inside each other. A header with more is unreadable."""
 
 _NUMBERS = {
     kind: struct.Struct(f">{code}")
@@ -73,10 +73,10 @@ _UNENCODABLE = (
 
 
 def decode_properties(data: bytes) -> Properties:
-    """The property flags and values of a header frame.
+    """Decode the property flags and values of a header frame.
 
-    What Python cannot represent arrives as it is: text that is not UTF-8 as bytes, a moment out of range as an int, and
-    the name of a header with its odd bytes escaped. What cannot be read at all is left out, and named in `UNREADABLE`.
+    Values that Python cannot represent arrive in another form: text that is not UTF-8 as bytes, a time out of range as
+    an int, a header's name with escapes. What cannot be read is left out, and described in `UNREADABLE`.
     """
     properties: Properties = {}
     try:
@@ -103,7 +103,7 @@ def decode_properties(data: bytes) -> Properties:
 
 
 def _decode_odd_properties(data: bytes) -> Properties:
-    """Each property for itself, so that one that is malformed loses no other."""
+    """Decode each property separately, so that a malformed one does not lose the others."""
     properties: Properties = {}
     unreadable: list[str] = []
     position = 2
@@ -127,7 +127,7 @@ def _decode_odd_properties(data: bytes) -> Properties:
             else:
                 (properties[name],) = longlong.unpack_from(data, position)
                 position += 8
-        except _MALFORMED:  # where it ends, and so what follows, cannot be known
+        except _MALFORMED:  # its end is unknown, and so is what follows
             unreadable.append(f"{name} and what follows it")
             break
     else:
@@ -139,7 +139,7 @@ def _decode_odd_properties(data: bytes) -> Properties:
 
 
 def _decode_odd_table(data: bytes) -> tuple[dict[str, Any], list[str]]:
-    """The headers that can be read, and which cannot."""
+    """The headers that can be read, and descriptions of those that cannot."""
     table: dict[str, Any] = {}
     unreadable: list[str] = []
     position = 0
@@ -175,12 +175,12 @@ def _text(value: bytes) -> str | bytes:
 
 
 def _header_name(name: bytes) -> str:
-    """A copy has to carry it on: it stays within the 255 bytes of a name."""
+    """The name with escapes. At most 255 bytes, so that a copy of the message can have it, too."""
     return name.decode(errors="backslashreplace").encode()[:255].decode(errors="ignore")
 
 
 def _decode_value(data: bytes, position: int, depth: int) -> tuple[Any, int]:
-    """A header's value, from the letter of its type on."""
+    """Decode a header's value. `position` is that of its type letter."""
     kind, position = data[position], position + 1
     number = _NUMBERS.get(kind)
     if number is not None:
@@ -228,20 +228,20 @@ def _decode_array(data: bytes, depth: int) -> list[Any]:
 
 
 def _moment(seconds: int) -> datetime | int:
-    """Some programs write milliseconds there, and Go's zero time is in the year 1."""
+    """A time, or an int if it is out of range: some programs send milliseconds, and Go's zero time is in the year 1."""
     try:
         return datetime.fromtimestamp(seconds, UTC) if seconds >= 0 else seconds
     except (ValueError, OverflowError, OSError):
         return seconds
 
 
-@functools.lru_cache(256)  # of 65536 combinations, an application meets a few
+@functools.lru_cache(256)  # of 65,536 combinations, an application sees a few
 def _present(flags: int) -> tuple[tuple[str, int], ...]:
     return tuple((name, kind) for name, bit, kind in _PROPERTIES if flags & bit)
 
 
 def _decode_table(data: bytes, start: int) -> tuple[dict[str, Any], int]:
-    """A table, whose values are nearly always of a few types."""
+    """Decode a table. Values are nearly always of a few types, which are decoded here."""
     table: dict[str, Any] = {}
     position = start + 4
     end = position + long.unpack_from(data, start)[0]
@@ -273,10 +273,10 @@ def _decode_table(data: bytes, start: int) -> tuple[dict[str, Any], int]:
 
 
 def encode_properties(properties: Properties) -> bytes:
-    """The property flags and values of a header frame.
+    """Encode the property flags and values of a header frame.
 
     Raises:
-        ValueError: one is not known, or its value not of its type.
+        ValueError: a property is unknown, or its value has a wrong type.
     """
     flags = 0
     parts = [b""]
@@ -298,7 +298,7 @@ def encode_properties(properties: Properties) -> bytes:
     except _UNENCODABLE as error:
         raise ValueError(f"the property {name}={properties[name]!r} cannot be encoded: {error}") from error
     if len(parts) <= len(properties) and (unknown := properties.keys() - _KNOWN):
-        raise ValueError(f"AMQP knows no property {sorted(unknown)[0]!r}")
+        raise ValueError(f"AMQP has no property {sorted(unknown)[0]!r}")
     parts[0] = flags.to_bytes(2)
     return b"".join(parts)
 
@@ -311,7 +311,7 @@ def _shortstr(value: str | bytes) -> bytes:
 
 
 def _encode_table(table: Mapping[str, Any]) -> bytes:
-    """A table, whose values are nearly always of a few types."""
+    """Encode a table. Values are nearly always of a few types, which are encoded here."""
     parts = []
     for key, value in table.items():
         kind = type(value)
@@ -332,7 +332,7 @@ def _sized(encoded: bytes) -> bytes:
 
 
 def _encode_value(value: Any) -> bytes:
-    """A header's value, with the letter of its type."""
+    """Encode a header's value, with its type letter."""
     match value:
         case None:
             return b"V"
@@ -362,14 +362,14 @@ def _encode_value(value: Any) -> bytes:
 
 
 def encode_publish(number: int, publication: Publication, frame_max: int) -> bytes:
-    """The method frame and the header frame of a message.
+    """Encode the method frame and the header frame of a message.
 
     Raises:
-        ValueError: a property cannot be encoded, or all together do not fit one frame of `frame_max` bytes.
+        ValueError: a property cannot be encoded, or all of them do not fit one frame of `frame_max` bytes.
     """
     method = _publish_frame(number, publication.exchange, publication.routing_key, publication.mandatory)
     properties = encode_properties(publication.properties)
-    if len(properties) > frame_max - 20:  # the broker would close the connection
+    if len(properties) > frame_max - 20:  # the broker closes the connection over it
         raise ValueError(
             f"its headers and properties have {len(properties):,} bytes; the broker takes {frame_max - 20:,} at most"
         )
@@ -392,9 +392,9 @@ def _name(name: str) -> bytes:
     return bytes((len(encoded),)) + encoded
 
 
-@functools.lru_cache(1024)  # as above: the same few come again and again
+@functools.lru_cache(1024)  # an application consumes few kinds of events
 def decode_names(data: bytes) -> tuple[str, str]:
-    """An exchange's name and a routing key. Any publisher may use bytes there that are no UTF-8: they survive."""
+    """Decode an exchange's name and a routing key. Bytes that are not UTF-8 are kept, as surrogate escapes."""
     middle = 1 + data[0]
     end = middle + 1 + data[middle]
     return data[1:middle].decode(errors="surrogateescape"), data[middle + 1 : end].decode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""AMQP's errors, in RabbitMQ's words."""
+"""AMQP's errors, with RabbitMQ's messages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ Arguments = Mapping[str, Any]
 
 
 def same(value: Any, other: Any) -> bool:
+    """Whether two arguments are equal for AMQP."""
     return type(value) is type(other) and bool(value == other)  # 1 is not True, as in AMQP
 
 
 def amqp_error(kind: Any, text: str) -> Exception:
-    """One of `amqp.exceptions`, which are not typed."""
+    """An error of `amqp.exceptions`, which has no types."""
     error: Exception = kind(text, reply_code=kind.code or None)
     return error
 
@@ -47,6 +48,10 @@ _NONE = object()
 
 
 def assert_same(kind: Kind, name: str, current: Arguments, received: Arguments) -> None:
+    """
+    Raises:
+        amqp.exceptions.PreconditionFailed: a declaration differs from what exists.
+    """
     for key in (*current, *(key for key in received if key not in current)):
         old, new = current.get(key, _NONE), received.get(key, _NONE)
         if old is not _NONE and new is not _NONE and same(old, new):
@@ -69,6 +74,10 @@ _COUNTS = ("x-message-ttl", "x-max-length", "x-expires", "x-max-length-bytes")
 
 
 def check_queue_arguments(name: str, arguments: Arguments) -> None:
+    """
+    Raises:
+        amqp.exceptions.PreconditionFailed: an argument of a queue is not valid.
+    """
     for key in _COUNTS:
         value = arguments.get(key, 0)
         if type(value) is not int or value < 0:

@@ -1,4 +1,4 @@
-"""The clock that decides on delays: steady, also over a restart of the machine."""
+"""The clock for delays and TTLs: steady, also across a restart of the machine."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pathlib import Path
 
 from lightbus.transport.sqlite.schema import CLOCKS, FORGET_CLOCKS, KNOWN_CLOCK, NEWEST_CLOCK, NOTE_CLOCK
 
-# It counts while the machine sleeps, too.
+# Unlike CLOCK_MONOTONIC on Linux, it also runs while the machine is suspended.
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-def _steady() -> float:
+def steady() -> float:
+    """Seconds since the machine's boot. No one can set this clock."""
     return time.clock_gettime(_STEADY)
 
 
-def _clock_domain() -> str:
-    """What the steady clock's numbers can be compared within."""
+def clock_domain() -> str:
+    """Where times of `steady` can be compared: within one boot, and one container."""
     boot = namespace = ""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -34,45 +35,45 @@ Sql = Callable[..., sqlite3.Cursor]
 
 
 class Clock:
-    """The broker's time, in seconds: that of the wall's clock when the file was made, and a second a second since then.
+    """The broker's time in seconds: the wall clock's time when the file was created, plus the seconds since then.
 
-    So nothing comes early, late or never when somebody (or NTP) sets the machine's clock. Only for the time in which
-    the machine was off, the wall's clock has to be believed; and it never goes back.
+    So no message comes early, late or never when the machine's clock is set (by hand, or by NTP). Only for the time in
+    which the machine was off does it follow the wall clock. It never goes back.
     """
 
     def __init__(self) -> None:
-        self._domain = _clock_domain()
+        self._domain = clock_domain()
         self._offset = 0.0
-        self._ahead = 0.0  # of the wall's clock, by what the file says
+        self._ahead = 0.0  # of the wall clock, when that was last noted in the file
 
     def read(self, sql: Sql) -> None:
-        """In a transaction: find out, from what the file says, what time it is."""
+        """In a transaction: set this clock from the file."""
         sql(CLOCKS)
         row = sql(KNOWN_CLOCK, self._domain).fetchone()
         alone = not sql("SELECT 1 FROM clients LIMIT 1").fetchone()
-        if row is not None and not (alone and self._domain == " "):  # unknown: it may be another boot
-            then, wall, steady = row
-            self._offset, self._ahead = then - steady, then - wall
+        if row is not None and not (alone and self._domain == " "):  # an unknown domain: it may be another boot
+            then, wall, since_boot = row
+            self._offset, self._ahead = then - since_boot, then - wall
             return
         now = time.time()
         newest = sql(NEWEST_CLOCK).fetchone()
         if newest is not None:
             then, wall = newest
             now = max(then, now + then - wall)
-        self._offset = now - _steady()
+        self._offset = now - steady()
         self.note(sql)
         sql(FORGET_CLOCKS)
 
     def now(self) -> float:
-        return _steady() + self._offset
+        return steady() + self._offset
 
     def note(self, sql: Sql) -> None:
-        """In a transaction: keep what time it is, for those who come after the next boot."""
-        now, wall, steady = self.now(), time.time(), _steady()
+        """In a transaction: store the time in the file, for the next boot."""
+        now, wall, since_boot = self.now(), time.time(), steady()
         self._ahead = now - wall
-        sql(NOTE_CLOCK, self._domain, now, wall, steady)
+        sql(NOTE_CLOCK, self._domain, now, wall, since_boot)
 
     @property
     def wall_was_set(self) -> bool:
-        """Whether somebody has set the wall's clock since that was noted."""
+        """Whether the wall clock was set since the last `note`."""
         return abs(self.now() - time.time() - self._ahead) > 1.0

@@ -1,4 +1,4 @@
-"""The SQLite file: open, create, check, share with other processes, survive a fork."""
+"""The SQLite file: create, open, check, share with other processes, and keep intact in a fork."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _create_lock = threading.Lock()
 
 
 def _open_file(place: Place) -> sqlite3.Connection:
-    """Open the file, making it where it is not there.
+    """Open the file. Create it if it does not exist.
 
     Raises:
-        BrokerFileError: it cannot be used; it is left as it was.
+        BrokerFileError: the file cannot be used. It is unchanged.
     """
     path = place.path
     try:
@@ -67,18 +67,18 @@ def _create_file(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.path.lexists(path):
         return
-    # Created by us, since SQLite would follow the umask; only where it is missing, and under a lock,
-    # since closing a file drops the locks that SQLite holds on it in this process.
+    # Not created by SQLite, which would follow the umask. Only if it does not exist, and under a lock: closing a file
+    # releases the locks that SQLite holds on it in this process.
     with _create_lock, _folder_locked(path.parent), contextlib.suppress(FileExistsError):
         if not os.path.lexists(path):
-            for left_over in _companions(path):  # of a file that was deleted: SQLite would read them as the new one's
+            for left_over in _companions(path):  # of a deleted file: SQLite would use them for the new one
                 left_over.unlink(missing_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 @contextlib.contextmanager
 def _folder_locked(folder: Path) -> Generator[None]:
-    """One process at a time creates a file there, or takes away what is left of one. (Not all file systems can.)"""
+    """Let one process at a time create a file there, or remove leftovers. (Not all file systems have locks.)"""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ def _folder_locked(folder: Path) -> Generator[None]:
 
 
 def _companions(path: Path) -> tuple[Path, Path]:
-    """SQLite's log and its index, which belong to the file."""
+    """SQLite's write-ahead log and its index, which belong to the file."""
     return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
 
 
@@ -115,7 +115,7 @@ def _prepare(database: sqlite3.Connection, place: Place) -> None:
 
 
 def _is_empty(database: sqlite3.Connection, path: Path) -> bool:
-    database.execute("BEGIN")  # one view of the file, in which another process may be making the schema right now
+    database.execute("BEGIN")  # one view of the file: another process may be creating the schema
     try:
         return _check_version(database, path)
     finally:
@@ -124,7 +124,7 @@ def _is_empty(database: sqlite3.Connection, path: Path) -> bool:
 
 
 def _check_version(database: sqlite3.Connection, path: Path) -> bool:
-    """True where the file is empty. Reads only: another program's file stays as it is."""
+    """Whether the file is empty. Only reads: the file may belong to another program."""
     ours = database.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if ours and version == SCHEMA_VERSION:
@@ -148,7 +148,7 @@ def _use_wal(database: sqlite3.Connection, path: Path) -> None:
         try:
             mode = database.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         except sqlite3.OperationalError as error:
-            # SQLite does not wait here for another process that creates the file at the same time.
+            # Here, SQLite does not wait for another process that creates the file at the same time.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
@@ -163,7 +163,7 @@ def _use_wal(database: sqlite3.Connection, path: Path) -> None:
 def _create_schema(database: sqlite3.Connection, path: Path) -> None:
     database.execute("BEGIN IMMEDIATE")
     try:
-        if _check_version(database, path):  # else another process was faster
+        if _check_version(database, path):  # otherwise, another process was faster
             for statement in _statements(SCHEMA):
                 database.execute(statement)
             database.executemany(
@@ -190,6 +190,7 @@ def _statements(script: str) -> Iterator[str]:
 
 
 def cannot_open(path: Path, error: Exception) -> Exception:
+    """The error for a file that cannot be opened, with the next step."""
     if _descriptors_are_used_up(error):
         return _too_many_files(path)
     if not path.parent.is_dir():
@@ -202,7 +203,7 @@ def cannot_open(path: Path, error: Exception) -> Exception:
 
 
 def _descriptors_are_used_up(error: Exception) -> bool:
-    """SQLite says only that it cannot open or read something: then it is tried here, which takes less than it does."""
+    """Whether there are too many open files. SQLite reports only that it cannot open or read something, so try it."""
     if isinstance(error, OSError):
         return error.errno in (errno.EMFILE, errno.ENFILE)
     if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
@@ -238,7 +239,7 @@ _NEXT_STEPS = {
 
 
 def explain(path: Path, error: sqlite3.Error) -> Exception:
-    """Lightbus' or AMQP's error for one of SQLite's."""
+    """The error of Lightbus or AMQP for an error of SQLite, with the next step."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return amqp_error(
@@ -257,58 +258,56 @@ def explain(path: Path, error: sqlite3.Error) -> Exception:
 class File:
     """One client's handle on the file.
 
-    SQLite keeps what it has locked in the memory of the process, where a forked child would find locks that
-    nobody will ever give back, and would miss those that it needs. So no file is open while a process forks:
-    the forking thread waits until the others have ended their transactions, and closes their files. The
-    parent opens them again when they are next used.
+    SQLite keeps a list of its locks in the memory of the process. A forked child would find locks in it that are never
+    released, and would not have those that it needs. So no file is open while a process forks: the forking thread waits
+    until other threads have ended their transactions, and closes their files. The parent opens them again on next use.
     """
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.lock = threading.RLock()  # held while in use
+        self.lock = threading.RLock()  # held while the file is in use
         self.closed = False
         self._database: sqlite3.Connection | None = None
         self._synced = False
         self._names = [str(path) for path in (place.path, *_companions(place.path))]
         self._identities: list[_Identity | None] = []
-        """Which files these were when they were opened."""
+        """The device and inode of each, when they were opened."""
         with self.lock:
             with _files_lock:
-                _files.add(self)
+                open_files.add(self)
             self._open()
 
     def _open(self) -> sqlite3.Connection:
         if self.place.path in _unusable:
             raise errors.BrokerFileError(
-                f"The embedded broker cannot use its file {self.place.path} in this process, which was forked in "
-                "the middle of a transaction, or without Python's knowledge. Fork before connecting, or start a "
-                "new process."
+                f"The embedded broker cannot use its file {self.place.path} in this process, which was forked "
+                "during a transaction, or by code other than Python's. Fork before connecting, or start a new process."
             )
-        self._let_others_go()
+        self._check_other_connections()
         database = _open_file(self.place)
         found = [_identity(name) for name in self._names]
-        if self._identities and self._identities[0] != found[0]:  # replaced while it was let go
+        if self._identities and self._identities[0] != found[0]:  # replaced while it was closed for a fork
             database.close()
-            self.closed = True  # the ids that its client knows mean nothing in the new one
+            self.closed = True  # the client's ids have no meaning in the new file
             raise self._moved()
         self._database, self._identities = database, found
         if self._synced and not self.place.in_memory:
             database.execute("PRAGMA synchronous = FULL")
         return database
 
-    def _let_others_go(self) -> None:
+    def _check_other_connections(self) -> None:
         """
         Raises:
             amqp.exceptions.RecoverableConnectionError: SQLite's log and index were deleted, and another connection of
-                this process still has them open. A process has one index for each file, so that a new log beside the
-                old index would damage the file. The other connection finds out within a second.
+                this process still has them open. A process has one index for each file, so a new log with the old
+                index would damage the file. The other connection notices within a second.
         """
         if self.place.in_memory:
             return
         now = [_identity(name) for name in self._names]
         with _files_lock:
-            others = [one for one in _files if one is not self and one.place.path == self.place.path]
-        if any(one.has_open(now[0]) and one._identities != now for one in others):
+            others = [one for one in open_files if one is not self and one.place.path == self.place.path]
+        if any(one.has_open(now[0]) and not one.has_opened(now) for one in others):
             raise amqp_error(
                 amqp_errors.RecoverableConnectionError,
                 f"Another connection of this process still uses the deleted log of the embedded broker's file "
@@ -316,8 +315,12 @@ class File:
             )
 
     def has_open(self, identity: _Identity | None) -> bool:
-        """Whether it has a file open, and this one."""
+        """Whether this file is open here."""
         return self._database is not None and self._identities[:1] == [identity]
+
+    def has_opened(self, identities: list[_Identity | None]) -> bool:
+        """Whether these were the file, its log and its index when they were opened."""
+        return self._identities == identities
 
     def get(self) -> sqlite3.Connection:
         """The open file; the caller holds `lock`."""
@@ -330,20 +333,19 @@ class File:
         return self._database or self._open()
 
     def sync_on_commit(self) -> None:
+        """From now on, a commit returns when it is on the disk."""
         with self.lock:
             self._synced = True
             if not self.place.in_memory:
                 self.get().execute("PRAGMA synchronous = FULL")
 
     def check_place(self) -> None:
-        """Whether the open file is still the one of that name.
-
-        SQLite does not ask: it goes on with a file that was deleted, which nobody else will ever see.
+        """Check that the open file still has its name. SQLite would continue to use a deleted file.
 
         Raises:
             amqp.exceptions.RecoverableConnectionError: it was deleted or replaced, or SQLite's files beside it were.
         """
-        if self.place.in_memory:  # nobody else knows its name
+        if self.place.in_memory:  # its folder is private
             return
         with self.lock:
             if self._database is not None and self._identities != [_identity(name) for name in self._names]:
@@ -354,7 +356,7 @@ class File:
         path = self.place.path
         if now == opened:
             with contextlib.suppress(OSError, sqlite3.Error), _folder_locked(path.parent):
-                # Where nobody has begun new ones, what is in them can be saved.
+                # If there are no new ones yet, save what is in the deleted log.
                 if self._database is not None and not any(_identity(name) for name in self._names[1:]):
                     self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
             what = f"The files {path.name}-wal and -shm, which belong to the embedded broker's {path}, were deleted"
@@ -371,14 +373,14 @@ class File:
         return amqp_error(amqp_errors.RecoverableConnectionError, f"{what} while it was in use. {step}")
 
     def _remove_companions(self) -> None:
-        """They belong to a file that is gone. With the one that has its name now, they would damage it."""
+        """Remove the log and index of a file that no longer exists. They would damage the file with its name now."""
         with contextlib.suppress(OSError), _folder_locked(self.place.path.parent):
             for name, opened in list(zip(self._names, self._identities, strict=True))[1:]:
                 if opened is not None and _identity(name) == opened:
                     os.unlink(name)
 
     def let_go(self) -> None:
-        """Close for now."""
+        """Close for a fork, until the next use."""
         if self._database is not None and not self._database.in_transaction:
             self._database.close()
             self._database = None
@@ -391,20 +393,20 @@ class File:
                 self._database = None
 
     def abandon(self) -> None:
-        """In a forked child: the file is the parent's."""
+        """In a forked child: the open file belongs to the parent."""
         self.lock = threading.RLock()
         self.closed = True
         if self._database is not None:
-            # SQLite forbids to use it here, or even to close it: it is never freed.
+            # SQLite forbids to use or close it here: so it is never freed.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
             self._database = None
             _unusable.add(self.place.path)
 
 
-_files: weakref.WeakSet[File] = weakref.WeakSet()
+open_files: weakref.WeakSet[File] = weakref.WeakSet()
 _files_lock = threading.Lock()
 _fork_lock = threading.Lock()
-_let_go: list[File] = []  # while forking: those whose locks are held
+_let_go: list[File] = []  # during a fork: the files whose locks are held
 _unusable: set[Path] = set()
 
 
@@ -420,7 +422,7 @@ def _before_fork() -> None:
 
 def _other_files() -> list[File]:
     with _files_lock:
-        return [file for file in _files if file not in _let_go]
+        return [file for file in open_files if file not in _let_go]
 
 
 def _after_fork_in_parent() -> None:
@@ -435,10 +437,10 @@ def _after_fork_in_child() -> None:
     forget_memory_of_parent()
     _let_go.clear()
     for wake_pipe in list(wake_pipes):
-        wake_pipe.close_in_child()  # else this copy would keep the parent alive
-    for file in list(_files):
+        wake_pipe.close_in_child()  # otherwise, this copy makes the parent look alive
+    for file in list(open_files):
         file.abandon()
-    _files.clear()
+    open_files.clear()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,10 +1,18 @@
-"""Where the file of the embedded broker is, as its URL says."""
+"""Where the file of the embedded broker is, and the temporary folders of `memory://` brokers.
+
+A `memory://` broker is a file in a folder `lightbus-memory-XXXXXXXX`, in the folder for temporary files. The
+process that created the folder removes it at its end. If it is killed, or ends with `os._exit`, the next
+process with a `memory://` broker removes it: its lock is free.
+"""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import fcntl
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -24,23 +32,33 @@ class Place:
     in_memory: bool
 
 
-_memory_folders: dict[str, Path] = {}
+@attrs.frozen
+class _MemoryFolder:
+    path: Path
+    lock: int
+    """A descriptor of the file `lock` in it, which is locked while this process lives. -1: none."""
+
+
+MEMORY_PREFIX = "lightbus-memory-"
+_memory_folders: dict[str, _MemoryFolder] = {}
 _memory_lock = threading.Lock()
-standing_clocks: dict[Path, float] = {}  # of brokers in memory: where their clocks stand, before they are advanced
+_cleaned_up = False
+standing_clocks: dict[Path, float] = {}
+"""The clocks of `memory://` brokers that a test has stopped: the time at which they stand, before they are advanced."""
 
 
 def locate(url: str) -> Place:
     """The file that `url` names.
 
     `sqlite:///relative.db` and `sqlite:////absolute/path.db` (the first slash ends the empty host,
-    as in SQLAlchemy), `sqlite://` for the user's own file, `memory://` and `memory://name`.
+    as in SQLAlchemy), `sqlite://` for one in the user's home folder, `memory://` and `memory://name`.
 
     Raises:
         InvalidURL: it has a host, a query or another scheme.
     """
     parts = urlsplit(url)
     if parts.query or parts.fragment:
-        # Options may be secrets, here as before a host.
+        # Options may contain secrets, so the message does not show them.
         raise errors.InvalidURL(
             f"The broker URL '{parts.scheme}://...?...' has options, and the embedded broker takes none. Remove them."
         )
@@ -51,7 +69,7 @@ def locate(url: str) -> Place:
             f"Broker URL {url!r} is not the embedded broker's: use 'sqlite:///path', 'sqlite://' or 'memory://'."
         )
     if parts.netloc:
-        host = parts.netloc.rpartition("@")[2]  # without what may be a password
+        host = parts.netloc.rpartition("@")[2]  # without a password
         raise errors.InvalidURL(
             f"The broker URL 'sqlite://{host}{parts.path}' names the host {host!r}, and a file has none. "
             f"Use 'sqlite:///{host}{parts.path}' (relative) or four slashes for an absolute path."
@@ -62,37 +80,99 @@ def locate(url: str) -> Place:
 
 
 def short_path(path: Path) -> Path:
-    """A path as one would type it in a shell."""
+    """A path as typed in a shell: with `~` for the home folder."""
     home = Path.home()
     return Path("~", path.relative_to(home)) if home in path.parents else path
 
 
 def _memory_file(name: str) -> Path:
-    # A private file without fsync, rather than SQLite's shared memory mode, whose table locks fail
-    # instead of waiting: one code path, and the same promises.
+    # A temporary file without fsync. SQLite's shared memory mode has table locks that fail instead of waiting; a file
+    # behaves as in production.
+    global _cleaned_up
     with _memory_lock:
         if name not in _memory_folders:
-            _memory_folders[name] = Path(tempfile.mkdtemp(prefix="lightbus-"))
-        return _memory_folders[name] / "bus.db"
+            if not _cleaned_up:
+                _cleaned_up = True
+                _remove_abandoned_folders()
+            if not _memory_folders:
+                _remove_folders_at_exit()
+            _memory_folders[name] = _create_memory_folder()
+        return _memory_folders[name].path / "bus.db"
+
+
+def _create_memory_folder() -> _MemoryFolder:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=MEMORY_PREFIX))
+        lock = _lock(path / "lock")
+        if path.is_dir():  # otherwise, another process removed it before it was locked
+            return _MemoryFolder(path, lock)
+        _unlock(lock)
+
+
+def _lock(path: Path) -> int:
+    """Lock a new file. -1 if that is impossible, for example with too many open files: opening the broker shows why."""
+    try:
+        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError:
+        return -1
+    with contextlib.suppress(OSError):  # not all file systems have locks
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _unlock(lock: int) -> None:
+    if lock >= 0:
+        os.close(lock)
+
+
+def _remove_abandoned_folders() -> None:
+    """Remove the folders of processes that ended without removing them. The kernel has released their locks."""
+    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as found:
+        for entry in found:
+            if entry.name.startswith(MEMORY_PREFIX):
+                with contextlib.suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                        _remove_if_abandoned(Path(entry.path))
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its process is alive
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 def forget_memory(name: str) -> None:
-    """Remove what `memory://name` holds. For tests that use many; the rest go when the process ends."""
+    """Remove the broker `memory://name`. For tests that use many: all others are removed when the process ends."""
     with _memory_lock:
         folder = _memory_folders.pop(name, None)
     if folder is not None:
-        standing_clocks.pop(folder / "bus.db", None)
-        shutil.rmtree(folder, ignore_errors=True)
+        standing_clocks.pop(folder.path / "bus.db", None)
+        shutil.rmtree(folder.path, ignore_errors=True)
+        _unlock(folder.lock)
 
 
 def forget_memory_of_parent() -> None:
-    """In a forked child: the parent's memory brokers are not its own."""
+    """In a forked child: the `memory://` brokers belong to the parent."""
     global _memory_lock
     _memory_lock = threading.Lock()
+    for folder in _memory_folders.values():
+        _unlock(folder.lock)  # only this copy: the parent still holds the lock
     _memory_folders.clear()
 
 
-@atexit.register
 def _remove_memory_folders() -> None:
     for name in list(_memory_folders):
         forget_memory(name)
+
+
+def _remove_folders_at_exit() -> None:
+    # A child of multiprocessing ends with `os._exit`, after its own exit functions.
+    processes = sys.modules.get("multiprocessing.util")
+    if processes is not None and sys.modules["multiprocessing"].parent_process() is not None:
+        processes.Finalize(None, _remove_memory_folders, exitpriority=0)
+
+
+atexit.register(_remove_memory_folders)

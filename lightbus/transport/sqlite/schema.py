@@ -5,26 +5,25 @@ from __future__ import annotations
 APPLICATION_ID = 0x4C627573  # "Lbus": what makes a file ours
 SCHEMA_VERSION = 1
 LOCK_TIMEOUT = 10.0  # seconds to wait for another client's transaction
-CLOSE_TIMEOUT = 3.0  # seconds likewise, when closing: others will find out anyway
-RETRY_HELD = (1.0, 60.0)  # seconds until a message that could not be dead-lettered is tried again: at first, at last
+CLOSE_TIMEOUT = 3.0  # the same while closing: other clients requeue this client's messages if it fails
+RETRY_HELD = (1.0, 60.0)  # seconds until a held message is tried again: the shortest and the longest
 MAX_BODY = 128 * 1024 * 1024  # bytes: RabbitMQ's own default until 3.13
-CLAIM_MESSAGES = 100  # at most this many a claim, so that competing consumers get their share
+CLAIM_MESSAGES = 100  # per claim, so that competing consumers get their share
 CLAIM_BYTES = 16 * 1024 * 1024
-SPARE_PAGES = 1024  # free pages that the file may have in any case: 4 MB
-GIVE_BACK = 1000  # pages a transaction: 4 MB, for which others wait some 30 ms
-EXPIRE_BATCH = 500  # messages a transaction, so that others get their turn
+SPARE_PAGES = 1024  # free pages that the file may always have: 4 MB
+GIVE_BACK = 1000  # pages per transaction: 4 MB. Other clients wait about 30 ms for it
+EXPIRE_BATCH = 500  # messages per transaction, so that other clients get their turn
 CACHED_ROUTES = 20_000
-INCREMENTAL = 2  # of auto_vacuum
-NOBODY = 0  # the owner of a message that is held back: neither ready nor with a client
+INCREMENTAL = 2  # a value of auto_vacuum
+NOBODY = 0  # the owner of a held message: it is neither ready nor with a client
 
-# An entry is a message in one queue; its content lies apart, so that claiming a large message does
-# not rewrite it. `owner` is NULL while it is ready. `due` is when something must happen to it without
-# anybody asking: it expires, or is dead-lettered at last.
+# An entry is a message in one queue. Its content is in another table, so that claiming a large message does not rewrite
+# it. `owner` is NULL while the message is ready. `due` is when it expires, or when a held message is tried again.
 SCHEMA = """
 CREATE TABLE broker (
     topology INTEGER NOT NULL,     -- counts changes, so that clients know when to read it again
     clock REAL NOT NULL,           -- seconds that tests have moved the clock
-    last_entry INTEGER NOT NULL    -- ids are never used twice: an old one cannot ack a new message
+    last_entry INTEGER NOT NULL    -- ids are never reused: a late ack cannot settle a new message
 );
 CREATE TABLE clients (id INTEGER PRIMARY KEY AUTOINCREMENT);
 CREATE TABLE exchanges (
@@ -65,7 +64,7 @@ CREATE TABLE entries (
     due REAL,
     expires REAL,
     returns INTEGER NOT NULL DEFAULT 0,
-    held_for TEXT,                 -- the reason of a dead-lettering that has yet to succeed
+    held_for TEXT,                 -- the reason for dead-lettering, of a held message
     held_since REAL
 );
 CREATE INDEX ready ON entries (queue) WHERE owner IS NULL;
@@ -83,12 +82,12 @@ CREATE TRIGGER content_goes_with_entry AFTER DELETE ON entries BEGIN
 END;
 INSERT INTO broker VALUES (1, 0, 0)
 """
-# Delays go by a clock that nobody sets: the machine's steady one (`Clock`). It starts again with each boot, so that a
-# row says what the broker's clock, the wall's and the steady one were at one moment. The last row is the newest. Not a
-# part of the schema's version: what does not know it goes by the wall's clock.
+# Delays follow the machine's steady clock (`Clock`), which cannot be set. It starts again with each boot. So each row
+# has the times of the broker's clock, the wall clock and the steady clock at one moment. The last row is the newest.
+# This table is not part of the schema version: versions without it follow the wall clock.
 CLOCKS = """
 CREATE TABLE IF NOT EXISTS clocks (
-    domain TEXT PRIMARY KEY,       -- the boot, and the container, in which the steady clock counts
+    domain TEXT PRIMARY KEY,       -- the boot and the container of the steady clock
     time REAL NOT NULL,
     wall REAL NOT NULL,
     steady REAL NOT NULL
@@ -128,7 +127,7 @@ DUE = "SELECT id, queue, held_for FROM entries WHERE due <= ? ORDER BY due, id L
 CONTENT = "SELECT exchange, routing_key, properties, body FROM contents WHERE id = ?"
 INSERT_ENTRY = "INSERT INTO entries (id, queue, due, expires) VALUES (?, ?, ?, ?)"
 INSERT_CONTENT = "INSERT INTO contents (id, exchange, routing_key, properties, body) VALUES (?, ?, ?, ?, ?)"
-# Each attempt waits as long as the message has been held so far: soon at first, and little work for many.
+# Each attempt waits as long as the message has been held so far: short at first, and little work for many messages.
 HOLD = """
     UPDATE entries SET owner = :nobody, held_for = :reason, held_since = coalesce(held_since, :now),
         due = :now + min(max(:now - coalesce(held_since, :now), :shortest), :longest)

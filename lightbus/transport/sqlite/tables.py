@@ -1,4 +1,4 @@
-"""Properties and arguments as bytes, as the file has them."""
+"""Properties and arguments, encoded for the file (msgpack)."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _decoder = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_read_extension)
 
 
 def encode_properties(properties: Properties) -> bytes:
-    """Write a message's properties.
+    """Encode a message's properties.
 
     Raises:
-        ValueError: one is not known, or of a type that AMQP has no word for.
+        ValueError: a property is unknown, or has a type that AMQP does not have.
     """
     if not properties.keys() <= PROPERTIES:
-        raise ValueError(f"AMQP knows no property {sorted(properties.keys() - PROPERTIES)[0]!r}")
+        raise ValueError(f"AMQP has no property {sorted(properties.keys() - PROPERTIES)[0]!r}")
     try:
         return _encoder.encode(_plain(properties))
     except (TypeError, OverflowError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import attrs
 from lightbus.pattern import topic_matches
 from lightbus.transport.sqlite.answers import Arguments, Kind, same
 from lightbus.transport.sqlite.schema import CACHED_ROUTES
+from lightbus.transport.sqlite.tables import decode_table
 
 
 @attrs.define(eq=False)
@@ -20,7 +22,7 @@ class Queue:
     exclusive_to: int | None
     auto_delete: bool
     arguments: dict[str, Any]
-    clients: set[int] = attrs.Factory(set)  # who consumes from it
+    clients: set[int] = attrs.Factory(set)  # that consume from it
 
     ttl: float | None = None
     dead_letter_exchange: str | None = None
@@ -63,7 +65,7 @@ class Binding:
 
 
 class Topology:
-    """A picture of what is declared, which routes without asking the file."""
+    """What is declared, as read from the file at one moment. Routes without SQL."""
 
     def __init__(self, exchanges: dict[str, Exchange], queues: dict[str, Queue]) -> None:
         self.exchanges = exchanges
@@ -72,7 +74,7 @@ class Topology:
         self._routes: dict[tuple[str, str], list[Queue]] = {}
 
     def route(self, exchange: str, routing_key: str, headers: Arguments) -> list[Queue]:
-        """Each queue that gets the message, once, however many ways lead there."""
+        """The queues that get the message, each once, even if several bindings lead there."""
         known = self._routes.get((exchange, routing_key))
         if known is not None:
             return known
@@ -110,6 +112,28 @@ class Topology:
         if not found and alternate is not None:
             return {("exchange", alternate)}
         return found
+
+
+def load_topology(sql: Callable[..., sqlite3.Cursor]) -> Topology:
+    """Read what is declared.
+
+    Args:
+        sql: executes a statement.
+    """
+    exchanges = {
+        name: Exchange(name, kind, bool(durable), bool(auto_delete), bool(internal), decode_table(arguments))
+        for name, kind, durable, auto_delete, internal, arguments in sql("SELECT * FROM exchanges")
+    }
+    queues = {
+        name: Queue(id, name, bool(durable), owner, bool(auto_delete), decode_table(arguments))
+        for id, name, durable, owner, auto_delete, arguments in sql("SELECT * FROM queues")
+    }
+    for source, kind, destination, routing_key, arguments in sql("SELECT * FROM bindings"):
+        exchanges[source].bindings.append(Binding(kind, destination, routing_key, decode_table(arguments)))
+    topology = Topology(exchanges, queues)
+    for client, queue in sql("SELECT client, queue FROM consumers"):
+        topology.queues_by_id[queue].clients.add(client)
+    return topology
 
 
 def _headers_match(binding: Binding, _: str, headers: Arguments) -> bool:

@@ -1,7 +1,8 @@
-"""How clients of one file wake each other, and how they see that one has died.
+"""How the clients of one file wake each other, and how they find out that one has died.
 
 A client is alive as long as its named pipe in the folder `<file>.clients` is open for reading: the kernel closes it
-when the process dies, however it dies, and leaves it open when the process sleeps. Writing one byte wakes the client.
+when the process ends, for whatever reason, and keeps it open while the process is stopped. One byte in the pipe wakes
+the client.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ wake_pipes: weakref.WeakSet[WakePipe] = weakref.WeakSet()
 
 
 class WakePipe:
-    """A client's named pipe: its sign of life, and what others ring to wake it."""
+    """A client's named pipe. While it is open, the client is alive; others write to it to wake the client."""
 
     _reader = _writer = -1
 
@@ -27,21 +28,21 @@ class WakePipe:
         self._lock = threading.RLock()  # a write after the close might go to another file of that number
         os.mkfifo(path, 0o600)
         self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        # A writer of our own: without one the pipe would report its end each time another has rung.
+        # A writer in this process, too: without one, the pipe reports its end after each wake-up by another client.
         self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._reader, select.POLLIN)
         wake_pipes.add(self)
 
-    def ring(self) -> None:
-        """From any thread, also after `close`."""
+    def wake(self) -> None:
+        """Wake this client. From any thread, also after `close`."""
         with self._lock, contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
             if self._writer >= 0:
                 os.write(self._writer, b"!")
 
     def wait(self, seconds: float) -> bool:
-        """Sleep until rung, at most so long; whether it was."""
-        # Rounded up: a poll that returns too early would spin until the time has come.
+        """Wait to be woken, up to `seconds`. Returns whether it was."""
+        # Rounded up: if poll returned too early, the caller would call it again and again until the time has come.
         if not self._poll.poll(int(seconds * 1000 + 0.999) if seconds > 0 else 0):
             return False
         with contextlib.suppress(BlockingIOError):
@@ -49,7 +50,7 @@ class WakePipe:
         return True
 
     def remove(self) -> None:
-        """Remove the pipe, unless another client's is there: of a file that replaced this one's."""
+        """Remove the pipe, unless the path now has the pipe of another client: of a file that replaced this one."""
         with self._lock, contextlib.suppress(FileNotFoundError):
             if self._reader >= 0 and os.path.samestat(os.fstat(self._reader), os.stat(self.path)):
                 self.path.unlink()
@@ -62,16 +63,16 @@ class WakePipe:
             self._reader = self._writer = -1
 
     def close_in_child(self) -> None:
-        """Close after a fork, when the lock may be held by a thread that is only in the parent."""
+        """Close in a forked child, where the lock may be held by a thread that exists only in the parent."""
         self._lock = threading.RLock()
         self.close()
 
     def __del__(self) -> None:
-        self.close()  # a connection that was forgotten must not look alive
+        self.close()  # a connection that was never closed must not look alive
 
 
-def ring(path: Path) -> None:
-    """Wake another client. Where that fails it is dead, or finds out by itself at its next tick."""
+def wake_client(path: Path) -> None:
+    """Wake another client. If that fails, the client is dead, or looks by itself at its next tick."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         try:
@@ -81,9 +82,11 @@ def ring(path: Path) -> None:
 
 
 def is_alive(path: Path) -> bool:
+    """Whether the client with this pipe is alive."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
     except OSError as error:
-        # Nobody reads, or the pipe is gone. Anything else (no file descriptors left) proves nothing.
+        # ENXIO: nothing has it open for reading. ENOENT: it was removed. Other errors (no free file descriptor) prove
+        # nothing.
         return error.errno not in (errno.ENXIO, errno.ENOENT)
     return True

@@ -76,12 +76,12 @@ def break_connection(thread: ConnectionThread) -> None:
 def test_the_loop_that_publishes_reads_its_own_confirms(shop: Lightbus, run: Callable[..., Any]) -> None:
     async def main() -> None:
         await until_read_by_loop(shop)
-        loop_reader = shop.publisher._loop_reader  # pyright: ignore[reportPrivateUsage]
+        loop_reader = shop.publisher.reading.loop_reader
         assert loop_reader is not None
-        visits = loop_reader.visits
+        reads = loop_reader.reads
         for number in range(20):
             await shop.publish(OrderPlaced(number=number))
-        assert loop_reader.visits >= visits + 20
+        assert loop_reader.reads >= reads + 20
         assert len(await publish(shop, *range(3000))) == 3000
 
     run(main())
@@ -153,7 +153,7 @@ def test_a_loop_that_ended_with_confirms_on_their_way_leaves_them_to_the_thread(
     for _ in range(3):
         asyncio.run(give_up_at_once())
     shop.publisher.close()
-    assert not shop.publisher._unconfirmed  # pyright: ignore[reportPrivateUsage]
+    assert not shop.publisher.window.unconfirmed
 
 
 def test_loops_in_several_threads_publish_through_one_app(shop: Lightbus, run: Callable[..., Any]) -> None:
