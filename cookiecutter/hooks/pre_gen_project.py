@@ -93,8 +93,8 @@ def check_event(event: str) -> None:
         raise ValueError(f"the event {event!r} has {len(event)} characters. The maximum is {LONGEST}.")
     if class_name(event) in CLASSES:
         raise ValueError(
-            f"the event {event!r} needs a class {class_name(event)}, but bus.py uses this name already. Choose a longer "
-            f"one, such as '{event}.changed'."
+            f"the event {event!r} needs a class {class_name(event)}, but bus.py uses this name already. Choose a "
+            f"longer one, such as '{event}.changed'."
         )
 
 
@@ -105,8 +105,8 @@ def check_pair(event: str, hears: str) -> None:
     """
     if class_name(event) == class_name(hears):
         raise ValueError(
-            f"the service would publish {event!r} and consume {hears!r}, in an endless loop. Choose an event of another "
-            "service for it to consume."
+            f"the service would publish {event!r} and consume {hears!r}, in an endless loop. Choose an event of "
+            "another service for it to consume."
         )
 
 
