@@ -387,6 +387,7 @@ def py_amqp_names(properties: dict[str, Any]) -> dict[str, Any]:
     return {"application_headers" if name == "headers" else name: value for name, value in properties.items()}
 
 
+@settings(deadline=None)
 @given(properties)
 def test_py_amqp_reads_the_properties_that_we_write(given_properties: dict[str, Any]) -> None:
     written = amqp_wire.encode_properties(given_properties)
@@ -394,12 +395,14 @@ def test_py_amqp_reads_the_properties_that_we_write(given_properties: dict[str, 
     assert (read, end) == (py_amqp_names(given_properties), len(written))
 
 
+@settings(deadline=None)
 @given(properties)
 def test_we_read_the_properties_that_py_amqp_writes(given_properties: dict[str, Any]) -> None:
     written = amqp.Message("", **py_amqp_names(given_properties))._serialize_properties()
     assert amqp_wire.decode_properties(written) == given_properties
 
 
+@settings(deadline=None)
 @given(properties, st.data())
 def test_truncated_properties_are_read_up_to_their_end(given_properties: dict[str, Any], data: st.DataObject) -> None:
     written = amqp_wire.encode_properties(given_properties)
@@ -410,6 +413,7 @@ def test_truncated_properties_are_read_up_to_their_end(given_properties: dict[st
     assert read.items() <= given_properties.items()
 
 
+@settings(deadline=None)
 @given(st.one_of(st.binary(max_size=80), st.builds(bytes.__add__, st.just(b"\x20\x80"), st.binary(max_size=80))))
 def test_any_bytes_decode_to_properties_that_can_be_encoded_again(data: bytes) -> None:
     read = amqp_wire.decode_properties(data)
@@ -437,6 +441,7 @@ def in_a_table(items: dict[bytes, bytes]) -> bytes:
     return struct.pack(">I", len(table)) + table
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.binary(max_size=60), table_values, max_size=6), st.binary(max_size=20))
 def test_header_names_and_values_of_every_type_can_be_decoded_and_encoded_again(
     items: dict[bytes, bytes], correlation_id: bytes

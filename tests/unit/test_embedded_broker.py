@@ -20,7 +20,7 @@ from typing import Any
 import kombu
 import pytest
 from amqp import exceptions as amqp_errors
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightbus import errors
@@ -167,6 +167,7 @@ def _reference(pattern: list[str], words: list[str]) -> bool:
     return bool(words) and pattern[0] in ("*", words[0]) and _reference(pattern[1:], words[1:])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["a", "b", "", "*", "#"]), max_size=6).map(".".join),
     st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=6).map(".".join),
@@ -464,6 +465,7 @@ _values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), _values, max_size=4))
 def test_headers_are_unchanged_after_encoding_and_decoding(headers: dict[str, Any]) -> None:
     assert decode_table(encode_properties({"headers": headers})) == {"headers": headers}
