@@ -497,7 +497,7 @@ def test_deeply_nested_headers_are_named_and_no_property_is_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "message"),
     [
         ({"message_id": "x" * 256}, "message_id.*256 bytes"),
         ({"message_id": 7}, "message_id=7"),
@@ -508,8 +508,8 @@ def test_deeply_nested_headers_are_named_and_no_property_is_lost() -> None:
         ({"application_headers": {}}, "no property 'application_headers'"),
     ],
 )
-def test_the_error_names_a_property_that_cannot_be_encoded(wrong: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_the_error_names_a_property_that_cannot_be_encoded(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         amqp_wire.encode_properties(wrong)
 
 
