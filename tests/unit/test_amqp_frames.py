@@ -14,6 +14,7 @@ from typing import Any
 import amqp.exceptions
 import pytest
 from amqp import serialization
+from amqp.method_framing import frame_writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -387,6 +388,18 @@ def py_amqp_names(properties: dict[str, Any]) -> dict[str, Any]:
     return {"application_headers" if name == "headers" else name: value for name, value in properties.items()}
 
 
+def written_by_py_amqp(message: amqp.Message) -> bytes:
+    """The properties in the header frame of a publish."""
+    written = bytearray()
+    connection = SimpleNamespace(frame_max=131072, bytes_sent=0)
+    write = frame_writer(connection, SimpleNamespace(write=written.extend))
+    write(1, 1, (60, 40), b"", message)
+    _, _, method_size = struct.unpack_from(">BHI", written)
+    start = method_size + 8
+    _, _, size = struct.unpack_from(">BHI", written, start)
+    return bytes(written[start + 19 : start + 7 + size])
+
+
 @settings(deadline=None)
 @given(properties)
 def test_py_amqp_reads_the_properties_that_we_write(given_properties: dict[str, Any]) -> None:
@@ -398,7 +411,7 @@ def test_py_amqp_reads_the_properties_that_we_write(given_properties: dict[str, 
 @settings(deadline=None)
 @given(properties)
 def test_we_read_the_properties_that_py_amqp_writes(given_properties: dict[str, Any]) -> None:
-    written = amqp.Message("", **py_amqp_names(given_properties))._serialize_properties()
+    written = written_by_py_amqp(amqp.Message(b"", **py_amqp_names(given_properties)))
     assert amqp_wire.decode_properties(written) == given_properties
 
 
