@@ -49,5 +49,5 @@ def publish_raw(
         header = wire.header_frame.pack(wire.HEADER, number, 12 + len(properties), 60, 0, len(body)) + properties
         method = wire.frame.pack(wire.METHOD, number, len(arguments)) + arguments
         content = wire.frame.pack(wire.BODY, number, len(body)) + body
-        channel.connection.send(b"".join((method, b"\xce", header, b"\xce", content, b"\xce")))
+        channel.connection.writer.send(b"".join((method, b"\xce", header, b"\xce", content, b"\xce")))
         channel.exchange_declare("amq.topic", "topic", passive=True)  # behind it: the broker takes them in order
