@@ -220,6 +220,10 @@ class InvalidHandler(DeclarationError, TypeError):
     """A function that cannot be a handler: its parameters cannot be filled."""
 
 
+class InvalidMiddleware(DeclarationError, TypeError):
+    """`@app.middleware` or `middleware=` was given what cannot wrap the app's handlers."""
+
+
 class InvalidOption(DeclarationError, ValueError):
     """An option (of the app, a handler, a retry policy, a publish) has an invalid value, or is unknown."""
 
@@ -358,6 +362,10 @@ class HandlerTimeout(LightbusError, TimeoutError):
 
 class HandlerCancelled(LightbusError):
     """A handler cancelled its own task, or awaited something that was cancelled."""
+
+
+class MiddlewareError(LightbusError, RuntimeError):
+    """A middleware called `call_next` twice, did not await it, or hid a cancellation. The event counts as failed."""
 
 
 class NoHandler(LightbusError, LookupError):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 import attrs
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Message:
     """The envelope of one delivery.
 
@@ -41,6 +41,43 @@ class Message:
     """The payload as it arrived, undecoded."""
     redelivered: bool
     """True if the broker has delivered it before, and that delivery was not acknowledged."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Message):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in _FIELDS)
+
+    __hash__ = None  # type: ignore[assignment]  # its headers are a dict
+
+
+_FIELDS = tuple(field.name for field in attrs.fields(Message))
+
+
+class ArrivedMessage(Message):
+    """A message whose fields are read when the first one is asked for: middleware may need none of them."""
+
+    __slots__ = ("_read",)
+    __qualname__ = "Message"
+
+    _read: Callable[[], Message]
+
+    def __init__(self, read: Callable[[], Message]) -> None:
+        object.__setattr__(self, "_read", read)
+
+    def __getattr__(self, name: str) -> Any:  # called for a slot that is not set
+        if name not in _FIELDS:
+            raise AttributeError(f"'Message' object has no attribute {name!r}")
+        message = self._read()
+        for field in _FIELDS:
+            object.__setattr__(self, field, getattr(message, field))
+        return getattr(message, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, ({name: getattr(self, name) for name in _FIELDS},)
+
+
+def _rebuild(fields: dict[str, Any]) -> Message:
+    return Message(**fields)
 
 
 @attrs.frozen

@@ -20,7 +20,7 @@ import msgspec.inspect
 
 from lightbus import errors, transport
 from lightbus.event import EventType
-from lightbus.message import Message, new_id
+from lightbus.message import ArrivedMessage, Message, new_id
 from lightbus.transport import Delivery, Properties
 from lightbus.wire import collisions, topology
 from lightbus.wire.topology import INTERNAL
@@ -381,6 +381,11 @@ def read_message(app: str, delivery: Delivery) -> Message:
         body=delivery.body,
         redelivered=delivery.redelivered,
     )
+
+
+def message_of(app: str, delivery: Delivery) -> Message:
+    """The same, read when the first field is asked for."""
+    return ArrivedMessage(functools.partial(read_message, app, delivery))
 
 
 def read_cause(delivery: Delivery) -> tuple[str, str]:

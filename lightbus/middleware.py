@@ -1,0 +1,290 @@
+"""Middleware: code around a handler, such as a database transaction or log context. Composed once, when a worker starts.
+
+Each layer calls the next one through `call_next`. The innermost layer decodes the event and calls the handler, so a
+middleware also sees decoding errors, `Reject`, timeouts and cancellation.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final
+
+import attrs
+
+from lightbus import errors
+from lightbus.handler import Handler, is_async
+from lightbus.message import Message
+from lightbus.transport import Delivery
+from lightbus.wire import codec
+
+Next = Callable[[], Awaitable[None]]
+"""`await call_next()` runs the rest: further middleware, then the handler. Raises what they raise."""
+NextSync = Callable[[], None]
+"""The same for sync handlers: `call_next()`."""
+
+Handle = Callable[[Message, Next], Awaitable[None]]
+HandleSync = Callable[[Message, NextSync], None]
+
+SKIPPED: Final = type("Skipped", (), {"__repr__": lambda self: "SKIPPED"})()
+"""What a run returns whose handler was not called, since a middleware did not call `call_next`."""
+
+_Layer = Callable[[Delivery, Message], Coroutine[Any, Any, Any]]
+_LayerSync = Callable[[Delivery, Message], Any]
+
+
+@attrs.frozen
+class Middleware:
+    """One middleware, with a form for async handlers, for sync handlers, or both."""
+
+    name: str
+    handle: Handle | None
+    handle_sync: HandleSync | None
+
+
+def read(target: Any, owner: str) -> Middleware:
+    """A middleware from what the user gives: a function (async or not), or an object with `handle` and `handle_sync`.
+    A class is instantiated without arguments.
+
+    Raises:
+        errors.InvalidMiddleware: it is none of these; names it, and says how to write it.
+    """
+    name = getattr(target, "__qualname__", None) or type(target).__qualname__
+    if isinstance(target, type):
+        try:
+            target = target()
+        except TypeError as error:
+            raise errors.InvalidMiddleware(
+                f"{owner}: middleware {name} cannot be instantiated without arguments ({error}). "
+                f"Pass an instance: app.middleware({name}(...))."
+            ) from error
+    handle, handle_sync = getattr(target, "handle", None), getattr(target, "handle_sync", None)
+    if handle is None and handle_sync is None:
+        if not callable(target):
+            raise errors.InvalidMiddleware(
+                f"{owner}: {target!r} is not a middleware. Use an async function (message, call_next), or an object "
+                "with the methods handle and handle_sync."
+            )
+        if is_async(target):
+            handle = target
+        else:
+            handle_sync = target
+    for form, function, wants_async in (("handle", handle, True), ("handle_sync", handle_sync, False)):
+        if function is not None:
+            _check(function, f"{owner}: middleware {name}", form, wants_async=wants_async)
+    return Middleware(name, handle, handle_sync)
+
+
+def _check(function: Any, owner: str, form: str, *, wants_async: bool) -> None:
+    if not callable(function):
+        raise errors.InvalidMiddleware(f"{owner}: its {form} is not a method.")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise errors.InvalidMiddleware(
+            f"{owner} is a generator. Call call_next() where you would yield; a generator can be a dependency "
+            "(Depends)."
+        )
+    if is_async(function) is not wants_async:
+        raise errors.InvalidMiddleware(
+            f"{owner}: {form} must be {'async def' if wants_async else 'def, not async def'}. handle wraps async "
+            "handlers, handle_sync wraps sync handlers."
+        )
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError) as error:
+        raise errors.InvalidMiddleware(
+            f"{owner} is called with two arguments, (message, call_next), which it does not take ({error})."
+        ) from error
+
+
+def around(app: str, handler: Handler, stack: Sequence[Middleware]) -> Handler:
+    """The handler within this middleware, the first one outermost. Without any: the handler itself.
+
+    Raises:
+        errors.InvalidMiddleware: one has no form for this kind of handler.
+    """
+    if not stack:
+        return handler
+    lacking = next((one for one in stack if (one.handle if handler.is_async else one.handle_sync) is None), None)
+    if lacking is not None:
+        raise errors.InvalidMiddleware(_what_is_missing(app, handler, lacking))
+    function = _compose(handler, stack) if handler.is_async else _compose_sync(handler, stack)
+    return attrs.evolve(
+        handler,
+        function=functools.partial(_run if handler.is_async else _run_sync, function, app),
+        arguments=_the_delivery,
+    )
+
+
+def _what_is_missing(app: str, handler: Handler, middleware: Middleware) -> str:
+    if handler.is_async:
+        return (
+            f"app {app!r}: middleware {middleware.name} is a sync function, and cannot wrap the async handler "
+            f"{handler.name!r}. Make it `async def` (and await call_next()), or write a class with both forms: "
+            "async def handle(self, message, call_next) and def handle_sync(self, message, call_next)."
+        )
+    return (
+        f"app {app!r}: middleware {middleware.name} is async, and cannot wrap the sync handler {handler.name!r}, which "
+        "runs in a thread. Make the handler `async def`, or write a class with both forms: "
+        "async def handle(self, message, call_next) and def handle_sync(self, message, call_next)."
+    )
+
+
+def _the_delivery(delivery: Delivery) -> tuple[Delivery]:
+    return (delivery,)
+
+
+async def _run(layer: _Layer, app: str, delivery: Delivery) -> Any:
+    return await layer(delivery, codec.message_of(app, delivery))
+
+
+def _run_sync(layer: _LayerSync, app: str, delivery: Delivery) -> Any:
+    return layer(delivery, codec.message_of(app, delivery))
+
+
+# --- async handlers ---------------------------------------------------------------------------
+
+
+def _compose(handler: Handler, stack: Iterable[Middleware]) -> _Layer:
+    arguments, function = handler.arguments, handler.function
+
+    async def innermost(delivery: Delivery, message: Message) -> None:
+        await function(*arguments(delivery))
+
+    layer: _Layer = innermost
+    for middleware in reversed([*stack]):
+        layer = _layer(middleware, layer)
+    return layer
+
+
+def _layer(middleware: Middleware, inner: _Layer) -> _Layer:
+    name, handle = middleware.name, middleware.handle
+    assert handle is not None
+
+    async def layer(delivery: Delivery, message: Message) -> Any:
+        following = _Following(name, inner, delivery, message)
+        try:
+            await handle(message, following)
+        finally:
+            following.close()
+        return following.result()
+
+    return layer
+
+
+class _Following:
+    """The rest of a run, as one middleware calls it: once, and with `await`."""
+
+    __slots__ = ("_coroutine", "_delivery", "_ended", "_error", "_inner", "_message", "_name", "_result")
+
+    def __init__(self, name: str, inner: _Layer, delivery: Delivery, message: Message) -> None:
+        self._name = name
+        self._inner = inner
+        self._delivery = delivery
+        self._message = message
+        self._coroutine: Coroutine[Any, Any, None] | None = None
+        self._ended = False
+        self._error: BaseException | None = None
+        self._result: Any = SKIPPED
+
+    def __call__(self) -> Coroutine[Any, Any, None]:
+        if self._coroutine is not None:
+            raise _called_twice(self._name)
+        self._coroutine = self._run()
+        return self._coroutine
+
+    async def _run(self) -> None:
+        try:
+            self._result = await self._inner(self._delivery, self._message)
+        except Exception:
+            self._ended = True
+            raise
+        except BaseException as error:
+            self._error = error
+            raise
+        self._ended = True
+
+    def close(self) -> None:
+        """Without a warning of Python's about a coroutine that was never awaited: `result` says it better."""
+        if self._coroutine is not None and inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CREATED:
+            self._coroutine.close()
+
+    def result(self) -> Any:
+        """What the rest returned; `SKIPPED` where it was not called, or `SKIPPED` itself.
+
+        Raises:
+            errors.MiddlewareError: the middleware has returned, but the rest did not end.
+        """
+        if self._ended or self._coroutine is None:
+            return self._result
+        if self._error is not None:
+            raise errors.MiddlewareError(
+                f"middleware {self._name} returned normally although the handler was cancelled "
+                f"({type(self._error).__name__}), so the event does not count as handled. Raise an error after a time "
+                "limit of your own, and let other cancellation pass."
+            ) from self._error
+        raise errors.MiddlewareError(
+            f"middleware {self._name} returned before the handler had ended. Write `await call_next()`."
+        )
+
+
+def _called_twice(name: str) -> errors.MiddlewareError:
+    return errors.MiddlewareError(
+        f"middleware {name} called call_next twice. An event's handler runs once per attempt: raise an error, and its "
+        "retry schedule (retry=) runs it again."
+    )
+
+
+# --- sync handlers ----------------------------------------------------------------------------
+
+
+def _compose_sync(handler: Handler, stack: Iterable[Middleware]) -> _LayerSync:
+    arguments, function, name = handler.arguments, handler.function, handler.name
+
+    def innermost(delivery: Delivery, message: Message) -> None:
+        returned = function(*arguments(delivery))
+        if returned is not None and inspect.isawaitable(returned):
+            if inspect.iscoroutine(returned):
+                returned.close()
+            raise errors.MiddlewareError(
+                f"handler {name!r} is a sync function that returns an awaitable, which sync middleware cannot wrap. "
+                "Make it `async def`; if a decorator hides that, give its wrapper `async def` too."
+            )
+
+    layer: _LayerSync = innermost
+    for middleware in reversed([*stack]):
+        layer = _layer_sync(middleware, layer)
+    return layer
+
+
+def _layer_sync(middleware: Middleware, inner: _LayerSync) -> _LayerSync:
+    name, handle = middleware.name, middleware.handle_sync
+    assert handle is not None
+
+    def layer(delivery: Delivery, message: Message) -> Any:
+        following = _FollowingSync(name, inner, delivery, message)
+        handle(message, following)
+        return following.result
+
+    return layer
+
+
+class _FollowingSync:
+    """The rest of a run, as one sync middleware calls it: once."""
+
+    __slots__ = ("_called", "_delivery", "_inner", "_message", "_name", "result")
+
+    def __init__(self, name: str, inner: _LayerSync, delivery: Delivery, message: Message) -> None:
+        self._name = name
+        self._inner = inner
+        self._delivery = delivery
+        self._message = message
+        self._called = False
+        self.result: Any = SKIPPED
+        """What the rest returned; `SKIPPED` where it was not called."""
+
+    def __call__(self) -> None:
+        if self._called:
+            raise _called_twice(self._name)
+        self._called = True
+        self.result = self._inner(self._delivery, self._message)
