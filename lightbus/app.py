@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from lightbus.connection.dial import BrokerAddresses
     from lightbus.consuming.dispatcher import Dispatcher
     from lightbus.consuming.subscription import SubscriptionConfig
+    from lightbus.middleware import Middleware
+    from lightbus.outcome import Observe
     from lightbus.publishing.publisher import Publisher
 
 PUBLISH_TIMEOUT = 10.0
@@ -49,6 +51,10 @@ refuse_outsider: Callable[[Lightbus], None] | None = None
 
 C = TypeVar("C", bound=type[Any])
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M")
+P = TypeVar("P", bound=Callable[[Any, dict[str, Any]], None])
+Observer = TypeVar("Observer", bound="Observe")
+OnPublish = Callable[[Any, dict[str, Any]], None]
 Lifespan = Callable[["Lightbus"], AbstractAsyncContextManager[Any]]
 
 
@@ -146,6 +152,9 @@ class Lightbus:
         self._folder = _working_directory()
         """The working directory when the app was created: relative paths in the broker's URL are relative to it."""
         self._by_class: dict[type[Any], EventType] = {}
+        self._middleware: list[Middleware] = []
+        self._on_publish: list[OnPublish] = []
+        self._observers: list[Observe] = []
         self._broker: BrokerAddresses | None = None
         self._publisher: Publisher | None = None
 
@@ -221,6 +230,7 @@ class Lightbus:
         timeout: float | None = None,
         concurrency: int | None = None,
         name: str | None = None,
+        middleware: Sequence[Any] = (),
     ) -> Callable[[F], F]:
         """Handle events: `@app.on("user.registered")`, `@app.on("user.*", "invoice.#")`, `@app.on(UserRegistered)`.
 
@@ -235,8 +245,10 @@ class Lightbus:
                 app's limit applies.
             name: the handler's name in retries and dead letters; by default the function's name. Keep it when you
                 rename the function.
+            middleware: for this handler only, inside of the app's middleware; see `middleware`.
 
         Raises:
+            errors.InvalidMiddleware: one of `middleware` is none.
             errors.InvalidHandler: the function's parameters cannot be filled; the message names the parameter and why.
             errors.InvalidName, errors.InvalidOption: an argument has an invalid value.
         """
@@ -249,6 +261,7 @@ class Lightbus:
             made = handler.build(
                 self.name,
                 function,
+                middleware=[self._read_middleware(one) for one in middleware],
                 taken=self.handlers,
                 targets=targets,
                 source=source,
@@ -264,6 +277,85 @@ class Lightbus:
             return function
 
         return register
+
+    # --- around handling and publishing
+
+    def middleware(self, target: M, /) -> M:
+        """Wrap every handler of this app: `@app.middleware`. The first one that is added is the outermost.
+
+        An async function wraps async handlers; a sync function wraps sync handlers, in the handler's thread. A class
+        with the methods `handle` (async) and `handle_sync` wraps both. Each is called with the message and `call_next`,
+        which runs the rest: further middleware, the decoding of the payload, the handler. It may raise (then the retry
+        policy decides), and it may leave out `call_next` (then the handler does not run, and the event counts as
+        handled).
+
+        Raises:
+            errors.InvalidMiddleware: it cannot be called like this. When a worker starts: the app has a handler of a
+                kind that it cannot wrap.
+        """
+        self._middleware.append(self._read_middleware(target))
+        return target
+
+    def _read_middleware(self, target: object) -> Middleware:
+        from lightbus import middleware
+
+        return middleware.read(target, f"app {self.name!r}")
+
+    def on_publish(self, function: P, /) -> P:
+        """Call a function before each publish: `@app.on_publish`. It gets the event and the headers, a dict to which it
+        may add headers. It runs for `publish`, `publish_sync`, `publish_many` and `publish_many_sync`, and not for the
+        copies of failed events. If it raises, nothing is sent.
+
+        Raises:
+            errors.InvalidMiddleware: it is not a sync function of two arguments.
+        """
+        from lightbus import middleware
+
+        self._on_publish.append(middleware.check_on_publish(function, f"app {self.name!r}"))
+        # Only for apps that have such a function: the others pay nothing.
+        self._publication = self._publication_with_hooks  # type: ignore[method-assign]
+        return function
+
+    def observe(self, function: Observer, /) -> Observer:
+        """Call a function with the `Outcome` of each attempt of a handler, and of each publish: for metrics and logs.
+
+        It is called in the worker's event loop for attempts, and where the caller waits for publishes. It must not
+        block. What it raises is logged, and changes nothing. Call this before the app's first publish and before its
+        worker starts.
+
+        Raises:
+            errors.InvalidOption: the app has published already, or the function is async.
+        """
+        if handler.is_async(function):
+            raise errors.InvalidOption(
+                f"app {self.name!r}: observe() takes a sync function, not an async one. Put what it gets into a queue "
+                "(asyncio.Queue.put_nowait), and let a task take it from there."
+            )
+        if self._publisher is not None:
+            raise errors.InvalidOption(
+                f"app {self.name!r}: observe() must be called before the app's first publish. Call it where the app is "
+                "created."
+            )
+        self._observers.append(function)
+        return function
+
+    @contextlib.contextmanager
+    def observed_by(self, function: Observe) -> Generator[None]:
+        """`observe` for a while: for what makes a publisher and a consumer meanwhile."""
+        self._observers.append(function)
+        try:
+            yield
+        finally:
+            self._observers.remove(function)
+
+    @property
+    def observer(self) -> Observe | None:
+        """Calls all functions given to `observe`; None where there is none."""
+        if not self._observers:
+            return None
+        from lightbus.outcome import notifier
+
+        return notifier(self._observers.copy())
 
     # --- publishing
 
@@ -357,6 +449,14 @@ class Lightbus:
             return publication, None
         return topology.delayed(publication, delay)
 
+    def _publication_with_hooks(
+        self, event: object, delay: float | None, headers: Mapping[str, Any] | None
+    ) -> tuple[Publication, int | None]:
+        added = dict(headers or {})
+        for function in self._on_publish:
+            function(event, added)
+        return Lightbus._publication(self, event, delay, added)
+
     def suggestion(self, event_name: str) -> str:
         """A hint for an unknown event name: the most similar one."""
         return suggestion(self.events, event_name)
@@ -391,15 +491,25 @@ class Lightbus:
         """The app's publisher. It connects with its first publish."""
         publisher = self._publisher
         if publisher is None:
-            from lightbus.publishing.publisher import Publisher
-
-            made = Publisher(self.name, self.broker, timeout=self.publish_timeout, queue_type=self.queue_type)
+            made = self._new_publisher()
             # Two threads may get here at once. Both use the publisher that is set first; the other one never starts.
             publisher = self._publisher = self.__dict__.setdefault("_first_publisher", made)
             if publisher is made:
                 # The publisher's thread keeps the publisher alive: let go of it when the app is garbage-collected.
                 weakref.finalize(self, publisher.let_go).atexit = False
         return publisher
+
+    def _new_publisher(self) -> Publisher:
+        from lightbus.publishing.publisher import Publisher
+
+        observe = self.observer
+        if observe is None:
+            return Publisher(self.name, self.broker, timeout=self.publish_timeout, queue_type=self.queue_type)
+        from lightbus.publishing.observed import ObservedPublisher
+
+        return ObservedPublisher(
+            self.name, self.broker, timeout=self.publish_timeout, queue_type=self.queue_type, observe=observe
+        )
 
     @contextlib.contextmanager
     def redirected(self, broker: BrokerAddresses, publisher: Publisher) -> Generator[None]:
@@ -467,6 +577,7 @@ class Lightbus:
             wanted=self.topology(),
             publisher=self.publisher,
             retry=self.retry,
+            observe=self.observer,
         )
 
     def subscriptions(
@@ -476,6 +587,7 @@ class Lightbus:
 
         Raises:
             errors.InvalidOption: a queue that the app does not have.
+            errors.InvalidMiddleware: a middleware cannot wrap one of the handlers.
         """
         from lightbus.consuming import credit
         from lightbus.consuming.subscription import SubscriptionConfig
@@ -489,7 +601,7 @@ class Lightbus:
             SubscriptionConfig(
                 name=topology.queue_name(self.name, suffix),
                 suffix=suffix,
-                handlers={one.name: one for one in self.handlers.values() if one.queue == suffix},
+                handlers={one.name: self._wrapped(one) for one in self.handlers.values() if one.queue == suffix},
                 prefetch=self.prefetch
                 if prefetch is None
                 else options.check_count(prefetch, "worker", "prefetch", 65535),
@@ -500,6 +612,14 @@ class Lightbus:
             )
             for suffix in wanted
         ]
+
+    def _wrapped(self, one: Handler) -> Handler:
+        stack = (*self._middleware, *one.middleware)
+        if not stack:
+            return one
+        from lightbus import middleware
+
+        return middleware.around(self.name, one, stack)
 
 
 class _EventDecorator:

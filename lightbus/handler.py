@@ -51,6 +51,8 @@ class Handler:
     Raises:
         errors.DecodeError: the delivery cannot be decoded as the annotated type.
     """
+    middleware: tuple[Any, ...] = ()
+    """`middleware.Middleware` for this handler only, the first one outermost. Inside of the app's."""
 
     def matches(self, source: str, event: str) -> bool:
         return (self.source is None or self.source == source) and any(
@@ -72,12 +74,14 @@ def build(
     concurrency: int | None,
     name: str | None,
     local_names: Mapping[str, Any],
+    middleware: Sequence[Any] = (),
 ) -> Handler:
     """Check the arguments of `@app.on`, and resolve them.
 
     Args:
         taken: the names of the app's other handlers.
         local_names: the local variables of the function that calls `@app.on`, for annotations that are strings.
+        middleware: `middleware.Middleware` objects for this handler only.
 
     Raises:
         errors.InvalidHandler, errors.InvalidName, errors.InvalidOption: see `Lightbus.on`.
@@ -98,6 +102,7 @@ def build(
         function=check_function(function, owner),
         is_async=is_async(function),
         arguments=read_signature(app, function, owner, local_names),
+        middleware=tuple(middleware),
     )
 
 

@@ -1,4 +1,4 @@
-"""Middleware: code around a handler, such as a database transaction or log context. Composed once, when a worker starts.
+"""Middleware: code around a handler, such as a transaction or log context. Composed once, when a worker starts.
 
 Each layer calls the next one through `call_next`. The innermost layer decodes the event and calls the handler, so a
 middleware also sees decoding errors, `Reject`, timeouts and cancellation.
@@ -27,7 +27,7 @@ NextSync = Callable[[], None]
 Handle = Callable[[Message, Next], Awaitable[None]]
 HandleSync = Callable[[Message, NextSync], None]
 
-SKIPPED: Final = type("Skipped", (), {"__repr__": lambda self: "SKIPPED"})()
+SKIPPED: Final = object()
 """What a run returns whose handler was not called, since a middleware did not call `call_next`."""
 
 _Layer = Callable[[Delivery, Message], Coroutine[Any, Any, Any]]
@@ -59,7 +59,8 @@ def read(target: Any, owner: str) -> Middleware:
                 f"{owner}: middleware {name} cannot be instantiated without arguments ({error}). "
                 f"Pass an instance: app.middleware({name}(...))."
             ) from error
-    handle, handle_sync = getattr(target, "handle", None), getattr(target, "handle_sync", None)
+    handle: Any = getattr(target, "handle", None)
+    handle_sync: Any = getattr(target, "handle_sync", None)
     if handle is None and handle_sync is None:
         if not callable(target):
             raise errors.InvalidMiddleware(
@@ -112,7 +113,7 @@ def around(app: str, handler: Handler, stack: Sequence[Middleware]) -> Handler:
     return attrs.evolve(
         handler,
         function=functools.partial(_run if handler.is_async else _run_sync, function, app),
-        arguments=_the_delivery,
+        arguments=the_delivery,
     )
 
 
@@ -130,7 +131,8 @@ def _what_is_missing(app: str, handler: Handler, middleware: Middleware) -> str:
     )
 
 
-def _the_delivery(delivery: Delivery) -> tuple[Delivery]:
+def the_delivery(delivery: Delivery) -> tuple[Delivery]:
+    """The arguments of a function that reads the delivery itself."""
     return (delivery,)
 
 
@@ -140,6 +142,23 @@ async def _run(layer: _Layer, app: str, delivery: Delivery) -> Any:
 
 def _run_sync(layer: _LayerSync, app: str, delivery: Delivery) -> Any:
     return layer(delivery, codec.message_of(app, delivery))
+
+
+def check_on_publish(function: Any, owner: str) -> Any:
+    """
+    Raises:
+        errors.InvalidMiddleware: not a sync function of two arguments.
+    """
+    if not callable(function) or is_async(function):
+        raise errors.InvalidMiddleware(f"{owner}: on_publish takes a sync function (event, headers), not {function!r}.")
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError) as error:
+        raise errors.InvalidMiddleware(
+            f"{owner}: {getattr(function, '__qualname__', function)} is called with two arguments, (event, headers), "
+            f"which it does not take ({error})."
+        ) from error
+    return function
 
 
 # --- async handlers ---------------------------------------------------------------------------

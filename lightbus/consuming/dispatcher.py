@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
@@ -21,16 +23,21 @@ from lightbus.consuming.stall import LoopWatch
 from lightbus.consuming.subscription import Subscription, SubscriptionConfig
 from lightbus.consuming.tasks import HandlerTasks
 from lightbus.consuming.timeouts import Timeouts, copied
+from lightbus.handler import Handler
 from lightbus.publishing.publisher import Publisher
 from lightbus.retry import Retry
+from lightbus.transport import Delivery
 from lightbus.wire.topology import Topology
+
+if TYPE_CHECKING:
+    from lightbus.outcome import Observe
+
+
+NewRunner = Callable[[str, Consumer, ConsumerConnection, Failures], QueueRunner]
 
 
 class Dispatcher:
     """Consumes an app's queues and runs its handlers. Belongs to the event loop in which `run` is called."""
-
-    Runner: type[QueueRunner] = QueueRunner
-    """What runs the handlers of one queue."""
 
     def __init__(
         self,
@@ -41,21 +48,30 @@ class Dispatcher:
         wanted: Topology,
         publisher: Publisher,
         retry: Retry,
+        observe: Observe | None = None,
     ) -> None:
         """
         Args:
             wanted: what is declared on the broker.
             publisher: publishes the copies of failed events.
             retry: the policy for events that no handler matches.
+            observe: called with the outcome of each attempt.
         """
         self.app = app
+        new_runner: NewRunner = QueueRunner
+        if observe is not None:
+            from lightbus.consuming.observed import ObservedRunner, Stopwatch
+
+            stopwatch = Stopwatch()
+            subscriptions = [stopwatch.around(config) for config in subscriptions]
+            new_runner = functools.partial(ObservedRunner, observe=observe, stopwatch=stopwatch)
         self.connection = ConsumerConnection(
             broker, f"lightbus {app} consumer", wanted, [Subscription(config) for config in subscriptions]
         )
         self.subscriptions = subscriptions
         self._failures = Failures(app, publisher, self.connection, retry)
         self.runners = [
-            self.Runner(app, consumer, self.connection, self._failures) for consumer in self.connection.consumers
+            new_runner(app, consumer, self.connection, self._failures) for consumer in self.connection.consumers
         ]
         self._timeouts = Timeouts(self.runners)
         self._failure: errors.LightbusError | None = None
@@ -185,11 +201,11 @@ class Dispatcher:
         runs = [slot.run for runner in self.runners for slot in copied(runner.slots)]
         return [run[1].name for run in runs if run is not None and run[1] is not None]
 
-    def running(self, now: float) -> list[tuple[str, float]]:
-        """The handlers that are running now, and for how many seconds each."""
+    def running(self, now: float) -> list[tuple[Handler, Delivery, float]]:
+        """The handlers that are running now, on what, and for how many seconds each."""
         runs = [(slot.run, slot.deadline) for runner in self.runners for slot in copied(runner.slots)]
         return [
-            (run[1].name, max(0.0, now - deadline + run[1].timeout))
+            (run[1], run[0], max(0.0, now - deadline + run[1].timeout))
             for run, deadline in runs
             if run is not None and run[1] is not None and deadline < math.inf
         ]

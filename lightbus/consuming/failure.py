@@ -100,15 +100,18 @@ class Failures:
 
     async def handle(
         self, subscription: Subscription, routes: Routes, run: HandlerRun, error: BaseException, tasks: HandlerTasks
-    ) -> Result:
-        """Decide what becomes of a failed delivery, keep a copy of it there, log it. The caller settles it then."""
+    ) -> tuple[Result, Failure | None]:
+        """Decide what becomes of a failed delivery, keep a copy of it there, log it. The caller settles it then.
+
+        The failure is None where the event is for other apps than those that the handlers name.
+        """
         delivery, handler, _ = run
-        event, attempt = self._event_of(delivery)
+        event, attempt = self._event_of(delivery), codec.attempt_of(self._app, delivery)
         policy = self._unmatched if handler is None else handler.retry
         decision = policy.decide(errors.without_machinery(error), attempt)
         if handler is None and isinstance(decision, DeadLetter) and (named := routes.meant_for_others(delivery)):
             self._count_of_others(subscription, delivery, named)
-            return Result.KEPT
+            return Result.KEPT, None
         reason = errors.without_machinery(errors.without_groups(error))
         error = reason if errors.has_traceback(reason) else error  # the one that shows where it was raised
         name = None if handler is None else handler.name
@@ -129,16 +132,16 @@ class Failures:
             result = await self._keep(failure, copy, tasks)
         finally:  # not before it is true, and also where the worker ends meanwhile
             self._log(failure, result)
-        return result
+        return result, failure
 
-    def _event_of(self, delivery: Delivery) -> tuple[str, int]:
-        """Its name and attempt, or what comes closest."""
+    def _event_of(self, delivery: Delivery) -> str:
+        """Its name, or what comes closest."""
         try:
             envelope = codec.read_envelope(self._app, delivery)
         except errors.DecodeError:
-            return delivery.routing_key, 1
+            return delivery.routing_key
         from_bus = delivery.exchange not in ("", self._internal)
-        return delivery.routing_key if from_bus else envelope.event, envelope.attempt
+        return delivery.routing_key if from_bus else envelope.event
 
     async def _keep(self, failure: Failure, copy: Publication, tasks: HandlerTasks) -> Result:
         """Publish a copy with confirm.

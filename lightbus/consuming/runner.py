@@ -62,18 +62,18 @@ class QueueRunner:
         """Deliveries that a handler ended with, successfully or not, since the start."""
         self._concurrency = self.subscription.config.concurrency
         self._connection = connection
-        self._failures = failures
+        self.failures = failures
 
     def begin(self, tasks: HandlerTasks) -> None:
         """The worker starts: handlers run in these tasks."""
-        self._tasks = tasks
+        self.tasks = tasks
         self._context = tasks.context
 
     # --- what arrives
 
     def receive(self, batch: list[Delivery]) -> None:
         """Find each delivery's handlers, and let a task, or a thread, handle what is ready."""
-        if self._tasks.stopping:
+        if self.tasks.stopping:
             return
         turns, known, find = self.turns, self.routes.known, self.routes.find
         for delivery in batch:
@@ -99,13 +99,13 @@ class QueueRunner:
         ready = len(self.turns.ready)
         if ready:
             for _ in range(self.pool.take_room(min(most or self._concurrency, ready))):
-                self._tasks.start(self._work)
+                self.tasks.start(self._work)
 
     # --- tasks
 
     async def _work(self, left: TaskSlot | None = None) -> None:
         """Handle what is ready until there is nothing left; before that, what another task has left."""
-        ready, tasks, handled, cancelled = self.turns.ready, self._tasks, 0, cancel_requests()
+        ready, tasks, handled, cancelled = self.turns.ready, self.tasks, 0, cancel_requests()
         shield = anyio.CancelScope()
         slot = TaskSlot(self.subscription, anyio.CancelScope(), shield=shield)
         handed_on = False
@@ -167,7 +167,7 @@ class QueueRunner:
         else:
             if not slot.left_behind:
                 slot.run = None
-                self.settle(run)
+                self.accept(run)
         finally:
             slot.deadline = math.inf
 
@@ -178,9 +178,9 @@ class QueueRunner:
         if slot.left_behind:  # another task got the room when that was decided
             self.pool.ended(slot, slot.error)
             return True
-        if (slot.run is None and not self.turns.ready) or self._tasks.ends():
+        if (slot.run is None and not self.turns.ready) or self.tasks.ends():
             return False
-        self._tasks.group.start_soon(self._work, None if slot.run is None else slot)
+        self.tasks.group.start_soon(self._work, None if slot.run is None else slot)
         return True
 
     def _judge(self, slot: TaskSlot, *, cancelled: bool, first: bool) -> None:
@@ -204,20 +204,20 @@ class QueueRunner:
 
     def start_thread(self) -> None:
         """From any thread, as the two below: see `threads.PoolOwner`."""
-        self._tasks.from_thread(self._start_thread)
+        self.tasks.from_thread(self._start_thread)
 
     def collect_done(self) -> None:
-        self._tasks.from_thread(self.collect)
+        self.tasks.from_thread(self.collect)
 
     def room_is_free(self) -> None:
-        self._tasks.from_thread(self._use_room)
+        self.tasks.from_thread(self._use_room)
 
     def _start_thread(self) -> None:
-        if not self._tasks.stopping:
-            self._tasks.start(self._work_in_thread)
+        if not self.tasks.stopping:
+            self.tasks.start(self._work_in_thread)
 
     def _use_room(self) -> None:
-        if not self._tasks.stopping:
+        if not self.tasks.stopping:
             self.start_tasks(1)
 
     def collect(self) -> None:
@@ -227,13 +227,13 @@ class QueueRunner:
         while pool.done:
             run, begun = pool.done.popleft()
             if begun:
-                self.settle(run)
+                self.accept(run)
             else:
                 self._release(run)
 
     async def _work_in_thread(self) -> None:
         """Lend a thread to the pool until it closes; what the thread leaves in its slot is decided on here."""
-        pool, tasks = self.pool, self._tasks
+        pool, tasks = self.pool, self.tasks
         called, handed_on = True, False
         try:
             while not pool.closed:
@@ -285,19 +285,23 @@ class QueueRunner:
         left = TaskSlot(self.subscription, slot.scope, run=slot.run)
         slot.left_behind, slot.run = True, None
         self.slots.discard(slot)
-        self._tasks.group.start_soon(self._work, left)
+        self.tasks.group.start_soon(self._work, left)
 
     async def _decide(self, left: TaskSlot) -> None:
         """Act on a failure."""
-        if self._tasks.ends():
+        if self.tasks.ends():
             return
         assert left.run is not None
-        with self._tasks.deciding():
+        with self.tasks.deciding():
             await self.handle_failure(left.run, left.error or timeout_error(left.run))
 
     async def handle_failure(self, run: HandlerRun, error: BaseException) -> None:
         """Keep a copy of a failed delivery where it belongs, then settle it."""
-        result = await self._failures.handle(self.subscription, self.routes, run, error, self._tasks)
+        result, _ = await self.failures.handle(self.subscription, self.routes, run, error, self.tasks)
+        self.conclude(run, result)
+
+    def conclude(self, run: HandlerRun, result: Result) -> None:
+        """Settle the delivery of a failed run."""
         if result is Result.REDELIVERED:
             self._release(run)
         else:
@@ -322,6 +326,9 @@ class QueueRunner:
             self._connection.settle(self.consumer)
         elif not (self.turns.ready or self.pool.done):
             self._connection.settle_soon()
+
+    accept = settle
+    """The same where the handler has returned."""
 
     def _release(self, run: HandlerRun) -> None:
         """This run has ended: one that was parked for its handler's `concurrency` may start."""

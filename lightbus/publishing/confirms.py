@@ -38,6 +38,7 @@ class PendingPublish:
 
     __slots__ = (
         "abandoned",
+        "began",
         "delay_level",
         "error",
         "lock",
@@ -72,6 +73,8 @@ class PendingPublish:
         self.sent = False
         self.returned = False
         """No queue has received it."""
+        self.began: float
+        """When it was submitted (monotonic clock). Set where publishes are observed."""
         self.abandoned = False
         """No caller waits for it: do not send it (again)."""
         self.refused_once = False

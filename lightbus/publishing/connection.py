@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import amqp.exceptions
 
@@ -21,7 +21,7 @@ from lightbus.connection.dial import BrokerAddresses
 from lightbus.connection.loop_reader import Loop
 from lightbus.connection.thread import ConnectionThread
 from lightbus.connection.wake_up import WakeUp
-from lightbus.publishing.confirms import WINDOW, ConfirmWindow, PendingPublish, Refusal
+from lightbus.publishing.confirms import WINDOW, ConfirmWindow, Refusal
 from lightbus.transport import Channel, Connection, Unencodable
 from lightbus.wire import topology
 from lightbus.wire.topology import QueueType
@@ -97,11 +97,6 @@ class PublisherConnection(ConnectionThread):
     def forget(self) -> None:
         super().forget()
         self._reset()  # the parent publishes what is in the window
-
-    def finished(self, messages: Sequence[PendingPublish]) -> None:
-        """For subclasses: these messages have an outcome, and their callers get it next. A signal handler that raises
-        may cause a second call for the same messages.
-        """
 
     # --- from any thread
 
@@ -339,7 +334,6 @@ class PublisherConnection(ConnectionThread):
         finished = self.window.finished.copy()
         if not finished:
             return
-        self.finished(finished)
         by_loop: dict[Loop, list[Callable[[], object]]] = {}
         for pending in finished:
             waiter = pending.waiter

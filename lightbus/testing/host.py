@@ -16,8 +16,8 @@ import anyio.abc
 from lightbus import errors
 from lightbus.connection.loop_reader import current_loop
 from lightbus.testing.messages import hide_lightbus_errors
-from lightbus.testing.overrides import HostedWorker
 from lightbus.wire import codec
+from lightbus.worker.worker import Worker
 
 __tracebackhide__ = hide_lightbus_errors
 
@@ -28,7 +28,7 @@ class Host:
     A lifespan must end in the task in which it began, and test frameworks enter and leave a fixture in different tasks.
     """
 
-    def __init__(self, workers: Sequence[HostedWorker]) -> None:
+    def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = workers
         self.handlers = {worker.app.name: set(worker.app.handlers) for worker in workers}
         self.failure: BaseException | None = None
@@ -80,7 +80,7 @@ class Host:
             f"{codec.read_envelope(worker.app.name, delivery).attempt}: "
             f"{codec.read_envelope(worker.app.name, delivery).event} {_clipped(delivery.body)}"
             for worker in self.workers
-            for handler, delivery, seconds in worker.consumer.running_now()
+            for handler, delivery, seconds in worker.consumer.running(time.monotonic())
         ]
 
     async def _run(self) -> None:
@@ -104,7 +104,7 @@ class Host:
 
     async def _serve(
         self,
-        worker: HostedWorker,
+        worker: Worker,
         stop: anyio.Event,
         ended: anyio.Event,
         *,

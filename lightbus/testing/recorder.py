@@ -13,17 +13,18 @@ from lightbus.dead_letters.letter import DeadLetter
 from lightbus.dead_letters.queue import opened
 from lightbus.handler import Handler
 from lightbus.message import Message
+from lightbus.outcome import Outcome
 from lightbus.testing.apps import Apps
 from lightbus.testing.messages import counted, hide_lightbus_errors, listed
 from lightbus.testing.records import Dead, Failed, Handled, Published
-from lightbus.transport import Delivery, Publication
-from lightbus.wire import codec, topology
+from lightbus.transport import Delivery
+from lightbus.wire import codec
 
 __tracebackhide__ = hide_lightbus_errors
 
 
 class Recorder:
-    """What one TestBus has published, handled, failed and dead-lettered. It is an `overrides.Observer`."""
+    """What one TestBus has published, handled, failed and dead-lettered: it observes the apps."""
 
     def __init__(self, apps: Apps) -> None:
         self._apps = apps
@@ -56,56 +57,72 @@ class Recorder:
         """Whether nothing was published or handled since the last drain."""
         return self._drained_at == (len(self.publishes), len(self.attempts))
 
-    # --- called by publishers and dispatchers
+    # --- called by the apps' publishers and workers: see `Lightbus.observe`
 
-    def published(self, publication: Publication, routed: bool) -> None:
-        delivery = _as_delivery(publication)
-        message = codec.read_message("", delivery)
+    def observe(self, outcome: Outcome) -> None:
+        match outcome.kind:
+            case "published":
+                self._published(outcome)
+            case "failed":
+                pass  # the test's own call of `publish` raises it
+            case "handled" | "skipped":
+                if outcome.handler is not None:
+                    self._handled(outcome, outcome.handler)
+            case _:
+                with contextlib.suppress(errors.DecodeError):  # malformed properties: there is no envelope to show
+                    self._failed(outcome)
+
+    def _published(self, outcome: Outcome) -> None:
+        message = outcome.message
         app = self._apps.get(message.source)
         event_type = None if app is None else app.events.get(message.event)
-        payload = _json(delivery.body)
+        payload = _json(message.body)
         if event_type is not None:
             with contextlib.suppress(errors.InvalidPayload):
-                payload = codec.build_event(event_type, delivery.body)
+                payload = codec.build_event(event_type, message.body)
+        assert outcome.receipt is not None
         self.publishes.append(
             Published(
                 event=message.event,
                 payload=payload,
                 source=message.source,
-                delay=topology.delay_of(publication.properties.get("headers") or {}),
-                routed=routed,
+                delay=int(outcome.delay or 0),
+                routed=outcome.receipt.routed,
                 message=message,
             )
         )
 
-    def handled(self, app: Lightbus, handler: Handler, delivery: Delivery) -> None:
-        message = codec.read_message(app.name, delivery)
+    def _handled(self, outcome: Outcome, handler: str) -> None:
         self.attempts.append(
             Handled(
-                handler=handler.name,
-                event=message.event,
-                payload=_payload(handler, delivery),
-                attempt=message.attempt,
-                app=app.name,
-                message=message,
+                handler=handler,
+                event=outcome.message.event,
+                payload=self._payload(outcome),
+                attempt=outcome.attempt,
+                app=outcome.app,
+                message=outcome.message,
             )
         )
 
-    def failed(self, app: Lightbus, handler: Handler | None, delivery: Delivery, error: BaseException) -> None:
-        with contextlib.suppress(errors.DecodeError):  # malformed properties: there is no envelope to show
-            message = codec.read_message(app.name, delivery)
-            self.attempts.append(
-                Failed(
-                    handler=None if handler is None else handler.name,
-                    event=message.event,
-                    payload=_payload(handler, delivery),
-                    attempt=message.attempt,
-                    error=errors.summary(errors.without_groups(error)),
-                    exception=error,
-                    app=app.name,
-                    message=message,
-                )
+    def _failed(self, outcome: Outcome) -> None:
+        assert outcome.error is not None
+        self.attempts.append(
+            Failed(
+                handler=outcome.handler,
+                event=outcome.message.event,
+                payload=self._payload(outcome),
+                attempt=outcome.attempt,
+                error=errors.summary(errors.without_groups(outcome.error)),
+                exception=outcome.error,
+                app=outcome.app,
+                message=outcome.message,
             )
+        )
+
+    def _payload(self, outcome: Outcome) -> Any:
+        app = self._apps.get(outcome.app)
+        handler = None if app is None or outcome.handler is None else app.handlers.get(outcome.handler)
+        return _payload(handler, outcome.message.body)
 
     # --- dead letters
 
@@ -156,7 +173,7 @@ def _dead_record(app: Lightbus, letter: DeadLetter) -> Dead:
     return Dead(
         handler=letter.handler,
         event=letter.event,
-        payload=_payload(handler, letter.delivery),
+        payload=_payload(handler, letter.delivery.body),
         attempt=letter.attempt,
         error=f"{letter.error}: {letter.error_message}" if letter.error_message else letter.error,
         error_type=letter.error_type,
@@ -166,27 +183,15 @@ def _dead_record(app: Lightbus, letter: DeadLetter) -> Dead:
     )
 
 
-def _as_delivery(publication: Publication) -> Delivery:
-    no_channel: Any = None
-    return Delivery(
-        no_channel,
-        0,
-        False,
-        publication.exchange,
-        publication.routing_key,
-        dict(publication.properties),
-        publication.body,
-    )
-
-
-def _payload(handler: Handler | None, delivery: Delivery) -> Any:
+def _payload(handler: Handler | None, body: bytes) -> Any:
     """As the handler gets it. If it gets none, or cannot: the decoded JSON, or the body."""
     if handler is not None:
+        no_channel: Any = None
         with contextlib.suppress(errors.DecodeError):
-            for argument in handler.arguments(delivery):
+            for argument in handler.arguments(Delivery(no_channel, 0, False, "", "", {}, body)):
                 if not isinstance(argument, Message):
                     return argument
-    return _json(delivery.body)
+    return _json(body)
 
 
 def _json(body: bytes) -> Any:

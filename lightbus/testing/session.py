@@ -10,14 +10,16 @@ import anyio.from_thread
 
 from lightbus.connection.declare import declare
 from lightbus.connection.dial import BrokerAddresses
+from lightbus.outcome import Observe
+from lightbus.publishing.observed import ObservedPublisher
 from lightbus.testing.apps import Apps
 from lightbus.testing.host import Host
 from lightbus.testing.messages import hide_lightbus_errors
-from lightbus.testing.overrides import HostedWorker, ObservedPublisher
 from lightbus.testing.recorder import Recorder
 from lightbus.transport.sqlite.control import TestControl
 from lightbus.transport.sqlite.place import forget_memory
 from lightbus.wire.topology import QueueType
+from lightbus.worker.worker import Worker
 
 __tracebackhide__ = hide_lightbus_errors
 
@@ -57,7 +59,10 @@ class Session:
             connection.close()
             stack.callback(self._close_publishers)
             for app in apps.all:
-                publisher = self._make_publisher(app.name, app.publish_timeout, app.queue_type)
+                stack.enter_context(app.observed_by(recorder.observe))
+                observe = app.observer
+                assert observe is not None
+                publisher = self._make_publisher(app.name, app.publish_timeout, app.queue_type, observe)
                 stack.enter_context(app.redirected(self.broker, publisher))
             self._stack = stack.pop_all()
 
@@ -69,11 +74,13 @@ class Session:
 
     def publisher_of(self, source: str) -> ObservedPublisher:
         """The publisher of an app, also of one that is not in the test."""
-        return self.publishers.get(source) or self._make_publisher(source, self._timeout, "quorum")
+        return self.publishers.get(source) or self._make_publisher(
+            source, self._timeout, "quorum", self.recorder.observe
+        )
 
-    def _make_publisher(self, app: str, timeout: float, queue_type: QueueType) -> ObservedPublisher:
+    def _make_publisher(self, app: str, timeout: float, queue_type: QueueType, observe: Observe) -> ObservedPublisher:
         self.publishers[app] = publisher = ObservedPublisher(
-            app, self.broker, self.recorder, timeout=timeout, queue_type=queue_type
+            app, self.broker, timeout=timeout, queue_type=queue_type, observe=observe
         )
         return publisher
 
@@ -90,9 +97,7 @@ class Session:
             BaseException: whatever a lifespan raised at its start.
         """
         if self.host is None:
-            self.host = Host(
-                [HostedWorker(app, self.recorder, lifespan=self._lifespan, grace=GRACE) for app in self.apps.all]
-            )
+            self.host = Host([Worker(app, lifespan=self._lifespan, grace=GRACE) for app in self.apps.all])
             await self.host.start()
 
     async def stop(self) -> None:

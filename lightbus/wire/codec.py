@@ -346,6 +346,14 @@ def _waited_for(internal: str, headers: Mapping[str, Any]) -> bool:
     return bool(deaths[0].get("exchange") == internal)
 
 
+def attempt_of(app: str, delivery: Delivery) -> int:
+    """Which attempt of its handler this is; 1 where that cannot be read."""
+    try:
+        return read_envelope(app, delivery).attempt
+    except errors.DecodeError:
+        return 1
+
+
 def read_properties(delivery: Delivery) -> Properties:
     try:
         return delivery.properties

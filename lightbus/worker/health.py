@@ -119,10 +119,10 @@ def _publisher(worker: Worker) -> tuple[str, str | None]:
 
 def _running(worker: Worker, now: float) -> dict[str, Any]:
     running = worker.consumer.running(now)
-    oldest = max(running, key=lambda one: one[1], default=None)
+    oldest = max(running, key=lambda one: one[2], default=None)
     return {
         "count": len(running),
-        "oldest": None if oldest is None else {"handler": oldest[0], "seconds": _rounded(oldest[1])},
+        "oldest": None if oldest is None else {"handler": oldest[0].name, "seconds": _rounded(oldest[2])},
     }
 
 

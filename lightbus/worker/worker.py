@@ -68,12 +68,18 @@ class Worker:
         prefetch: int | None = None,
         concurrency: int | None = None,
         grace: float = GRACE,
+        lifespan: bool = True,
     ) -> None:
+        """
+        Args:
+            lifespan: whether the app's lifespan surrounds the worker; a test may do without.
+        """
         if not 0 <= grace < math.inf:
             raise errors.InvalidOption(f"worker: grace={grace!r}: use seconds, 0 or more.")
         self.app = app
         self.grace = float(grace)
         self.consumer = app.consumer(queues=queues, prefetch=prefetch, concurrency=concurrency)
+        self._with_lifespan = lifespan
         self.started = False
         self.unfinished: list[str] | None = None
         """The handlers that were still running at the end of the grace period. None until the worker has stopped."""
@@ -99,7 +105,7 @@ class Worker:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self) -> AsyncGenerator[None]:
-        if self.app.lifespan is None:
+        if self.app.lifespan is None or not self._with_lifespan:
             yield
         else:
             async with self.app.lifespan(self.app):

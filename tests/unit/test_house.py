@@ -26,6 +26,8 @@ ORDER = [
     "wire",
     "retry",
     "handler",
+    "middleware",
+    "outcome",
     "unknown_events",
     "connection",
     "publishing",
@@ -67,7 +69,7 @@ INNER_ORDER = {
         "connection",
     ],
     "connection": ["loop_reader", "wake_up", "reading", "address", "diagnosis", "dial", "declare", "thread"],
-    "publishing": ["confirms", "connection", "publisher"],
+    "publishing": ["confirms", "connection", "publisher", "observed"],
     "consuming": [
         "acks",
         "watchdog",
@@ -86,13 +88,14 @@ INNER_ORDER = {
         "tasks",
         "failure",
         "runner",
+        "observed",
         "timeouts",
         "dispatcher",
     ],
     "dead_letters": ["letter", "queue", "actions"],
     "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
     "worker": ["worker", "process", "reload", "supervisor", "health", "health_server"],
-    "testing": ["messages", "records", "apps", "recorder", "overrides", "host", "session", "drain", "bus"],
+    "testing": ["messages", "records", "apps", "recorder", "host", "session", "drain", "bus"],
 }
 """The same within a package."""
 

@@ -1,0 +1,151 @@
+"""A queue's handlers, observed: an `Outcome` per attempt, for apps that have called `app.observe`."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+import attrs
+
+from lightbus import middleware
+from lightbus.consuming.connection import ConsumerConnection
+from lightbus.consuming.consumer import Consumer
+from lightbus.consuming.failure import Failures, Result
+from lightbus.consuming.runner import QueueRunner
+from lightbus.consuming.subscription import HandlerRun, SubscriptionConfig
+from lightbus.handler import Handler
+from lightbus.outcome import Kind, Observe, Outcome
+from lightbus.retry import RetryIn
+from lightbus.transport import Delivery
+from lightbus.wire import codec
+
+Key = tuple[int, str]
+
+
+class Stopwatch:
+    """How long each handler run took, and whether its handler was skipped; from its start until it is reported."""
+
+    def __init__(self) -> None:
+        self._began: dict[Key, float] = {}
+        self._ended: dict[Key, tuple[float, bool]] = {}
+
+    def around(self, config: SubscriptionConfig) -> SubscriptionConfig:
+        """The same queue with its handlers timed."""
+        handlers = {name: self._timed(handler) for name, handler in config.handlers.items()}
+        return attrs.evolve(config, handlers=handlers)
+
+    def take(self, delivery: Delivery, handler: Handler | None) -> tuple[float, bool]:
+        """(seconds, skipped) of a run; so far, if its handler runs on after its timeout. (0, False) if none began."""
+        key = id(delivery), "" if handler is None else handler.name
+        ended = self._ended.pop(key, None)
+        if ended is not None:
+            return ended
+        began = self._began.pop(key, None)
+        return (0.0 if began is None else time.monotonic() - began), False
+
+    def _begin(self, key: Key) -> None:
+        self._began[key] = time.monotonic()
+
+    def _end(self, key: Key, returned: object) -> None:
+        began = self._began.pop(key, None)
+        if began is not None:  # not reported meanwhile
+            self._ended[key] = time.monotonic() - began, returned is middleware.SKIPPED
+
+    def _timed(self, handler: Handler) -> Handler:
+        function, arguments, name = handler.function, handler.arguments, handler.name
+
+        async def timed(delivery: Delivery) -> None:
+            key, returned = (id(delivery), name), None
+            self._begin(key)
+            try:
+                returned = await function(*arguments(delivery))
+            finally:
+                self._end(key, returned)
+
+        async def rest(key: Key, returned: Awaitable[Any]) -> None:
+            try:
+                await returned
+            finally:
+                self._end(key, None)
+
+        def timed_sync(delivery: Delivery) -> Any:
+            key, returned = (id(delivery), name), None
+            self._begin(key)
+            try:
+                returned = function(*arguments(delivery))
+            except BaseException:
+                self._end(key, None)
+                raise
+            if returned is not None and inspect.isawaitable(returned):
+                return rest(key, returned)
+            self._end(key, returned)
+            return None
+
+        return attrs.evolve(
+            handler, function=timed if handler.is_async else timed_sync, arguments=middleware.the_delivery
+        )
+
+
+class ObservedRunner(QueueRunner):
+    """Reports the outcome of each run before its delivery is settled: who then asks the broker misses nothing."""
+
+    def __init__(
+        self,
+        app: str,
+        consumer: Consumer,
+        connection: ConsumerConnection,
+        failures: Failures,
+        *,
+        observe: Observe,
+        stopwatch: Stopwatch,
+    ) -> None:
+        super().__init__(app, consumer, connection, failures)
+        self._app = app
+        self._observe = observe
+        self._stopwatch = stopwatch
+
+    def accept(self, run: HandlerRun, *, accepted: bool = True) -> None:
+        delivery, handler, _ = run
+        seconds, skipped = self._stopwatch.take(delivery, handler)
+        self._report(run, "skipped" if skipped else "handled", seconds)
+        self.settle(run, accepted=accepted)
+
+    async def handle_failure(self, run: HandlerRun, error: BaseException) -> None:
+        delivery, handler, _ = run
+        seconds, _skipped = self._stopwatch.take(delivery, handler)
+        result, failure = await self.failures.handle(self.subscription, self.routes, run, error, self.tasks)
+        if failure is None:
+            self._report(run, "skipped", seconds)
+        elif result is Result.REDELIVERED:
+            self._report(run, "redelivered", seconds, error=failure.error)
+        elif isinstance(failure.decision, RetryIn):
+            self._report(run, "retried", seconds, error=failure.error, delay=failure.decision.delay)
+        else:
+            self._report(run, "dead", seconds, error=failure.error)
+        self.conclude(run, result)
+
+    def _report(
+        self,
+        run: HandlerRun,
+        kind: Kind,
+        seconds: float,
+        *,
+        error: BaseException | None = None,
+        delay: float | None = None,
+    ) -> None:
+        delivery, handler, _ = run
+        self._observe(
+            Outcome(
+                kind=kind,
+                app=self._app,
+                message=codec.message_of(self._app, delivery),
+                handler=None if handler is None else handler.name,
+                queue=self.subscription.name,
+                attempt=codec.attempt_of(self._app, delivery),
+                seconds=seconds,
+                error=error,
+                delay=delay,
+            )
+        )
