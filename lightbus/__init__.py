@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from lightbus.app import Lightbus
     from lightbus.errors import Reject
     from lightbus.message import Message, Receipt
+    from lightbus.middleware import Next, NextSync
+    from lightbus.outcome import Outcome
     from lightbus.retry import Retry
     from lightbus.version import __version__ as __version__
+    from lightbus.wire.codec import current_message
 else:
 
     def __getattr__(name: str) -> object:
@@ -27,14 +30,29 @@ else:
         return found
 
 
-__all__ = ["Lightbus", "Message", "Receipt", "Reject", "Retry", "errors"]
+__all__ = [
+    "Lightbus",
+    "Message",
+    "Next",
+    "NextSync",
+    "Outcome",
+    "Receipt",
+    "Reject",
+    "Retry",
+    "current_message",
+    "errors",
+]
 
 _HOMES = {
     "Lightbus": "lightbus.app",
     "Message": "lightbus.message",
+    "Next": "lightbus.middleware",
+    "NextSync": "lightbus.middleware",
+    "Outcome": "lightbus.outcome",
     "Receipt": "lightbus.message",
     "Reject": "lightbus.errors",
     "Retry": "lightbus.retry",
     "__version__": "lightbus.version",
+    "current_message": "lightbus.wire.codec",
     "errors": "lightbus.errors",
 }

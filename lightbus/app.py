@@ -313,7 +313,7 @@ class Lightbus:
 
         self._on_publish.append(middleware.check_on_publish(function, f"app {self.name!r}"))
         # Only for apps that have such a function: the others pay nothing.
-        self._publication = self._publication_with_hooks  # type: ignore[method-assign]
+        vars(self)["_publication"] = self._publication_with_hooks
         return function
 
     def observe(self, function: Observer, /) -> Observer:
@@ -449,13 +449,16 @@ class Lightbus:
             return publication, None
         return topology.delayed(publication, delay)
 
+    _encode = _publication
+    """The same where `on_publish` has replaced it."""
+
     def _publication_with_hooks(
         self, event: object, delay: float | None, headers: Mapping[str, Any] | None
     ) -> tuple[Publication, int | None]:
         added = dict(headers or {})
         for function in self._on_publish:
             function(event, added)
-        return Lightbus._publication(self, event, delay, added)
+        return self._encode(event, delay, added)
 
     def suggestion(self, event_name: str) -> str:
         """A hint for an unknown event name: the most similar one."""

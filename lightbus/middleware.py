@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -19,10 +19,18 @@ from lightbus.message import Message
 from lightbus.transport import Delivery
 from lightbus.wire import codec
 
-Next = Callable[[], Awaitable[None]]
-"""`await call_next()` runs the rest: further middleware, then the handler. Raises what they raise."""
-NextSync = Callable[[], None]
-"""The same for sync handlers: `call_next()`."""
+
+class Next(Protocol):
+    """`await call_next()` runs the rest: further middleware, then the handler. It raises what they raise."""
+
+    def __call__(self) -> Awaitable[None]: ...
+
+
+class NextSync(Protocol):
+    """`call_next()` runs the rest: further middleware, then the sync handler. It raises what they raise."""
+
+    def __call__(self) -> None: ...
+
 
 Handle = Callable[[Message, Next], Awaitable[None]]
 HandleSync = Callable[[Message, NextSync], None]

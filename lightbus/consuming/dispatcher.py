@@ -96,7 +96,7 @@ class Dispatcher:
         watch = LoopWatch(self._timeouts)
         try:
             async with anyio.create_task_group() as group:
-                self._tasks = tasks = HandlerTasks(group)
+                self._tasks = tasks = HandlerTasks(self.app, group)
                 for runner in self.runners:
                     runner.begin(tasks)
                 try:

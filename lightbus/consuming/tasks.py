@@ -12,6 +12,7 @@ import anyio.abc
 
 from lightbus.connection.loop_reader import current_loop
 from lightbus.consuming.coroutines import cancel_requests, context_of_callbacks
+from lightbus.wire import codec
 
 LAST_COPIES = 2.0
 """Seconds that copies of failed events which are on their way get to be confirmed, when the worker is cancelled."""
@@ -20,10 +21,11 @@ LAST_COPIES = 2.0
 class HandlerTasks:
     """One worker's tasks and how far their end has come. Owned by the event loop; made in it."""
 
-    def __init__(self, group: anyio.abc.TaskGroup) -> None:
+    def __init__(self, app: str, group: anyio.abc.TaskGroup) -> None:
         self.group = group
         self.context = context_of_callbacks()
         """Handlers see what the worker's lifespan has set."""
+        self.context.run(codec.current_app.set, app)
         self.running = 0
         self.stopping = False
         """No further handler is started."""

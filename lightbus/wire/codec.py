@@ -88,6 +88,8 @@ _MAX_MESSAGE = 1_000
 _MAX_TYPE = 200
 
 current_delivery: ContextVar[Delivery | None] = ContextVar("lightbus_current_delivery", default=None)
+current_app: ContextVar[str] = ContextVar("lightbus_current_app", default="")
+""" "" outside of a worker."""
 """The delivery that this task or thread handles: the cause of the events that it publishes."""
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
@@ -394,6 +396,12 @@ def read_message(app: str, delivery: Delivery) -> Message:
 def message_of(app: str, delivery: Delivery) -> Message:
     """The same, read when the first field is asked for."""
     return ArrivedMessage(functools.partial(read_message, app, delivery))
+
+
+def current_message() -> Message | None:
+    """The message that is being handled here, also in the functions that a handler calls; None outside of a handler."""
+    delivery = current_delivery.get()
+    return None if delivery is None else message_of(current_app.get(), delivery)
 
 
 def read_cause(delivery: Delivery) -> tuple[str, str]:
