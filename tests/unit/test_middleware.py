@@ -1,0 +1,197 @@
+"""What `@app.middleware`, `@app.on_publish` and `app.observe` accept, and what the errors say."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from lightbus import Lightbus, Message, Next, NextSync, Outcome, errors
+from lightbus.transport import Channel, Delivery
+from lightbus.wire import codec
+
+
+@pytest.fixture
+def app() -> Lightbus:
+    return Lightbus("billing", url="memory://")
+
+
+async def an_async_one(message: Message, call_next: Next) -> None:
+    await call_next()
+
+
+def a_sync_one(message: Message, call_next: NextSync) -> None:
+    call_next()
+
+
+async def a_generator(message: Message, call_next: Next) -> AsyncIterator[None]:
+    yield
+
+
+def a_sync_generator(message: Message, call_next: NextSync) -> Iterator[None]:
+    yield
+
+
+async def without_call_next(message: Message) -> None: ...
+
+
+class NeedsArguments:
+    def __init__(self, tenant: str) -> None: ...
+
+    async def handle(self, message: Message, call_next: Next) -> None: ...
+
+
+class WrongForm:
+    def handle(self, message: Message, call_next: Next) -> None: ...
+
+
+class WrongSyncForm:
+    async def handle_sync(self, message: Message, call_next: Next) -> None: ...
+
+
+class NotMethods:
+    handle = 7
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (7, "7 is not a middleware. Use an async function (message, call_next)"),
+        (NeedsArguments, "Pass an instance: app.middleware(NeedsArguments(...))."),
+        (a_generator, "is a generator. Call call_next() where you would yield"),
+        (a_sync_generator, "is a generator. Call call_next() where you would yield"),
+        (without_call_next, "is called with two arguments, (message, call_next), which it does not take"),
+        (lambda: None, "is called with two arguments, (message, call_next), which it does not take"),
+        (WrongForm(), "handle must be async def"),
+        (WrongSyncForm(), "handle_sync must be def, not async def"),
+        (NotMethods(), "its handle is not a method"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_a_middleware_is_refused(target: Any, expected: str, app: Lightbus) -> None:
+    with pytest.raises(errors.InvalidMiddleware) as raised:
+        app.middleware(target)
+    assert expected in str(raised.value)
+    assert str(raised.value).startswith("app 'billing': ")
+
+
+def test_a_decorated_middleware_stays_what_it_is(app: Lightbus) -> None:
+    assert app.middleware(an_async_one) is an_async_one
+    assert app.on_publish(set_tenant) is set_tenant
+    assert app.observe(ignore) is ignore
+
+
+def set_tenant(event: object, headers: dict[str, Any]) -> None:
+    headers["tenant"] = "acme"
+
+
+def ignore(outcome: Outcome) -> None: ...
+
+
+def test_a_sync_middleware_cannot_wrap_an_async_handler(app: Lightbus) -> None:
+    app.middleware(a_sync_one)
+
+    @app.on("order.placed")
+    async def handle() -> None: ...
+
+    with pytest.raises(errors.InvalidMiddleware) as raised:
+        app.subscriptions()
+    assert str(raised.value) == (
+        "app 'billing': middleware a_sync_one is a sync function, and cannot wrap the async handler 'handle'. Make it "
+        "`async def` (and await call_next()), or write a class with both forms: async def handle(self, message, "
+        "call_next) and def handle_sync(self, message, call_next)."
+    )
+
+
+def test_a_handlers_own_middleware_is_checked_where_it_is_declared(app: Lightbus) -> None:
+    with pytest.raises(errors.InvalidMiddleware, match="7 is not a middleware"):
+        app.on("order.placed", middleware=[7])(lambda: None)
+    assert app.handlers == {}
+
+
+def test_handlers_without_middleware_stay_as_they_are(app: Lightbus) -> None:
+    app.on("order.placed", name="bare")(lambda: None)
+    app.on("order.placed", name="wrapped", middleware=[a_sync_one])(lambda: None)
+    (config,) = app.subscriptions()
+    assert config.handlers["bare"] is app.handlers["bare"]
+    assert config.handlers["wrapped"] is not app.handlers["wrapped"]
+
+
+@pytest.mark.parametrize("function", [7, an_async_one, lambda: None, lambda event: None])
+def test_on_publish_takes_a_sync_function_of_two_arguments(function: Any, app: Lightbus) -> None:
+    with pytest.raises(errors.InvalidMiddleware, match=r"\(event, headers\)"):
+        app.on_publish(function)
+
+
+def test_a_header_of_on_publish_is_checked_as_any_other(app: Lightbus) -> None:
+    @app.event("order.placed")
+    class Order:
+        number: int
+
+    @app.on_publish
+    def wrong(event: object, headers: dict[str, Any]) -> None:
+        headers["x-tenant"] = "acme"
+
+    with pytest.raises(errors.InvalidPayload, match="the header 'x-tenant' begins with"):
+        app.publish_sync(Order(number=1))
+
+
+def test_observe_refuses_an_async_function(app: Lightbus) -> None:
+    async def note(outcome: Outcome) -> None: ...
+
+    with pytest.raises(errors.InvalidOption, match="takes a sync function, not an async one"):
+        app.observe(note)
+
+
+def test_observe_must_come_before_the_first_publish() -> None:
+    with Lightbus("billing", url="memory://middleware-first-publish") as app:
+
+        @app.event("order.placed")
+        class Order:
+            number: int
+
+        app.publish_sync(Order(number=1))
+        with pytest.raises(errors.InvalidOption, match="must be called before the app's first publish"):
+            app.observe(ignore)
+
+
+# --- a message whose fields are read when they are needed -----------------------------------------
+
+
+def delivered(properties: Callable[[], dict[str, Any]]) -> Delivery:
+    return Delivery(cast(Channel, None), 1, True, "shop", "order.placed", properties, b"{}")
+
+
+def test_a_message_reads_its_properties_when_a_field_is_asked_for() -> None:
+    reads: list[int] = []
+
+    def properties() -> dict[str, Any]:
+        reads.append(1)
+        return {"message_id": "7", "headers": {"tenant": "acme"}, "timestamp": 0}
+
+    message = codec.message_of("billing", delivered(properties))
+    assert isinstance(message, Message)
+    assert reads == []
+    assert (message.id, message.headers, message.redelivered) == ("7", {"tenant": "acme"}, True)
+    assert len(reads) == 1
+
+
+def test_such_a_message_is_equal_to_one_that_was_read_at_once() -> None:
+    delivery = delivered(lambda: {"message_id": "7", "headers": {}, "timestamp": 0})
+    message = codec.message_of("billing", delivery)
+    whole = codec.read_message("billing", delivery)
+    assert message == whole
+    assert whole == codec.message_of("billing", delivery)
+    assert repr(codec.message_of("billing", delivery)) == repr(whole)
+    assert pickle.loads(pickle.dumps(codec.message_of("billing", delivery))) == whole  # noqa: S301
+    assert copy.deepcopy(codec.message_of("billing", delivery)) == whole
+    assert message != "7"
+    with pytest.raises(AttributeError, match="'Message' object has no attribute 'payload'"):
+        _ = codec.message_of("billing", delivery).payload  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        message.id = "8"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        hash(message)
