@@ -1,4 +1,4 @@
-"""All that `lightbus.testing` overrides of the internals of other packages. Nothing else in it does.
+"""All that `lightbus.testing` overrides or reads of what other packages keep private. Nothing else in it does.
 
 A test bus needs to know what its apps publish and how each handler run ends. Lightbus has no public hooks for that yet,
 so these classes override methods and report to an `Observer`:
@@ -8,8 +8,6 @@ so these classes override methods and report to an `Observer`:
 | `ObservedPublisher` | `Publisher.finished` | messages are confirmed, returned or failed |
 | `ObservedRunner` | `QueueRunner.settle` | a handler returned: reported before the broker gets the ack |
 | | `QueueRunner.handle_failure` | a handler failed: reported before it is retried or dead-lettered |
-| `ObservedDispatcher` | `Dispatcher.Runner` | so that it uses `ObservedRunner` |
-| | `QueueRunner.slots` | which handlers are running now |
 | `HostedWorker` | `Worker._lifespan` | `TestBus(lifespan=False)` |
 """
 

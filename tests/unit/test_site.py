@@ -175,7 +175,18 @@ def test_the_readme_has_the_figures_of_the_last_runs(monkeypatch: pytest.MonkeyP
     ):
         assert figure in text, f"README.md does not have {figure!r}"
     rows = {tuple(row) for row in cells((ROOT / "docs" / "reliability.md").read_text())}
-    head = ("fault", "times", "confirmed", "handled", "dead", "queued", "failed publishes", "duplicates", "lost", "recovery")
+    head = (
+        "fault",
+        "times",
+        "confirmed",
+        "handled",
+        "dead",
+        "queued",
+        "failed publishes",
+        "duplicates",
+        "lost",
+        "recovery",
+    )
     assert head in rows
     measured = {(row[0], row[1], row[2], row[8]) for row in rows if len(row) == len(head)}
     _, _, excerpt = text.partition("| fault |")
