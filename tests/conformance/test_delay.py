@@ -190,10 +190,10 @@ def test_a_delayed_event_survives_the_end_of_every_process_on_sqlite(tmp_path: P
     async def note(order: OrderPlaced) -> None:
         received.append(order.number)
 
-    async def listen() -> None:
+    async def consume() -> None:
         async with running(billing):
             await eventually(lambda: received, [1])
 
     anyio.run(declare, billing)  # its queue is there, however long the program takes to end
     subprocess.run([sys.executable, "-c", program], check=True, timeout=LIMIT)
-    anyio.run(listen)
+    anyio.run(consume)

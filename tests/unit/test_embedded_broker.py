@@ -20,7 +20,7 @@ from typing import Any
 import kombu
 import pytest
 from amqp import exceptions as amqp_errors
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightbus import errors
@@ -167,6 +167,7 @@ def _reference(pattern: list[str], words: list[str]) -> bool:
     return bool(words) and pattern[0] in ("*", words[0]) and _reference(pattern[1:], words[1:])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["a", "b", "", "*", "#"]), max_size=6).map(".".join),
     st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=6).map(".".join),
@@ -304,8 +305,8 @@ def test_an_internal_exchange_gets_messages_from_other_exchanges_only(client: Cl
     delivery = client.channel.get("q")
     assert delivery is not None
     assert delivery.exchange == "app"
-    words = "ACCESS_REFUSED - cannot publish to internal exchange 'lightbus' in vhost '/'"
-    with pytest.raises(amqp_errors.AccessRefused, match=words):
+    message = "ACCESS_REFUSED - cannot publish to internal exchange 'lightbus' in vhost '/'"
+    with pytest.raises(amqp_errors.AccessRefused, match=message):
         client.publish("lightbus", "a")
 
 
@@ -366,11 +367,11 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(client: Client
         client.channel.exchange_declare("brief", "topic", passive=True)
 
 
-# --- errors in RabbitMQ's words ---------------------------------------------------------------
+# --- errors with RabbitMQ's messages ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "message"),
     [
         (lambda c: c.publish("none", "a"), "NOT_FOUND - no exchange 'none' in vhost '/'"),
         (lambda c: c.channel.exchange_declare("none", "topic", passive=True), "NOT_FOUND - no exchange 'none'"),
@@ -381,8 +382,8 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(client: Client
         (lambda c: c.consume("none"), "NOT_FOUND - no queue 'none'"),
     ],
 )
-def test_an_unknown_queue_or_exchange_is_404(client: Client, call: Callable[[Client], Any], words: str) -> None:
-    with pytest.raises(amqp_errors.NotFound, match=words) as caught:
+def test_an_unknown_queue_or_exchange_is_404(client: Client, call: Callable[[Client], Any], message: str) -> None:
+    with pytest.raises(amqp_errors.NotFound, match=message) as caught:
         call(client)
     assert caught.value.reply_code == 404
 
@@ -392,7 +393,7 @@ def test_declaring_again_is_allowed_and_with_other_arguments_is_406(client: Clie
     client.queue("q", x_message_ttl=1)
     client.exchange("app")
     expected = "PRECONDITION_FAILED - inequivalent arg '{}' for {} in vhost '/': received {} but current is {}"
-    for call, words in [
+    for call, message in [
         (lambda: client.queue("q", x_message_ttl=2), ("x-message-ttl", "queue 'q'", "'2'", "'1'")),
         (lambda: client.queue("q"), ("x-message-ttl", "queue 'q'", "none", "the value '1' of type 'signedint'")),
         (lambda: client.exchange("app", durable=False), ("durable", "exchange 'app'", "'false'", "'true'")),
@@ -400,7 +401,7 @@ def test_declaring_again_is_allowed_and_with_other_arguments_is_406(client: Clie
     ]:
         with pytest.raises(amqp_errors.PreconditionFailed) as caught:
             call()
-        assert str(caught.value) == expected.format(*words)
+        assert str(caught.value) == expected.format(*message)
 
 
 def test_an_error_undoes_the_whole_batch(client: Client) -> None:
@@ -464,6 +465,7 @@ _values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), _values, max_size=4))
 def test_headers_are_unchanged_after_encoding_and_decoding(headers: dict[str, Any]) -> None:
     assert decode_table(encode_properties({"headers": headers})) == {"headers": headers}
@@ -476,14 +478,14 @@ def test_a_naive_datetime_is_utc_and_is_decoded_with_its_time_zone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("properties", "words"),
+    ("properties", "message"),
     [({"headers": {"a": object()}}, "cannot be encoded"), ({"colour": "red"}, "AMQP has no property 'colour'")],
 )
 def test_a_property_or_type_that_amqp_does_not_have_is_refused(
-    client: Client, properties: dict[str, Any], words: str
+    client: Client, properties: dict[str, Any], message: str
 ) -> None:
     client.queue("q", "#")
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         client.publish("app", "a", **properties)
 
 
@@ -866,7 +868,7 @@ CHILD = """
 import os, signal, sys, time
 from tests.unit.test_embedded_broker import Client
 client = Client({url!r})
-say = lambda *words: print(*words, flush=True)
+report = lambda *values: print(*values, flush=True)
 """
 
 
@@ -881,7 +883,7 @@ class Child:
             cwd=Path(__file__).parents[2],
         )
 
-    def says(self) -> str:
+    def read_line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
@@ -923,7 +925,7 @@ HOLDS_THREE = """
 client.channel.queue_declare("mine", exclusive=True)
 client.consume("q")
 client.until(lambda: len(client.got) == 3)
-say("holding")
+report("holding")
 while True:
     client.settle()
     time.sleep(0.01)
@@ -935,7 +937,7 @@ def test_messages_of_a_killed_process_are_redelivered_within_about_a_second(
 ) -> None:
     here.send("q", b"1", b"2", b"3")
     victim = child(HOLDS_THREE)
-    assert victim.says() == "holding"
+    assert victim.read_line() == "holding"
     here.consume("q")
     here.settle()
     assert here.got == []
@@ -950,7 +952,7 @@ def test_messages_of_a_killed_process_are_redelivered_within_about_a_second(
 def test_a_stopped_process_keeps_its_messages(here: Client, child: Callable[[str], Child]) -> None:
     here.send("q", b"1", b"2", b"3")
     sleeper = child(HOLDS_THREE)
-    assert sleeper.says() == "holding"
+    assert sleeper.read_line() == "holding"
     os.kill(sleeper.process.pid, signal.SIGSTOP)
     here.consume("q")
     with pytest.raises(TimeoutError):
@@ -962,7 +964,7 @@ def test_the_next_connection_finds_a_process_that_died_earlier(
 ) -> None:
     here.send("q", b"1", b"2", b"3")
     victim = child(HOLDS_THREE)
-    assert victim.says() == "holding"
+    assert victim.read_line() == "holding"
     here.connection.close()
     victim.kill()
     late = Client(file_url)
@@ -982,12 +984,12 @@ while True:
     client.publish("app", "a", *(b"%d" % os.getpid() for _ in range(10)))
     client.settle()
     confirmed += 10
-    say(confirmed)
+    report(confirmed)
 """
         )
         lines = 0
         while lines < 20:
-            lines = int(publisher.says()) // 10
+            lines = int(publisher.read_line()) // 10
         publisher.process.kill()
         assert publisher.process.stdout is not None
         last = [line for line in publisher.process.stdout.read().splitlines() if line]
@@ -1024,7 +1026,7 @@ def test_two_processes_transfer_each_message_once(here: Client, child: Callable[
     child("""
 for start in range(0, 5000, 100):
     client.publish("app", "a", *(b"%d" % number for number in range(start, start + 100)))
-say("done")
+report("done")
 """)
     seen: list[int] = []
     while len(seen) < 5000:
@@ -1100,17 +1102,17 @@ def test_a_forked_child_does_not_make_its_dead_parent_look_alive(here: Client, c
     here.send("q", b"1", b"2", b"3")
     parent = child(
         HOLDS_THREE.replace(
-            'say("holding")',
+            'report("holding")',
             """
 pid = os.fork()
 if pid == 0:
     os.close(1)
     time.sleep(30)
     os._exit(0)
-say(pid)""",
+report(pid)""",
         )
     )
-    grandchild = int(parent.says())
+    grandchild = int(parent.read_line())
     parent.kill()
     try:
         here.consume("q")
@@ -1180,7 +1182,7 @@ def _make_damaged(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda path: path.write_bytes(b"Dear diary, " * 1000), "not an SQLite file: point the broker URL"),
         (_make_other_program, "is a database of another program.*Use another file"),
@@ -1189,12 +1191,12 @@ def _make_damaged(path: Path) -> None:
     ],
 )
 def test_the_error_names_a_file_that_cannot_be_used_and_the_file_is_unchanged(
-    tmp_path: Path, file_url: str, make: Callable[[Path], object], words: str
+    tmp_path: Path, file_url: str, make: Callable[[Path], object], message: str
 ) -> None:
     path = tmp_path / "bus.db"
     make(path)
     before = path.read_bytes()
-    with pytest.raises(errors.BrokerFileError, match=words) as caught:
+    with pytest.raises(errors.BrokerFileError, match=message) as caught:
         Client(file_url)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before

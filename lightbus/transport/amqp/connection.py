@@ -30,7 +30,7 @@ import socket
 import ssl
 from collections.abc import Generator, Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import amqp
 import amqp.exceptions
@@ -40,7 +40,8 @@ from amqp import spec
 
 from lightbus import errors
 from lightbus.transport import OnUnsent
-from lightbus.transport.amqp.channel import Channel, ignore, method_name
+from lightbus.transport.amqp.channel import Channel as AmqpChannel
+from lightbus.transport.amqp.channel import ignore, method_name
 from lightbus.transport.amqp.endpoint import Endpoint, to_endpoint
 from lightbus.transport.amqp.frames import FrameReader
 from lightbus.transport.amqp.link import Link
@@ -59,7 +60,7 @@ ends connections."""
 class Connection(kombu.transport.pyamqp.Connection):
     """A connection that reads and writes in large pieces; see `lightbus.transport.Connection`."""
 
-    Channel = Channel
+    Channel = AmqpChannel
     _transport: Any
     channels: Any
     frame_max: Any
@@ -145,6 +146,10 @@ class Connection(kombu.transport.pyamqp.Connection):
             raise amqp.exceptions.UnexpectedFrame(
                 f"the peer at {self.host} does not speak AMQP 0-9-1: {type(error).__name__}: {error}"
             ) from error
+
+    def channel(self, channel_id: int | None = None, callback: Any = None) -> AmqpChannel:
+        channel: Any = super().channel(channel_id, callback)  # an instance of `self.Channel`
+        return cast("AmqpChannel", channel)
 
     def close(self, *_: Any, **__: Any) -> None:
         """Close with the protocol's handshake, within `CLOSE_TIMEOUT`."""

@@ -38,7 +38,7 @@ class _Content:
 
 
 class FrameReader:
-    """The received bytes of one connection. Used by whoever may use the connection: its owner, or an event loop."""
+    """The received bytes of one connection. Used by the connection's owner or an event loop, one at a time."""
 
     def __init__(self, connection: Receiver) -> None:
         self._connection = connection
@@ -139,7 +139,7 @@ class FrameReader:
             content.missing -= len(payload)
             content.pieces.append(payload)
             if content.missing < 0:
-                raise self._connection.not_amqp("a body longer than its header says")
+                raise self._connection.not_amqp("a body longer than its header states")
         if content.missing == 0:
             del self._contents[number]
             if channel is not None:

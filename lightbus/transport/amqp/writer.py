@@ -28,7 +28,7 @@ class Sender(Protocol):
 class SocketWriter:
     """Sends the data of one connection.
 
-    Whoever uses the connection (its owner, or an event loop) calls `send`; any thread may call `send_nowait`.
+    The user of the connection (its owner, or an event loop) calls `send`. Any thread may call `send_nowait`.
     """
 
     def __init__(self, connection: Sender, link: Link, timeout: float) -> None:

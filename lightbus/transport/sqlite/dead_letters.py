@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from lightbus.transport.sqlite.answers import Arguments
 from lightbus.transport.sqlite.entries import Entries, Message, Row
-from lightbus.transport.sqlite.schema import CONTENT, DUE, EXPIRE_BATCH, HOLD, MAKE_DUE, NEXT_DUE, NOBODY, RETRY_HELD
+from lightbus.transport.sqlite.schema import CONTENT, DUE, EXPIRE_BATCH, HELD, HOLD, MAKE_DUE, NEXT_DUE, RETRY_HELD
 from lightbus.transport.sqlite.session import Session
 from lightbus.transport.sqlite.tables import decode_table
 from lightbus.transport.sqlite.topology import Queue
@@ -75,13 +75,13 @@ class DeadLetters:
         """Hold a message back that no queue takes now. It blocks no message behind it, and is tried again later."""
         shortest, longest = RETRY_HELD
         times = {"now": self._session.now(), "shortest": shortest, "longest": longest}
-        self._session.sql_named(HOLD, {"nobody": NOBODY, "reason": reason, "id": id, **times})
+        self._session.sql_named(HOLD, {"held": HELD, "reason": reason, "id": id, **times})
         self._session.wake_everyone = True
 
     def release_held(self) -> None:
         """Try the held messages again: a queue or a binding was added."""
         session = self._session
-        if session.sql("UPDATE entries SET due = ? WHERE owner = ?", session.now(), NOBODY).rowcount:
+        if session.sql("UPDATE entries SET due = ? WHERE owner = ?", session.now(), HELD).rowcount:
             session.wake_everyone = True
 
     def _dead_copy(self, id: int, queue: Queue, reason: str) -> Message:

@@ -125,11 +125,11 @@ def _is_empty(database: sqlite3.Connection, path: Path) -> bool:
 
 def _check_version(database: sqlite3.Connection, path: Path) -> bool:
     """Whether the file is empty. Only reads: the file may belong to another program."""
-    ours = database.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    is_ours = database.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
     version = database.execute("PRAGMA user_version").fetchone()[0]
-    if ours and version == SCHEMA_VERSION:
+    if is_ours and version == SCHEMA_VERSION:
         return False
-    if ours:
+    if is_ours:
         raise errors.BrokerFileError(
             f"The embedded broker's file {path} has schema version {version}, and this Lightbus reads version "
             f"{SCHEMA_VERSION}. Use the Lightbus that wrote it, or another file."

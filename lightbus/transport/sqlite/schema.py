@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-APPLICATION_ID = 0x4C627573  # "Lbus": what makes a file ours
+APPLICATION_ID = 0x4C627573  # "Lbus": marks a file of the embedded broker
 SCHEMA_VERSION = 1
 LOCK_TIMEOUT = 10.0  # seconds to wait for another client's transaction
 CLOSE_TIMEOUT = 3.0  # the same while closing: other clients requeue this client's messages if it fails
@@ -15,7 +15,7 @@ GIVE_BACK = 1000  # pages per transaction: 4 MB. Other clients wait about 30 ms 
 EXPIRE_BATCH = 500  # messages per transaction, so that other clients get their turn
 CACHED_ROUTES = 20_000
 INCREMENTAL = 2  # a value of auto_vacuum
-NOBODY = 0  # the owner of a held message: it is neither ready nor with a client
+HELD = 0  # the owner of a held message: it is neither ready nor with a client
 
 # An entry is a message in one queue. Its content is in another table, so that claiming a large message does not rewrite
 # it. `owner` is NULL while the message is ready. `due` is when it expires, or when a held message is tried again.
@@ -129,7 +129,7 @@ INSERT_ENTRY = "INSERT INTO entries (id, queue, due, expires) VALUES (?, ?, ?, ?
 INSERT_CONTENT = "INSERT INTO contents (id, exchange, routing_key, properties, body) VALUES (?, ?, ?, ?, ?)"
 # Each attempt waits as long as the message has been held so far: short at first, and little work for many messages.
 HOLD = """
-    UPDATE entries SET owner = :nobody, held_for = :reason, held_since = coalesce(held_since, :now),
+    UPDATE entries SET owner = :held, held_for = :reason, held_since = coalesce(held_since, :now),
         due = :now + min(max(:now - coalesce(held_since, :now), :shortest), :longest)
     WHERE id = :id
 """

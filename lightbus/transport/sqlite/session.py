@@ -73,7 +73,7 @@ class Session:
             self.wake_pipe = WakePipe(path)
 
     def pipe_path(self, client: int) -> Path:
-        """Where the client's named pipe is."""
+        """Where the client's named pipe is. Other versions of Lightbus look for this suffix, too."""
         return self.folder / f"{client}.bell"
 
     @property
