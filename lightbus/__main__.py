@@ -12,29 +12,29 @@ if TYPE_CHECKING:
 
 
 def run() -> None:
-    """Run the command. Ctrl-C ends it without a traceback, also while Lightbus itself is still being imported."""
-    _open_what_is_closed()
-    _find_the_standard_library_first()
+    """Run the command. Ctrl-C ends it without a traceback, even while Lightbus is being imported."""
+    _open_standard_streams()
+    _prefer_standard_library()
     try:
         import signal
 
         end_on_sigterm()
-        # A process that ignores Ctrl-C, as in the background of a script, goes on to.
-        heeds = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if heeds:
-            # No exception: on its way out of an import it may be lost, or renamed (Python 3.11: by __set_name__).
+        # A process that ignores SIGINT, as in the background of a script, keeps ignoring it.
+        interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if interruptible:
+            # Without an exception: an import can lose or replace it (Python 3.11: __set_name__).
             signal.signal(signal.SIGINT, _leave)
         from lightbus.cli import main, output
 
         sys.stderr = output.Stderr(sys.stderr)
     except KeyboardInterrupt:
         _leave()
-    main(prog_name="lightbus", obj=_interrupt if heeds else None)
+    main(prog_name="lightbus", obj=_raise_keyboard_interrupt if interruptible else None)
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end process 1, as a container's command is. For any other the kernel does it; there it drops a signal
-    that nobody handles. Until a worker is there that stops in good order (`lightbus.worker`), nothing has begun.
+    """Let SIGTERM end process 1, which the command of a container is. For process 1, the kernel ignores a signal
+    without a handler. A worker installs its own handler later (`lightbus.worker`).
     """
     import signal
 
@@ -42,9 +42,9 @@ def end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
-def _find_the_standard_library_first() -> None:
-    """Whatever is called `email.py` in the current folder. Python puts that folder first for `-m`, and Lightbus does to
-    load an app: its modules come before what is installed, but must not take the place of the standard library's.
+def _prefer_standard_library() -> None:
+    """Import the standard library's modules, even if the current folder has an `email.py`. Python puts that folder
+    first for `-m`, and Lightbus does to load an app: its modules come before installed packages, but not before these.
     """
     from importlib.machinery import PathFinder
 
@@ -64,30 +64,30 @@ def _find_the_standard_library_first() -> None:
     sys.meta_path.insert(before, StandardLibrary)
 
 
-def _open_what_is_closed() -> None:
-    """Give a process that was started without stdin, stdout or stderr (`2>&-`) one that leads nowhere. Else the next
-    file or connection would get its number, and with it all that is written to stderr.
+def _open_standard_streams() -> None:
+    """Open /dev/null for each of stdin, stdout and stderr that is closed (`2>&-`). Otherwise the next file or
+    connection gets its number, and receives what is written to stderr.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
-        if number and getattr(sys, name) is None:  # that stdin is closed is for those to report that read it
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number
+        if number and getattr(sys, name) is None:  # a closed stdin is reported where it is read
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for the life of the process
 
 
 def _leave(*_: object) -> NoReturn:
-    """End at once: nothing has begun."""
+    """Exit at once: the command has not started yet."""
     import select
 
-    if select.select([], [2], [], 0)[1]:  # else it would wait for who reads it
+    if select.select([], [2], [], 0)[1]:  # do not wait for a reader of stderr
         os.write(2, b"Interrupted.\n")
     os._exit(130)
 
 
-def _interrupt() -> None:
-    """Let Ctrl-C be a KeyboardInterrupt from here on."""
+def _raise_keyboard_interrupt() -> None:
+    """From here on, Ctrl-C raises KeyboardInterrupt."""
     import signal
 
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Real `lightbus` processes: started, read line by line, signalled, and ended with the test."""
+"""Real `lightbus` processes, which are killed at the end of the test."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lightbus(
 
 
 class Program:
-    """A command that runs beside the test. Its output, stdout and stderr, is in `lines`."""
+    """A command in the background. Its output (stdout and stderr) is in `lines`."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Program:
         return "\n".join(self.lines)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """The next line, after the last one waited for, in which the pattern is found."""
+        """Wait for the next line that matches the pattern, after the line of the previous call."""
         deadline = time.monotonic() + LIMIT
         with self._more:
             while True:
@@ -102,13 +102,13 @@ class Program:
         self.process.send_signal(number)
 
     def end(self, number: signal.Signals | None = None) -> int:
-        """Wait for its end, after a signal if one is given, and return the exit status."""
+        """Send the signal, if one is given, wait for the exit, and return its status."""
         if number is not None:
             self.signal(number)
         try:
             status = self.process.wait(LIMIT)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"it still runs after {LIMIT:g} s:\n{self.output}") from None
+            raise AssertionError(f"it is still running after {LIMIT:g} s:\n{self.output}") from None
         self._reader.join(LIMIT)
         return status
 
@@ -119,7 +119,7 @@ class Program:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # its workers too: they are of its session
+            os.killpg(self.process.pid, signal.SIGKILL)  # including its workers, which are in the same session
         self.process.wait()
 
 
@@ -132,7 +132,7 @@ def working(target: str, *options: str, folder: Path, url: str) -> Iterator[Prog
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs (one that ended, and that nobody has asked about, does not)."""
+    """Whether a process is running (a zombie is not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):

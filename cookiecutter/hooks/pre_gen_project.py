@@ -1,6 +1,6 @@
-"""Refuses, before anything is written, names of which no service can be made.
+"""Rejects invalid names before anything is written.
 
-Cookiecutter runs this as a program; `lightbus new` asks the same functions after each answer.
+Cookiecutter runs this as a program. `lightbus new` calls the same functions after each answer.
 """
 
 import builtins
@@ -10,12 +10,12 @@ import re
 import sys
 
 LONGEST = 40
-"""Characters of a name: what is made of it still fits on a line."""
+"""Maximum length of a name, so that generated lines are not too long."""
 
 APP = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 EVENT = re.compile(r"[a-z][a-z0-9]*([._-][a-z0-9]+)*")
 
-# Folders of the service, and what its environment has installed: a package of the same name would hide it.
+# Folders of the service, and packages in its environment: a package of the same name would hide them.
 TAKEN = {
     *(
         "build",
@@ -43,70 +43,70 @@ TAKEN = {
     *("annotationlib", "compression"),  # modules of Python 3.14
 }
 CLASSES = {*dir(builtins), "AsyncIterator", "Lightbus", "Settings"}
-"""What bus.py has already."""
+"""Names that bus.py uses already."""
 
 
 def check_name(name: str, slug: str) -> None:
     """
     Raises:
-        ValueError: there can be no service of this name; says why, and what to do.
+        ValueError: a service cannot have this name. The message has the reason and the next step.
     """
     if not name.isprintable():
         raise ValueError(f"the name {name!r} has characters that cannot be printed.")
     if "{" in name:
-        raise ValueError(f"the name {name!r} has a brace, which the template would read as its own.")
-    said = f"the name {name!r}" + ("" if slug == name else f" becomes {slug!r}, which")
+        raise ValueError(f"the name {name!r} has a brace, which is part of the template's syntax.")
+    subject = f"the name {name!r}" + ("" if slug == name else f" becomes {slug!r}, which")
     if not slug:
         raise ValueError(f"the name {name!r} has no letters. Use some, as in 'billing'.")
     if len(slug) > LONGEST:
-        raise ValueError(f"{said} has {len(slug)} characters; {LONGEST} are the most. Choose a shorter one.")
+        raise ValueError(f"{subject} has {len(slug)} characters. The maximum is {LONGEST}: choose a shorter one.")
     if not APP.fullmatch(slug):
         raise ValueError(
-            f"{said} does not begin with a letter. It names a Python package and an exchange, so it must: "
-            f"as in 'service-{slug}'."
+            f"{subject} does not begin with a letter. A Python package and an exchange get this name: "
+            f"choose another one, such as 'service-{slug}'."
         )
     if slug == "amq":
-        raise ValueError(f"{said} is RabbitMQ's own. Choose another one, such as '{slug}-service'.")
+        raise ValueError(f"{subject} is reserved by RabbitMQ. Choose another one, such as '{slug}-service'.")
     module = slug.replace("-", "_")
     if keyword.iskeyword(module):
-        raise ValueError(f"{said} is a word of Python's own. Choose another one, such as '{slug}-service'.")
+        raise ValueError(f"{subject} is a keyword of Python. Choose another one, such as '{slug}-service'.")
     if slug in TAKEN or module in TAKEN or module in sys.stdlib_module_names:
         raise ValueError(
-            f"{said} would hide a module or folder of the same name. Choose another one, such as '{slug}-service'."
+            f"{subject} would hide a module or folder of the same name. Choose another one, such as '{slug}-service'."
         )
 
 
 def check_event(event: str) -> None:
     """
     Raises:
-        ValueError: the template cannot make a class of this event's name; says why, and what to do.
+        ValueError: the template cannot make a class for this event. The message has the reason and the next step.
     """
     if not EVENT.fullmatch(event):
         words = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z0-9]+", event) if event.isascii() else []
         near = ".".join(word.lower() for word in words).lstrip("0123456789.")
-        wildcard = " Wildcards may come later, in bus.py." if {"*", "#"} & set(event) else ""
+        wildcard = " You can use wildcards in bus.py later." if {"*", "#"} & set(event) else ""
         raise ValueError(
-            f"{event!r} is no event's name here. Use lower-case words joined by dots, the first one beginning with a "
+            f"{event!r} is not a valid name for an event. Use lower-case words separated by dots, beginning with a "
             f"letter, as in {near or 'invoice.paid'!r}.{wildcard}"
         )
     if len(event) > LONGEST:
-        raise ValueError(f"the event {event!r} has {len(event)} characters; {LONGEST} are the most.")
+        raise ValueError(f"the event {event!r} has {len(event)} characters. The maximum is {LONGEST}.")
     if class_name(event) in CLASSES:
         raise ValueError(
-            f"the event {event!r} would be a class {class_name(event)}, which there is already. Say more, "
-            f"as in '{event}.changed'."
+            f"the event {event!r} needs a class {class_name(event)}, but bus.py uses this name already. Choose a "
+            f"longer one, such as '{event}.changed'."
         )
 
 
 def check_pair(event: str, hears: str) -> None:
     """
     Raises:
-        ValueError: the two events would be one class.
+        ValueError: both events would have the same class.
     """
     if class_name(event) == class_name(hears):
         raise ValueError(
-            f"it would say {event!r} and hear {hears!r}: for ever, since it answers what it hears. "
-            "Hear an event of another service."
+            f"the service would publish {event!r} and consume {hears!r}, in an endless loop. Choose an event of "
+            "another service for it to consume."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,27 +26,43 @@ COMMANDS = {
     "demo": "lightbus.cli.demo:demo",
     "new": "lightbus.cli.new:new",
 }
-"""Where each command is defined. Those files import click at the top, and what is heavy inside of the command."""
+"""Where each command is defined. These files import only click at the top, and the rest in the command function."""
+
+PRELOADED = {
+    "worker": ("connection.thread", "consuming.dispatcher", "worker.process"),
+    "tail": ("connection.thread", "consuming.dispatcher", "tail"),
+}
+"""Modules that are imported before Ctrl-C raises KeyboardInterrupt. An import can lose that exception, and these
+commands would keep running."""
+
+
+def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
+    """A hint about a name that does not exist.
+
+    Args:
+        otherwise: the hint if no known name is similar.
+    """
+    from lightbus import errors
+
+    near = errors.nearest(given, known)
+    return f"Did you mean {near!r}?" if near else otherwise
 
 
 class Group(click.Group):
-    """Says which commands there are where one is misspelt or left out."""
+    """Suggests a command if the given one does not exist."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
-            from lightbus import errors
-
-            near = errors.nearest(args[0], known)
-            hint = f"Did you mean {near!r}?" if near else f"There are: {', '.join(known)}."
+            hint = did_you_mean(args[0], known, otherwise=f"There are: {', '.join(known)}.")
             ctx.fail(f"No such command {args[0]!r}. {hint}")
         return super().resolve_command(ctx, args)
 
 
 class Commands(Group):
-    """Imports a command when it is asked for, and says errors of Lightbus in one line."""
+    """Imports a command when it is needed, and shows errors of Lightbus in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -63,19 +79,19 @@ class Commands(Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         found = super().resolve_command(ctx, args)
         if ctx.obj is not None and not ctx.resilient_parsing:
-            if args[0] in ("worker", "tail"):  # they would run on where an import loses an interrupt
-                for module in ("connection.thread", "consuming.dispatcher", args[0]):
+            if args[0] in PRELOADED:
+                for module in PRELOADED[args[0]]:
                     importlib.import_module(f"lightbus.{module}")
-            ctx.obj()  # all is imported: see lightbus/__main__.py
+            ctx.obj()  # from here on, Ctrl-C raises KeyboardInterrupt: see lightbus/__main__.py
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
         from lightbus import errors
         from lightbus.cli import logs
 
-        importlib.import_module("lightbus.app")  # every command needs it, and Ctrl-C can end the import quietly here
+        importlib.import_module("lightbus.app")  # every command needs it, and here Ctrl-C shows no traceback
 
-        ctx.color = logs.colour_wished()  # what click does with colours, in all commands
+        ctx.color = logs.color_setting()  # click uses this in all commands
         try:
             return super().invoke(ctx)
         except errors.LightbusError as error:
@@ -85,7 +101,7 @@ class Commands(Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(130)
-        except click.Abort as error:  # from a question
+        except click.Abort as error:  # raised by a question
             if not isinstance(error.__context__, KeyboardInterrupt):
                 raise
             click.echo("\nInterrupted.", err=True)  # on a separate line, below the question
@@ -94,7 +110,7 @@ class Commands(Group):
 
 @contextmanager
 def asking(otherwise: str) -> Generator[None]:
-    """For a question: where stdin ends before its answer, as in a script, names the option that asks none."""
+    """Around a question: if stdin ends without an answer, as in a script, the error names the option that skips it."""
     try:
         yield
     except click.Abort as error:

@@ -1,4 +1,4 @@
-"""What a worker prints at its start: which broker, its bindings and its handlers."""
+"""What a worker prints at its start: its broker, queues, bindings and handlers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def lines(app: Lightbus, target: str, consumer: Dispatcher, *, processes: int = 1) -> list[str]:
-    """The banner, without colours. The password is masked."""
+    """The banner, without colors. The password is masked."""
     workers = f", {processes} processes" if processes > 1 else ""
     return [
         title(app, target) + workers,
@@ -34,7 +34,7 @@ def title(app: Lightbus, target: str) -> str:
 
 
 def broker_line(broker: BrokerAddresses) -> str:
-    """Where an app connects to. The embedded broker is called by its name."""
+    """The broker that an app connects to, without the password."""
     return ", or ".join(_place(address) for address in broker.addresses)
 
 
@@ -92,9 +92,9 @@ def _block(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"  {title if number == 0 else '':<9} {row}" for number, row in enumerate(table)]
 
 
-def show(text: Sequence[str], *, colour: bool) -> None:
+def show(text: Sequence[str], *, color: bool) -> None:
     """Write the banner to stderr."""
     first, *rest = text
-    click.echo(click.style(first, bold=True) if colour else first, err=True)
+    click.echo(click.style(first, bold=True) if color else first, err=True)
     for line in rest:
         click.echo(line, err=True)

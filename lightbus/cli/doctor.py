@@ -1,4 +1,4 @@
-"""`lightbus doctor`: what is wrong, and what to do about it."""
+"""`lightbus doctor`: diagnoses a broker and an app, with the next step for each problem."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from lightbus.cli import output, tables
 
 if TYPE_CHECKING:
-    from lightbus.inspection import Finding
+    from lightbus.inspection.finding import Finding
 
 EPILOG = """\b
 Examples:
@@ -26,7 +26,7 @@ Exit codes:
   2  the command line or MODULE:ATTR is invalid
 """
 
-_COLOURS = {"ok": "green", "note": "bright_black", "warn": "yellow", "fail": "red"}
+_COLORS = {"ok": "green", "note": "bright_black", "warn": "yellow", "fail": "red"}
 
 
 @click.command(short_help="Diagnose a broker and an app.", epilog=EPILOG)
@@ -39,16 +39,16 @@ def doctor(target: str, strict: bool, as_json: bool) -> None:
 
     The command changes nothing. It publishes one test message through temporary queues, which no handler receives.
     """
-    from lightbus import inspection
     from lightbus.cli import logs
     from lightbus.cli import target as targets
     from lightbus.connection.dial import BrokerAddresses
+    from lightbus.inspection.examination import examine
 
     logs.configure("error")
     app = None if "://" in target or "@" in target else targets.load_app(target)
     broker = BrokerAddresses.parse(target) if app is None else app.broker
     findings: list[Finding] = []
-    for finding in inspection.examine(broker, app, target):
+    for finding in examine(broker, app, target):
         findings.append(finding)
         if not as_json:
             _show(finding)
@@ -67,8 +67,8 @@ def _show(finding: Finding) -> None:
     from lightbus.cli import logs
 
     level = f"{finding.level:<4}"
-    if logs.in_colour(sys.stdout):
-        level = click.style(level, fg=_COLOURS[finding.level])
+    if logs.use_color(sys.stdout):
+        level = click.style(level, fg=_COLORS[finding.level])
     output.write(f"{level}  {finding.subject:<12}  {tables.printable(finding.text)}")
     if finding.step:
         output.write(f"{'':<20}-> {tables.printable(finding.step)}")

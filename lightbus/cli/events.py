@@ -1,4 +1,4 @@
-"""`lightbus events`: what an app publishes and handles."""
+"""`lightbus events`: the events that an app publishes and subscribes to."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def events(target: str, as_json: bool) -> None:
     logs.configure("error")
     app = targets.load_app(target)
     if as_json:
-        says = [_event(one) for one in _in_order(app)]
-        hears = [_handler(app, one) for one in app.handlers.values()]
-        output.write(json.dumps({"app": app.name, "says": says, "hears": hears}, indent=1))
+        published = [_event(one) for one in _in_order(app)]
+        subscriptions = [_subscription(app, one) for one in app.handlers.values()]
+        output.write(json.dumps({"app": app.name, "says": published, "hears": subscriptions}, indent=1))
         return
-    output.write("\n".join((*_says(app), "", *_hears(app))))
+    output.write("\n".join((*_published_lines(app), "", *_subscription_lines(app))))
 
 
 def _in_order(app: Lightbus) -> list[EventType]:
@@ -65,14 +65,14 @@ def _in_order(app: Lightbus) -> list[EventType]:
 
 
 def doc_of(thing: Any) -> str | None:
-    """Its own docstring; not that of a base class, nor the signature that a dataclass has for one."""
+    """The docstring of a class or function. Not that of a base class, and not the signature that `dataclass` sets."""
     doc = vars(thing).get("__doc__") if isinstance(thing, type) else getattr(thing, "__doc__", None)
     if not isinstance(doc, str) or (isinstance(thing, type) and doc.startswith(f"{thing.__name__}(")):
         return None
     return inspect.cleandoc(doc) or None
 
 
-# --- what it says -----------------------------------------------------------------------------
+# --- what it publishes ------------------------------------------------------------------------
 
 
 def _event(event_type: EventType) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _event(event_type: EventType) -> dict[str, Any]:
 
 
 def fields(cls: type[Any]) -> Iterator[dict[str, Any]]:
-    """Its fields by the names that they have on the wire; with `default` (as JSON has it) or `default_factory`."""
+    """The fields of an event by their names on the wire, with `default` (as in JSON) or `default_factory`."""
     import msgspec
 
     info: Any = msgspec.inspect.type_info(cls)
@@ -102,16 +102,16 @@ def fields(cls: type[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _annotations(cls: type[Any]) -> dict[str, str]:
-    """The annotations as somebody would write them, without the modules that they come from."""
+    """The annotations as in source code, without module names."""
     try:
         hints = typing.get_type_hints(cls, localns={cls.__name__: cls}, include_extras=True)
-    except NameError:  # names of the function that the class is defined in
+    except NameError:  # the class is defined in a function, and uses its local names
         hints = {name: hint for base in reversed(cls.__mro__) for name, hint in inspect.get_annotations(base).items()}
     return {name: _type_name(hint) for name, hint in hints.items()}
 
 
 def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):  # the former is shown as `Optional[...]`
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):  # typing.Union would be shown as `Optional[...]`
         return " | ".join(map(_type_name, typing.get_args(hint)))
     if hint is types.NoneType:
         return "None"
@@ -119,7 +119,7 @@ def _type_name(hint: Any) -> str:
     return _PREFIXES.sub(lambda found: found[1] or "", text)
 
 
-def _says(app: Lightbus) -> Iterator[str]:
+def _published_lines(app: Lightbus) -> Iterator[str]:
     if not app.events:
         yield f"{app.name} publishes nothing yet: decorate a class with @app.event."
         return
@@ -150,10 +150,10 @@ def _default(field: dict[str, Any]) -> str:
     return f"= {field['default_factory']}()"
 
 
-# --- what it handles ----------------------------------------------------------------------------
+# --- what it subscribes to --------------------------------------------------------------------
 
 
-def _handler(app: Lightbus, handler: Handler) -> dict[str, Any]:
+def _subscription(app: Lightbus, handler: Handler) -> dict[str, Any]:
     from lightbus.wire.topology import queue_name
 
     function = handler.function
@@ -170,7 +170,7 @@ def _handler(app: Lightbus, handler: Handler) -> dict[str, Any]:
     }
 
 
-def _hears(app: Lightbus) -> Iterator[str]:
+def _subscription_lines(app: Lightbus) -> Iterator[str]:
     from lightbus.cli.banner import schedule
     from lightbus.wire.topology import queue_name
 

@@ -1,4 +1,4 @@
-"""`lightbus health`: does anybody handle this app's events? For people in a hurry, and for probes."""
+"""`lightbus health`: checks that an app's events are handled. For probes and scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Examples:
 \b
 Exit codes:
   0  the broker answers, and if the app has handlers, each queue exists and has a consumer
-  1  unhealthy: the output says what is wrong, and what to do
+  1  unhealthy: the output shows the problem and the next step
   2  the command line or MODULE:ATTR is invalid
 
 \b
@@ -58,21 +58,15 @@ def health(target: str, as_json: bool) -> None:
 
 
 def _ask(app: Lightbus, target: str) -> tuple[list[str], list[dict[str, Any]]]:
-    from lightbus import errors, inspection
-    from lightbus.connection.diagnosis import LOST, describe
-    from lightbus.connection.dial import address_of
+    from lightbus import errors
+    from lightbus.inspection.states import connected, consumed, queue_states
 
     try:
-        connection = app.broker.connect(f"lightbus {app.name} health")
-        try:
-            states = inspection.queue_states(connection, inspection.consumed(app))
-        except LOST as error:
-            raise describe(error, address_of(connection, app.broker)) from error
-        finally:
-            connection.close()
+        with connected(app, "health") as connection:
+            states = queue_states(connection, consumed(app))
     except errors.BrokerError as error:
         return [str(error)], []
-    if not app.handlers:  # it subscribes to nothing, so only what waits there needs a worker
+    if not app.handlers:  # then only a queue with ready events needs a worker
         states = [state for state in states if state.ready]
     problems = []
     for state in states:

@@ -1,4 +1,4 @@
-"""An app's topology as a Mermaid flowchart, which GitHub, GitLab and many wikis draw."""
+"""An app's topology as a Mermaid flowchart, which GitHub, GitLab and many wikis render."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lightbus.cli import tables
 
 if TYPE_CHECKING:
     from lightbus import Lightbus
-    from lightbus.inspection import ObjectState, States
+    from lightbus.inspection.states import ObjectState, States
     from lightbus.wire.topology import Queue
 
 
 def flowchart(app: Lightbus, states: States | None = None) -> str:
-    """Exchanges are round, queues are cylinders (the queues of a schedule are one), handlers are boxes. What a dotted
-    line carries was not handled: a delay is over, a limit is reached, or the handler has failed.
+    """Exchanges are round, queues are cylinders (one for all retry queues of a queue), handlers are boxes. Dotted lines
+    are for events that were not handled: a delay is over, a limit is reached, or the handler has failed.
     """
     return "\n".join(["flowchart LR", *(f"  {line}" for line in _lines(app, states))])
 
@@ -27,8 +27,8 @@ def _lines(app: Lightbus, states: States | None) -> Iterator[str]:
     exchanges = {one.name: f"exchange{number}" for number, one in enumerate((*wanted.shared, *wanted.exchanges))}
     for exchange in (*wanted.shared, *wanted.exchanges):
         kind = f"{exchange.type}{', internal' if exchange.internal else ''}"
-        state = None if states is None else states.exchanges[exchange.name]
-        yield f"{exchanges[exchange.name]}([{_label(exchange.name, kind, _said(state))}])"
+        found = None if states is None else states.exchanges[exchange.name]
+        yield f"{exchanges[exchange.name]}([{_label(exchange.name, kind, _state(found))}])"
     schedules: dict[str, list[Queue]] = {}
     for queue in wanted.queues:
         key = queue.arguments.get("x-dead-letter-routing-key", "")
@@ -55,12 +55,12 @@ def _lines(app: Lightbus, states: States | None) -> Iterator[str]:
 
 
 def _queue(queue: Queue, states: States | None) -> str:
-    said = _said(None if states is None else states.queues[queue.name], queue=True)
-    return f"{queue.name}: {said}" if said else queue.name
+    state = _state(None if states is None else states.queues[queue.name], queue=True)
+    return f"{queue.name}: {state}" if state else queue.name
 
 
 def _when(schedule: list[Queue]) -> str:
-    """When the broker takes a message out of a queue by itself."""
+    """When the broker moves a message out of a queue."""
     match schedule[0].arguments:
         case {"x-message-ttl": _}:
             return "after " + ", ".join(f"{one.arguments['x-message-ttl'] / 1000:g}" for one in schedule) + " s"
@@ -70,7 +70,7 @@ def _when(schedule: list[Queue]) -> str:
             return "rejected"
 
 
-def _said(state: ObjectState | None, *, queue: bool = False) -> str:
+def _state(state: ObjectState | None, *, queue: bool = False) -> str:
     if state is None:
         return ""
     if not state.exists:
@@ -79,7 +79,7 @@ def _said(state: ObjectState | None, *, queue: bool = False) -> str:
 
 
 def _label(*lines: str) -> str:
-    """Quoted, with what Mermaid would read as its own written as entities."""
+    """The lines in quotes, with entities for characters of Mermaid's syntax."""
     cleaned = (
         tables.printable(line).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;") for line in lines
     )

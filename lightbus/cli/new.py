@@ -54,17 +54,17 @@ def new(folder: Path | None, name: str | None, event: str | None, hears: str | N
     """
     _need_cookiecutter()
     if folder is not None:
-        _refuse_full(folder)
+        _require_empty(folder)
         name = folder.resolve().name if name is None else name
     service = _ask(name, event, hears, no_input)
     target = Path(service.slug) if folder is None else folder
-    _refuse_full(target)
+    _require_empty(target)
     _make(service, target)
-    there = "" if target.resolve() == Path.cwd() else f"  cd {shlex.quote(str(target))}\n"
+    change_folder = "" if target.resolve() == Path.cwd() else f"  cd {shlex.quote(str(target))}\n"
     output.report(
         f"Created {target}: the app {service.slug!r} publishes {service.event} and handles {service.hears}.\n\n"
-        # This environment has lightbus-amqp in the version that the file names, so pip needs no index for it.
-        f"Next, in the environment of this command:\n{there}"
+        # This environment has the required version of lightbus-amqp, so pip needs no index for it.
+        f"Next, in the environment of this command:\n{change_folder}"
         "  pip install --requirement requirements-dev.txt\n  make check\n\n"
         "README.md shows how to set up an environment for the service alone, and how to run and deploy it."
     )
@@ -100,10 +100,10 @@ def _need_cookiecutter() -> None:
         ) from None
 
 
-def _refuse_full(folder: Path) -> None:
+def _require_empty(folder: Path) -> None:
     """
     Raises:
-        click.UsageError: there is something in the folder already.
+        click.UsageError: the folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise click.UsageError(f"{folder} is not empty. Use a folder that does not exist yet.")
@@ -113,8 +113,8 @@ def _refuse_full(folder: Path) -> None:
 
 
 def _ask(name: str | None, event: str | None, hears: str | None, no_input: bool) -> Service:
-    """What is not given is asked for, until it is right; what is given and wrong is a click.UsageError."""
-    rules = _rules()
+    """Ask for what is not given, until the answer is valid. An invalid option is a click.UsageError."""
+    rules = template_rules()
     asked = json.loads((_template() / "cookiecutter.json").read_text(encoding="utf-8"))
 
     def answer(key: str, given: str | None, *checks: Callable[[str], None]) -> str:
@@ -130,8 +130,8 @@ def _ask(name: str | None, event: str | None, hears: str | None, no_input: bool)
         if given is not None or no_input:
             return checked(default if given is None else given)
         with asking("--no-input"):
-            said: str = click.prompt(asked["__prompts__"][key], default=default, value_proc=checked)
-        return said
+            answered: str = click.prompt(asked["__prompts__"][key], default=default, value_proc=checked)
+        return answered
 
     name = answer("name", name, lambda text: rules.check_name(text, _slug(text)))
     event = answer("event", event, rules.check_event)
@@ -140,14 +140,14 @@ def _ask(name: str | None, event: str | None, hears: str | None, no_input: bool)
 
 
 def _slug(name: str) -> str:
-    """As the template makes it."""
+    """The same slug as in the template."""
     from slugify import slugify
 
     return slugify(name)
 
 
-def _rules() -> ModuleType:
-    """The template's own, so that a wrong answer is asked for again instead of failing at the end."""
+def template_rules() -> ModuleType:
+    """The checks of the template's hook, so that an invalid answer is asked for again at once."""
     path = _template() / "hooks" / "pre_gen_project.py"
     spec = importlib.util.spec_from_file_location("lightbus_template_rules", path)
     assert spec is not None
@@ -161,12 +161,12 @@ def _rules() -> ModuleType:
 
 
 def _make(service: Service, target: Path) -> None:
-    """Render it to one side and move it to its place whole: what fails or is interrupted leaves nothing behind."""
+    """Render the template in a temporary folder and move the result. A failure or an interruption leaves nothing."""
     from cookiecutter.exceptions import CookiecutterException
     from cookiecutter.main import cookiecutter
 
     with _scratch(target) as scratch:
-        # Without what pip has compiled there: it would become a part of the service.
+        # Without compiled files, which would become part of the service.
         ignore = shutil.ignore_patterns("__pycache__", ".*_cache")
         template = shutil.copytree(_template(), scratch / "template", ignore=ignore)
         try:
@@ -175,7 +175,7 @@ def _make(service: Service, target: Path) -> None:
                 no_input=True,
                 extra_context={"name": service.name, "event": service.event, "hears": service.hears},
                 output_dir=str(scratch / "made"),
-                # Nothing of the user's own settings for cookiecutter, nor a replay in their home.
+                # Ignore the user's settings for cookiecutter, and write no replay file to their home folder.
                 default_config={"replay_dir": str(scratch / "replay")},  # type: ignore[arg-type]
             )
         except CookiecutterException as error:
@@ -189,13 +189,13 @@ def _make(service: Service, target: Path) -> None:
 
 @contextlib.contextmanager
 def _scratch(target: Path) -> Generator[Path]:
-    """A folder on the target's own file system; an empty target may be all that the user may write to."""
+    """A temporary folder on the same file system, in the target if it exists: the user may not write beside it."""
     place = target if target.exists() else target.resolve().parent
     try:
         place.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".lightbus-new-", dir=place))
     except OSError as error:
-        raise click.UsageError(f"{target} cannot be made: {error.strerror}.") from error
+        raise click.UsageError(f"{target} cannot be created: {error.strerror}.") from error
     try:
         yield folder
     finally:

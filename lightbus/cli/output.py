@@ -1,7 +1,7 @@
-"""What commands write, where nobody may read it, and where there may be no room for it, or no stdout or stderr at all.
+"""Writes to stdout and stderr, even if their reader has exited, the disk is full, or they are closed.
 
-stderr is for people and logs: what a command does, and its exit code, never depends on it. Nor does a worker ever wait
-for it: with a pipe that is full and not read, it would handle nothing, and could not be stopped.
+stderr is for messages and logs. What a command does, and its exit code, never depends on it. A worker never waits for
+it: otherwise a full pipe that nobody reads would stop all handlers, and the shutdown.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any, TextIO
 import click
 
 MOST_WAITING = 1_000
-"""Texts that wait for stderr at most; what is written then is lost, and counted."""
+"""Maximum number of texts that wait for stderr. Further ones are dropped and counted."""
 FLUSH_LIMIT = 1.0
-"""Seconds that a flush waits, unless an earlier one has waited in vain."""
+"""Seconds that a flush waits. It does not wait if the one before timed out."""
 
 
 def write(text: str, *, nl: bool = True) -> bool:
-    """Write it to stdout; False where nobody reads that any more, as after `| head -1`.
+    """Write to stdout. Returns False if its reader has exited, as with `| head -1`.
 
-    No error of stdout's must pass for a lost connection.
+    An OSError of stdout must not be taken for a lost connection.
 
     Raises:
-        click.ClickException: it cannot be written, as on a full disk.
+        click.ClickException: the text cannot be written, for example because the disk is full.
     """
     try:
         return _written(text, nl=nl)
@@ -38,7 +38,7 @@ def write(text: str, *, nl: bool = True) -> bool:
 
 
 def report(text: str) -> None:
-    """Say what has been done. That stays done where stdout cannot take it: then stderr says it."""
+    """Report what was done. If stdout cannot be written to, report it on stderr."""
     try:
         _written(text)
     except OSError as error:
@@ -50,7 +50,7 @@ def _written(text: str, *, nl: bool = True, err: bool = False) -> bool:
     try:
         click.echo(text, nl=nl, err=err)
     except OSError as error:
-        # What is in its buffer, Python writes at its end: that would fail too, and decide the exit code.
+        # At its exit, Python writes the buffer. That would fail, too, and change the exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
         if not isinstance(error, BrokenPipeError):
             raise
@@ -62,21 +62,21 @@ def _written(text: str, *, nl: bool = True, err: bool = False) -> bool:
 
 
 class Stderr(io.TextIOBase):
-    """stderr that a separate thread writes, so that nothing else waits for what reads it. Its errors are not the
-    program's: nobody reads it any more, or its disk is full.
+    """stderr, written by a separate thread, so that nothing else waits for its reader. Errors (its reader has exited,
+    or the disk is full) are ignored.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.lost = 0
-        """Texts that there was no room for, since somebody set this to 0."""
+        """The number of dropped texts. `logs.Handler` reports them and resets it to 0."""
         self._ended = False
         self._begin()
-        os.register_at_fork(after_in_child=self._begin)  # which has no such thread
+        os.register_at_fork(after_in_child=self._begin)  # a child has no such thread
         atexit.register(self._end)
 
     def _begin(self) -> None:
-        self._waiting: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()  # a signal handler may write too
+        self._waiting: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()  # reentrant, for signal handlers
         self._starting = threading.Lock()
         self._started = False
         self._stuck = False
@@ -86,7 +86,7 @@ class Stderr(io.TextIOBase):
         return self._waiting.qsize() < MOST_WAITING
 
     def write(self, text: str) -> int:
-        # click tries bytes, to learn what a stream takes
+        # click tries bytes, to find out what a stream accepts
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if not self._ended:
@@ -111,7 +111,7 @@ class Stderr(io.TextIOBase):
             try:
                 threading.Thread(target=self._work, args=(self._waiting,), name="lightbus stderr", daemon=True).start()
                 self._started = True
-            except RuntimeError:  # no thread can be had now: what waits is written once there is one
+            except RuntimeError:  # no thread can be started now: the next write tries again
                 self._starting.release()
 
     def _work(self, waiting: queue.SimpleQueue[str | threading.Event]) -> None:
@@ -129,7 +129,7 @@ class Stderr(io.TextIOBase):
             self.stream.flush()
 
     def _end(self) -> None:
-        """Threads do not run any more while the interpreter ends."""
+        """At the exit of the interpreter, threads no longer run: write directly from then on."""
         self.flush()
         self._ended = True
 

@@ -1,7 +1,7 @@
 """An app's topology as an SVG picture: publishing on the left, subscriptions in the middle, failures on the right.
 
-Everything has its place in a grid, and lines run along its rows and columns, so nothing overlaps however long a name
-or a schedule is. The picture follows the reader's light or dark scheme.
+All elements are placed in a grid, and lines follow its rows and columns. So nothing overlaps, even with long names or
+retry schedules. The picture adapts to the reader's light or dark color scheme.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lightbus.cli import tables
 if TYPE_CHECKING:
     from lightbus import Lightbus
     from lightbus.handler import Handler
-    from lightbus.inspection import ObjectState, States
+    from lightbus.inspection.states import ObjectState, States
     from lightbus.wire.topology import ConsumedQueue
 
 CHARACTER = 7.4
-"""Pixels that a character of the monospaced 12 px font takes at most, by the fonts that systems have."""
+"""Maximum width of a character of the common monospaced fonts at 12 px, in pixels."""
 LONGEST = 44
-"""Characters of a name that are shown: its beginning and its end. The whole of it is the element's tooltip."""
+"""Maximum number of characters of a name. A longer one is cut in the middle; the tooltip has the whole name."""
 MARGIN, ROW, BOX, GAP = 24, 24, 44, 16
 
 STYLE = """\
@@ -53,8 +53,8 @@ path.tip.c2 { fill: var(--c2); } path.tip.c3 { fill: var(--c3); }"""
 def draw(app: Lightbus, states: States | None = None, place: str = "") -> str:
     """
     Args:
-        states: what a broker has of it, to be shown in the boxes.
-        place: how people call that broker.
+        states: the state on a broker, shown in the boxes.
+        place: the broker, for the title.
     """
     return _Picture(app, states, place).svg()
 
@@ -65,14 +65,14 @@ def _width(texts: Sequence[str], least: int = 0) -> int:
 
 @attrs.frozen
 class _Band:
-    """One consumed queue with its bindings on the left, its handlers and its schedule on the right."""
+    """One consumed queue, with its bindings on the left, and its handlers and retry queues on the right."""
 
     queue: ConsumedQueue
     handlers: Sequence[Handler]
     top: int
 
     def row(self, number: int) -> int:
-        """Where the line of a binding runs; the first one straight from the first exchange."""
+        """The y position of a binding's line. The first one is level with the first exchange."""
         return self.top + BOX // 2 + ROW * number
 
     @property
@@ -85,7 +85,7 @@ class _Band:
 
     @property
     def height(self) -> int:
-        """The queue's box is as high, so that every line to and from it is straight."""
+        """The height of the queue's box, so that every line to and from it is horizontal."""
         patterns = ROW * len(self.queue.patterns) + 12
         return max(patterns, 3 * ROW, self.handlers_height + 2 * ROW + 8, self.schedule_height)
 
@@ -111,9 +111,9 @@ class _Picture:
             self.bands.append(_Band(queue, handlers, top))
             top = self.bands[-1].bottom + 2 * GAP
         self.first = self.bands[0].top
-        # Far enough below that the name of the internal exchange, which is upright, has room.
+        # Far enough below, so that the vertical name of the internal exchange fits.
         self.dead_top = max(top, self.first + round((min(len(self.rail_text), LONGEST) + 3) * CHARACTER) - BOX)
-        # Exchanges that queues are bound to, beside the app's own: each has one column for its lines.
+        # The exchanges that queues are bound to, except the app's own. Each has one column for its lines.
         sources = {exchange for queue in app.consumed_queues() for exchange, _ in queue.patterns}
         self.exchanges = [BUS, *sorted(sources - {BUS, app.name})]
         self.handles_its_own = app.name in sources
@@ -141,7 +141,7 @@ class _Picture:
         self.right = self.schedule + self.schedule_width + MARGIN
         self.bottom = max(self.dead_top + BOX + 3 * GAP, self.first + (len(self.exchanges) + 1) * (BOX + GAP) + 2 * GAP)
 
-    # --- what is said in the boxes
+    # --- texts in the boxes
 
     def _state(self, name: str, *, queue: bool) -> ObjectState | None:
         if self.states is None:
@@ -159,7 +159,7 @@ class _Picture:
         return [name, counts, *([_wrong(state)] if _wrong(state) else [])]
 
     def _step(self, queue: ConsumedQueue, delay: float) -> tuple[str, str, bool]:
-        """A retry queue's name, what is said of it, and whether it is not as it should be."""
+        """The name of a retry queue, its description, and whether it is missing or differs."""
         from lightbus.wire.topology import retry_key
 
         name = f"{self.app.name}.{retry_key(queue.suffix, delay)}"
@@ -173,13 +173,13 @@ class _Picture:
 
     def svg(self) -> str:
         self._text(MARGIN, MARGIN + 12, self.title, "name", whole=True)
-        self._says()
+        self._draw_publishing()
         for band in self.bands:
-            self._hears(band)
-            self._fails(band)
-        self._dead()
-        self._rail()
-        self._legend()
+            self._draw_subscription(band)
+            self._draw_failures(band)
+        self._draw_dead_letters()
+        self._draw_internal_exchange()
+        self._draw_legend()
         width, height = max(self.right, round(len(self.title) * CHARACTER) + 2 * MARGIN), self.bottom + ROW + 12
         return "\n".join(
             [
@@ -193,7 +193,7 @@ class _Picture:
             ]
         )
 
-    def _says(self) -> None:
+    def _draw_publishing(self) -> None:
         from lightbus.wire.topology import BUS
 
         self._exchange(self.own, self.first, self.own_width, self.app.name, "topic")
@@ -211,7 +211,7 @@ class _Picture:
             self._trunk(self.app.name, len(self.exchanges), [(start, self.first + BOX), (start, low)])
 
     def _trunk(self, exchange: str, number: int, way: list[tuple[int, int]]) -> None:
-        """From an exchange to each of its bindings' rows: one column, from which the rows branch off."""
+        """Lines from an exchange to each of its bindings: one column, from which the rows branch off."""
         column = self.trunks + 12 * number
         for band in self.bands:
             for row, (source, _) in enumerate(band.queue.patterns):
@@ -220,7 +220,7 @@ class _Picture:
                     points = [*way, (column, way[-1][1]), (column, height), (self.queue, height)]
                     self._line(points, f"c{number % 4}")
 
-    def _hears(self, band: _Band) -> None:
+    def _draw_subscription(self, band: _Band) -> None:
         for row, (_, pattern) in enumerate(band.queue.patterns):
             self._text(self.labels + 4, band.row(row) - 6, pattern)
         self._queue(self.queue, band.top, self.queue_width, band.height, band.queue.name)
@@ -234,7 +234,7 @@ class _Picture:
         if not band.handlers:
             self._text(self.handler, band.top + BOX // 2, "no handler", "faint")
 
-    def _fails(self, band: _Band) -> None:
+    def _draw_failures(self, band: _Band) -> None:
         edge, low = self.queue + self.queue_width, band.bottom
         if self.app.queue_type == "quorum":
             self._line([(edge, low - 8), (self.rail, low - 8)])
@@ -248,7 +248,7 @@ class _Picture:
         self._text(edge + 12, band.top + ROW - 6, "retry", "faint")
         back = band.top + band.schedule_height - ROW // 2
         self._line([(self.schedule, back), (edge, back)], "again")
-        self._text(edge + 12, back - 6, "time is over", "faint")
+        self._text(edge + 12, back - 6, "delay is over", "faint")
         steps = [self._step(band.queue, delay) for delay in band.queue.delays]
         wrong = any(one for _, _, one in steps)
         self._rectangle("queue", self.schedule, band.top, self.schedule_width, band.schedule_height, wrong)
@@ -259,14 +259,14 @@ class _Picture:
             right = self.schedule + self.schedule_width - 14
             self._text(right, height, text, "bad" if wrong else "faint", anchor="end")
 
-    def _dead(self) -> None:
+    def _draw_dead_letters(self) -> None:
         middle = self.dead_top + BOX // 2
         self._line([(self.rail + 34, middle), (self.schedule, middle)])
         self._text(self.rail + 46, middle - 6, "dead", "faint")
         self._queue(self.schedule, self.dead_top, self.schedule_width, BOX, f"{self.app.name}.dead")
 
-    def _rail(self) -> None:
-        """The internal exchange: a column that every failure goes through."""
+    def _draw_internal_exchange(self) -> None:
+        """The internal exchange is a column, because every failed event passes through it."""
         height = self.dead_top + BOX - self.first
         state = self._state(self.internal, queue=False)
         self._rectangle("exchange", self.rail, self.first, 34, height, bool(_wrong(state)), 17)
@@ -277,7 +277,7 @@ class _Picture:
             f"<title>{_escaped(self.rail_text)}</title></text>"
         )
 
-    def _legend(self) -> None:
+    def _draw_legend(self) -> None:
         x, y = MARGIN, self.bottom + ROW // 2
         for kind, text in (("exchange", "exchange"), ("queue", "queue"), ("handler", "handler: your function")):
             self._rectangle(kind, x, y - 11, 26, 14, radius=7 if kind == "exchange" else 3)
@@ -321,7 +321,7 @@ class _Picture:
         self.parts.append(f'<text{attributes} x="{x}" y="{y}">{_escaped(shown)}{more}</text>')
 
     def _line(self, points: Sequence[tuple[int, int]], kind: str = "") -> None:
-        """A line with an arrow at its end, which runs to the right or to the left."""
+        """A line that ends with an arrow to the right or to the left."""
         way = " L".join(f"{x} {y}" for x, y in points)
         (before, _), (x, y) = points[-2:]
         back = -8 if x > before else 8

@@ -55,12 +55,12 @@ def schema(target: str, event: str | None) -> None:
 
 
 def schemas(app: Lightbus) -> dict[str, Any]:
-    """Each event's schema, by the event's name."""
+    """The schema of each event, by name."""
     return {name: schema_of(app.name, app.events[name]) for name in sorted(app.events)}
 
 
 def schema_of(app: str, event_type: EventType) -> dict[str, Any]:
-    """A schema that stands for itself, with everything that it refers to in its `$defs`."""
+    """A complete schema: everything that it refers to is in its `$defs`."""
     import msgspec
 
     (root,), parts = msgspec.json.schema_components([event_type.cls], ref_template="#/$defs/{name}")
@@ -77,5 +77,5 @@ def schema_of(app: str, event_type: EventType) -> dict[str, Any]:
 
 
 def _cleaned(part: dict[str, Any]) -> dict[str, Any]:
-    """Without the indentation that a docstring has where it was written."""
+    """Remove the indentation of docstrings."""
     return part | {"description": inspect.cleandoc(part["description"])} if "description" in part else part

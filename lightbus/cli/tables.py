@@ -1,4 +1,4 @@
-"""What commands print for people: aligned tables, ages, and text that cannot play tricks on a terminal."""
+"""Output for people: aligned tables, ages, and text without control characters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """Aligned columns, two spaces apart; those numbered in `right` are aligned to the right."""
+    """Aligned columns, two spaces apart. `right` has the indexes of the right-aligned ones."""
     lines = [list(head), *[list(row) for row in rows]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
@@ -25,23 +25,24 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence
 
 
 def fitted(lines: Iterable[str], least: int) -> list[str]:
-    """The lines, cut to the terminal's width, or to `least` characters where it is narrower than that."""
+    """The lines, cut to the terminal's width, but not to less than `least` characters."""
     width = max(shutil.get_terminal_size().columns, least)
     return [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
 
 
 def printable(text: str, limit: int = 0, *, kept: str = "") -> str:
-    """One line of it, without control characters: what a stranger has written must not steer the terminal.
+    """One line without control characters: text from other publishers must not control the terminal.
 
     Args:
-        kept: those that stay as they are.
+        limit: the maximum length; 0 for none.
+        kept: control characters that are not escaped.
     """
     text = "".join(one if one.isprintable() or one in kept else _escaped(one) for one in text)
     return text if not limit or len(text) <= limit else text[: limit - 1] + "…"
 
 
 def printable_lines(text: str) -> str:
-    """The same, over several lines."""
+    """The same for a text of several lines."""
     return "\n".join(printable(line.replace("\t", "    ")) for line in text.splitlines())
 
 
@@ -50,7 +51,7 @@ def _escaped(character: str) -> str:
 
 
 def json_laid_out(body: bytes, *, indent: int) -> str | None:
-    """A body laid out, number for number as it came (9.50 stays 9.50); None where it is no JSON in UTF-8."""
+    """A formatted JSON body, with its numbers unchanged (9.50 stays 9.50). None if it is not JSON in UTF-8."""
     import msgspec
 
     try:
@@ -60,7 +61,7 @@ def json_laid_out(body: bytes, *, indent: int) -> str | None:
 
 
 def json_in_ascii(body: bytes) -> str | None:
-    """The same in one line of ASCII, which no payload can break, and which cannot steer a terminal."""
+    """The same in one line of ASCII, without line breaks and control characters."""
     text = json_laid_out(body, indent=-1)
     return None if text is None else re.sub(r"[^\x20-\x7e]", lambda found: json.dumps(found[0])[1:-1], text)
 
@@ -82,10 +83,10 @@ def age_of(moment: datetime | None) -> str:
 
 
 def read_age(text: str) -> float:
-    """`90`, `90s`, `5m`, `2h`, `7d`, `1w`, in seconds.
+    """The seconds in an age: `90`, `90s`, `5m`, `2h`, `7d`, `1w`.
 
     Raises:
-        ValueError: not an age.
+        ValueError: it is not an age.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip())
     if found is None:

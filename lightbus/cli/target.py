@@ -1,4 +1,4 @@
-"""`MODULE:ATTR` to an app, and in one line what is wrong with it."""
+"""Loads the app that `MODULE:ATTR` names. Errors are one line."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def load_app(target: str) -> Lightbus:
-    """The app that `billing.bus:app` names; `billing.bus` will do where the module has one app.
+    """The app that `billing.bus:app` names. `billing.bus` is enough if the module has one app.
 
     Raises:
-        errors.TargetError: it does not lead to an app.
+        errors.TargetError: there is no such app, or its module cannot be imported.
     """
     from lightbus import Lightbus, errors
 
     module_name, _, attribute = target.partition(":")
     _check_spelling(target, module_name)
     folder = os.getcwd()
-    # First, even where it is further back already: two services installed as editable both have `tests`.
+    # First, even if it is in the path already: two services that are installed as editable both have `tests`.
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
     _check_name(module_name.partition(".")[0], folder)
@@ -49,7 +49,7 @@ def load_app(target: str) -> Lightbus:
 def _check_spelling(target: str, module_name: str) -> None:
     from lightbus import errors
 
-    if "@" in target or "://" in target:  # which may hold a password: nothing of it is shown
+    if "@" in target or "://" in target:  # it may contain a password, so do not show it
         raise errors.TargetError("This is a broker URL, not MODULE:ATTR. Set LIGHTBUS_URL to it instead.")
     if all(part.isidentifier() for part in module_name.split(".")) and not module_name.endswith(".py"):
         return
@@ -63,7 +63,7 @@ def _check_spelling(target: str, module_name: str) -> None:
 
 
 def _check_name(name: str, folder: str) -> None:
-    """The standard library comes before the folder: see lightbus/__main__.py."""
+    """The standard library takes precedence over the folder: see lightbus/__main__.py."""
     from lightbus import errors
 
     for namesake in (f"{name}.py", name):
@@ -82,20 +82,20 @@ def _import(name: str, folder: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise errors.TargetError(_not_found(name, error.name, folder)) from None
-        _show(error)
+        _show_traceback(error)
         raise errors.TargetError(
             f"module {name!r} cannot be imported by {sys.executable}. Install its dependencies there, or activate the "
             "environment that has them."
         ) from None
-    except errors.LightbusError as error:  # it says by itself what to do; what is missing is where
+    except errors.LightbusError as error:  # the message has the next step. Add the place
         raise errors.TargetError(f"{_place(error, folder)}{type(error).__name__}: {error}") from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's module raises while it is imported
-        _show(error)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's module may raise anything while it is imported
+        _show_traceback(error)
         raise errors.TargetError(f"module {name!r} cannot be imported: see above.") from None
 
 
 def _place(error: BaseException, folder: str) -> str:
-    """`billing/bus.py:12: `, the user's line that led to the error."""
+    """`billing/bus.py:12: `, the line of the user's code that caused the error."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
     if not frames:
         return ""
@@ -103,8 +103,8 @@ def _place(error: BaseException, folder: str) -> str:
     return f"{os.path.relpath(path, folder) if path.startswith(folder + os.sep) else path}:{frames[-1].lineno}: "
 
 
-def _show(error: BaseException) -> None:
-    """The traceback, the user's frames only."""
+def _show_traceback(error: BaseException) -> None:
+    """Show the traceback with the frames of the user's code only."""
     from lightbus import errors
 
     text = errors.format_traceback(error, hidden=lambda frame: _is_machinery(frame.f_code.co_filename))
@@ -112,7 +112,7 @@ def _show(error: BaseException) -> None:
 
 
 def _is_machinery(filename: str) -> bool:
-    """Whether a frame is Lightbus' own, or of Python's library. What else is installed may be the user's too."""
+    """Whether a frame belongs to Lightbus or the standard library. Installed packages may be the user's, too."""
     import sysconfig
 
     own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -137,7 +137,7 @@ def _not_found(name: str, missing: str, folder: str) -> str:
         places = [folder]
         where = f"in {folder} or among the packages installed for {sys.executable}"
     names = [module.name for module in pkgutil.iter_modules(places)]
-    if not parent:  # packages without an __init__.py are found too
+    if not parent:  # namespace packages, too
         names += [one.name for one in os.scandir(folder) if one.is_dir() and one.name.isidentifier()]
     near = errors.nearest(last, sorted(set(names)))
     if near:

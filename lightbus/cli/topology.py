@@ -1,4 +1,4 @@
-"""`lightbus topology`: the exchanges and queues of an app, and what its broker user may do."""
+"""`lightbus topology`: the exchanges and queues of an app, and the permissions of its broker user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightbus.cli import output, tables
 
 if TYPE_CHECKING:
     from lightbus import Lightbus
-    from lightbus.inspection import ObjectState, States
+    from lightbus.inspection.states import ObjectState, States
     from lightbus.wire.topology import Exchange, Queue
 
 EPILOG = """\b
@@ -62,19 +62,19 @@ Exit codes:
 
 
 class ShowsByDefault(click.Group):
-    """`lightbus topology billing.bus:app` is `lightbus topology show billing.bus:app`."""
+    """`lightbus topology billing.bus:app` means `lightbus topology show billing.bus:app`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in ctx.help_option_names and not self._means_a_command(args[0]):
             args = ["show", *args]
         return super().parse_args(ctx, args)
 
-    def _means_a_command(self, word: str) -> bool:
-        """Also where it is misspelt, so that the error is about the command and not about a module of that name."""
+    def _means_a_command(self, name: str) -> bool:
+        """True for a misspelt command, too, so that the error is about the command and not about a module."""
         from lightbus import errors
 
-        return word in self.commands or (
-            ":" not in word and errors.nearest(word, self.commands, cutoff=0.8) is not None
+        return name in self.commands or (
+            ":" not in name and errors.nearest(name, self.commands, cutoff=0.8) is not None
         )
 
 
@@ -122,17 +122,10 @@ def show(target: str, live: bool, form: str, as_json: bool) -> None:
 
 
 def _ask(app: Lightbus) -> States:
-    from lightbus import inspection
-    from lightbus.connection.diagnosis import LOST, describe
-    from lightbus.connection.dial import address_of
+    from lightbus.inspection import states
 
-    connection = app.broker.connect(f"lightbus {app.name} topology")
-    try:
-        return inspection.states(connection, app)
-    except LOST as error:
-        raise describe(error, address_of(connection, app.broker)) from error
-    finally:
-        connection.close()
+    with states.connected(app, "topology") as connection:
+        return states.states(connection, app)
 
 
 def _described(app: Lightbus, states: States | None) -> dict[str, Any]:
@@ -171,7 +164,7 @@ def _live(state: ObjectState, *, queue: bool = False) -> dict[str, Any]:
 
 
 def _handlers_by_queue(app: Lightbus) -> dict[str, list[str]]:
-    """The handlers of each consumed queue."""
+    """The names of the handlers of each consumed queue."""
     return {
         queue.name: [one.name for one in app.handlers.values() if one.queue == queue.suffix]
         for queue in app.consumed_queues()
@@ -181,21 +174,21 @@ def _handlers_by_queue(app: Lightbus) -> dict[str, list[str]]:
 def _table(app: Lightbus, states: States | None, target: str) -> Iterator[str]:
     wanted = app.topology()
     everything = (*wanted.shared, *wanted.exchanges)
-    rows = [[one.name, _kind(one), _purpose(app, one)] for one in everything]
-    head = ["EXCHANGE", "TYPE", "WHAT FOR"]
+    rows = [[one.name, _kind(one), _exchange_purpose(app, one)] for one in everything]
+    head = ["EXCHANGE", "TYPE", "PURPOSE"]
     if states is not None:
-        head.insert(2, "THERE")
+        head.insert(2, "EXISTS")
         for row, one in zip(rows, everything, strict=True):
-            row.insert(2, _there(states.exchanges[one.name]))
+            row.insert(2, _exists(states.exchanges[one.name]))
     yield from tables.table(head, rows)
     yield ""
-    rows = [[one.name, _use(app, one)] for one in wanted.queues]
-    head = ["QUEUE", "WHAT FOR"]
+    rows = [[one.name, _queue_purpose(app, one)] for one in wanted.queues]
+    head = ["QUEUE", "PURPOSE"]
     if states is not None:
-        head[1:1] = ["THERE", "READY", "CONSUMERS"]
+        head[1:1] = ["EXISTS", "READY", "CONSUMERS"]
         for row, queue in zip(rows, wanted.queues, strict=True):
             state = states.queues[queue.name]
-            row[1:1] = [_there(state), f"{state.ready:,}", str(state.consumers)]
+            row[1:1] = [_exists(state), f"{state.ready:,}", str(state.consumers)]
     yield from tables.table(head, rows, right=() if states is None else (2, 3))
     yield ""
     bindings = [
@@ -211,7 +204,7 @@ def _kind(exchange: Exchange) -> str:
     return f"{exchange.type}, internal" if exchange.internal else exchange.type
 
 
-def _purpose(app: Lightbus, exchange: Exchange) -> str:
+def _exchange_purpose(app: Lightbus, exchange: Exchange) -> str:
     from lightbus.wire.topology import BUS, internal_name
 
     match exchange.name:
@@ -223,7 +216,7 @@ def _purpose(app: Lightbus, exchange: Exchange) -> str:
             return f"events of {name}"
 
 
-def _use(app: Lightbus, queue: Queue) -> str:
+def _queue_purpose(app: Lightbus, queue: Queue) -> str:
     handlers = _handlers_by_queue(app)
     if queue.name in handlers:
         names = handlers[queue.name]
@@ -235,7 +228,7 @@ def _use(app: Lightbus, queue: Queue) -> str:
     return f"waits {milliseconds / 1000:g} s, then back ({key})"
 
 
-def _there(state: ObjectState) -> str:
+def _exists(state: ObjectState) -> str:
     return "no" if not state.exists else "differs" if state.difference else "yes"
 
 
@@ -290,7 +283,7 @@ def permissions(target: str, user: str | None, vhost: str | None, as_json: bool)
 
 
 def rules(app: Lightbus) -> tuple[str, str, str]:
-    """Configure, write and read, as regular expressions over names."""
+    """The regular expressions for configure, write and read."""
     from lightbus.wire.topology import BUS
 
     own = rf"{app.name}(\..+)?"

@@ -1,4 +1,4 @@
-"""`lightbus unbind`: remove a binding that no handler needs any more."""
+"""`lightbus unbind`: removes a binding that no handler needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ To list the bindings on RabbitMQ:
 
 \b
 Exit codes:
-  0  the binding does not exist (any more)
+  0  the binding no longer exists, or never did
   1  a handler needs it; the queue or exchange does not exist; the broker refused
   2  the command line or MODULE:ATTR is invalid
 """
@@ -89,7 +89,7 @@ def _handlers_that_need(app: Lightbus, suffix: str, exchange: str, pattern: str)
 
 
 def _others_that_match(app: Lightbus, suffix: str, pattern: str) -> list[str]:
-    """Bindings of the queue that lead the same event there."""
+    """Other bindings that route the same event to the queue."""
     from lightbus.pattern import topic_matches
 
     if "*" in pattern or "#" in pattern:
@@ -116,8 +116,8 @@ def _unbind(app: Lightbus, queue: str, exchange: str, pattern: str) -> None:
         channel.queue_unbind(queue, exchange, pattern)
     except LOST as error:
         connection.collect()
-        said = describe(error, address_of(connection, app.broker))
-        if isinstance(said, errors.TopologyMissing):
-            raise errors.TopologyMissing(f"There is no such binding. {said}") from error
-        raise said from error
+        described = describe(error, address_of(connection, app.broker))
+        if isinstance(described, errors.TopologyMissing):
+            raise errors.TopologyMissing(f"There is no such binding. {described}") from error
+        raise described from error
     connection.close()

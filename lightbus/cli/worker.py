@@ -15,7 +15,7 @@ import click
 from lightbus.cli import logs
 
 if TYPE_CHECKING:
-    from lightbus.worker.health import HealthServer
+    from lightbus.worker.health_server import HealthServer
     from lightbus.worker.worker import Worker
 
 EPILOG = """\b
@@ -89,7 +89,7 @@ Exit codes:
     type=click.Choice(["asyncio", "trio"]),
     default="asyncio",
     show_default=True,
-    help="The event loop; asyncio uses uvloop where it is installed.",
+    help="The event loop; asyncio uses uvloop if it is installed.",
 )
 @click.option(
     "--health-port",
@@ -102,7 +102,9 @@ Exit codes:
     "--health-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where --health-port listens."
 )
 @click.option(
-    "--supervised", hidden=True, help="Of a worker that a supervisor has started: its socket, number, banner."
+    "--supervised",
+    hidden=True,
+    help="Set by the supervisor: its socket, the number of this process, and the number for the banner.",
 )
 def worker(
     target: str,
@@ -128,8 +130,9 @@ def worker(
     from lightbus.cli import banner
     from lightbus.cli import target as targets
     from lightbus.connection import dial
-    from lightbus.worker import worker as workers
+    from lightbus.worker import process
     from lightbus.worker.supervisor import Supervisor
+    from lightbus.worker.worker import Worker
 
     if supervised is None and (processes > 1 or reload):
         logs.configure(log_level, as_json=json_logs)
@@ -146,41 +149,41 @@ def worker(
         ]
         folder = os.getcwd() if reload else None
         sys.exit(Supervisor(command, processes=processes, grace=grace, reload=folder).run())
-    place = Place() if supervised is None else Place.taken(supervised)
+    place = Place() if supervised is None else Place.of_supervised(supervised)
     logs.configure(log_level, as_json=json_logs, label=place.label)
     try:
         app = targets.load_app(target)
-        one = workers.Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
+        one = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
         health = None if health_port is None else _serve_health(one, health_host, place.health_port(health_port))
     except errors.LightbusError:
-        place.say_fatal()
+        place.report_fatal()
         raise
     logger = logging.getLogger("lightbus")
-    logger.disabled = False  # the app's own logging configuration may disable all loggers that exist
+    logger.disabled = False  # the app's logging configuration may have disabled existing loggers
     if place.processes and not json_logs:
         about = banner.lines(app, target, one.consumer, processes=place.processes)
-        banner.show(about, colour=logs.in_colour(sys.stderr))
+        banner.show(about, color=logs.use_color(sys.stderr))
     elif json_logs:
         logger.info("%s on %s", banner.title(app, target), banner.broker_line(app.broker))
-    dial.warned = dial.warned or not place.processes  # another process says it
+    dial.warned = dial.warned or not place.processes  # another process logs the warning
     for hint in one.misspelt():
         logger.warning("%s", hint)
     if health is not None:
         logger.info("Health: %s/livez and /readyz", health.url)
     how = " Press Ctrl-C to stop." if sys.stderr.isatty() else ""
-    workers.leave_process(
-        workers.run(
+    process.leave_process(
+        process.run(
             one,
             backend=backend,
-            supervisor=place.line,
+            supervisor=place.socket,
             on_started=lambda: logger.info("Ready: %r waits for events.%s", app.name, how),
-            last_words="" if json_logs else workers.LAST_WORDS,
+            second_signal_text="" if json_logs else process.STOPPED_AT_ONCE,
         )
     )
 
 
 def _serve_health(worker: Worker, host: str, port: int) -> HealthServer:
-    from lightbus.worker.health import HealthServer
+    from lightbus.worker.health_server import HealthServer
 
     server = HealthServer(worker, host, port)
     server.start()
@@ -188,37 +191,37 @@ def _serve_health(worker: Worker, host: str, port: int) -> HealthServer:
 
 
 class Place:
-    """Which of how many processes this is, and its line to the supervisor."""
+    """The number of this process among those of a supervisor, and the socket to the supervisor."""
 
-    line: socket.socket | None = None
+    socket: socket.socket | None = None
     label = ""
     number = 0
-    """From 1 on, where there are several."""
+    """From 1, if there are several; else 0."""
     processes = 1
-    """For the banner; 0 where another process shows it."""
+    """Their number, for the banner; 0 if another process shows the banner."""
 
     @classmethod
-    def taken(cls, supervised: str) -> Place:
-        # The supervisor has blocked SIGINT for the time until here: Ctrl-C is its to answer, not ours.
+    def of_supervised(cls, supervised: str) -> Place:
+        # The supervisor has blocked SIGINT until here. Only the supervisor reacts to Ctrl-C.
         signal.signal(signal.SIGINT, lambda _number, _frame: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         descriptor, number, processes = map(int, supervised.split(","))
         place = cls()
-        place.line = socket.socket(fileno=descriptor)
-        place.line.set_inheritable(False)
+        place.socket = socket.socket(fileno=descriptor)
+        place.socket.set_inheritable(False)
         place.label = f"[{number}]" if number else ""
         place.number = number
         place.processes = processes
         return place
 
     def health_port(self, first: int) -> int:
-        """Each process has its own; 0 is for any free one."""
+        """The port of this process; 0 is for any free one."""
         return first + max(0, self.number - 1) if first else 0
 
-    def say_fatal(self) -> None:
-        """Another process would fare no better."""
-        from lightbus.worker.worker import GIVE_UP
+    def report_fatal(self) -> None:
+        """Report to the supervisor that another process would fail, too."""
+        from lightbus.worker.process import GIVE_UP
 
-        if self.line is not None:
+        if self.socket is not None:
             with contextlib.suppress(OSError):
-                self.line.send(GIVE_UP)
+                self.socket.send(GIVE_UP)

@@ -1,4 +1,4 @@
-"""What an operator does with dead letters: retry or purge those that were chosen."""
+"""Retry or purge the dead letters that an operator selects."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import attrs
 
 from lightbus import errors
-from lightbus.dead_letters.letter import Filter, Letter, retry_publication
+from lightbus.dead_letters.letter import DeadLetter, Filter, retry_publication
 from lightbus.dead_letters.queue import SECONDS_AHEAD, WINDOW, DeadQueue
 
 CHUNK = 100
-"""Letters that are published at once at most: an interruption between their confirms and acks repeats no more."""
+"""Maximum number of dead letters that are published at once. An interruption between their confirms and their acks
+duplicates at most this many."""
 
 
 @attrs.define
@@ -27,13 +28,13 @@ class Outcome:
     unproven: int = 0
     """Skipped, because their source is not verified."""
     stranded: dict[str, int] = attrs.field(factory=dict)
-    """Left, because the queue that they came from no longer exists: how many, by queue."""
+    """Skipped, because their queue no longer exists: the number for each queue."""
     gone: dict[str, int] = attrs.field(factory=dict)
-    """Of those done, the ones for a handler that the app, as it is here, does not have: how many, by handler."""
+    """Of those done: the number for each handler that this code does not have."""
     vanished: int = 0
-    """Were selected, and no longer exist."""
+    """Selected, but no longer in the queue."""
     problem: str = ""
-    """Why it ended before its time."""
+    """Why the action stopped early."""
 
     @property
     def left(self) -> int:
@@ -49,21 +50,21 @@ def retry(
     rate: float | None = None,
     trust_origin: bool = False,
 ) -> None:
-    """Publish each letter that is meant to the queue that it came from, and ack it once that is confirmed.
+    """Publish each selected dead letter to the queue that it came from, and ack it after the confirm.
 
-    An interruption leaves every letter either retried or in the queue (up to `CHUNK` of them both).
+    After an interruption, every dead letter is retried or still in the queue (up to `CHUNK` of them both).
 
     Args:
-        outcome: counted up on the way, so that an interruption leaves what is done known.
-        limit: retry so many at most.
-        rate: letters a second at most.
-        trust_origin: also those whose source is not verified.
+        outcome: updated after each chunk, so it is right after an interruption, too.
+        limit: retry at most so many.
+        rate: dead letters per second at most.
+        trust_origin: include those whose source is not verified.
     """
     size = CHUNK if rate is None else max(1, min(CHUNK, int(rate)))
     if rate is not None:
         queue.most_ahead = max(1, min(WINDOW, int(SECONDS_AHEAD * rate)))
     began = time.monotonic()
-    for chunk in _chunks(_retriable(queue, wanted, outcome, limit, trust_origin), size):
+    for chunk in _chunks(retriable(queue, wanted, outcome, limit=limit, trust_origin=trust_origin), size):
         _retry_chunk(queue, chunk, outcome)
         if outcome.problem:
             return
@@ -71,55 +72,20 @@ def retry(
             queue.wait(began + outcome.done / rate - time.monotonic())
 
 
-def _retriable(
-    queue: DeadQueue, wanted: Filter, outcome: Outcome, limit: int | None, trust_origin: bool
-) -> Iterator[Letter]:
-    now = time.time()
+def retriable(
+    queue: DeadQueue, wanted: Filter, outcome: Outcome, *, limit: int | None = None, trust_origin: bool = False
+) -> Iterator[DeadLetter]:
+    """The dead letters that `retry` retries with the same arguments. Counts `matched` and `unproven` in the outcome."""
     taken = 0
-    for letter in queue.letters():
-        if limit is not None and taken >= limit:
-            return
-        if not wanted.fits(letter, now):
-            continue
+    for dead_letter in queue.matching(wanted):
         outcome.matched += 1
-        if not letter.proven and not trust_origin:
+        if not dead_letter.proven and not trust_origin:
             outcome.unproven += 1
             continue
         taken += 1
-        yield letter
-        if limit is not None and taken >= limit:
+        yield dead_letter
+        if taken == limit:
             return
-
-
-def _chunks(letters: Iterator[Letter], size: int) -> Iterator[list[Letter]]:
-    chunk: list[Letter] = []
-    for letter in letters:
-        chunk.append(letter)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _retry_chunk(queue: DeadQueue, chunk: Sequence[Letter], outcome: Outcome) -> None:
-    publisher = queue.app.publisher
-    try:
-        results: list[Any] = list(publisher.publish_many_sync([retry_publication(letter) for letter in chunk]))
-    except errors.PublishManyError as error:
-        results = error.outcomes
-    published: list[Letter] = []
-    for letter, result in zip(chunk, results, strict=True):
-        if isinstance(result, errors.PublishError):
-            outcome.problem = outcome.problem or str(result)
-        elif not result.routed:
-            outcome.stranded[letter.queue] = outcome.stranded.get(letter.queue, 0) + 1
-        else:
-            published.append(letter)
-            outcome.done += 1
-            if letter.handler is not None and letter.handler not in queue.app.handlers:
-                outcome.gone[letter.handler] = outcome.gone.get(letter.handler, 0) + 1
-    queue.ack(published)
 
 
 def purge(
@@ -130,16 +96,47 @@ def purge(
     limit: int | None = None,
     only: Collection[bytes] | None = None,
 ) -> None:
-    """Take each letter that is meant out of the queue, for good.
+    """Delete each selected dead letter permanently.
 
     Args:
-        limit: so many at most.
-        only: the digests of those that may be meant.
+        limit: purge at most so many.
+        only: purge only dead letters with one of these digests.
     """
-    now = time.time()
-    fitting = (letter for letter in queue.letters() if wanted.fits(letter, now))
-    meant = itertools.islice((letter for letter in fitting if only is None or letter.digest in only), limit)
-    for chunk in _chunks(meant, CHUNK):
+    for chunk in _chunks(purgeable(queue, wanted, limit=limit, only=only), CHUNK):
         outcome.matched += len(chunk)
         queue.ack(chunk)
         outcome.done += len(chunk)
+
+
+def purgeable(
+    queue: DeadQueue, wanted: Filter, *, limit: int | None = None, only: Collection[bytes] | None = None
+) -> Iterator[DeadLetter]:
+    """The dead letters that `purge` deletes with the same arguments."""
+    matching = queue.matching(wanted)
+    return itertools.islice((one for one in matching if only is None or one.digest in only), limit)
+
+
+def _chunks(dead_letters: Iterator[DeadLetter], size: int) -> Iterator[list[DeadLetter]]:
+    while chunk := list(itertools.islice(dead_letters, size)):
+        yield chunk
+
+
+def _retry_chunk(queue: DeadQueue, chunk: Sequence[DeadLetter], outcome: Outcome) -> None:
+    publisher = queue.app.publisher
+    try:
+        results: list[Any] = list(publisher.publish_many_sync([retry_publication(one) for one in chunk]))
+    except errors.PublishManyError as error:
+        results = error.outcomes
+    published: list[DeadLetter] = []
+    for dead_letter, result in zip(chunk, results, strict=True):
+        handler = dead_letter.handler
+        if isinstance(result, errors.PublishError):
+            outcome.problem = outcome.problem or str(result)
+        elif not result.routed:
+            outcome.stranded[dead_letter.queue] = outcome.stranded.get(dead_letter.queue, 0) + 1
+        else:
+            published.append(dead_letter)
+            outcome.done += 1
+            if handler is not None and handler not in queue.app.handlers:
+                outcome.gone[handler] = outcome.gone.get(handler, 0) + 1
+    queue.ack(published)

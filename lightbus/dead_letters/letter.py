@@ -1,4 +1,4 @@
-"""One dead letter, as its message tells it; and which letters an operator chooses."""
+"""One dead letter, read from its message; and the filter that selects dead letters."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from lightbus.wire import codec, topology
 
 
 @attrs.frozen
-class Letter:
-    """One dead letter, and why it is one."""
+class DeadLetter:
+    """One dead letter, and why it is in the queue."""
 
     id: str
-    """The message's id; of one without, `~` and the first digits of its content's SHA-256."""
+    """The message's id. Without one: `~` and the first 12 digits of the SHA-256 of its routing key and body."""
     event: str
     source: str
     handler: str | None
-    """Which handler failed; None where none matched, or where it is for all that match."""
+    """The handler that failed. None if no handler matched, or if a retry is for all that match."""
     queue: str
-    """The queue it came from."""
+    """The queue that it came from."""
     attempt: int
-    """Which attempt failed last."""
+    """The number of the last failed attempt."""
     error: str
-    """The error's type, without its module; the broker's reason (`delivery_limit`), where that dead-lettered it."""
+    """The error's type without its module, or the broker's reason (`delivery_limit`) if the broker dead-lettered it."""
     error_type: str
     error_message: str
     traceback: str
@@ -39,9 +39,9 @@ class Letter:
     died: datetime | None
     by_broker: bool
     proven: bool
-    """False where event and source are no more than what the publisher may have claimed."""
+    """False if the publisher may have forged the event name and the source."""
     delivery: Delivery
-    """As it was before it died."""
+    """As it was delivered to the handler."""
     tag: int
 
     app: str
@@ -53,23 +53,23 @@ class Letter:
 
     @property
     def digest(self) -> bytes:
-        """Tells this letter from others, also from those of the same event: the next one that its retry may end as."""
+        """Identifies this dead letter. The next one of the same event, after a failed retry, has a different digest."""
         died = self.handler, self.queue, self.attempt, self.error_type, self.error_message, self.died
         what = repr((self.id, self.source, self.event, *died)).encode(errors="surrogatepass")
         return hashlib.blake2b(what + b"\0" + self.delivery.body, digest_size=16).digest()
 
 
-def read_letter(app: str, delivery: Delivery, *, forgeable: bool = True) -> Letter:
+def read_dead_letter(app: str, delivery: Delivery, *, forgeable: bool = True) -> DeadLetter:
     """
     Args:
         delivery: from the app's dead-letter queue.
-        forgeable: the broker takes over an `x-death` header that a publisher has written.
+        forgeable: the broker keeps an `x-death` header that a publisher has written.
     """
     properties = _properties(delivery)
     headers: Mapping[str, Any] = (properties or {}).get("headers") or {}
     death = _last_death(headers)
     if death is None and (properties is None or transport.UNREADABLE in properties):
-        death = {}  # the app would not write what cannot be read
+        death = {}  # the app writes readable properties, so this is not its copy
     exchange, key = delivery.exchange, delivery.routing_key
     if death is not None and death.get("exchange") != topology.internal_name(app):
         keys = death.get("routing-keys")
@@ -88,7 +88,7 @@ def read_letter(app: str, delivery: Delivery, *, forgeable: bool = True) -> Lett
     own = headers if death is None else {}
     reason = _text(death.get("reason")) if death is not None else ""
     error_type = _text(own.get(codec.ERROR_TYPE))
-    return Letter(
+    return DeadLetter(
         id=_text(properties.get("message_id")) or _content_id(delivery),
         event=envelope.event,
         source=envelope.source,
@@ -109,13 +109,13 @@ def read_letter(app: str, delivery: Delivery, *, forgeable: bool = True) -> Lett
     )
 
 
-def retry_publication(letter: Letter) -> Publication:
-    """A copy for the queue that the letter came from and for its handler only, to be tried as for the first time."""
-    app = letter.app
-    properties = codec.copy_properties(app, letter.delivery, letter.handler, 1, letter.queue)
+def retry_publication(dead_letter: DeadLetter) -> Publication:
+    """A copy for the queue that the dead letter came from, only for its handler, as attempt 1."""
+    app = dead_letter.app
+    properties = codec.copy_properties(app, dead_letter.delivery, dead_letter.handler, 1, dead_letter.queue)
     for name in codec.OF_DEAD_LETTERS:
         properties["headers"].pop(name, None)
-    return Publication(topology.internal_name(app), letter.suffix, letter.delivery.body, properties)
+    return Publication(topology.internal_name(app), dead_letter.suffix, dead_letter.delivery.body, properties)
 
 
 def _why_broker(reason: str) -> str:
@@ -133,7 +133,7 @@ def _why_broker(reason: str) -> str:
 
 
 def _properties(delivery: Delivery) -> dict[str, Any] | None:
-    """None where they are malformed."""
+    """None if they are malformed."""
     try:
         return dict(codec.read_properties(delivery))
     except errors.DecodeError:
@@ -176,31 +176,32 @@ def _content_id(delivery: Delivery) -> str:
 
 @attrs.frozen
 class Filter:
-    """Which letters are meant: those that fit everything that is given."""
+    """Selects the dead letters that match every given field."""
 
     event: str | None = None
     """A topic pattern."""
     handler: str | None = None
     error: str | None = None
-    """An error's type, with or without its module, or a broker's reason."""
+    """An error's type, with or without its module, or the broker's reason."""
     older: float | None = None
-    """Seconds since it died, at least."""
+    """Dead for at least so many seconds."""
     newer: float | None = None
-    """Seconds since it died, at most."""
+    """Dead for at most so many seconds."""
     ids: tuple[str, ...] = ()
-    """Their beginnings will do."""
+    """IDs, or prefixes of them."""
 
     @property
     def given(self) -> bool:
         return self != Filter()
 
-    def fits(self, letter: Letter, now: float) -> bool:
-        age = None if letter.died is None else now - letter.died.timestamp()
+    def matches(self, dead_letter: DeadLetter, now: float) -> bool:
+        names = dead_letter.error.lower(), dead_letter.error_type.lower()
+        age = None if dead_letter.died is None else now - dead_letter.died.timestamp()
         return (
-            (self.event is None or topic_matches(self.event, letter.event))
-            and (self.handler is None or letter.handler == self.handler)
-            and (self.error is None or self.error.lower() in (letter.error.lower(), letter.error_type.lower()))
+            (self.event is None or topic_matches(self.event, dead_letter.event))
+            and (self.handler is None or dead_letter.handler == self.handler)
+            and (self.error is None or self.error.lower() in names)
             and (self.older is None or (age is not None and age >= self.older))
             and (self.newer is None or (age is not None and age <= self.newer))
-            and (not self.ids or letter.id.startswith(self.ids))
+            and (not self.ids or dead_letter.id.startswith(self.ids))
         )

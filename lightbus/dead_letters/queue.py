@@ -1,17 +1,18 @@
-"""Dead letters: read them, retry them, throw them away. With plain AMQP.
+"""The dead-letter queue of an app: read it without changing it, and ack what was retried or purged. Plain AMQP.
 
-Letters are taken without ack and given back, so that looking changes nothing. An interruption at any moment loses
-nothing: the end of the connection gives back what was not acked, too (though RabbitMQ keeps no order then).
+Dead letters are read without an ack and returned to the queue at the end, so reading changes nothing. An interruption
+loses nothing at any point: when the connection ends, the broker returns what was not acked (but RabbitMQ then does not
+keep the order).
 
-The broker sends them ahead, `WINDOW` at a time: a round trip for each (`basic.get`) made it minutes for a long queue.
-A consumer that holds its prefetch is cancelled, which leaves it what it holds, and another one begins. So each letter
-is taken once, and comes back once: the 1,000,000 returns that the queue allows are as many looks.
+The broker sends up to `WINDOW` of them ahead, because one round trip for each (`basic.get`) takes minutes for a long
+queue. When a consumer holds its whole prefetch, it is cancelled, which leaves it what it holds, and the next consumer
+begins. So each dead letter is delivered once and returned once. The queue allows 1,000,000 returns.
 
-Who says what a letter is? The app wrote it, if it has no `x-death` header: only the app may publish to its internal
-exchange, and its copies carry no `x-death` on. Else the broker dead-lettered it (its workers died over it): then
-`x-death` says from which queue, and no `lightbus-` header of a first delivery counts, since a stranger may have written
-it. Before version 4, RabbitMQ even merges its record into an `x-death` that a stranger has published (verified on
-3.10.8), so the source of such a letter is a claim: `Letter.proven` is False, and no claim is retried unasked.
+Who wrote the headers? If there is no `x-death` header, the app did: only the app may publish to its internal exchange,
+and its copies carry no `x-death`. Otherwise the broker dead-lettered the message (its workers crashed): `x-death` names
+the queue, and the `lightbus-` headers of a first delivery do not count, since any publisher may have written them.
+RabbitMQ before version 4 even merges its record into an `x-death` header that a publisher has written (verified on
+3.10.8). The source of such a dead letter is not verified: `DeadLetter.proven` is False, and a retry needs trust_origin.
 """
 
 from __future__ import annotations
@@ -29,69 +30,79 @@ from lightbus import errors
 from lightbus.app import Lightbus
 from lightbus.connection.diagnosis import LOST, describe
 from lightbus.connection.dial import address_of
-from lightbus.dead_letters.letter import Letter, read_letter
+from lightbus.dead_letters.letter import DeadLetter, Filter, read_dead_letter
 from lightbus.transport import Channel, Connection, Delivery
 from lightbus.wire import topology
 
 FIRST_WINDOW = 50
-"""Letters that the broker may send ahead at first: as many as `lightbus dead list` shows. Each next window is twice as
-large, up to WINDOW."""
+"""The prefetch of the first consumer: as many as `lightbus dead list` shows. Each next one has twice as much, up to
+WINDOW."""
 WINDOW = 500
-"""Letters that the broker may send ahead at most, and so the most that are in memory at once."""
+"""Maximum prefetch, and so the maximum number of dead letters in memory."""
 SECONDS_AHEAD = 60.0
-"""What is retried at a rate in so many seconds may be sent ahead: RabbitMQ ends what keeps a letter for 30 minutes."""
+"""With a rate, the prefetch is what is retried in this time: RabbitMQ's consumer timeout is 30 minutes."""
 WINDOW_BYTES = 32 * 1024 * 1024
-"""Bytes of letters that may be sent ahead, as far as the mean of those before tells."""
+"""Maximum size of a window, estimated from the mean size of the dead letters so far."""
 QUIET = 0.1
-"""Seconds without a letter after which the broker is asked whether there are any left."""
+"""Seconds without a delivery after which the queue's length is checked."""
 FEW = 5000
-"""Letters that are all taken once, so that they keep their order, also where only some of them are looked at."""
+"""Up to this length, the whole queue is read before anything is returned: this keeps the order."""
 PATIENCE = 2.0
-"""Seconds without a letter, though there are some, after which they are fetched one by one."""
+"""Seconds without a delivery, although the queue is not empty, after which `basic.get` is used."""
 IN_ORDER = 32
-"""Letters that are given back in one return: of more, RabbitMQ (3.10.8) does not keep the order."""
+"""Maximum number of dead letters in one nack. For more, RabbitMQ (3.10.8) does not keep the order."""
 GROUPS = 16
-"""Returns before they are waited for: with more than 32 (`quorum_commands_soft_limit`) on their way, RabbitMQ makes one
-of them."""
+"""Nacks or acks that are sent before waiting for the broker. With more than 32 in flight, RabbitMQ combines them
+(`quorum_commands_soft_limit`)."""
+
+ReadHook = Callable[["DeadQueue"], object]
+"""Called after each dead letter that was read."""
 
 
 class DeadQueue:
-    """An app's dead-letter queue on an open connection. What is not acked is given back at the end."""
+    """An app's dead-letter queue on an open connection. What is not acked is returned at the end."""
 
-    def __init__(self, app: Lightbus, connection: Connection) -> None:
+    def __init__(self, app: Lightbus, connection: Connection, on_read: ReadHook | None = None) -> None:
         self.app = app
         self.name = topology.queue_name(app.name, topology.DEAD_KEY)
         self.connection = connection
         self.channel: Channel = connection.channel()
         self.count = self.ready()
-        """Letters that are there when it is opened: no more than these are looked at, so that work ends."""
+        """The queue's length at the start. No more than these are read, so that reading ends."""
         self.seen = 0
+        """How many of them were read."""
         self.most_ahead = WINDOW
-        """Letters that the broker may send ahead at most."""
-        self.on_look: Callable[[], object] = _nothing
-        """Called after each letter that was looked at."""
-        self._forgeable = _takes_over_deaths(connection.server_properties)
+        """Maximum prefetch."""
+        self._on_read = on_read
+        self._forgeable = _keeps_forged_deaths(connection.server_properties)
         self._next_tick = time.monotonic() + 1.0
         self._arrived: deque[Delivery] = deque()
-        self._hand = _Hand()
+        self._unsettled = _Unsettled()
         self._consumer: str | None = None
         self._numbers = itertools.count(1)
         self._window = FIRST_WINDOW // 2
         self._reads_ahead = True
         self._over = False
 
-    def letters(self) -> Iterator[Letter]:
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        """The dead letters that existed at the start, in the order of the queue."""
         while self.seen < self.count:
             self.beat()
             delivery = self._next()
             if delivery is None:
                 return
             self.seen += 1
-            self.on_look()
-            yield read_letter(self.app.name, delivery, forgeable=self._forgeable)
+            if self._on_read is not None:
+                self._on_read(self)
+            yield read_dead_letter(self.app.name, delivery, forgeable=self._forgeable)
+
+    def matching(self, wanted: Filter) -> Iterator[DeadLetter]:
+        """Those of them that the filter selects."""
+        now = time.time()
+        return (one for one in self.dead_letters() if wanted.matches(one, now))
 
     def _next(self) -> Delivery | None:
-        """The next letter; None where the queue is empty."""
+        """The next one; None if the queue is empty."""
         while not self._arrived:
             if self._receive():
                 continue
@@ -105,38 +116,40 @@ class DeadQueue:
     def _get(self) -> Delivery | None:
         delivery = self.channel.get(self.name)
         if delivery is not None:
-            self._hand.take(delivery)
-            self._hand.close()
+            self._unsettled.take(delivery)
+            self._unsettled.close()
         return delivery
 
     def _subscribe(self) -> None:
-        # No more than are left to look at: then each window is filled, and no letter is on its way when it ends.
-        most = min(self.most_ahead, max(1, int(WINDOW_BYTES / self._hand.mean_size)), self.count - self._hand.taken)
+        # Not more than are left to read. So each window is filled, and no delivery is in flight at its end.
+        most = min(
+            self.most_ahead, max(1, int(WINDOW_BYTES / self._unsettled.mean_size)), self.count - self._unsettled.taken
+        )
         self._window = min(2 * self._window, most)
         self.channel.basic_qos(0, self._window, False)
-        self._consumer = tag = f"dead.{next(self._numbers)}"  # known before, in case that Ctrl-C comes meanwhile
+        self._consumer = tag = f"dead.{next(self._numbers)}"  # set before the request, in case Ctrl-C interrupts it
         self.channel.consume(self.name, self._arrive, on_cancel=self._cancelled, consumer_tag=tag)
 
     def _receive(self) -> bool:
-        """Wait for letters that the consumer is still to be sent; False where there are none."""
-        before, since = self._hand.present, time.monotonic()
+        """Wait for deliveries of the current window. False if there are none left."""
+        before, since = self._unsettled.present, time.monotonic()
         while self._consumer is not None and before < self._window:
             try:
                 self.connection.drain_events(QUIET)
             except TimeoutError:
-                # Others may have taken what was there, or the consumer is stalled. What was sent and has not arrived
-                # comes with the cancellation, or is back in the queue: the last word is a `basic.get`'s.
+                # Another client may have taken the rest, or the consumer is stalled. What was sent but has not arrived
+                # comes before the answer to the cancellation, or is back in the queue: `basic.get` decides.
                 if not self.ready() or time.monotonic() - since > PATIENCE:
                     self._reads_ahead = False
                     break
             self.beat()
-            if self._hand.present > before:
+            if self._unsettled.present > before:
                 return True
         return False
 
     def _complete(self) -> None:
-        """Let the consumer be sent its whole window, then cancel it. An ack would let the broker send it more, and
-        what is on its way to a consumer that is cancelled comes back behind those that are behind it."""
+        """Receive the whole window, then cancel the consumer. Before an ack or a nack: an ack would let the broker send
+        more, and RabbitMQ returns what is in flight to a cancelled consumer in the wrong order."""
         while self._receive():
             pass
         self._unsubscribe()
@@ -145,47 +158,48 @@ class DeadQueue:
         if self._consumer is not None:
             self.channel.basic_cancel(self._consumer)
             self._consumer = None
-            self._hand.close()
+            self._unsettled.close()
 
     def _arrive(self, delivery: Delivery) -> None:
-        self._hand.take(delivery)
+        self._unsettled.take(delivery)
         if not self._over:
             self._arrived.append(delivery)
 
     def _cancelled(self, _: str) -> None:
-        """By the broker: the queue is gone, or its leader. A `basic.get` tells."""
+        """By the broker: the queue was deleted, or its leader has changed. `basic.get` decides which."""
         self._consumer, self._reads_ahead = None, False
-        self._hand.close()
+        self._unsettled.close()
 
     def ready(self) -> int:
+        """The number of ready messages in the queue now."""
         return int(self.channel.queue_declare(self.name, passive=True)[1])
 
-    def ack(self, letters: Sequence[Letter]) -> None:
-        """Take them out of the queue, for good, and return once they are."""
+    def ack(self, dead_letters: Sequence[DeadLetter]) -> None:
+        """Delete them from the queue, and return when the broker has done it."""
         self._complete()
-        for number, (tag, multiple) in enumerate(self._hand.drop([letter.tag for letter in letters]), 1):
+        for number, (tag, multiple) in enumerate(self._unsettled.drop([one.tag for one in dead_letters]), 1):
             self.channel.basic_ack(tag, multiple)
             if number % GROUPS == 0:
                 self._catch_up()
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Return once the broker has done what it was sent, as it has before it answers a `basic.get`. (RabbitMQ holds
-        acks back where many are on their way, and forgets those where the connection ends.)"""
+        """Wait until the broker has done what it was sent: it answers a `basic.get` after that. (If many acks are in
+        flight, RabbitMQ delays some, and drops these when the connection ends.)"""
         delivery = self._get()
         if delivery is not None:
             self._arrived.append(delivery)
 
     def give_back(self) -> None:
-        """Return all that was not acked to the queue, in its order; return once it is there, for who looks next."""
+        """Return everything that was not acked to the queue, in order. Wait until the next reader can get it."""
         self._over = True
         self._arrived.clear()
         self._complete()
-        while self._reads_ahead and self._may_take_the_rest():
+        while self._reads_ahead and self._should_read_the_rest():
             self._subscribe()
             self._complete()
         given, patient = 0, True
-        for number, (tag, count) in enumerate(self._hand.groups(), 1):
+        for number, (tag, count) in enumerate(self._unsettled.groups(), 1):
             self.channel.basic_nack(tag, multiple=True, requeue=True)
             given += count
             if number % GROUPS == 0:
@@ -193,14 +207,14 @@ class DeadQueue:
         if patient and given:
             self._are_back(given)
 
-    def _may_take_the_rest(self) -> bool:
-        """RabbitMQ puts what comes back before what never left, and behind what came back before: so that a look at
-        some does not move them behind others, all are taken, where they are few."""
-        rest = self.count - self._hand.taken
-        return self._hand.any and 0 < rest <= FEW and rest * self._hand.mean_size <= WINDOW_BYTES
+    def _should_read_the_rest(self) -> bool:
+        """RabbitMQ puts returned messages before those that were never delivered, but behind those returned earlier.
+        So reading some would change the order. If there are few, all are read."""
+        rest = self.count - self._unsettled.taken
+        return self._unsettled.any and 0 < rest <= FEW and rest * self._unsettled.mean_size <= WINDOW_BYTES
 
     def _are_back(self, count: int) -> bool:
-        """Wait until so many are there; False where they are not soon, as others may take them at once."""
+        """Wait until so many are ready. False after a timeout: other clients may have taken them."""
         deadline = time.monotonic() + PATIENCE
         while self.ready() < count:
             if time.monotonic() > deadline:
@@ -209,12 +223,13 @@ class DeadQueue:
         return True
 
     def beat(self) -> None:
+        """Send a heartbeat if one is due."""
         if time.monotonic() >= self._next_tick:
             self.connection.heartbeat_tick()
             self._next_tick = time.monotonic() + 1.0
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, and the connection live."""
+        """Wait, and keep the connection alive."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             with suppress(TimeoutError):
@@ -222,12 +237,12 @@ class DeadQueue:
             self.beat()
 
 
-class _Hand:
-    """Which deliveries are neither acked nor given back: a byte for each, since there may be a million."""
+class _Unsettled:
+    """The deliveries that are neither acked nor returned: one byte for each, because there may be a million."""
 
     def __init__(self) -> None:
         self.present = 0
-        """How many the present consumer was sent."""
+        """Deliveries to the current consumer."""
         self._held = bytearray()  # by delivery tag, from 1
         self._ends: list[int] = []  # the last tag of each consumer
         self._bytes = 0
@@ -238,7 +253,7 @@ class _Hand:
 
     @property
     def mean_size(self) -> float:
-        """Bytes of a body, 1 at least."""
+        """Mean size of a body in bytes, at least 1."""
         return max(1.0, self._bytes / max(1, self.taken))
 
     @property
@@ -246,28 +261,28 @@ class _Hand:
         return 1 in self._held
 
     def take(self, delivery: Delivery) -> None:
-        self._held.extend(bytes(delivery.delivery_tag - self.taken))  # Ctrl-C may have swallowed one
+        self._held.extend(bytes(delivery.delivery_tag - self.taken))  # Ctrl-C may have interrupted an earlier call
         self._held[-1] = 1
         self._bytes += len(delivery.body)
         self.present += 1
 
     def drop(self, tags: Sequence[int]) -> Iterator[tuple[int, bool]]:
-        """Hold these no more. What to ack for that, and whether it stands for all before it."""
+        """Remove these. Returns the tags to ack, and for each of them the `multiple` flag."""
         for tag in tags:
             self._held[tag - 1] = 0
-        kept = self._held.find(1) + 1  # 0: none is
+        kept = self._held.find(1) + 1  # the first tag that is kept; 0 if there is none
         first = [tag for tag in tags if not kept or tag < kept]
         if first:
             yield max(first), True
         yield from ((tag, False) for tag in tags if kept and tag > kept)
 
     def close(self) -> None:
-        """What comes from now on is another consumer's."""
+        """The next delivery belongs to another consumer."""
         self._ends.append(len(self._held))
         self.present = 0
 
     def groups(self) -> Iterator[tuple[int, int]]:
-        """What is held, in its order: the last tag of some that one consumer holds, and how many they are."""
+        """All of them in order, in groups of one consumer: the last tag, and the number of deliveries."""
         first = 0
         for end in self._ends:
             tags = [tag for tag, held in enumerate(self._held[first:end], first + 1) if held]
@@ -277,31 +292,30 @@ class _Hand:
             first = end
 
 
-def _nothing() -> None:
-    """Nobody watches."""
-
-
-def _takes_over_deaths(server: Mapping[str, Any]) -> bool:
-    """RabbitMQ before 4.0. The embedded broker does too, but has no users whom it could tell apart."""
+def _keeps_forged_deaths(server: Mapping[str, Any]) -> bool:
+    """RabbitMQ before 4.0 does. So does the embedded broker, but it has no users."""
     major = str(server.get("version", "")).partition(".")[0]
     return server.get("product") == "RabbitMQ" and not (major.isdigit() and int(major) >= 4)
 
 
 @contextmanager
-def opened(app: Lightbus) -> Generator[DeadQueue]:
+def opened(app: Lightbus, on_read: ReadHook | None = None) -> Generator[DeadQueue]:
     """The app's dead-letter queue.
 
+    Args:
+        on_read: called after each dead letter that was read.
+
     Raises:
-        errors.TopologyMissing: there is none: no worker of the app has run on this broker.
-        errors.BrokerError: the broker cannot be used, or the connection was lost in between.
+        errors.TopologyMissing: the queue does not exist: no worker of the app has run on this broker.
+        errors.BrokerError: the broker is not usable, or the connection was lost.
     """
     connection = app.broker.connect(f"lightbus {app.name} dead")
     try:
-        queue = DeadQueue(app, connection)
+        queue = DeadQueue(app, connection, on_read)
         try:
             yield queue
         finally:
-            with suppress(*LOST):  # then the broker gives them back
+            with suppress(*LOST):  # then the broker returns them
                 queue.give_back()
     except amqp.exceptions.NotFound as error:
         connection.collect()

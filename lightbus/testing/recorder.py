@@ -9,7 +9,7 @@ import attrs
 
 from lightbus import errors
 from lightbus.app import Lightbus
-from lightbus.dead_letters.letter import Letter
+from lightbus.dead_letters.letter import DeadLetter
 from lightbus.dead_letters.queue import opened
 from lightbus.handler import Handler
 from lightbus.message import Message
@@ -118,7 +118,7 @@ class Recorder:
         found: list[Dead] = []
         for app in self._apps.all:
             with opened(app) as queue:
-                found += [_dead_record(app, dead_letter) for dead_letter in queue.letters()]
+                found += [_dead_record(app, dead_letter) for dead_letter in queue.dead_letters()]
         self.dead = found
 
     def mark_checked(self, dead: list[Dead]) -> None:
@@ -144,7 +144,7 @@ def _key(dead: Dead) -> tuple[str, str | None, str]:
     return dead.app, dead.handler, dead.message.id
 
 
-def _dead_record(app: Lightbus, letter: Letter) -> Dead:
+def _dead_record(app: Lightbus, letter: DeadLetter) -> Dead:
     handler = None if letter.handler is None else app.handlers.get(letter.handler)
     message = attrs.evolve(
         codec.read_message(app.name, letter.delivery),

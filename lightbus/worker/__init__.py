@@ -1,4 +1,4 @@
-"""The worker: one process (`worker`), several (`supervisor`), and whether it is well (`health`).
+"""The worker: one process (`worker`, `process`), several (`supervisor`), and its health (`health`).
 
 Imports: the app and what is below it. `serve` and `Worker` are public.
 """

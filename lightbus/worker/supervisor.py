@@ -1,78 +1,78 @@
-"""`--processes` and `--reload`: a process that starts workers, replaces those that die, and stops them in good order.
+"""`--processes` and `--reload`: a process that starts workers, replaces those that exit, and stops them gracefully.
 
-It never loads the app itself. Each worker holds one end of a socket pair: a word on it asks the worker to stop, and
-its end (also when this process is killed) means the same. So signals are for people: a worker counts none from here.
+The supervisor does not import the app. It shares a socket pair with each worker: a message on it asks the worker to
+stop, and so does its end (also when the supervisor is killed). Signals are for users: the supervisor sends none to a
+worker that is ready.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
-import queue
 import select
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Generator, Sequence
 
-from lightbus import errors
-from lightbus.worker.worker import ECHO, GIVE_UP, LAST_STEPS, READY, STOP
+from lightbus.worker.process import GIVE_UP, READY, SIGNAL_REPEAT, STOP
+from lightbus.worker.reload import FileWatcher
+from lightbus.worker.worker import LAST_STEPS
 
 logger = logging.getLogger("lightbus")
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
-"""Seconds before a worker that died is replaced: doubled each time, up to this."""
+"""Seconds before a worker that exited is replaced: doubled each time, up to LONGEST_PAUSE."""
 HEALTHY = 30.0
-"""Seconds after which a worker's death is not put down to the one before it."""
+"""Seconds after which the pause starts at FIRST_PAUSE again."""
 TICK = 0.5
 USAGE_ERROR = 2
 
 
 class Child:
-    """One worker's place: its process now, or when to start the next one."""
+    """One worker: its current process, or the time to start the next one."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.process: subprocess.Popen[bytes] | None = None
-        self.line: socket.socket | None = None
+        self.socket: socket.socket | None = None
         self.began = 0.0
         self.start_at: float | None = None
-        """On the monotonic clock; None where none is due."""
+        """On the monotonic clock; None if no start is due."""
         self.kill_at: float | None = None
-        """When its time to stop is over, once it was asked to."""
+        """When to kill it; None unless it was asked to stop."""
         self.ready = False
         self.fatal = False
-        """It said that another one would fare no better."""
+        """It reported an error that another process would have, too."""
         self.pause = FIRST_PAUSE
 
-    def tell(self, word: bytes) -> None:
-        if self.line is not None:
-            with contextlib.suppress(OSError):  # it has gone, which its exit status says as well
-                self.line.send(word)
+    def send(self, message: bytes) -> None:
+        if self.socket is not None:
+            with contextlib.suppress(OSError):  # it has exited, which its exit status shows, too
+                self.socket.send(message)
 
-    def hear(self) -> None:
-        if self.line is None:
+    def receive(self) -> None:
+        """Read its messages, without waiting."""
+        if self.socket is None:
             return
         with contextlib.suppress(OSError):
-            words = self.line.recv(16, socket.MSG_DONTWAIT)
-            self.ready |= READY in words
-            self.fatal |= GIVE_UP in words
+            messages = self.socket.recv(16, socket.MSG_DONTWAIT)
+            self.ready |= READY in messages
+            self.fatal |= GIVE_UP in messages
 
 
 class Supervisor:
-    """Runs `processes` workers, each by the same command line."""
+    """Runs `processes` workers, each with the same command line."""
 
     def __init__(self, command: Sequence[str], *, processes: int, grace: float, reload: str | None = None) -> None:
         """
         Args:
-            command: the arguments of `lightbus worker`; what tells a worker its place is added.
-            grace: seconds that a worker gets to finish.
+            command: the arguments of `lightbus worker`. The supervisor adds `--supervised`.
+            grace: seconds that a worker gets to stop.
             reload: the folder whose .py files are watched.
 
         Raises:
@@ -85,33 +85,31 @@ class Supervisor:
         self.exit_code = 0
         self.stopping = False
         self.one_is_ready = False
-        self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._first_signal: float | None = None
-        if reload is not None:
-            _need_watchfiles()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._watcher = None if reload is None else FileWatcher(reload, self._wake_write)
 
     def run(self) -> int:
-        """Until all have ended. Returns the worst of their exit codes."""
-        with self._awake(), self._watching():
-            # The first one alone: what is wrong with the app or the broker is said once.
+        """Run until all workers have exited. Returns the highest of their exit codes."""
+        with self._handling_signals(), contextlib.nullcontext() if self._watcher is None else self._watcher:
+            # Start the first one alone, so that an error of the app or the broker is logged once.
             self.children[0].start_at = 0.0
             while not (self.stopping and all(child.process is None for child in self.children)):
                 self._start_those_due()
                 self._wait()
                 for child in self.children:
-                    self._look_after(child)
-                self._start_over_if_changed()
+                    self._check(child)
+                self._restart_if_changed()
         return self.exit_code
 
-    # --- what wakes it
+    # --- signals, and waiting
 
     @contextlib.contextmanager
-    def _awake(self) -> Generator[None]:
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
+    def _handling_signals(self) -> Generator[None]:
         before = {
-            number: signal.signal(number, lambda _number, _frame: None)  # the wake-up socket gets its number
+            number: signal.signal(number, lambda _number, _frame: None)  # Python writes its number to the socket
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
         }
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
@@ -125,7 +123,7 @@ class Supervisor:
     def _wait(self) -> None:
         now = time.monotonic()
         due = [at - now for child in self.children for at in (child.start_at, child.kill_at) if at is not None]
-        lines = [child.line for child in self.children if child.line is not None and not child.ready]
+        lines = [child.socket for child in self.children if child.socket is not None and not child.ready]
         readable, _, _ = select.select([self._wake_read, *lines], [], [], max(0.0, min([TICK, *due])))
         if self._wake_read in readable:
             with contextlib.suppress(OSError):
@@ -138,7 +136,7 @@ class Supervisor:
         if self._first_signal is None:
             self._first_signal = now
             self._stop(f"{number.name}")
-        elif now - self._first_signal > ECHO:
+        elif now - self._first_signal > SIGNAL_REPEAT:
             logger.warning("Stopped at once (%s). Unfinished events will be redelivered.", number.name)
             for child in self.children:
                 if child.process is not None:
@@ -164,8 +162,8 @@ class Supervisor:
 
     def _ask_to_stop(self, child: Child) -> None:
         if child.kill_at is None:
-            child.tell(STOP)
-            if not child.ready and child.process is not None:  # it may be busy for long yet with importing the app
+            child.send(STOP)
+            if not child.ready and child.process is not None:  # it may still import the app, and does not read messages
                 child.process.terminate()
             child.kill_at = time.monotonic() + self.grace + 2 * LAST_STEPS
 
@@ -178,18 +176,19 @@ class Supervisor:
                 self._start(child)
 
     def _start(self, child: Child) -> None:
-        child.line, theirs = socket.socketpair()
+        child.socket, theirs = socket.socketpair()
         child.start_at = child.kill_at = None
         child.ready = child.fatal = False
         child.began = time.monotonic()
         banner = child.number == 1 and (self.reload is not None or not self.one_is_ready)
         label = child.number if len(self.children) > 1 else 0
         place = f"{theirs.fileno()},{label},{len(self.children) if banner else 0}"
-        # Compiled files are told by their second: two changes within one could bring the older code back.
+        # A .pyc file is matched by its source's time in whole seconds. Of two changes within a second, the older code
+        # could be used.
         flags = [] if self.reload is None else ["-B"]
         if not os.path.samefile(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), os.curdir):
-            flags.append("-P")  # what is in this folder must not take the place of what Python imports for `-m`
-        # Until the worker says that it does not care, Ctrl-C must not break it off: it reaches all of a terminal.
+            flags.append("-P")  # a module in this folder must not replace one that Python imports for `-m`
+        # Ctrl-C reaches every process of the terminal. Block it until the worker ignores it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             child.process = subprocess.Popen(
@@ -200,8 +199,8 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
 
-    def _look_after(self, child: Child) -> None:
-        child.hear()
+    def _check(self, child: Child) -> None:
+        child.receive()
         if child.ready and not self.one_is_ready:
             self.one_is_ready = True
             for other in self.children[1:]:
@@ -211,17 +210,17 @@ class Supervisor:
             return
         status = process.poll()
         if status is not None:
-            child.hear()  # its last words
-            self._remove_client(child, process.pid, status)
+            child.receive()
+            self._handle_exit(child, process.pid, status)
         elif child.kill_at is not None and time.monotonic() > child.kill_at:
             logger.error("Process %d (pid %d) did not stop in time: killed.", child.number, process.pid)
             process.kill()
 
-    def _remove_client(self, child: Child, pid: int, status: int) -> None:
+    def _handle_exit(self, child: Child, pid: int, status: int) -> None:
         asked = child.kill_at is not None
-        assert child.line is not None
-        child.line.close()
-        child.line = child.process = child.kill_at = None
+        assert child.socket is not None
+        child.socket.close()
+        child.socket = child.process = child.kill_at = None
         if self.stopping:
             early = status in (-signal.SIGTERM, 128 + signal.SIGTERM) and not child.ready
             self.exit_code = max(self.exit_code, 0 if early else _shell_code(status))
@@ -249,56 +248,16 @@ class Supervisor:
                 "Process %d (pid %d) %s; waiting for a change in %s.", child.number, pid, _ended(status), self.reload
             )
 
-    def _start_over_if_changed(self) -> None:
-        changed = []
-        while not self._changes.empty():
-            changed.append(self._changes.get())
+    def _restart_if_changed(self) -> None:
+        changed = [] if self._watcher is None else self._watcher.changed()
         if not changed or self.stopping:
             return
-        logger.info("%s changed: starting again.", ", ".join(dict.fromkeys(changed)))
+        logger.info("%s changed: starting again.", ", ".join(changed))
         for child in self.children:
             if child.process is not None:
                 self._ask_to_stop(child)
             elif self.one_is_ready or child.number == 1:
                 child.start_at = 0.0
-
-    @contextlib.contextmanager
-    def _watching(self) -> Generator[None]:
-        if self.reload is None:
-            yield
-            return
-        ended = threading.Event()
-        threading.Thread(target=self._watch, args=(self.reload, ended), name="lightbus reload", daemon=True).start()
-        try:
-            yield
-        finally:
-            ended.set()
-
-    def _watch(self, folder: str, ended: threading.Event) -> None:
-        import watchfiles
-
-        try:
-            for changes in watchfiles.watch(
-                folder,
-                watch_filter=watchfiles.PythonFilter(),
-                debounce=400,
-                stop_event=ended,
-                raise_interrupt=False,
-                ignore_permission_denied=True,
-            ):
-                for _, path in sorted(changes):
-                    self._changes.put(os.path.relpath(path, folder))
-                with contextlib.suppress(OSError):
-                    self._wake_write.send(b"\0")
-        except Exception as error:  # noqa: BLE001 - watchfiles raises what its Rust side says, as OSError or RuntimeError
-            logger.error("%s is no longer watched, so changes are not noticed: %s", folder, error)
-
-
-def _need_watchfiles() -> None:
-    try:
-        importlib.import_module("watchfiles")
-    except ImportError:
-        raise errors.WorkerError("--reload needs watchfiles: pip install watchfiles") from None
 
 
 def _shell_code(status: int) -> int:

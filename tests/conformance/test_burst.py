@@ -98,7 +98,7 @@ async def test_workers_whose_handlers_were_fast_share_the_next_burst(make_app: M
 
 @pytest.mark.rabbitmq
 async def test_workers_that_were_idle_for_long_share_the_next_burst(make_rabbitmq_app: MakeApp) -> None:
-    """The watchdog subscribes again at each look, and that is no careful start."""
+    """The watchdog subscribes again at each look, and that does not start a new probation."""
     jobs = Jobs(make_rabbitmq_app)
     async with running(jobs.shop, *jobs.workers) as bus:
         consumers = bus.consumers["billing"]

@@ -12,7 +12,7 @@ import pytest
 
 from lightbus import Lightbus, Message, Reject, errors
 from lightbus.dead_letters import actions
-from lightbus.dead_letters.letter import Filter, Letter
+from lightbus.dead_letters.letter import DeadLetter, Filter
 from lightbus.dead_letters.queue import opened
 from lightbus.transport import Delivery, Publication
 from tests.bus import OrderPlaced, connected, dead_letters, eventually, publish_plainly, reason, running, stranger
@@ -141,9 +141,9 @@ def _count(app: Lightbus, queue: str = "dead") -> int:
         return int(connection.channel().queue_declare(f"{app.name}.{queue}", passive=True)[1])
 
 
-def _read(app: Lightbus) -> list[Letter]:
+def _read(app: Lightbus) -> list[DeadLetter]:
     with opened(app) as queue:
-        return list(queue.letters())
+        return list(queue.dead_letters())
 
 
 def _retry(app: Lightbus, outcome: actions.Outcome, trust_origin: bool) -> None:

@@ -1,4 +1,4 @@
-"""`lightbus events` and `lightbus schema`: what an app declares, for people and for machines."""
+"""`lightbus events` and `lightbus schema`: what an app declares, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Line:
 class InvoicePaid:
     """An invoice was paid in full.
 
-    Partial payments are not said.
+    Partial payments publish no event.
     """
 
     number: str
@@ -106,7 +106,7 @@ billing publishes to the exchange billing:
   invoice.paid  (bus.InvoicePaid)
     An invoice was paid in full.
 
-    Partial payments are not said.
+    Partial payments publish no event.
     FIELD    TYPE
     number   str
     amount   Decimal                     = "9.50"
@@ -143,7 +143,7 @@ def app(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Lightbus:
 
 
 def read(folder: Path, *arguments: str) -> Any:
-    done = lightbus(*arguments, folder=folder, url="amqp://127.0.0.1:1/")  # nobody is there, and nobody is asked
+    done = lightbus(*arguments, folder=folder, url="amqp://127.0.0.1:1/")  # no broker listens there, and none is needed
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
@@ -151,18 +151,18 @@ def read(folder: Path, *arguments: str) -> Any:
 # --- events -----------------------------------------------------------------------------------
 
 
-def test_what_an_app_says_and_hears_is_a_table(folder: Path) -> None:
+def test_events_and_subscriptions_are_shown_as_tables(folder: Path) -> None:
     done = lightbus("events", "bus:app", folder=folder, url="amqp://127.0.0.1:1/")
     assert (done.stdout, done.stderr, done.returncode) == (TABLE, "", 0)
 
 
-def test_an_app_without_any_is_told_how_to_begin(folder: Path) -> None:
+def test_an_empty_app_gets_a_hint(folder: Path) -> None:
     done = lightbus("events", "bus:silent", folder=folder, url="memory://")
     assert "silent publishes nothing yet: decorate a class with @app.event." in done.stdout
     assert "silent subscribes to nothing yet: decorate a function with @app.on('user.registered')." in done.stdout
 
 
-def test_the_same_as_json(folder: Path) -> None:
+def test_json_has_the_same_content(folder: Path) -> None:
     found = read(folder, "events", "bus:app", "--json")
     assert found["app"] == "billing"
     assert [one["name"] for one in found["says"]] == ["day.closed", "invoice.dropped", "invoice.due", "invoice.paid"]
@@ -177,7 +177,7 @@ def test_the_same_as_json(folder: Path) -> None:
             {"name": "key", "type": "UUID", "required": False, "default_factory": "uuid4"},
         ],
     }
-    assert paid["doc"] == "An invoice was paid in full.\n\nPartial payments are not said."
+    assert paid["doc"] == "An invoice was paid in full.\n\nPartial payments publish no event."
     assert paid["fields"][1] == {"name": "amount", "type": "Decimal", "required": False, "default": "9.50"}
     keep, log = found["hears"]
     assert keep == {
@@ -197,7 +197,7 @@ def test_the_same_as_json(folder: Path) -> None:
 # --- schema -----------------------------------------------------------------------------------
 
 
-def test_each_events_schema_is_one_of_the_dialect_that_it_names(folder: Path) -> None:
+def test_schemas_are_valid_in_their_dialect(folder: Path) -> None:
     found = read(folder, "schema", "bus:app")
     assert list(found) == ["day.closed", "invoice.dropped", "invoice.due", "invoice.paid"]
     for name, one in found.items():
@@ -209,7 +209,7 @@ def test_each_events_schema_is_one_of_the_dialect_that_it_names(folder: Path) ->
     assert read(folder, "schema", "bus:app", "invoice.paid") == found["invoice.paid"]
 
 
-def test_what_is_published_fits_its_schema_and_what_is_not_does_not(app: Lightbus) -> None:
+def test_published_bodies_match_their_schema_and_rejected_ones_do_not(app: Lightbus) -> None:
     given: dict[str, dict[str, Any]] = {
         "invoice.paid": {"number": "i-1", "lines": [{"text": "one"}], "parts": [{"number": "i-2"}], "mode": "a.b"},
         "invoice.due": {"number": "i-1"},
@@ -221,14 +221,14 @@ def test_what_is_published_fits_its_schema_and_what_is_not_does_not(app: Lightbu
         body = codec.encode(event_type, codec.build_event(event_type, payload))
         found = schema.schema_of(app.name, event_type)
         jsonschema.validate(json.loads(body), found)
-        jsonschema.validate(json.loads(body) | {"unknown": 1}, found)  # a reader is tolerant
+        jsonschema.validate(json.loads(body) | {"unknown": 1}, found)  # consumers ignore unknown fields
         if payload:
             for wrong in ({}, payload | {next(iter(payload)): [1.5]}):
                 with pytest.raises(jsonschema.ValidationError):
                     jsonschema.validate(wrong, found)
 
 
-def test_the_text_is_the_same_each_time_and_another_one_when_an_event_changes(folder: Path) -> None:
+def test_the_output_is_stable_until_an_event_changes(folder: Path) -> None:
     def text(seed: str) -> str:
         return lightbus("schema", "bus:app", folder=folder, url="memory://", extra={"PYTHONHASHSEED": seed}).stdout
 
@@ -240,7 +240,7 @@ def test_the_text_is_the_same_each_time_and_another_one_when_an_event_changes(fo
     assert [line.strip() for line in changed] == ['"default": 2']
 
 
-def test_an_event_that_is_misspelt_is_suggested(folder: Path) -> None:
+def test_a_misspelt_event_gets_a_suggestion(folder: Path) -> None:
     done = lightbus("schema", "bus:app", "invoice.payd", folder=folder, url="memory://")
     assert (done.returncode, done.stdout) == (2, "")
     assert "event 'invoice.payd' is not declared on app 'billing'. Did you mean 'invoice.paid'" in done.stderr

@@ -1,4 +1,4 @@
-"""`lightbus publish` and `lightbus unbind`, as people type them."""
+"""`lightbus publish` and `lightbus unbind`, as real processes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def publish(folder: Path, url: str, *arguments: str, given: bytes = b"") -> subp
     return lightbus("publish", "bus:app", *arguments, folder=folder, url=url, given=given)
 
 
-def test_one_event_is_confirmed_and_the_receipt_says_whether_anybody_listens(folder: Path, url: str) -> None:
+def test_the_receipt_of_an_event_shows_whether_it_was_routed(folder: Path, url: str) -> None:
     unheard = publish(folder, url, "invoice.paid", "number=1")
     assert unheard.returncode == 0
     assert "not routed (no queue is bound for it)" in unheard.stdout
@@ -74,7 +74,7 @@ def test_one_event_is_confirmed_and_the_receipt_says_whether_anybody_listens(fol
     }
 
 
-def test_a_delayed_event_is_held_by_the_broker(folder: Path, sqlite_url: str) -> None:
+def test_the_broker_holds_a_delayed_event(folder: Path, sqlite_url: str) -> None:
     with working("bus:app", folder=folder, url=sqlite_url) as running:
         done = publish(folder, sqlite_url, "invoice.paid", "number=1", "--delay", "1")
         assert (done.returncode, done.stderr) == (0, "")
@@ -105,7 +105,7 @@ def test_a_delayed_event_is_held_by_the_broker(folder: Path, sqlite_url: str) ->
         (["invoice.paid", "--jsonl", "nowhere.jsonl"], 2, "nowhere.jsonl: No such file or directory"),
     ],
 )
-def test_what_cannot_be_published_is_explained(
+def test_an_invalid_event_is_explained(
     folder: Path, sqlite_url: str, arguments: list[str], status: int, message: str
 ) -> None:
     done = publish(folder, sqlite_url, *arguments)
@@ -115,7 +115,7 @@ def test_what_cannot_be_published_is_explained(
     assert "Traceback" not in done.stderr
 
 
-def test_a_broker_that_is_down_is_one_message_without_the_password(folder: Path) -> None:
+def test_an_unreachable_broker_is_one_message_without_the_password(folder: Path) -> None:
     (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "0.5"))
     done = publish(folder, "amqp://me:geheim@127.0.0.1:1/", "invoice.paid", "number=1")
     assert done.returncode == 1
@@ -137,7 +137,9 @@ LINES = b"""\
 
 
 @pytest.mark.parametrize("from_stdin", [True, False])
-def test_a_files_good_lines_are_published_and_each_bad_one_is_named(folder: Path, url: str, from_stdin: bool) -> None:
+def test_valid_lines_of_a_file_are_published_and_invalid_ones_are_reported(
+    folder: Path, url: str, from_stdin: bool
+) -> None:
     (folder / "f.jsonl").write_bytes(LINES)
     with working("bus:app", folder=folder, url=url) as running:
         name = "-" if from_stdin else "f.jsonl"
@@ -153,7 +155,7 @@ def test_a_files_good_lines_are_published_and_each_bad_one_is_named(folder: Path
             running.wait_for(f'GOT {{.*"number":"{number}"')
 
 
-def test_a_large_file_is_published_whole_with_a_summary_as_json(folder: Path, url: str) -> None:
+def test_a_large_file_is_published_with_a_json_summary(folder: Path, url: str) -> None:
     (folder / "f.jsonl").write_text("".join(f'{{"number": "{n}"}}\n' for n in range(5000)))
     done = publish(folder, url, "invoice.paid", "--jsonl", "f.jsonl", "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -161,7 +163,7 @@ def test_a_large_file_is_published_whole_with_a_summary_as_json(folder: Path, ur
     assert (summary["lines"], summary["published"], summary["bad"], summary["unheard"]) == (5000, 5000, 0, 5000)
 
 
-def test_a_line_over_the_limit_is_named_and_the_next_one_published(folder: Path, sqlite_url: str) -> None:
+def test_a_line_over_the_size_limit_is_reported_and_the_next_one_is_published(folder: Path, sqlite_url: str) -> None:
     lines = b'{"number": "' + b"x" * (26 * 1024 * 1024) + b'"}\n{"number": "2"}\n'
     done = publish(folder, sqlite_url, "invoice.paid", "--jsonl", "-", given=lines)
     assert done.returncode == 1
@@ -169,7 +171,7 @@ def test_a_line_over_the_limit_is_named_and_the_next_one_published(folder: Path,
     assert done.stdout.startswith("Published 1 of 2 lines")
 
 
-def test_what_arrives_on_a_pipe_is_published_before_the_pipe_ends(folder: Path, sqlite_url: str) -> None:
+def test_lines_of_a_pipe_are_published_as_they_arrive(folder: Path, sqlite_url: str) -> None:
     read, write = os.pipe()
     with (
         working("bus:app", folder=folder, url=sqlite_url) as running,
@@ -185,7 +187,7 @@ def test_what_arrives_on_a_pipe_is_published_before_the_pipe_ends(folder: Path, 
 
 
 @pytest.mark.parametrize("name", ["-", "pipe"])
-def test_ctrl_c_ends_a_publish_that_waits_for_a_pipe(folder: Path, sqlite_url: str, name: str) -> None:
+def test_ctrl_c_interrupts_a_publish_that_waits_for_a_pipe(folder: Path, sqlite_url: str, name: str) -> None:
     command = ["publish", "bus:app", "invoice.paid", "--jsonl", name]
     os.mkfifo(folder / "pipe")
     with (
@@ -200,8 +202,8 @@ def test_ctrl_c_ends_a_publish_that_waits_for_a_pipe(folder: Path, sqlite_url: s
     assert "Fatal" not in one.output
 
 
-def test_a_file_that_cannot_be_read_to_its_end_is_an_error(folder: Path, sqlite_url: str) -> None:
-    unreadable = "/proc/self/mem"  # opens, and its first page is not there
+def test_a_read_error_within_a_file_is_reported(folder: Path, sqlite_url: str) -> None:
+    unreadable = "/proc/self/mem"  # it can be opened, but reading fails
     if not os.path.exists(unreadable):
         pytest.skip("needs Linux' /proc")
     done = publish(folder, sqlite_url, "invoice.paid", "--jsonl", unreadable)
@@ -209,7 +211,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_an_error(folder: Path, sqlite_
     assert done.stderr == "Stopped after line 0. The rest cannot be read: Input/output error.\n"
 
 
-def test_a_stdin_that_is_closed_is_named(folder: Path, sqlite_url: str) -> None:
+def test_a_closed_stdin_is_reported(folder: Path, sqlite_url: str) -> None:
     program = [*LIGHTBUS, "publish", "bus:app", "invoice.paid", "--jsonl", "-"]
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" <&-', "sh", *program],
@@ -224,7 +226,7 @@ def test_a_stdin_that_is_closed_is_named(folder: Path, sqlite_url: str) -> None:
     assert done.stderr.endswith("Error: --jsonl -: stdin is closed.\n")
 
 
-def test_a_file_stops_in_time_when_the_broker_is_down(folder: Path) -> None:
+def test_publishing_a_file_stops_soon_if_the_broker_is_down(folder: Path) -> None:
     (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "0.5"))
     lines = b'{"number": "1"}\n' * 5000
     done = publish(folder, "amqp://me:geheim@127.0.0.1:1/", "invoice.paid", "--jsonl", "-", given=lines)
@@ -238,9 +240,9 @@ def test_a_file_stops_in_time_when_the_broker_is_down(folder: Path) -> None:
 # --- unbind -----------------------------------------------------------------------------------
 
 
-def test_a_left_over_binding_is_removed(folder: Path, url: str) -> None:
+def test_an_unused_binding_is_removed(folder: Path, url: str) -> None:
     with working("bus:app", folder=folder, url=url):
-        pass  # it has declared, and bound
+        pass  # it has declared the queue and the bindings
     (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "10").replace('"invoice.*"', '"order.*"'))
     heard = publish(folder, url, "invoice.paid", "number=1")
     assert "confirmed, routed" in heard.stdout
@@ -253,7 +255,7 @@ def test_a_left_over_binding_is_removed(folder: Path, url: str) -> None:
     assert "not routed" in publish(folder, url, "invoice.paid", "number=1").stdout
 
 
-def test_a_binding_that_a_handler_needs_stays_unless_forced(folder: Path, url: str) -> None:
+def test_a_needed_binding_is_removed_only_with_force(folder: Path, url: str) -> None:
     with working("bus:app", folder=folder, url=url):
         pass
     refused = lightbus("unbind", "bus:app", "invoice.*", folder=folder, url=url)
@@ -262,14 +264,14 @@ def test_a_binding_that_a_handler_needs_stays_unless_forced(folder: Path, url: s
     assert "confirmed, routed" in publish(folder, url, "invoice.paid", "number=1").stdout
     other = ["unbind", "bus:app", "user.gone", "--queue", "slow"]
     assert lightbus(*other, "--source", "auth", folder=folder, url=url).returncode == 1
-    assert lightbus(*other, folder=folder, url=url).returncode == 0  # from the bus no handler needs it
+    assert lightbus(*other, folder=folder, url=url).returncode == 0  # no handler needs the binding to the bus
     forced = lightbus("unbind", "bus:app", "invoice.*", "--force", folder=folder, url=url)
     assert forced.returncode == 0
     assert "handle receives nothing through it until a worker starts" in forced.stdout
     assert "not routed" in publish(folder, url, "invoice.paid", "number=1").stdout
 
 
-def test_unbinding_what_is_not_there_says_so(folder: Path, url: str) -> None:
+def test_unbind_reports_a_missing_queue_or_exchange(folder: Path, url: str) -> None:
     done = lightbus("unbind", "bus:app", "a.b", folder=folder, url=url)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: There is no such binding.")
@@ -279,10 +281,10 @@ def test_unbinding_what_is_not_there_says_so(folder: Path, url: str) -> None:
     assert "is not a topic pattern" in bad.stderr
 
 
-def test_ctrl_c_ends_a_publish_that_waits_for_a_broker(folder: Path) -> None:
+def test_ctrl_c_interrupts_a_publish_that_waits_for_the_broker(folder: Path) -> None:
     (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "1000"))
-    nobody = f"amqp://127.0.0.1:{free_port()}"
-    with Program("publish", "bus:app", "invoice.paid", "number=7", folder=folder, url=nobody) as running:
+    unreachable = f"amqp://127.0.0.1:{free_port()}"
+    with Program("publish", "bus:app", "invoice.paid", "number=7", folder=folder, url=unreachable) as running:
         running.wait_for("Trying again")
-        assert running.end(signal.SIGINT) in (1, 130)  # not after publish_timeout
+        assert running.end(signal.SIGINT) in (1, 130)  # before publish_timeout
     assert "Traceback" not in running.output

@@ -1,4 +1,4 @@
-"""What `MODULE:ATTR` may be, and what is said where it leads nowhere."""
+"""`MODULE:ATTR`: valid forms, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
         (":app", "':app' is not MODULE:ATTR, as in billing.bus:app"),
     ],
 )
-def test_a_target_that_leads_nowhere_is_explained_in_one_line(folder: Path, target: str, message: str) -> None:
+def test_an_invalid_target_is_explained_in_one_line(folder: Path, target: str, message: str) -> None:
     done = lightbus("worker", target, folder=folder, url="memory://")
     assert done.returncode == 2
     assert done.stdout == ""
@@ -73,13 +73,13 @@ def test_a_target_that_leads_nowhere_is_explained_in_one_line(folder: Path, targ
         ("leaves", ["line 1", "SystemExit: 3"], "see above."),
     ],
 )
-def test_a_module_that_fails_is_shown_where_without_the_machinery_around_it(
+def test_a_failing_import_shows_only_the_frames_of_the_users_code(
     folder: Path, target: str, shown: list[str], message: str
 ) -> None:
     done = lightbus("publish", target, "a.b", folder=folder, url="memory://")
     assert done.returncode == 2
     *trace, last = done.stderr.splitlines()
-    assert last == f"Error: module {target!r} cannot be imported: {message}"  # it does not say again what is above it
+    assert last == f"Error: module {target!r} cannot be imported: {message}"  # without a repetition of the lines above
     for part in shown:
         assert part in "\n".join(trace)
     for line in trace:
@@ -87,7 +87,7 @@ def test_a_module_that_fails_is_shown_where_without_the_machinery_around_it(
             assert f'"{folder}/' in line
 
 
-def test_a_module_that_needs_what_is_not_installed_says_for_which_python(folder: Path) -> None:
+def test_a_missing_dependency_names_the_python_executable(folder: Path) -> None:
     done = lightbus("publish", "needs", "a.b", folder=folder, url="memory://")
     assert done.returncode == 2
     *trace, last = done.stderr.splitlines()
@@ -98,7 +98,7 @@ def test_a_module_that_needs_what_is_not_installed_says_for_which_python(folder:
 
 
 @pytest.mark.parametrize(("target", "place"), [("handler:app", "handler.py:3"), ("deep", "handler.py:3")])
-def test_a_mistake_in_a_declaration_is_said_once_with_its_place(folder: Path, target: str, place: str) -> None:
+def test_an_error_in_a_declaration_is_shown_once_with_its_place(folder: Path, target: str, place: str) -> None:
     done = lightbus("worker", target, folder=folder, url="memory://")
     assert done.returncode == 2
     assert done.stdout == ""
@@ -107,20 +107,20 @@ def test_a_mistake_in_a_declaration_is_said_once_with_its_place(folder: Path, ta
 
 
 @pytest.mark.parametrize("processes", ["1", "3"])
-def test_several_processes_say_a_bad_target_once(folder: Path, processes: str) -> None:
+def test_several_processes_report_an_invalid_target_once(folder: Path, processes: str) -> None:
     done = lightbus("worker", "biling.bus:app", "--processes", processes, folder=folder, url="memory://")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 
 
-def test_the_current_folder_comes_before_a_neighbour_that_is_installed_too(folder: Path, tmp_path: Path) -> None:
+def test_the_current_folder_comes_before_installed_packages(folder: Path, tmp_path: Path) -> None:
     for name in ("billing", "shop"):  # two services, each with a package `tests`, installed editable side by side
         path = tmp_path / name / "tests" / "elsewhere.py"
         path.parent.mkdir(parents=True)
         path.parent.joinpath("__init__.py").touch()
         path.write_text(f"from lightbus import Lightbus\napp = Lightbus('{name}')\n")
     found = os.pathsep.join([str(tmp_path / "billing"), str(tmp_path / "shop"), str(ROOT)])
-    # `python -m` puts the folder first by itself, unless told not to; the script `lightbus` does not.
+    # `python -m` puts the folder first, unless -P is given. The script `lightbus` does not.
     extra = {"PYTHONPATH": found, "PYTHONSAFEPATH": "1"}
     done = lightbus("publish", "tests.elsewhere:app", "a.b", folder=tmp_path / "shop", url="memory://", extra=extra)
     assert "is not declared on app 'shop'" in done.stderr
@@ -131,9 +131,7 @@ SHADOWS = ("email", "queue", "token", "random", "select", "signal", "logging", "
 
 
 @pytest.mark.parametrize("command", [LIGHTBUS, SCRIPT])
-def test_files_with_the_names_of_standard_modules_do_not_take_their_place(
-    folder: Path, command: tuple[str, ...]
-) -> None:
+def test_files_do_not_replace_modules_of_the_standard_library(folder: Path, command: tuple[str, ...]) -> None:
     for name in SHADOWS:
         (folder / f"{name}.py").write_text("raise SystemExit('this is not the standard library')\n")
     imports = "\n".join(f"import {name}" for name in (*SHADOWS, "email.message", "yaml_of_mine"))
@@ -155,7 +153,7 @@ def test_files_with_the_names_of_standard_modules_do_not_take_their_place(
 
 
 @pytest.mark.parametrize("options", ["--processes 2", "--reload"])
-def test_nor_do_they_in_workers_of_a_supervisor(folder: Path, options: str) -> None:
+def test_files_do_not_replace_standard_modules_in_supervised_workers(folder: Path, options: str) -> None:
     for name in (*SHADOWS, "types"):
         (folder / f"{name}.py").write_text("raise SystemExit('this is not the standard library')\n")
     target = ("worker", "billing.bus:app", *options.split())
@@ -165,7 +163,7 @@ def test_nor_do_they_in_workers_of_a_supervisor(folder: Path, options: str) -> N
 
 
 @pytest.mark.parametrize(("name", "file"), [("queue", "queue.py"), ("calendar", "calendar/__init__.py")])
-def test_an_app_in_a_module_that_is_called_like_a_standard_one_is_refused(folder: Path, name: str, file: str) -> None:
+def test_an_app_in_a_module_with_the_name_of_a_standard_one_is_refused(folder: Path, name: str, file: str) -> None:
     (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_text("from lightbus import Lightbus\napp = Lightbus('billing')\n")
     done = lightbus("publish", f"{name}:app", "a.b", folder=folder, url="memory://")
@@ -189,7 +187,7 @@ def test_a_module_with_one_app_needs_no_attribute(folder: Path) -> None:
         ("nonsense", "is not a broker URL"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_explained_in_one_line(folder: Path, url: str, message: str) -> None:
+def test_an_unusable_url_is_explained_in_one_line(folder: Path, url: str, message: str) -> None:
     done = lightbus("worker", "billing.bus:app", folder=folder, url=url)
     assert done.returncode == 1
     assert message in done.stderr
@@ -198,14 +196,14 @@ def test_a_url_that_cannot_be_used_is_explained_in_one_line(folder: Path, url: s
 
 
 @pytest.mark.parametrize("command", [[], ["worker"], ["publish"], ["unbind"]])
-def test_every_command_explains_itself_with_an_example(folder: Path, command: list[str]) -> None:
+def test_the_help_of_every_command_has_an_example(folder: Path, command: list[str]) -> None:
     done = lightbus(*command, "--help", folder=folder, url="memory://")
     assert done.returncode == 0
     assert "billing.bus:app" in done.stdout
     assert "xit codes:" in done.stdout
 
 
-def test_a_mistyped_command_is_suggested(folder: Path) -> None:
+def test_a_misspelt_command_gets_a_suggestion(folder: Path) -> None:
     done = lightbus("publsh", folder=folder, url="memory://")
     assert done.returncode == 2
     assert "No such command 'publsh'. Did you mean 'publish'?" in done.stderr
@@ -215,7 +213,7 @@ def test_a_mistyped_command_is_suggested(folder: Path) -> None:
     ("word", "hint"),
     [("lst", "Did you mean 'list'?"), ("billing.bus:app", "There are: list, purge, retry, show.")],
 )
-def test_so_is_one_of_a_group(folder: Path, word: str, hint: str) -> None:
+def test_a_misspelt_subcommand_gets_a_suggestion(folder: Path, word: str, hint: str) -> None:
     done = lightbus("dead", word, folder=folder, url="memory://")
     assert done.returncode == 2
     assert f"No such command {word!r}. {hint}" in done.stderr
@@ -240,9 +238,7 @@ def test_the_version_is_printed(folder: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_a_url_in_the_wrong_place_or_form_is_explained_without_its_password(
-    folder: Path, arguments: tuple[str, ...]
-) -> None:
+def test_a_misplaced_or_invalid_url_is_explained_without_its_password(folder: Path, arguments: tuple[str, ...]) -> None:
     done = lightbus(*arguments, folder=folder, url="memory://")
     assert done.returncode in (1, 2)
     assert "URL" in done.stderr

@@ -1,4 +1,5 @@
-"""The commands that the documentation shows: each is run, here or by a test named here, or only sets something up."""
+"""The commands in the documentation. Each is run here, is run by a test that is named here, or only sets something
+up."""
 
 from __future__ import annotations
 
@@ -32,15 +33,15 @@ RUN_ELSEWHERE = {
     "new-service.md": "tests/integration/test_new.py",
     "install.md": "tests/integration/test_install.py",
 }
-"""Pages whose programs a test starts, as their readers do."""
+"""Pages whose commands another test runs."""
 APPS = {"billing.bus:app", "auth:app", "welcome:app", "kitchen:app"}
-"""What is there to run commands on here."""
+"""The apps that commands can use here."""
 PROGRAMS = {"python", "pytest", "uvicorn", "gunicorn", "node", "curl", "sh"}
-"""What only those pages may start."""
+"""Programs that only these pages may run."""
 SETS_UP = {"cd", "mkdir", "export", ".", "pip", "npm", "docker", "python3", "rabbitmqctl"}
-"""What a reader does to the machine or the broker, and a test does in its own way."""
+"""Commands that change the machine or the broker. Tests do the same in a different way."""
 ENDLESS = {"worker", "tail", "demo", "new"}
-"""Commands of Lightbus that do not end by themselves, or take long: here only their options are tried."""
+"""Commands of Lightbus that do not end, or take long. Here only their options are parsed."""
 
 
 def commands() -> Iterator[tuple[Path, str]]:
@@ -51,7 +52,7 @@ def commands() -> Iterator[tuple[Path, str]]:
 
 
 def words_of(command: str) -> list[str]:
-    """Its words up to what the shell does with its output, without the comment."""
+    """The words of a command, without a comment, a pipe or a redirection."""
     words = shlex.split(command.replace("\\\n", " "), comments=True)
     ends = [number for number, word in enumerate(words) if word in ("|", ">", ">>", "&&", ";", "<")]
     return words[: ends[0]] if ends else words
@@ -66,7 +67,7 @@ def named(page: Path, words: list[str]) -> str:
 
 
 def find(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The command that these words begin with, and what is left for it."""
+    """The command of these words, and its arguments."""
     command: click.Command = main
     context = click.Context(main)
     while isinstance(command, click.Group) and words:
@@ -79,7 +80,7 @@ def find(words: list[str]) -> tuple[click.Command, list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the apps that the pages speak of are."""
+    """A folder with the apps that the pages use."""
     (tmp_path / "billing").mkdir()
     (tmp_path / "billing" / "__init__.py").touch()
     (tmp_path / "billing" / "bus.py").write_text((EXAMPLES / "billing.py").read_text())
@@ -106,7 +107,7 @@ def test_a_command_of_lightbus_can_be_run_as_it_is_shown(page: Path, words: list
         command.make_context("lightbus", list(rest))
         return
     done = CliRunner().invoke(main, words, input="n\n")
-    # 1 is an answer: no such letter, nobody consumes. 2 is a command line that does not exist.
+    # 1 is a result: no such dead letter, no consumer. 2 is an invalid command line.
     assert done.exit_code in (0, 1), done.output
     assert done.exception is None or isinstance(done.exception, SystemExit), done.output
 

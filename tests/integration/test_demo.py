@@ -1,4 +1,4 @@
-"""`lightbus demo`, as a person starts it: a process of its own, watched from outside."""
+"""`lightbus demo` as a separate process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-m", "lightbus", "demo"]
 
 @pytest.fixture
 def temporary(tmp_path: Path) -> Path:
-    """Where the demo makes its folder."""
+    """The folder in which the demo creates its own."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     return folder
@@ -39,7 +39,7 @@ def start(temporary: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def processes_of(temporary: Path) -> list[int]:
-    """The processes that work in the demo's folder."""
+    """The processes whose working directory is the demo's folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -49,7 +49,7 @@ def processes_of(temporary: Path) -> list[int]:
 
 
 def columns(output: str) -> dict[str, tuple[int, int]]:
-    """The closing table: what -> (handled, expected)."""
+    """The table at the end: what -> (handled, expected)."""
     table = output[output.index("expected") :].splitlines()[1:]
     rows = [row.rsplit(maxsplit=2) for row in table[: table.index("")]]
     return {
@@ -58,7 +58,7 @@ def columns(output: str) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_everything_is_handled_as_the_file_says(temporary: Path) -> None:
+def test_all_events_are_handled_as_expected(temporary: Path) -> None:
     done = start(temporary)
     output, _ = done.communicate(timeout=3 * LIMIT)
     assert done.returncode == 0, output
@@ -70,14 +70,14 @@ def test_everything_is_handled_as_the_file_says(temporary: Path) -> None:
     assert "attempt 1: MailTooLong" in output
     assert "attempt 3: MailTooLong" in output
     progress = [line for line in output.splitlines() if line.startswith("forge ")]
-    assert progress[-1] != progress[-2], "the last line is said once"
-    assert "\x1b" not in output, "colours and cursor movements are for terminals"
+    assert progress[-1] != progress[-2], "the last line is printed once"
+    assert "\x1b" not in output, "colors and cursor movements are for terminals only"
     assert not list(temporary.iterdir())
     assert not processes_of(temporary)
 
 
 @pytest.mark.rabbitmq
-def test_on_rabbitmq_it_handles_the_same_and_deletes_what_it_declared(temporary: Path, rabbitmq_url: str) -> None:
+def test_on_rabbitmq_it_handles_the_same_and_deletes_its_queues(temporary: Path, rabbitmq_url: str) -> None:
     done = start(temporary, "--url", rabbitmq_url, "--events", "600")
     output, _ = done.communicate(timeout=3 * LIMIT)
     assert done.returncode == 0, output
@@ -88,13 +88,13 @@ def test_on_rabbitmq_it_handles_the_same_and_deletes_what_it_declared(temporary:
 
 
 @pytest.mark.rabbitmq
-def test_stopped_on_rabbitmq_it_deletes_what_it_declared(temporary: Path, rabbitmq_url: str) -> None:
+def test_an_interrupted_demo_on_rabbitmq_deletes_its_queues(temporary: Path, rabbitmq_url: str) -> None:
     running = start(temporary, "--url", rabbitmq_url)
     seen = ""
     assert running.stdout is not None
     for line in running.stdout:
         seen += line
-        if "'demo-" in line:  # a failure of inbox, which names its queue
+        if "'demo-" in line:  # a log line of inbox with its app's name
             break
     running.send_signal(signal.SIGINT)
     rest, _ = running.communicate(timeout=LIMIT)
@@ -104,7 +104,7 @@ def test_stopped_on_rabbitmq_it_deletes_what_it_declared(temporary: Path, rabbit
 
 
 def leftovers(url: str, prefix: str) -> list[str]:
-    """The demo's queues and exchanges that are still there."""
+    """The demo's queues and exchanges that still exist."""
     connection = BrokerAddresses.parse(url).connect("test")
     found = []
     for app in ("forge", "stats", "reviews", "inbox"):
@@ -130,17 +130,17 @@ def leftovers(url: str, prefix: str) -> list[str]:
         (signal.SIGHUP, 2.0),
     ],
 )
-def test_stopped_at_any_moment_it_leaves_nothing_behind(temporary: Path, how: signal.Signals, moment: float) -> None:
+def test_an_interrupted_demo_leaves_nothing_behind(temporary: Path, how: signal.Signals, moment: float) -> None:
     running = start(temporary)
     time.sleep(moment * random.uniform(0.8, 1.2))
     running.send_signal(how)
     output, _ = running.communicate(timeout=LIMIT)
-    assert running.returncode in (130, -how), output  # the latter where it had not begun
+    assert running.returncode in (130, -how), output  # -how if the demo had not started
     assert not list(temporary.iterdir())
     assert not processes_of(temporary)
 
 
-def test_a_service_that_dies_is_an_error_and_not_a_wait(temporary: Path) -> None:
+def test_a_killed_service_ends_the_demo_with_an_error(temporary: Path) -> None:
     running = start(temporary)
     wait_until(lambda: len(processes_of(temporary)) >= 3, "all services run")
     os.kill(processes_of(temporary)[0], signal.SIGKILL)
@@ -152,7 +152,7 @@ def test_a_service_that_dies_is_an_error_and_not_a_wait(temporary: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "expected"),
     [
         ("amqp://127.0.0.1:1", "Is the broker running there?"),
         ("redis://localhost", "is not supported"),
@@ -160,10 +160,10 @@ def test_a_service_that_dies_is_an_error_and_not_a_wait(temporary: Path) -> None
         ("memory://", "within one process"),
     ],
 )
-def test_a_bad_url_is_explained(temporary: Path, url: str, said: str) -> None:
+def test_an_invalid_url_is_explained(temporary: Path, url: str, expected: str) -> None:
     done = start(temporary, "--url", url)
     output, _ = done.communicate(timeout=LIMIT)
     assert done.returncode in (1, 2)
-    assert said in " ".join(output.split())
+    assert expected in " ".join(output.split())
     assert "Traceback" not in output
     assert not list(temporary.iterdir())

@@ -1,4 +1,4 @@
-"""`lightbus doctor`: each thing that can be wrong is found, with its next step and an exit code for scripts."""
+"""`lightbus doctor` finds each problem, with its next step and an exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 from lightbus import Lightbus, Retry, __version__
 from lightbus.connection.declare import declare
-from lightbus.inspection import _clock, _version  # pyright: ignore[reportPrivateUsage]
+from lightbus.inspection.broker import version as check_version
+from lightbus.inspection.trial import clock as check_clock
 from lightbus.transport import Delivery, Publication
 from lightbus.wire import topology
 from tests import rabbitmq as nodes
@@ -58,7 +59,7 @@ def declared(url: str) -> Lightbus:
     return app
 
 
-def test_all_is_well_while_a_worker_runs(folder: Path, url: str, doctor: Doctor) -> None:
+def test_no_problems_while_a_worker_runs(folder: Path, url: str, doctor: Doctor) -> None:
     with working("billing:app", folder=folder, url=url) as worker:
         done = doctor("--strict")
         assert (done.returncode, done.stderr) == (0, "")
@@ -66,23 +67,23 @@ def test_all_is_well_while_a_worker_runs(folder: Path, url: str, doctor: Doctor)
         assert "billing.main: 0 events ready, 1 consumer." in done.stdout
         assert "Declaring, binding, publishing, confirms and reading work." in done.stdout
         assert "The clocks of the broker and of this machine agree." in done.stdout
-        assert ("rabbitmqctl" in done.stdout) == url.startswith("amqp"), "it lists RabbitMQ's bindings only"
+        assert ("rabbitmqctl" in done.stdout) == url.startswith("amqp"), "only RabbitMQ can list bindings"
         worker.end(signal.SIGTERM)
 
 
-def test_it_changes_nothing(url: str, doctor: Doctor) -> None:
+def test_doctor_changes_nothing(url: str, doctor: Doctor) -> None:
     app = declared(url)
     with connected(url) as connection:
         channel = connection.channel()
         declare(connection, topology.publishing("shop"))
         publish_plainly(channel, "shop", "invoice.paid", b"{}")
         wait_until(lambda: channel.queue_declare(f"{app.name}.main", passive=True).message_count == 1, "the event")
-        assert doctor().returncode == 1  # nobody consumes it
+        assert doctor().returncode == 1  # no consumer
         for queue in app.topology().queues:
             assert channel.queue_declare(queue.name, passive=True).message_count == (queue.name == "billing.main")
 
 
-def test_what_is_missing_is_named_with_the_command_that_declares_it(url: str, doctor: Doctor) -> None:
+def test_missing_objects_are_listed_with_the_command_that_declares_them(url: str, doctor: Doctor) -> None:
     done = doctor("--json")
     assert done.returncode == 1
     bus, missing = findings(done, "topology")
@@ -95,9 +96,7 @@ def test_what_is_missing_is_named_with_the_command_that_declares_it(url: str, do
 SHOP = 'from lightbus import Lightbus\n\napp = Lightbus("shop")\n'
 
 
-def test_an_app_without_handlers_needs_no_queues_and_no_worker_and_its_publishing_is_tried(
-    tmp_path: Path, url: str
-) -> None:
+def test_an_app_without_handlers_needs_no_worker_and_its_publishing_is_tested(tmp_path: Path, url: str) -> None:
     (tmp_path / "shop.py").write_text(SHOP)
     with connected(url) as connection:
         declare(connection, topology.publishing("shop"))
@@ -105,7 +104,7 @@ def test_an_app_without_handlers_needs_no_queues_and_no_worker_and_its_publishin
         channel.queue_declare("all", durable=True, auto_delete=False)
         channel.queue_bind("all", "lightbus", "#")
         done = lightbus("doctor", "shop:app", "--strict", folder=tmp_path, url=url)
-        assert channel.queue_declare("all", passive=True).message_count == 0, "nobody hears the trial"
+        assert channel.queue_declare("all", passive=True).message_count == 0, "the trial message reaches no queue"
     assert (done.returncode, done.stderr) == (0, "")
     assert "'shop' has no handlers, so it needs no queues and no worker." in done.stdout
     assert "Declaring, binding, publishing and confirms work." in done.stdout
@@ -114,7 +113,7 @@ def test_an_app_without_handlers_needs_no_queues_and_no_worker_and_its_publishin
 
 
 @pytest.mark.rabbitmq
-def test_an_app_without_handlers_that_may_not_publish_is_found_and_nothing_of_the_trial_stays(
+def test_a_missing_publish_permission_is_found_and_the_trial_leaves_nothing(
     tmp_path: Path, rabbitmq: nodes.Node, rabbitmq_url: str
 ) -> None:
     (tmp_path / "shop.py").write_text(SHOP)
@@ -131,10 +130,10 @@ def test_an_app_without_handlers_that_may_not_publish_is_found_and_nothing_of_th
         (finding,) = findings(done, "permissions")
         assert finding["level"] == ("fail" if code else "ok")
         assert ("lightbus topology permissions shop:app" in (finding["next"] or "")) == bool(code)
-    wait_until(lambda: "doctor" not in rabbitmq.ctl("list_exchanges", "-p", vhost, "name"), "the exchange to be gone")
+    wait_until(lambda: "doctor" not in rabbitmq.ctl("list_exchanges", "-p", vhost, "name"), "the exchange is deleted")
 
 
-def test_a_queue_with_other_arguments_is_named_with_the_difference(url: str, doctor: Doctor) -> None:
+def test_a_queue_with_other_arguments_is_reported_with_the_difference(url: str, doctor: Doctor) -> None:
     declared(url)
     with connected(url) as connection:
         channel = connection.channel()
@@ -157,7 +156,7 @@ def test_a_queue_with_other_arguments_is_named_with_the_difference(url: str, doc
     assert bindings["next"].startswith(f"rabbitmqctl list_bindings {vhost}source_name" if vhost else "lightbus unbind")
 
 
-def test_an_exchange_of_another_type_is_not_called_a_queue(url: str, doctor: Doctor) -> None:
+def test_an_exchange_of_another_type_is_reported_as_an_exchange(url: str, doctor: Doctor) -> None:
     declared(url)
     with connected(url) as connection:
         channel = connection.channel()
@@ -168,17 +167,17 @@ def test_an_exchange_of_another_type_is_not_called_a_queue(url: str, doctor: Doc
     assert ("delete the exchange" if url.startswith("amqp") else "delete that file") in finding["next"]
 
 
-def test_events_without_a_worker_and_dead_letters_are_told(url: str, doctor: Doctor) -> None:
+def test_ready_events_without_a_worker_and_dead_letters_are_reported(url: str, doctor: Doctor) -> None:
     declared(url)
     done = doctor("--json")
-    assert done.returncode == 0  # no worker, and nothing waits: a warning
+    assert done.returncode == 0  # no worker, but no ready events: a warning
     assert [one["level"] for one in findings(done, "queue")] == ["warn"]
     with connected(url) as connection:
         channel = connection.channel()
         for key in ("main", "dead", "dead"):
             publish_plainly(channel, "billing", "nobody", b"{}")
             channel.publish([Publication("billing.internal", key, b"{}", {})])
-        wait_until(lambda: channel.queue_declare("billing.dead", passive=True).message_count == 2, "letters")
+        wait_until(lambda: channel.queue_declare("billing.dead", passive=True).message_count == 2, "two dead letters")
     done = doctor("--json")
     assert done.returncode == 1
     (queue,) = findings(done, "queue")
@@ -191,38 +190,38 @@ def test_events_without_a_worker_and_dead_letters_are_told(url: str, doctor: Doc
 
 
 @pytest.mark.rabbitmq
-def test_a_permission_that_is_missing_is_found(folder: Path, rabbitmq: nodes.Node, rabbitmq_url: str) -> None:
+def test_a_missing_permission_is_found(folder: Path, rabbitmq: nodes.Node, rabbitmq_url: str) -> None:
     declared(rabbitmq_url)
     vhost = rabbitmq_url.rpartition("/")[2]
     user = f"reader-{vhost}"
     rabbitmq.ctl("add_user", user, "s3cr3t")
-    for configure, words in (("^none$", "cannot be configured"), (".*", "Publishing, binding or reading")):
+    for configure, expected in (("^none$", "cannot be configured"), (".*", "Publishing, binding or reading")):
         rabbitmq.ctl("set_permissions", "-p", vhost, user, configure, "^none$", ".*")
         done = lightbus("doctor", "billing:app", "--json", folder=folder, url=rabbitmq.vhost_url(vhost, user, "s3cr3t"))
         assert done.returncode == 1
-        assert words in findings(done, "permissions")[0]["text"]
+        assert expected in findings(done, "permissions")[0]["text"]
         assert "lightbus topology permissions" in findings(done, "permissions")[0]["next"]
         assert "s3cr3t" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "expected"),
     [
         ("amqp://ann:s3cr3t@127.0.0.1:1/", "No connection to amqp://ann:**@127.0.0.1:1/: Connection refused"),
         ("amqps://ann:s3cr3t@nowhere.invalid/", "the host name cannot be resolved"),
         ("amqp://ann:s3cr3t@127.0.0.1:1/;amqp://ann:s3cr3t@127.0.0.1:2/", "127.0.0.1:2/: Connection refused"),
     ],
 )
-def test_a_broker_that_does_not_answer_is_said_without_its_password(folder: Path, url: str, words: str) -> None:
+def test_an_unreachable_broker_is_reported_without_its_password(folder: Path, url: str, expected: str) -> None:
     done = lightbus("doctor", url, folder=folder, url="")
     assert done.returncode == 1
-    assert words in done.stdout
+    assert expected in done.stdout
     assert "Check the host and port in LIGHTBUS_URL" in done.stdout
     assert "s3cr3t" not in done.stdout + done.stderr
 
 
 @pytest.mark.rabbitmq
-def test_a_wrong_password_is_told_from_a_broker_that_is_away(folder: Path, rabbitmq: nodes.Node) -> None:
+def test_a_wrong_password_and_a_stopped_broker_are_distinguished(folder: Path, rabbitmq: nodes.Node) -> None:
     done = lightbus("doctor", rabbitmq.vhost_url("/", "ann", "s3cr3t"), folder=folder, url="")
     assert done.returncode == 1
     assert "refused the user name or password" in done.stdout
@@ -242,17 +241,17 @@ def test_a_wrong_password_is_told_from_a_broker_that_is_away(folder: Path, rabbi
         ("Lightbus embedded broker", __version__, "ok"),
     ],
 )
-def test_versions_that_will_do(product: str, version: str, level: str) -> None:
-    assert _version({"product": product, "version": version}).level == level
+def test_supported_versions(product: str, version: str, level: str) -> None:
+    assert check_version({"product": product, "version": version}).level == level
 
 
 @pytest.mark.parametrize(("death", "level"), [(1000, "ok"), (1004, "ok"), (1100, "warn"), (900, "warn"), ("?", "note")])
-def test_a_clock_that_is_off(death: Any, level: str) -> None:
-    letter = Delivery(None, 1, False, "", "", {"headers": {"x-death": [{"time": death}]}}, b"")  # type: ignore[arg-type]
-    assert _clock(letter, 1000.2, 1000.4).level == level
+def test_different_clocks_are_reported(death: Any, level: str) -> None:
+    dead_letter = Delivery(None, 1, False, "", "", {"headers": {"x-death": [{"time": death}]}}, b"")  # type: ignore[arg-type]
+    assert check_clock(dead_letter, 1000.2, 1000.4).level == level
 
 
-def test_a_source_that_may_be_a_typing_error_is_reported(tmp_path: Path, url: str) -> None:
+def test_a_source_that_is_probably_a_typo_is_reported(tmp_path: Path, url: str) -> None:
     (tmp_path / "billing.py").write_text(
         'from lightbus import Lightbus\napp = Lightbus("billing")\n'
         '@app.on("order.placed", source="shpo")\ndef charge(order: dict): ...\n'

@@ -1,4 +1,4 @@
-"""Whether a worker is well, as its probes and `lightbus health` tell it."""
+"""The health of a worker: the probes over HTTP, and `lightbus health`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def probe(url: str) -> tuple[int, dict[str, Any]]:
 # --- over HTTP --------------------------------------------------------------------------------
 
 
-def test_a_worker_tells_of_itself_on_its_health_port(folder: Path, url: str) -> None:
+def test_a_worker_reports_its_state_on_the_health_port(folder: Path, url: str) -> None:
     with Program("worker", "billing:app", "--health-port", "0", folder=folder, url=url) as worker:
         base = worker.wait_for(r"Health: (http://127\.0\.0\.1:\d+)/livez and /readyz")[1]
         worker.wait_for("Ready")
@@ -72,7 +72,7 @@ def test_a_worker_tells_of_itself_on_its_health_port(folder: Path, url: str) -> 
     assert "GET" not in worker.output
 
 
-def test_a_worker_without_its_broker_lives_and_is_not_ready(folder: Path) -> None:
+def test_a_worker_without_a_broker_is_live_but_not_ready(folder: Path) -> None:
     url = "amqp://ann:s3cr3t@127.0.0.1:1/"
     with Program("worker", "billing:app", "--health-port", "0", folder=folder, url=url) as worker:
         base = worker.wait_for(r"Health: (http://127\.0\.0\.1:\d+)/livez and /readyz")[1]
@@ -81,11 +81,11 @@ def test_a_worker_without_its_broker_lives_and_is_not_ready(folder: Path) -> Non
         assert status == 503
         assert body["problems"][0] == "it has not started yet"
         assert body["problems"][1].startswith("not connected: No connection to amqp://ann:**@127.0.0.1:1/")
-        assert probe(f"{base}/livez")[0] == 200  # to start it again would not help
+        assert probe(f"{base}/livez")[0] == 200  # a restart would not help
         assert "s3cr3t" not in json.dumps(body)
 
 
-def test_a_port_that_is_taken_is_said(folder: Path, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported(folder: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         url = f"sqlite:///{tmp_path}/bus.db"
@@ -94,7 +94,7 @@ def test_a_port_that_is_taken_is_said(folder: Path, tmp_path: Path) -> None:
     assert f"--health-port: 127.0.0.1:{port} is not available: Address already in use." in done.stderr
 
 
-def test_each_of_several_processes_has_a_port(folder: Path, tmp_path: Path) -> None:
+def test_each_process_has_its_own_port(folder: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/bus.db"
     with Program("worker", "billing:app", "--processes", "2", "--health-port", "0", folder=folder, url=url) as worker:
         bases = {worker.wait_for(r"Health: (http://\S+)/livez")[1] for _ in range(2)}
@@ -103,7 +103,7 @@ def test_each_of_several_processes_has_a_port(folder: Path, tmp_path: Path) -> N
             wait_until(lambda base=base: probe(f"{base}/readyz")[0] == 200, base)  # type: ignore[misc]
 
 
-# --- what is told -----------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
@@ -122,7 +122,7 @@ def app(url: str) -> Lightbus:
 
 
 @pytest.mark.anyio
-async def test_a_blocked_event_loop_is_told_and_is_no_deafness(app: Lightbus) -> None:
+async def test_a_blocked_event_loop_is_reported_but_not_as_a_stall(app: Lightbus) -> None:
     async with serving(app) as worker:
         await eventually(lambda: report(worker).ready)
         found = report(worker, time.monotonic() + 60)
@@ -133,7 +133,7 @@ async def test_a_blocked_event_loop_is_told_and_is_no_deafness(app: Lightbus) ->
 
 
 @pytest.mark.anyio
-async def test_handlers_that_hold_everything_are_told_and_are_no_illness(app: Lightbus) -> None:
+async def test_busy_handlers_are_reported_and_the_worker_stays_ready(app: Lightbus) -> None:
     go_on = anyio.Event()
 
     @app.on("invoice.paid")
@@ -161,14 +161,14 @@ async def test_handlers_that_hold_everything_are_told_and_are_no_illness(app: Li
 
 
 @pytest.mark.anyio
-async def test_the_watchdogs_proof_and_its_suspicion_are_told(app: Lightbus) -> None:
+async def test_the_state_of_the_watchdog_is_reported(app: Lightbus) -> None:
     async with serving(app) as worker:
         (queue_consumer,) = worker.consumer.consumers
         assert report(worker).body["queues"][0]["consumption_proven_seconds_ago"] is None
         queue_consumer.watch.interval = queue_consumer.watch.next_look = 0.1
         await eventually(lambda: report(worker).body["queues"][0]["consumption_proven_seconds_ago"] is not None)
         queue_consumer.watch.interval = 3600.0
-        queue_consumer.watch.subscribed(time.monotonic())  # no look any more
+        queue_consumer.watch.subscribed(time.monotonic())  # no further check
         queue_consumer.watch.suspicion = "7 events wait in the queue 'billing.main', but none is delivered"
         found = report(worker)
         assert (found.live, found.ready) == (True, False)
@@ -178,7 +178,7 @@ async def test_the_watchdogs_proof_and_its_suspicion_are_told(app: Lightbus) -> 
 # --- the command ------------------------------------------------------------------------------
 
 
-def test_health_asks_the_broker_whether_anybody_consumes(folder: Path, url: str) -> None:
+def test_health_asks_the_broker_for_consumers(folder: Path, url: str) -> None:
     def health(*options: str) -> Any:
         return lightbus("health", "billing:app", *options, folder=folder, url=url)
 
@@ -198,7 +198,7 @@ def test_health_asks_the_broker_whether_anybody_consumes(folder: Path, url: str)
         assert done.stdout == "billing.main: 0 ready, 1 consuming\nbilling.slow: 0 ready, 1 consuming\nHealthy.\n"
 
 
-def test_health_of_an_app_without_handlers_needs_no_worker_unless_something_waits(tmp_path: Path, url: str) -> None:
+def test_an_app_without_handlers_is_healthy_unless_events_are_waiting(tmp_path: Path, url: str) -> None:
     (tmp_path / "shop.py").write_text('from lightbus import Lightbus\n\napp = Lightbus("shop")\n')
     done = lightbus("health", "shop:app", folder=tmp_path, url=url)
     assert (done.returncode, done.stdout) == (0, "Healthy: shop has no handlers, so it needs no worker.\n")
@@ -212,7 +212,7 @@ def test_health_of_an_app_without_handlers_needs_no_worker_unless_something_wait
     assert "no consumer on shop.main (1 ready)" in done.stderr
 
 
-def test_health_without_a_broker_says_so_without_the_password(folder: Path) -> None:
+def test_health_reports_an_unreachable_broker_without_the_password(folder: Path) -> None:
     done = lightbus("health", "billing:app", folder=folder, url="amqp://ann:s3cr3t@127.0.0.1:1/")
     assert done.returncode == 1
     assert "Unhealthy: No connection to amqp://ann:**@127.0.0.1:1/: Connection refused." in done.stderr

@@ -1,4 +1,4 @@
-"""Commands whose output nobody reads, or for which there is no room: what they did, or found, is their exit code."""
+"""Commands with a closed pipe or a full disk as stdout: the exit code shows what they did."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FILES = {"bus.py": BUS}
 
 @pytest.fixture
 def url(sqlite_url: str) -> str:
-    """Of a broker on which `billing` has published before."""
+    """The URL of a broker on which `billing` has published before."""
     with connected(sqlite_url) as connection:
         declare(connection, topology.publishing("billing"))
     return sqlite_url
@@ -45,7 +45,7 @@ def url(sqlite_url: str) -> str:
 def run(
     folder: Path, url: str, stdout: int, *command: str, stderr: int = subprocess.PIPE
 ) -> subprocess.CompletedProcess[str]:
-    # As it is with users: what could not be written is still in Python's buffer at its end.
+    # As for users: text that could not be written is still in Python's buffer at the exit.
     buffered = {key: value for key, value in environment().items() if key != "PYTHONUNBUFFERED"}
     return subprocess.run(
         [*LIGHTBUS, *command],
@@ -101,7 +101,7 @@ def on_a_full_disk(folder: Path, url: str, *command: str, both: bool = False) ->
         ("health bus:hearing --json", 1),
     ],
 )
-def test_what_a_command_did_or_found_is_its_exit_code_though_nobody_reads_it(
+def test_the_exit_code_does_not_depend_on_the_reader_of_the_output(
     folder: Path, url: str, command: str, code: int
 ) -> None:
     (folder / "events.jsonl").write_text('{"number": "1"}\n')
@@ -112,35 +112,35 @@ def test_what_a_command_did_or_found_is_its_exit_code_though_nobody_reads_it(
 @pytest.mark.parametrize(
     "command", ["events bus:app", "schema bus:app", "topology bus:app --json", "doctor bus:app", "health bus:app"]
 )
-def test_an_answer_that_cannot_be_written_is_an_error(folder: Path, url: str, command: str) -> None:
+def test_output_that_cannot_be_written_is_an_error(folder: Path, url: str, command: str) -> None:
     done = on_a_full_disk(folder, url, *command.split())
     assert done.returncode == 1
     assert done.stderr == "Error: the output cannot be written: No space left on device. It is incomplete.\n"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         ("number=1", r"Published invoice.paid [0-9a-f-]{36}: confirmed, .*\."),
         ("number=1 --json", r'\{"id": "[0-9a-f-]{36}", "event": "invoice.paid", "routed": false\}'),
         ("--jsonl events.jsonl", r"Published 1 of 1 line in .*; no queue is bound for it\."),
     ],
 )
-def test_a_published_event_whose_line_cannot_be_written_is_published(
-    folder: Path, url: str, options: str, said: str
+def test_an_event_is_published_even_if_the_report_cannot_be_written(
+    folder: Path, url: str, options: str, expected: str
 ) -> None:
     (folder / "events.jsonl").write_text('{"number": "1"}\n')
     done = on_a_full_disk(folder, url, "publish", "bus:app", "invoice.paid", *options.split())
     assert done.returncode == 0
-    assert re.fullmatch(rf"Not written to stdout \(No space left on device\): {said}\n", done.stderr)
+    assert re.fullmatch(rf"Not written to stdout \(No space left on device\): {expected}\n", done.stderr)
 
 
-def test_it_is_published_also_where_stderr_has_no_room_either(folder: Path, url: str) -> None:
+def test_an_event_is_published_even_if_stdout_and_stderr_are_full(folder: Path, url: str) -> None:
     done = on_a_full_disk(folder, url, "publish", "bus:app", "invoice.paid", "number=1", both=True)
     assert done.returncode == 0
 
 
-def test_a_purge_that_nobody_reads_is_done(folder: Path, url: str) -> None:
+def test_a_purge_is_done_even_if_nobody_reads_its_output(folder: Path, url: str) -> None:
     with connected(url) as connection:
         declare(connection, Lightbus("stats").topology())
     done = without_a_reader(folder, url, "dead", "purge", "bus:hearing", "--all", "--yes")

@@ -1,4 +1,4 @@
-"""Two apps as two users of one broker, each with what `lightbus topology permissions` prints, and no more."""
+"""Two apps as two users of one broker, with the permissions that `lightbus topology permissions` prints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ shop = Lightbus("shop")
 billing = Lightbus("billing")
 
 @billing.on("order.*", source="shop")
-async def hear(order: dict): ...
+async def handle(order: dict): ...
 
 @billing.on("order.*", source="shop", queue="slow")
 async def hear_slowly(order: dict): ...
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Users:
-    """A virtual host where `shop` and `billing` have a user each."""
+    """A virtual host with a user for `shop` and one for `billing`."""
 
     def __init__(self, node: nodes.Node, vhost: str) -> None:
         self.node = node
@@ -72,7 +72,7 @@ class Users:
 def users(rabbitmq: nodes.Node, rabbitmq_url: str, folder: Path) -> Iterator[Users]:
     vhost = rabbitmq_url.rpartition("/")[2]
     users = Users(rabbitmq, vhost)
-    with connected(rabbitmq_url) as connection:  # once, by whoever sets the broker up
+    with connected(rabbitmq_url) as connection:  # once, by the administrator
         declare(connection, Topology(exchanges=(bus_exchange(),)))
     for app in ("shop", "billing"):
         user = f"{app}-{vhost}"
@@ -86,15 +86,15 @@ def users(rabbitmq: nodes.Node, rabbitmq_url: str, folder: Path) -> Iterator[Use
         rabbitmq.ctl("delete_user", f"{app}-{vhost}")
 
 
-async def test_everything_works_with_just_these_permissions(users: Users) -> None:
-    """Publishing, hearing, source=, a queue of its own, retries, dead letters, delays, and the tools for them."""
+async def test_publishing_and_handling_work_with_these_permissions(users: Users) -> None:
+    """Publishing, subscribing, source=, a separate queue, retries, dead letters, and delays."""
     shop = Lightbus("shop", url=users.url("shop"))
     shop.event(OrderPlaced)
     billing = Lightbus("billing", url=users.url("billing"), retry=Retry(delays=(0.05,)))
     heard: list[tuple[int, int, str]] = []
 
     @billing.on("order.*", source="shop")
-    async def hear(order: OrderPlaced, message: Message) -> None:
+    async def handle(order: OrderPlaced, message: Message) -> None:
         heard.append((order.number, message.attempt, message.source))
         if order.number == 2 and message.attempt == 1:
             raise LookupError("once")
@@ -112,14 +112,14 @@ async def test_everything_works_with_just_these_permissions(users: Users) -> Non
         wanted = [(1, 1, "shop"), (2, 1, "shop"), (2, 2, "shop"), (3, 1, "shop"), (4, 1, "shop")]
         wanted += [(number, 0, "slow") for number in (1, 2, 3, 4)]
         await eventually(lambda: sorted(heard), sorted(wanted))
-        (letter,) = await dead_letters(billing)
-        assert reason(letter) == "lightbus.errors.Reject: never"
+        (dead_letter,) = await dead_letters(billing)
+        assert reason(dead_letter) == "lightbus.errors.Reject: never"
 
 
-async def test_the_tools_work_with_just_these_permissions(users: Users, folder: Path) -> None:
+async def test_the_commands_work_with_these_permissions(users: Users, folder: Path) -> None:
     url = users.url("billing")
     billing = Lightbus("billing", url=url)
-    billing.on("order.*", source="shop", name="hear")(lambda body: None)
+    billing.on("order.*", source="shop", name="handle")(lambda body: None)
     billing.on("order.*", source="shop", name="hear_slowly", queue="slow")(lambda body: None)
     with connected(users.url("shop")) as connection:
         declare(connection, publishing("shop"))
@@ -148,7 +148,7 @@ async def test_the_tools_work_with_just_these_permissions(users: Users, folder: 
         assert PASSWORD not in done.stdout + done.stderr
 
 
-async def test_what_each_user_is_refused(users: Users) -> None:
+async def test_each_user_is_refused_everything_else(users: Users) -> None:
     shop = Lightbus("shop", url=users.url("shop"))
     shop.on("order.*")(lambda body: None)
     billing = Lightbus("billing", url=users.url("billing"))
@@ -200,7 +200,7 @@ def _is_refused(app: Lightbus, attempt: Any) -> bool:
 
 
 async def test_the_source_of_an_event_cannot_be_forged(users: Users) -> None:
-    """Whatever its properties and headers claim, an event of billing's is billing's."""
+    """An event of billing has the source billing, whatever its properties and headers are."""
     shop = Lightbus("shop", url=users.url("shop"))
     sources: list[str] = []
 
@@ -222,10 +222,8 @@ async def test_the_source_of_an_event_cannot_be_forged(users: Users) -> None:
         await eventually(lambda: sources, ["billing"] * 3)
 
 
-async def test_a_worker_waits_for_the_app_that_it_hears_and_says_so(
-    users: Users, caplog: pytest.LogCaptureFixture
-) -> None:
-    """billing's user may hear shop, and not declare its exchange: shop does, when it starts."""
+async def test_a_worker_waits_for_the_app_that_it_subscribes_to(users: Users, caplog: pytest.LogCaptureFixture) -> None:
+    """billing's user may subscribe to shop's events, but not declare its exchange. shop declares it at its start."""
     billing = Lightbus("billing", url=users.url("billing"))
     billing.on("order.*", source="shop")(lambda body: None)
     consumer = billing.consumer()
@@ -238,7 +236,7 @@ async def test_a_worker_waits_for_the_app_that_it_hears_and_says_so(
         await consumer.stop(1)
 
 
-async def test_a_permission_that_is_missing_is_said_when_a_worker_starts(users: Users, rabbitmq_url: str) -> None:
+async def test_a_missing_permission_is_reported_when_a_worker_starts(users: Users, rabbitmq_url: str) -> None:
     with connected(rabbitmq_url) as connection:
         for app in ("shop", "third"):
             declare(connection, publishing(app))
@@ -250,7 +248,7 @@ async def test_a_permission_that_is_missing_is_said_when_a_worker_starts(users: 
     assert PASSWORD not in str(raised.value)
 
 
-async def test_hearing_an_app_with_source_does_not_let_one_read_its_queues(users: Users) -> None:
+async def test_source_does_not_give_access_to_the_queues_of_that_app(users: Users) -> None:
     shop, billing = (Lightbus(name, url=users.url(name)) for name in ("shop", "billing"))
     shop.on("order.*", queue="slow")(lambda body: None)
     with connected(shop) as connection:

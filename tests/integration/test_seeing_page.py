@@ -1,4 +1,4 @@
-"""docs/howto/seeing.md and command-line.md show what is really printed, and shells complete as they say."""
+"""docs/howto/seeing.md and command-line.md show the real output, and their shell completions work."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 def matches(shown: str, printed: str) -> bool:
-    """`...` on a line of its own stands for any lines."""
+    """A line `...` stands for any lines."""
     pattern = r"(?:.*\n)+?".join(map(re.escape, shown.split("...\n")))
     return re.fullmatch(pattern, printed) is not None
 
 
 @pytest.mark.parametrize("command", [one for one in BLOCKS if not one.startswith("tail") and BLOCKS[one]])
-def test_the_page_shows_what_is_printed(folder: Path, command: str) -> None:
+def test_the_page_shows_the_output(folder: Path, command: str) -> None:
     done = lightbus(*shlex.split(command), folder=folder, url="amqp://127.0.0.1:1/")
     assert (done.returncode, done.stderr) == (0, "")
     assert matches(BLOCKS[command], done.stdout), done.stdout
 
 
 def plain(text: str) -> str:
-    """Without what is different each time."""
+    """The text without ids and times, which differ each time."""
     text = re.sub(r"SQLite file \S+\)", "SQLite file)", text)
     text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", text)
     return re.sub(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d\.\d{3}", "TIME", text)
 
 
-def test_the_page_shows_what_tail_prints(folder: Path) -> None:
+def test_the_page_shows_the_output_of_tail(folder: Path) -> None:
     (command,) = [one for one in BLOCKS if one.startswith("tail")]
     url = f"sqlite:///{folder}/bus.db"
     with Program(*shlex.split(command), folder=folder, url=url) as one:
@@ -94,16 +94,14 @@ def every_command() -> list[tuple[str, click.Command, click.Context]]:
 
 
 @pytest.mark.parametrize(("path", "command", "context"), every_command(), ids=[one[0] for one in every_command()])
-def test_every_command_teaches_with_examples_that_can_be_typed(
-    path: str, command: click.Command, context: click.Context
-) -> None:
+def test_the_examples_in_every_help_text_are_valid(path: str, command: click.Command, context: click.Context) -> None:
     text = command.get_help(context)
     examples = re.findall(
         r"^ +(?:\w+ \S+ \| )?(lightbus (?:.|\\\n)*?)(?: {3,}\(.*)?$", command.epilog or "", re.MULTILINE
     )
     mine = [one for one in examples if one.startswith(path)]
     if not isinstance(command, click.Group):
-        assert "xit codes:" in text, f"{path} --help says nothing of exit codes"
+        assert "xit codes:" in text, f"{path} --help has no exit codes"
     if command is not main:
         assert mine, f"{path} --help has no example"
     for example in examples:
@@ -114,7 +112,7 @@ def test_every_command_teaches_with_examples_that_can_be_typed(
         outer = click.Context(main, info_name="lightbus")
         while isinstance(inner, click.Group) and (next_one := inner.get_command(outer, words[0])) is not None:
             inner, words = next_one, words[1:]
-        inner.make_context("example", words, parent=outer)  # which reads the options
+        inner.make_context("example", words, parent=outer)  # parses the options
 
 
 def test_python_dash_m_is_the_same_command(folder: Path) -> None:
@@ -130,7 +128,7 @@ COMPLETED = {"lightbus to": "topology", "lightbus topology per": "permissions", 
 
 @pytest.fixture
 def path_with_lightbus(tmp_path: Path) -> str:
-    """A PATH on which `lightbus` is this one."""
+    """A PATH with this `lightbus`."""
     script = tmp_path / "bin" / "lightbus"
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lightbus "$@"\n')
@@ -139,7 +137,7 @@ def path_with_lightbus(tmp_path: Path) -> str:
 
 
 def setup_line(shell: str) -> str:
-    """What the page says to add to the shell's file."""
+    """The line of the page for the shell's configuration file."""
     page = (HOWTO / "command-line.md").read_text()
     row = re.search(rf"^\| {shell}.*? \| `(.+?)` \|", page, re.MULTILINE)
     assert row is not None
@@ -153,7 +151,7 @@ _lightbus_completion lightbus
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 FISH = "<setup>; complete --do-complete '<words>'"
-# What a key would do, with what zsh shows them by made to print them.
+# Simulates the Tab key. zsh's function that shows completions is replaced by one that prints them.
 ZSH = """
 autoload -Uz compinit; compinit -u -d <folder>/dump
 <setup>
@@ -186,21 +184,21 @@ def test_a_shell_completes_with_the_line_of_the_page(
     assert COMPLETED[words] in [line.partition("\t")[0] for line in done.stdout.splitlines()], done.stdout + done.stderr
 
 
-# --- colours ----------------------------------------------------------------------------------
+# --- colors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", [["doctor", "billing.bus:app"], ["worker", "billing.bus:app"]], ids=str)
 @pytest.mark.parametrize(
-    ("extra", "coloured"),
+    ("extra", "colored"),
     [({"FORCE_COLOR": "1"}, True), ({}, False), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
     ids=str,
 )
-def test_the_environment_decides_on_colours(
-    folder: Path, command: list[str], extra: dict[str, str], coloured: bool
+def test_the_environment_controls_colors(
+    folder: Path, command: list[str], extra: dict[str, str], colored: bool
 ) -> None:
-    """Of answers, and of a worker's banner and log."""
+    """The colors of output, of the banner and of logs."""
     url = "amqp://127.0.0.1:1/" if command[0] == "doctor" else f"sqlite:///{folder}/bus.db"
     with Program(*command, folder=folder, url=url, extra=extra) as one:
         one.wait_for("To check an app, too|broker|Ready")
         one.end(signal.SIGTERM)
-        assert ("\x1b[" in one.output) is coloured, one.output
+        assert ("\x1b[" in one.output) is colored, one.output

@@ -1,4 +1,4 @@
-"""Commands and workers whose stdout or stderr is closed, full, or a pipe that nobody reads: they do their work."""
+"""Commands and workers whose stdout or stderr is closed, full, or a pipe without a reader."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]
 
 @pytest.fixture
 def full_pipe() -> Iterator[int]:
-    """The end to write to of a pipe that is full, and that nobody reads."""
+    """The write end of a full pipe that nobody reads."""
     reading, writing = os.pipe()
     fill(writing)
     yield writing
@@ -105,7 +105,7 @@ def fill(writing: int) -> None:
         ("doctor bus:app", 1),
     ],
 )
-def test_the_exit_code_is_what_a_command_did(
+def test_the_exit_code_shows_what_the_command_did(
     folder: Path, url: str, surroundings: str, command: str, code: int
 ) -> None:
     (folder / "events.jsonl").write_text('{"number": "1"}\n')
@@ -114,7 +114,7 @@ def test_the_exit_code_is_what_a_command_did(
 
 
 @pytest.mark.parametrize("surroundings", ["2>&-", ">&- 2>&-", "2>/dev/full"])
-def test_tail_shows_what_it_was_asked_for(folder: Path, url: str, surroundings: str) -> None:
+def test_tail_shows_events_with_closed_or_full_streams(folder: Path, url: str, surroundings: str) -> None:
     with ended(start(folder, url, "tail", "bus:app", "--limit", "1", redirected=surroundings)) as process:
 
         def is_over() -> bool:
@@ -125,7 +125,7 @@ def test_tail_shows_what_it_was_asked_for(folder: Path, url: str, surroundings: 
         assert process.wait() == 0
 
 
-def test_tail_ends_when_asked_though_nobody_reads_it(folder: Path, url: str, full_pipe: int) -> None:
+def test_tail_stops_on_sigterm_even_if_nobody_reads_its_output(folder: Path, url: str, full_pipe: int) -> None:
     with ended(start(folder, url, "tail", "bus:app", stdout=full_pipe, stderr=full_pipe)) as process:
 
         def is_over() -> bool:
@@ -140,7 +140,7 @@ def test_tail_ends_when_asked_though_nobody_reads_it(folder: Path, url: str, ful
 
 @pytest.mark.parametrize("options", ["", "--json-logs", "--processes 2", "--reload"])
 @pytest.mark.parametrize("surroundings", ["2>&-", ">&- 2>&-", ">/dev/full 2>/dev/full", "not read", "no reader"])
-def test_a_worker_handles_events_and_stops_when_asked(
+def test_a_worker_handles_events_and_stops_with_closed_or_full_streams(
     folder: Path, url: str, surroundings: str, options: str, full_pipe: int
 ) -> None:
     command = ("worker", "bus:app", "--log-level", "debug", *options.split())
@@ -165,9 +165,7 @@ def is_ready(folder: Path, url: str) -> bool:
     return lightbus("health", "bus:app", folder=folder, url=url).returncode == 0
 
 
-def test_a_second_signal_ends_a_worker_at_once_though_nobody_reads_its_log(
-    folder: Path, url: str, full_pipe: int
-) -> None:
+def test_a_second_signal_ends_a_worker_even_if_nobody_reads_its_log(folder: Path, url: str, full_pipe: int) -> None:
     with ended(start(folder, url, "worker", "bus:app", stderr=full_pipe)) as process:
         wait_until(lambda: is_ready(folder, url), "a worker consumes")
         lightbus("publish", "bus:app", "invoice.paid", "number=slow", folder=folder, url=url)
@@ -183,7 +181,7 @@ def test_a_second_signal_ends_a_worker_at_once_though_nobody_reads_its_log(
         assert process.wait() == 128 + signal.SIGTERM
 
 
-def test_a_handler_that_prints_to_a_stdout_that_nobody_reads_does_not_keep_a_worker_from_stopping(
+def test_a_handler_that_prints_to_a_full_stdout_does_not_prevent_the_stop(
     folder: Path, url: str, full_pipe: int
 ) -> None:
     with ended(start(folder, url, "worker", "bus:app", "--grace", "0.5", stdout=full_pipe)) as process:
@@ -198,7 +196,7 @@ def test_a_handler_that_prints_to_a_stdout_that_nobody_reads_does_not_keep_a_wor
 
 
 class Pipe(io.StringIO):
-    """A reader that can stop."""
+    """A reader that can pause."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,9 +212,7 @@ def record(message: str) -> logs.logging.LogRecord:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_what_stderr_cannot_take_is_counted_and_said_once_it_is_read_again(
-    as_json: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dropped_log_lines_are_counted_and_reported(as_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MOST_WAITING", 10)
     monkeypatch.setattr(output, "FLUSH_LIMIT", 0.05)
     pipe = Pipe()
@@ -239,7 +235,7 @@ def test_what_stderr_cannot_take_is_counted_and_said_once_it_is_read_again(
     assert len(lines) == 1 + (30 - lost) + 2
 
 
-def test_what_was_written_before_the_end_is_there(tmp_path: Path) -> None:
+def test_everything_is_written_before_the_exit(tmp_path: Path) -> None:
     program = (
         "import sys, logging; from lightbus.cli import logs, output; sys.stderr = output.Stderr(sys.stderr); "
         "logs.configure('info'); [logging.info('number %d', n) for n in range(500)]; print('last', file=sys.stderr)"

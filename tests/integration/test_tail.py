@@ -1,8 +1,9 @@
-"""`lightbus tail`: what passes is shown, and nobody has to wait for whoever looks."""
+"""`lightbus tail` shows live events, and never blocks publishers."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pty
@@ -18,7 +19,7 @@ import amqp.exceptions
 import pytest
 
 from lightbus import Lightbus
-from lightbus.cli.tail import _condition
+from lightbus.cli.tail.conditions import Condition
 from lightbus.connection.declare import declare
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.tail import HELD, QUEUE_LIMIT, Tail, Taken
@@ -47,15 +48,15 @@ FILES = {"bus.py": BUS}
 
 
 def tail(*arguments: str, folder: Path, url: str, **options: Any) -> Program:
-    """It listens already, and its first line was waited for."""
+    """A running `lightbus tail`, which has subscribed already."""
     program = Program("tail", *arguments, folder=folder, url=url, **options)
     program.wait_for("Listening for ")
     return program
 
 
 @contextlib.contextmanager
-def speaking(url: str, *apps: str) -> Iterator[Channel]:
-    """A channel on which these apps' exchanges are there, bound to the bus."""
+def publishing_to(url: str, *apps: str) -> Iterator[Channel]:
+    """A channel to publish on, after the exchanges of these apps were declared and bound to the bus."""
     with connected(url) as connection:
         for app in apps:
             declare(connection, publishing(app))
@@ -63,11 +64,11 @@ def speaking(url: str, *apps: str) -> Iterator[Channel]:
 
 
 @contextlib.contextmanager
-def listening(url: str, *patterns: str) -> Iterator[Tail]:
+def running_tail(url: str, *patterns: str) -> Iterator[Tail]:
     one = Tail(BrokerAddresses.parse(url), patterns or ("#",))
     one.ensure_started()
     try:
-        wait_until(lambda: one.epoch > 0, "it listens")
+        wait_until(lambda: one.epoch > 0, "it has subscribed")
         yield one
     finally:
         one.stop(LIMIT)
@@ -82,7 +83,7 @@ def take(one: Tail) -> Taken:
 # --- what is shown ----------------------------------------------------------------------------
 
 
-def test_events_are_shown_as_they_pass_until_it_is_stopped(folder: Path, url: str) -> None:
+def test_live_events_are_shown_until_it_is_stopped(folder: Path, url: str) -> None:
     with tail("bus:app", folder=folder, url=url) as one:
         done = lightbus(
             "publish", "bus:app", "invoice.paid", "number=7", "--header", "tenant=acme", folder=folder, url=url
@@ -94,19 +95,22 @@ def test_events_are_shown_as_they_pass_until_it_is_stopped(folder: Path, url: st
         one.wait_for(r'^  \{"amount": "9\.50", "note": "", "number": 7\}$')
         assert one.end(signal.SIGINT) == 0
         assert one.lines[-1] == "1 shown."
-        assert "\x1b" not in one.output  # it is no terminal
+        assert "\x1b" not in one.output  # not a terminal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_at_once_where_nothing_comes(folder: Path, sqlite_url: str, number: signal.Signals) -> None:
+def test_it_stops_at_once_while_no_events_arrive(folder: Path, sqlite_url: str, number: signal.Signals) -> None:
     with tail(folder=folder, url=sqlite_url) as one:
         assert one.end(number) == 0
         assert one.lines[1:] == ["0 shown."]
 
 
-def test_patterns_source_and_where_choose(folder: Path, url: str) -> None:
+def test_patterns_source_and_where_select_events(folder: Path, url: str) -> None:
     options = ["--source", "shop", "--where", "user.name=A*", "--where", "lines.0!=2", "--json"]
-    with tail("order.*", "user.#", *options, folder=folder, url=url) as one, speaking(url, "shop", "auth") as channel:
+    with (
+        tail("order.*", "user.#", *options, folder=folder, url=url) as one,
+        publishing_to(url, "shop", "auth") as channel,
+    ):
         for app, event, body in (
             ("shop", "order.placed", b'{"user": {"name": "Bob"}, "lines": [1], "n": 1}'),
             ("shop", "invoice.paid", b'{"user": {"name": "Ann"}, "lines": [1], "n": 2}'),
@@ -138,7 +142,7 @@ def test_patterns_source_and_where_choose(folder: Path, url: str) -> None:
         ("a=*", {"b": 1}, False),
         ("a!=1", {"b": 1}, True),
         ("a!=1", {"a": 1}, False),
-        ("a=[1,2]", {"a": [1, 2]}, False),  # [1,2] is one character of the two, as in a shell
+        ("a=[1,2]", {"a": [1, 2]}, False),  # a character class, as in a shell
         ("a=x=y", {"a": "x=y"}, True),
         ("a.b.1=ä?", {"a": {"b": [0, "äö"]}}, True),
         ("a.b", {}, None),
@@ -149,14 +153,14 @@ def test_patterns_source_and_where_choose(folder: Path, url: str) -> None:
 def test_where(condition: str, payload: Any, fits: bool | None) -> None:
     if fits is None:
         with pytest.raises(Exception, match="is not FIELD=VALUE"):
-            _condition(condition)
+            Condition.parse(condition)
     else:
-        assert _condition(condition).fits(payload) is fits
+        assert Condition.parse(condition).matches(payload) is fits
 
 
-def test_each_event_is_one_line_of_json_whatever_it_is(folder: Path, url: str) -> None:
+def test_any_event_is_one_line_of_json(folder: Path, url: str) -> None:
     evil = '{"text": "\x9b31m\u2028\u202e",\n\n "big": 123456789012345678901234567890, "exact": 9.50}'.encode()
-    with tail("--json", "--limit", "3", folder=folder, url=url) as one, speaking(url, "shop") as channel:
+    with tail("--json", "--limit", "3", folder=folder, url=url) as one, publishing_to(url, "shop") as channel:
         properties = {"message_id": "m-1", "timestamp": 1767323045, "correlation_id": "c-1"}
         headers = {"lightbus-version": 3, "lightbus-causation": "m-0", "tenant": "acme"}
         publish_plainly(channel, "shop", "thing.seen", evil, {**properties, "headers": headers})
@@ -177,14 +181,14 @@ def test_each_event_is_one_line_of_json_whatever_it_is(folder: Path, url: str) -
             "headers": {"tenant": "acme"},
             "payload": {"text": "\x9b31m\u2028\u202e", "big": 123456789012345678901234567890, "exact": 9.5},
         }
-        assert '"exact":9.50' in one.lines[1]  # number for number as it came
+        assert '"exact":9.50' in one.lines[1]  # numbers are unchanged
         assert one.lines[1].isascii()
         assert second["body_base64"] == "/wBub3QganNvbg=="
         assert third["body_base64"] == ""
 
 
-def test_what_is_long_is_cut_and_what_is_hostile_is_escaped(folder: Path, sqlite_url: str) -> None:
-    with tail(folder=folder, url=sqlite_url) as one, speaking(sqlite_url, "shop") as channel:
+def test_long_payloads_are_cut_and_control_characters_are_escaped(folder: Path, sqlite_url: str) -> None:
+    with tail(folder=folder, url=sqlite_url) as one, publishing_to(sqlite_url, "shop") as channel:
         publish_plainly(channel, "shop", "a.b", json.dumps({"text": "x" * 5000}).encode())
         publish_plainly(channel, "shop", "a.b", b'{"text": "' + b"y" * 200_000 + b'"}')
         publish_plainly(channel, "shop", "a.b", '{"text": "\u202e\u009b"}'.encode())
@@ -197,23 +201,21 @@ def test_what_is_long_is_cut_and_what_is_hostile_is_escaped(folder: Path, sqlite
         one.end(signal.SIGINT)
         assert max(map(len, one.lines)) < 2100
         assert one.output.replace("\n", "").replace("…", "").isascii()
-    with tail("--full", folder=folder, url=sqlite_url) as one, speaking(sqlite_url, "shop") as channel:
+    with tail("--full", folder=folder, url=sqlite_url) as one, publishing_to(sqlite_url, "shop") as channel:
         publish_plainly(channel, "shop", "a.b", b'{"text": "' + b"y" * 200_000 + b'"}')
         one.wait_for("y" * 200_000)
 
 
-def test_a_foreign_message_with_odd_properties_is_shown_like_any_other(folder: Path, sqlite_url: str) -> None:
-    with tail(folder=folder, url=sqlite_url) as one, speaking(sqlite_url, "shop") as channel:
+def test_a_foreign_message_with_odd_properties_is_shown(folder: Path, sqlite_url: str) -> None:
+    with tail(folder=folder, url=sqlite_url) as one, publishing_to(sqlite_url, "shop") as channel:
         publish_plainly(channel, "shop", "", b"{}", {"headers": None, "message_id": 7, "timestamp": "never"})
         one.wait_for(r"\(no name\)  from shop")
 
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("form", [(), ("--json",)], ids=["for-people", "json"])
-def test_properties_that_are_no_text_cost_no_event_and_no_other_property(
-    folder: Path, rabbitmq_url: str, form: tuple[str, ...]
-) -> None:
-    with tail(*form, folder=folder, url=rabbitmq_url) as one, speaking(rabbitmq_url, "shop"):
+def test_properties_that_are_not_text_are_skipped_alone(folder: Path, rabbitmq_url: str, form: tuple[str, ...]) -> None:
+    with tail(*form, folder=folder, url=rabbitmq_url) as one, publishing_to(rabbitmq_url, "shop"):
         for name in ODD_PROPERTIES:
             publish_raw(rabbitmq_url, b"order.placed", odd_properties(name, name.encode()), b"{}")
         for name in ODD_PROPERTIES:
@@ -224,11 +226,11 @@ def test_properties_that_are_no_text_cost_no_event_and_no_other_property(
 # --- when it ends -----------------------------------------------------------------------------
 
 
-def test_limit_and_timeout_end_it_and_a_script_learns_which(folder: Path, url: str) -> None:
+def test_the_exit_code_shows_whether_the_limit_was_reached(folder: Path, url: str) -> None:
     none = lightbus("tail", "--limit", "1", "--timeout", "0.5", folder=folder, url=url)
     assert (none.returncode, none.stdout) == (1, "")
     assert lightbus("tail", "--timeout", "0.5", folder=folder, url=url).returncode == 0
-    with tail("--limit", "2", "--timeout", "60", folder=folder, url=url) as one, speaking(url, "shop") as channel:
+    with tail("--limit", "2", "--timeout", "60", folder=folder, url=url) as one, publishing_to(url, "shop") as channel:
         for number in range(3):
             publish_plainly(channel, "shop", "a.b", b"%d" % number)
         assert one.end() == 0
@@ -237,7 +239,7 @@ def test_limit_and_timeout_end_it_and_a_script_learns_which(folder: Path, url: s
 
 
 def unread_tail(folder: Path, url: str) -> tuple[subprocess.Popen[str], IO[str], IO[str]]:
-    """One that listens, and whose output nobody reads but the test, by hand."""
+    """A running `lightbus tail` whose stdout only the test reads."""
     process = subprocess.Popen(
         [*LIGHTBUS, "tail"],
         cwd=folder,
@@ -252,14 +254,14 @@ def unread_tail(folder: Path, url: str) -> tuple[subprocess.Popen[str], IO[str],
     return process, process.stdout, process.stderr
 
 
-@pytest.mark.parametrize("said", [0, 3])
-def test_it_ends_quietly_when_nobody_reads_it_any_more(folder: Path, sqlite_url: str, said: int) -> None:
-    """As with `| head -1`: also where no other event comes, whose writing would fail."""
-    with speaking(sqlite_url, "shop") as channel:
+@pytest.mark.parametrize("published", [0, 3])
+def test_it_ends_quietly_when_its_reader_exits(folder: Path, sqlite_url: str, published: int) -> None:
+    """As with `| head -1`. Also without a further event, so that no write fails."""
+    with publishing_to(sqlite_url, "shop") as channel:
         process, output, errors = unread_tail(folder, sqlite_url)
-        for number in range(said):
+        for number in range(published):
             publish_plainly(channel, "shop", "a.b", b"%d" % number)
-        if said:
+        if published:
             output.readline()
         output.close()
         assert process.wait(LIMIT) == 0
@@ -267,7 +269,7 @@ def test_it_ends_quietly_when_nobody_reads_it_any_more(folder: Path, sqlite_url:
         errors.close()
 
 
-def test_what_cannot_be_done_is_one_message(folder: Path, sqlite_url: str) -> None:
+def test_errors_are_one_message(folder: Path, sqlite_url: str) -> None:
     for arguments, status, words in (
         (["a..b"], 2, "'a..b' is not a topic pattern"),
         (["nowhere:app"], 2, "no module 'nowhere'"),
@@ -283,7 +285,7 @@ def test_what_cannot_be_done_is_one_message(folder: Path, sqlite_url: str) -> No
         assert "Traceback" not in done.stderr
 
 
-def test_a_broker_that_never_answers_is_an_error_and_not_a_quiet_hour(folder: Path) -> None:
+def test_a_broker_that_never_answers_is_an_error(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"amqp://ann:s3cr3t@127.0.0.1:{silent.getsockname()[1]}/"
         done = lightbus("tail", "--timeout", "0.5", folder=folder, url=url)
@@ -293,51 +295,56 @@ def test_a_broker_that_never_answers_is_an_error_and_not_a_quiet_hour(folder: Pa
 
 
 @pytest.mark.rabbitmq
-def test_a_lost_connection_is_said_and_replaced(folder: Path, rabbitmq: nodes.Node, rabbitmq_url: str) -> None:
+def test_a_lost_connection_is_logged_and_replaced(folder: Path, rabbitmq: nodes.Node, rabbitmq_url: str) -> None:
     with tail(folder=folder, url=rabbitmq_url) as one:
         rabbitmq.ctl("close_all_connections", "--vhost", rabbitmq_url.rpartition("/")[2], "a test")
         one.wait_for("The connection was lost .* reconnecting. Events in the meantime are not shown.")
         one.wait_for("Listening for")
-        with speaking(rabbitmq_url, "shop") as channel:
+        with publishing_to(rabbitmq_url, "shop") as channel:
             publish_plainly(channel, "shop", "a.b", b'"again"')
         one.wait_for('^  "again"$')
         assert one.end(signal.SIGINT) == 0
 
 
-def test_a_subscription_that_the_broker_ends_is_replaced(url: str) -> None:
-    with listening(url) as one, speaking(url, "shop") as channel:
+def test_a_consumer_that_the_broker_cancels_is_replaced(url: str) -> None:
+    with running_tail(url) as one, publishing_to(url, "shop") as channel:
         before = one.queue
-        one._cancelled("its consumer")  # as the broker says it; nobody else may delete an exclusive queue
+        one.consumer_cancelled("its consumer")  # called directly: only this connection may delete its exclusive queue
         one.wake()
-        wait_until(lambda: one.epoch > 1, "it listens again")
+        wait_until(lambda: one.epoch > 1, "it has subscribed again")
         assert one.queue != before
         publish_plainly(channel, "shop", "a.b", b"1")
         assert take(one).delivery.body == b"1"
 
 
-# --- who waits for whom -----------------------------------------------------------------------
+# --- limits -----------------------------------------------------------------------
 
 
-def test_its_queue_is_gone_with_it(broker_url: str) -> None:
-    with listening(broker_url) as one:
+def test_its_queue_is_deleted_at_the_end(broker_url: str) -> None:
+    with running_tail(broker_url) as one:
         name = one.queue
         assert name.startswith("lightbus.tail.")
     with connected(broker_url) as connection, pytest.raises(amqp.exceptions.NotFound):
         connection.channel().queue_declare(name, passive=True)
 
 
-def test_events_that_are_not_taken_make_room_and_are_counted(broker_url: str) -> None:
-    """However many pass, some thousand are held: all others are dropped, the oldest first, and each is counted."""
+def is_newest(tail: Tail, body: bytes) -> bool:
+    newest = tail.buffer.newest
+    return newest is not None and newest.body == body
+
+
+def test_the_oldest_events_that_are_not_taken_are_dropped_and_counted(broker_url: str) -> None:
+    """At most HELD events are kept. The others are dropped, the oldest first, and counted."""
     app = Lightbus("shop", url=broker_url)
     event = app.event(type("Said", (), {"__annotations__": {"number": int}}))
     many = 3 * HELD
-    with app, listening(broker_url) as one:
-        for start in range(0, many, 200):  # less than the broker's queue holds: here all are read
+    with app, running_tail(broker_url) as one:
+        for start in range(0, many, 200):  # less than the limit of the broker's queue, so all are read
             receipts = app.publish_many_sync(event(number=number) for number in range(start, start + 200))
             assert all(receipt.routed for receipt in receipts)
             last = b'{"number":%d}' % (start + 199)
-            wait_until(lambda last=last: bool(one._held) and one._held[-1][0].body == last, "all were read")
-        taken = [take(one) for _ in range(len(one._held))]
+            wait_until(functools.partial(is_newest, one, last), "all were read")
+        taken = [take(one) for _ in range(len(one.buffer))]
         assert one.take(0) is None
     assert len(taken) <= HELD
     assert not any(each.overrun for each in taken)
@@ -346,25 +353,25 @@ def test_events_that_are_not_taken_make_room_and_are_counted(broker_url: str) ->
     assert numbers == list(range(many - len(numbers), many))
 
 
-def test_large_events_are_bounded_by_their_bytes(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_buffer_is_limited_in_bytes(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightbus.tail.HELD_BYTES", 1000)
-    with listening(sqlite_url) as one, speaking(sqlite_url, "shop") as channel:
+    with running_tail(sqlite_url) as one, publishing_to(sqlite_url, "shop") as channel:
         for number in (b"1", b"2", b"3"):
             publish_plainly(channel, "shop", "a.b", number * 600)
-        wait_until(lambda: one._dropped == 2, "two were dropped")
+        wait_until(lambda: one.buffer.dropped == 2, "two were dropped")
         taken = take(one)
         assert (taken.delivery.body[:1], taken.dropped) == (b"3", 2)
-        publish_plainly(channel, "shop", "a.b", b"4" * 5000)  # one alone is kept, however large
+        publish_plainly(channel, "shop", "a.b", b"4" * 5000)  # a single one is kept, whatever its size
         assert take(one).delivery.body[:1] == b"4"
 
 
-def test_while_it_is_stopped_publishers_are_not_and_it_says_that_some_are_missing(folder: Path, url: str) -> None:
-    with tail(folder=folder, url=url) as one, speaking(url, "shop") as channel:
+def test_a_stopped_tail_does_not_block_publishers_and_reports_missing_events(folder: Path, url: str) -> None:
+    with tail(folder=folder, url=url) as one, publishing_to(url, "shop") as channel:
         publish_plainly(channel, "shop", "a.b", b'"first"')
         one.wait_for('^  "first"$')
         one.signal(signal.SIGSTOP)
         state = Path(f"/proc/{one.process.pid}/stat")
-        if state.exists():  # elsewhere than on Linux there is no such file
+        if state.exists():  # exists only on Linux
             wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
         for start in range(0, 2 * QUEUE_LIMIT, 100):
             numbers = range(start, start + 100)
@@ -379,13 +386,13 @@ def test_while_it_is_stopped_publishers_are_not_and_it_says_that_some_are_missin
 
 
 @pytest.mark.parametrize("read_at_last", [True, False])
-def test_no_publisher_waits_for_a_terminal_that_does_not_read(
+def test_publishers_do_not_wait_for_a_terminal_that_does_not_read(
     folder: Path, sqlite_url: str, read_at_last: bool
 ) -> None:
     app = Lightbus("shop", url=sqlite_url)
     event = app.event(type("Said", (), {"__annotations__": {"text": str}}))
     process, output, _ = unread_tail(folder, sqlite_url)
-    with app:  # far more than a pipe (64 KiB) and what is held: it could not write all of this
+    with app:  # far more than a pipe (64 KiB) and the buffer can hold
         for _ in range(30):
             app.publish_many_sync(event(text="x" * 1000) for _ in range(HELD // 10))
         app.publish_sync(event(text="last"))
@@ -396,7 +403,7 @@ def test_no_publisher_waits_for_a_terminal_that_does_not_read(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0
-    if not read_at_last:  # those that it held are not shown any more, and counted all the same
+    if not read_at_last:  # those in the buffer are not shown, but counted
         assert re.fullmatch(r"[\d,]+ shown, [\d,]+ dropped\.", errors.splitlines()[-1])
         return
     dropped = sum(int(one.replace(",", "")) for one in re.findall(r"\.\.\. ([\d,]+) events were dropped", errors))
@@ -405,7 +412,7 @@ def test_no_publisher_waits_for_a_terminal_that_does_not_read(
     shown, dropped_in_all = (int(count.replace(",", "")) for count in counts.groups())
     assert dropped_in_all == dropped
     sent = 3 * HELD + 1
-    if "some events may be missing" in errors:  # where it ran so seldom that the broker's queue was full, too
+    if "some events may be missing" in errors:  # if it was so slow that the broker's queue was full, too
         assert shown > 0
         assert shown + dropped <= sent
     else:
@@ -419,7 +426,7 @@ def test_no_publisher_waits_for_a_terminal_that_does_not_read(
 @pytest.mark.parametrize(
     ("extra", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)], ids=str
 )
-def test_on_a_terminal_it_is_coloured_unless_that_is_not_wanted(
+def test_it_uses_colors_on_a_terminal_unless_they_are_disabled(
     folder: Path, sqlite_url: str, extra: dict[str, str], coloured: bool
 ) -> None:
     ours, theirs = pty.openpty()
@@ -435,7 +442,7 @@ def test_on_a_terminal_it_is_coloured_unless_that_is_not_wanted(
     seen = b""
     while b"Listening" not in seen:
         seen += os.read(ours, 4096)
-    with speaking(sqlite_url, "shop") as channel:
+    with publishing_to(sqlite_url, "shop") as channel:
         publish_plainly(channel, "shop", "a.b", b'{"n": 1}')
     with contextlib.suppress(OSError):  # EIO: the other end is closed
         while piece := os.read(ours, 4096):
@@ -446,9 +453,9 @@ def test_on_a_terminal_it_is_coloured_unless_that_is_not_wanted(
     assert (b"\x1b[" in seen) is coloured
 
 
-def test_colours_can_be_forced_into_a_pipe(folder: Path, sqlite_url: str) -> None:
+def test_colors_can_be_forced_in_a_pipe(folder: Path, sqlite_url: str) -> None:
     with tail("--limit", "1", folder=folder, url=sqlite_url, extra={"FORCE_COLOR": "1"}) as one:
-        with speaking(sqlite_url, "shop") as channel:
+        with publishing_to(sqlite_url, "shop") as channel:
             publish_plainly(channel, "shop", "a.b", b'{"n": 1}')
         assert one.end() == 0
         assert '\x1b[34m"n"\x1b[0m: \x1b[33m1\x1b[0m' in one.output

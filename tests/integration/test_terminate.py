@@ -1,4 +1,4 @@
-"""SIGTERM while a command still imports: it ends at once, also as process 1, where the kernel drops such a signal."""
+"""SIGTERM during the imports of a command: it exits at once. Also as process 1, for which the kernel ignores it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.patience import wait_until, within
 from tests.processes import LIGHTBUS, Program, environment
 
 CONTAINER = ("unshare", "--pid", "--fork", "--kill-child")
-"""A program after it is process 1 of a PID namespace, as in a container."""
+"""Runs a program as process 1 of a PID namespace, as in a container."""
 
 APP = "from lightbus import Lightbus\napp = Lightbus('billing')\n@app.on('order.placed')\ndef book(order): ...\n"
 
@@ -52,7 +52,7 @@ def _end_inside(it: Program, number: signal.Signals) -> int:
 
 @pytest.mark.parametrize("program", [SCRIPT, LIGHTBUS], ids=["script", "-m"])
 @pytest.mark.parametrize("module", ["click", "kombu", "stuck"])
-def test_as_process_1_it_ends_while_it_imports(
+def test_as_process_1_a_worker_exits_during_its_imports(
     tmp_path: Path, module: str, program: tuple[str, ...], container: tuple[str, ...]
 ) -> None:
     tmp_path.joinpath(f"{module}.py").write_text(STUCK)
@@ -65,7 +65,7 @@ def test_as_process_1_it_ends_while_it_imports(
 
 
 @pytest.mark.parametrize("command", [("tail", "stuck:app"), ("dead", "list", "stuck:app"), ("health", "stuck:app")])
-def test_as_process_1_other_commands_end_too(
+def test_as_process_1_other_commands_exit_too(
     tmp_path: Path, command: tuple[str, ...], container: tuple[str, ...]
 ) -> None:
     tmp_path.joinpath("stuck.py").write_text(STUCK)
@@ -74,7 +74,7 @@ def test_as_process_1_other_commands_end_too(
         assert _end_inside(it, signal.SIGTERM) == 128 + signal.SIGTERM
 
 
-def test_as_process_1_ctrl_c_ends_it_quietly_while_it_imports(tmp_path: Path, container: tuple[str, ...]) -> None:
+def test_as_process_1_ctrl_c_ends_imports_quietly(tmp_path: Path, container: tuple[str, ...]) -> None:
     tmp_path.joinpath("stuck.py").write_text(STUCK)
     with Program("worker", "stuck:app", folder=tmp_path, url="memory://", program=(*container, *LIGHTBUS)) as it:
         it.wait_for("importing stuck")
@@ -82,7 +82,7 @@ def test_as_process_1_ctrl_c_ends_it_quietly_while_it_imports(tmp_path: Path, co
         assert it.lines == ["importing stuck", "Interrupted."]
 
 
-def test_as_process_1_a_worker_that_is_ready_stops_in_good_order(tmp_path: Path, container: tuple[str, ...]) -> None:
+def test_as_process_1_a_ready_worker_stops_gracefully(tmp_path: Path, container: tuple[str, ...]) -> None:
     tmp_path.joinpath("billing.py").write_text(APP)
     with Program("worker", "billing:app", folder=tmp_path, url="memory://", program=(*container, *LIGHTBUS)) as it:
         it.wait_for("Ready")
@@ -90,7 +90,7 @@ def test_as_process_1_a_worker_that_is_ready_stops_in_good_order(tmp_path: Path,
         assert "Stopping (SIGTERM)" in it.output
 
 
-def test_any_other_process_is_ended_by_the_kernel_while_it_imports(tmp_path: Path) -> None:
+def test_the_kernel_ends_any_other_process_during_its_imports(tmp_path: Path) -> None:
     tmp_path.joinpath("stuck.py").write_text(STUCK)
     with Program("worker", "stuck:app", folder=tmp_path, url="memory://") as it:
         it.wait_for("importing stuck")
@@ -99,7 +99,7 @@ def test_any_other_process_is_ended_by_the_kernel_while_it_imports(tmp_path: Pat
 
 @pytest.mark.parametrize("options", [("--processes", "2"), ("--reload",)])
 @pytest.mark.parametrize("first", [False, True], ids=["", "process 1"])
-def test_a_supervisor_does_not_wait_for_workers_that_still_import(
+def test_a_supervisor_does_not_wait_for_workers_that_are_importing(
     tmp_path: Path, options: tuple[str, ...], first: bool, request: pytest.FixtureRequest
 ) -> None:
     tmp_path.joinpath("stuck.py").write_text(STUCK)
@@ -111,7 +111,7 @@ def test_a_supervisor_does_not_wait_for_workers_that_still_import(
             assert (_end_inside(it, signal.SIGTERM) if first else it.end(signal.SIGTERM)) == 0
 
 
-def test_a_change_starts_a_worker_again_that_still_imports(tmp_path: Path) -> None:
+def test_a_change_restarts_a_worker_that_is_importing(tmp_path: Path) -> None:
     stuck = tmp_path / "billing.py"
     stuck.write_text(STUCK)
     with Program("worker", "billing:app", "--reload", folder=tmp_path, url=f"sqlite:///{tmp_path}/bus.db") as it:

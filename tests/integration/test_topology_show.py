@@ -1,4 +1,4 @@
-"""`lightbus topology`: as a table, as JSON, as pictures; and beside it what a broker has of it."""
+"""`lightbus topology` as a table, JSON and pictures, with and without --live."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from lightbus import Lightbus, Retry
 from lightbus.cli import mermaid, picture
 from lightbus.connection.declare import declare
-from lightbus.inspection import States, states
+from lightbus.inspection.states import States, states
 from lightbus.transport import Publication
 from tests.bus import connected
 from tests.processes import lightbus, wait_until
@@ -34,13 +34,13 @@ def report(invoice: dict): ...
 """
 
 TABLE = """\
-EXCHANGE          TYPE             WHAT FOR
+EXCHANGE          TYPE             PURPOSE
 lightbus          topic, internal  events of all apps
 shop              topic            events of shop
 billing           topic            events of billing
 billing.internal  direct           retries and dead letters
 
-QUEUE                      WHAT FOR
+QUEUE                      PURPOSE
 billing.dead               dead letters
 billing.main               handled by keep_account, charge
 billing.retry.1s           waits 1 s, then back (main)
@@ -85,7 +85,7 @@ def billing(url: str = "memory://") -> Lightbus:
 
 @pytest.mark.parametrize("command", [["topology"], ["topology", "show"]])
 def test_exchanges_queues_and_bindings_are_a_table(folder: Path, command: list[str]) -> None:
-    done = lightbus(*command, "bus:app", folder=folder, url=NOWHERE)  # nobody is there, and nobody is asked
+    done = lightbus(*command, "bus:app", folder=folder, url=NOWHERE)  # no broker listens there, and none is needed
     assert (done.stdout, done.stderr, done.returncode) == (TABLE, "", 0)
 
 
@@ -111,7 +111,7 @@ def test_options_may_come_first_and_json_has_the_arguments(folder: Path, options
     assert len(found["bindings"]) == len(wanted.bindings)
 
 
-def test_permissions_are_still_a_command_of_it(folder: Path) -> None:
+def test_permissions_is_a_subcommand(folder: Path) -> None:
     done = lightbus("topology", "permissions", "bus:app", folder=folder, url=NOWHERE)
     assert done.stdout.startswith("rabbitmqctl set_permissions")
     assert lightbus("topology", folder=folder, url=NOWHERE).stderr.startswith("Usage: lightbus topology")
@@ -129,7 +129,7 @@ def live(folder: Path, url: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_beside_it_stands_what_the_broker_has(folder: Path, url: str) -> None:
+def test_live_shows_the_state_on_the_broker(folder: Path, url: str) -> None:
     nothing = live(folder, url)
     assert {one["live"]["exists"] for one in (*nothing["exchanges"], *nothing["queues"])} == {False}
     app = billing(url)
@@ -137,7 +137,7 @@ def test_beside_it_stands_what_the_broker_has(folder: Path, url: str) -> None:
         declare(connection, app.topology())
         channel = connection.channel()
         channel.publish([Publication("billing.internal", "dead", b"{}", {})] * 2)
-        wait_until(lambda: channel.queue_declare("billing.dead", passive=True).message_count == 2, "letters")
+        wait_until(lambda: channel.queue_declare("billing.dead", passive=True).message_count == 2, "two dead letters")
         whole = lightbus("topology", "bus:app", "--live", folder=folder, url=url)
         assert "All exchanges and queues exist as declared." in whole.stdout
         assert re.search(r"^billing\.dead +yes +2 +0 +dead letters$", whole.stdout, re.MULTILINE), whole.stdout
@@ -153,7 +153,7 @@ def test_beside_it_stands_what_the_broker_has(folder: Path, url: str) -> None:
     assert re.search(r"^billing\.retry\.5s \(queue\): .*inequivalent arg", done.stdout, re.MULTILINE)
     with connected(url) as connection:
         channel = connection.channel()
-        assert channel.queue_declare("billing.dead", passive=True).message_count == 2  # looking changed nothing
+        assert channel.queue_declare("billing.dead", passive=True).message_count == 2  # the command has changed nothing
         seen = states(connection, app)
     assert '[("billing.retry.1s: missing<br/>billing.retry.5s: 0 ready, differs")]' in mermaid.flowchart(app, seen)
     drawn = picture.draw(app, seen)
@@ -162,7 +162,7 @@ def test_beside_it_stands_what_the_broker_has(folder: Path, url: str) -> None:
     assert ">2 ready, 0 consuming<" in drawn
 
 
-def test_a_broker_that_is_away_is_one_line_without_the_password(folder: Path) -> None:
+def test_an_unreachable_broker_is_one_line_without_the_password(folder: Path) -> None:
     done = lightbus("topology", "bus:app", "--live", folder=folder, url=NOWHERE)
     assert (done.returncode, done.stdout) == (1, "")
     assert "Connection refused. Is the broker running there?" in done.stderr
@@ -173,11 +173,11 @@ def test_a_broker_that_is_away_is_one_line_without_the_password(folder: Path) ->
 # --- pictures ---------------------------------------------------------------------------------
 
 
-def test_the_flowchart_has_a_line_for_each_binding_and_each_way_out_of_a_queue(folder: Path) -> None:
+def test_the_flowchart_has_a_line_for_each_binding_and_each_dead_letter_exchange(folder: Path) -> None:
     done = lightbus("topology", "bus:app", "--format", "mermaid", folder=folder, url=NOWHERE)
     first, *lines = done.stdout.splitlines()
     assert first == "flowchart LR"
-    names = dict(re.findall(r'^  (\w+)[(\[]+"([^"<]+)', done.stdout, re.MULTILINE))  # of a ladder, its first queue
+    names = dict(re.findall(r'^  (\w+)[(\[]+"([^"<]+)', done.stdout, re.MULTILINE))  # of retry queues, the first one
     ladders = dict(re.findall(r'^  (queue\d+)[(\[]+"([^"]+)"', done.stdout, re.MULTILINE))
     homes = {name: queue for queue, several in ladders.items() for name in several.split("<br/>")}
     wanted = billing().topology()
@@ -243,7 +243,8 @@ def inside(one: Box, other: Box) -> bool:
 @pytest.mark.parametrize("make", [few, billing, many, long])
 @pytest.mark.parametrize("alive", [False, True], ids=["declared", "live"])
 def test_nothing_in_the_picture_overlaps(make: Any, alive: bool) -> None:
-    """Boxes are apart; each text is inside of one box or outside of all, apart from other texts, and in the picture."""
+    """No boxes overlap. Each text is inside of one box or outside of all, inside of the picture, and overlaps no
+    text."""
     app: Lightbus = make()
     seen: States | None = None
     if alive:
@@ -274,7 +275,7 @@ def test_nothing_in_the_picture_overlaps(make: Any, alive: bool) -> None:
         assert all(inside(text, box) or apart(text, box) for box in boxes), text
 
 
-def test_the_picture_names_everything_and_suits_both_schemes() -> None:
+def test_the_picture_has_all_names_and_both_color_schemes() -> None:
     app = many()
     drawn = picture.draw(app)
     for queue in app.topology().queues:
@@ -287,7 +288,7 @@ def test_the_picture_names_everything_and_suits_both_schemes() -> None:
 
 
 @pytest.mark.parametrize("name", ["kitchen", "order-intake-and-fulfilment"])
-def test_a_small_app_has_room_for_the_name_of_its_internal_exchange(name: str) -> None:
+def test_the_name_of_the_internal_exchange_fits_for_a_small_app(name: str) -> None:
     app = Lightbus(name, url="memory://", retry=Retry.none())
     app.on("order.placed", name="cook")(lambda body: None)
     assert f">{name}.internal  (direct)<" in picture.draw(app)

@@ -1,4 +1,4 @@
-"""Without LIGHTBUS_URL a file of this machine is the broker: it is said once, and a deployment can forbid it."""
+"""Without LIGHTBUS_URL, the broker is a local file. A warning says so once, and LIGHTBUS_REQUIRE_URL forbids it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_publisher_warns_once_and_names_the_file(folder: Path, extra: dict[str
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_url_that_is_given_is_no_reason_to_warn(folder: Path) -> None:
+def test_a_given_url_causes_no_warning(folder: Path) -> None:
     for done in (
         _run(folder, "billing.py", LIGHTBUS_URL=f"sqlite:///{folder}/bus.db"),
         _run(folder, "billing.py", LIGHTBUS_URL="sqlite://", LIGHTBUS_REQUIRE_URL="1"),
@@ -72,7 +72,7 @@ def test_a_url_that_is_given_is_no_reason_to_warn(folder: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "published\n", "")
 
 
-def test_where_a_url_is_required_nothing_starts_without_one(folder: Path) -> None:
+def test_with_a_required_url_nothing_starts_without_one(folder: Path) -> None:
     done = _run(folder, "billing.py", LIGHTBUS_REQUIRE_URL="1")
     assert done.returncode == 1
     assert "InvalidURL: LIGHTBUS_URL is not set, and " + REFUSED in done.stderr
@@ -92,7 +92,7 @@ def test_where_a_url_is_required_nothing_starts_without_one(folder: Path) -> Non
     assert not (folder / "state").exists()
 
 
-def test_a_test_needs_no_broker_where_one_is_required(folder: Path) -> None:
+def test_a_test_bus_needs_no_url_even_if_one_is_required(folder: Path) -> None:
     (folder / "test_it.py").write_text(
         "import anyio\nfrom billing import InvoicePaid, app\nfrom lightbus.testing import TestBus\n"
         "async def main():\n    async with TestBus(app) as bus:\n        await app.publish(InvoicePaid(id=1))\n"

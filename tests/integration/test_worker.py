@@ -1,4 +1,4 @@
-"""`lightbus worker` as real processes: started, signalled, killed and reloaded as people and systems do."""
+"""`lightbus worker` as real processes: started, stopped, killed and reloaded."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def publish(folder: Path, url: str, *arguments: str) -> None:
 
 
 @each_backend
-def test_a_worker_handles_what_publish_sends_and_finishes_it_on_sigterm(folder: Path, url: str, backend: str) -> None:
+def test_a_worker_handles_events_and_finishes_running_handlers_on_sigterm(folder: Path, url: str, backend: str) -> None:
     with worker(folder, url, "--backend", backend) as running:
         running.wait_for("Ready")
         publish(folder, url, "invoice.paid", "number=slow")
@@ -107,23 +107,25 @@ def test_handlers_that_outlast_the_grace_time_are_named_and_delivered_again(
 
 
 @each_backend
-def test_a_second_signal_ends_a_worker_whose_loop_is_blocked(folder: Path, sqlite_url: str, backend: str) -> None:
+def test_a_second_signal_ends_a_worker_with_a_blocked_event_loop(folder: Path, sqlite_url: str, backend: str) -> None:
     with worker(folder, sqlite_url, "--backend", backend) as running:
         running.wait_for("Ready")
         publish(folder, sqlite_url, "block", "seconds=600")
         running.wait_for("blocking now")
         running.signal(signal.SIGINT)
-        running.signal(signal.SIGINT)  # an echo of the first, as `timeout` sends it: counts for nothing
+        running.signal(signal.SIGINT)  # a repeated signal, as `timeout` sends it, is ignored
         running.wait_for("Stopping .*: 1 handler in flight")
-        time.sleep(0.5)  # longer than an echo
-        with within(0):  # the grace time is 30 s
+        time.sleep(0.5)  # longer than SIGNAL_REPEAT
+        with within(0):  # the grace period is 30 s
             assert running.end(signal.SIGINT) == 130
     assert "Stopped at once" in running.output
     assert "Traceback" not in running.output
 
 
 @each_backend
-def test_a_blocked_loop_ends_when_the_grace_time_does(folder: Path, sqlite_url: str, backend: str) -> None:
+def test_a_worker_with_a_blocked_event_loop_ends_after_the_grace_period(
+    folder: Path, sqlite_url: str, backend: str
+) -> None:
     with worker(folder, sqlite_url, "--backend", backend, "--grace", "0.3") as running:
         running.wait_for("Ready")
         publish(folder, sqlite_url, "block", "seconds=600")
@@ -133,7 +135,7 @@ def test_a_blocked_loop_ends_when_the_grace_time_does(folder: Path, sqlite_url: 
 
 
 @each_backend
-def test_a_broker_that_is_down_is_tried_again_and_ctrl_c_works_meanwhile(folder: Path, backend: str) -> None:
+def test_a_worker_retries_an_unreachable_broker_and_ctrl_c_stops_it(folder: Path, backend: str) -> None:
     with worker(folder, "amqp://me:geheim@127.0.0.1:1/", "--backend", backend) as running:
         running.wait_for("Connection refused.*Trying again")
         running.wait_for("Connection refused.*Trying again")
@@ -144,7 +146,7 @@ def test_a_broker_that_is_down_is_tried_again_and_ctrl_c_works_meanwhile(folder:
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("options", [(), ("--processes", "2")])
-def test_a_wrong_password_is_one_message_once_and_exit_1(
+def test_a_wrong_password_is_reported_once_and_exits_with_1(
     folder: Path, rabbitmq_url: str, options: tuple[str, ...]
 ) -> None:
     with worker(folder, rabbitmq_url.replace("guest:guest", "guest:geheim"), *options) as running:
@@ -155,7 +157,7 @@ def test_a_wrong_password_is_one_message_once_and_exit_1(
     assert "Traceback" not in running.output
 
 
-def test_only_the_queues_asked_for_are_consumed(folder: Path, sqlite_url: str) -> None:
+def test_only_the_given_queues_are_consumed(folder: Path, sqlite_url: str) -> None:
     with worker(folder, sqlite_url, "--queue", "threads", "--prefetch", "7", "--concurrency", "3") as running:
         running.wait_for(r"billing.threads\s+prefetch 7\s+concurrency 3")
         running.wait_for("Ready")
@@ -166,7 +168,7 @@ def test_only_the_queues_asked_for_are_consumed(folder: Path, sqlite_url: str) -
     assert done.stderr == "Error: app 'billing' has no queue 'nope'. It has: main, threads.\n"
 
 
-def test_a_child_that_is_killed_is_replaced_and_all_stop_on_sigterm(folder: Path, url: str) -> None:
+def test_a_killed_worker_is_replaced_and_all_stop_on_sigterm(folder: Path, url: str) -> None:
     with worker(folder, url, "--processes", "2") as running:
         running.wait_for("Ready")
         running.wait_for("Ready")
@@ -180,7 +182,7 @@ def test_a_child_that_is_killed_is_replaced_and_all_stop_on_sigterm(folder: Path
         assert running.end(signal.SIGTERM) == 0
 
 
-def test_workers_do_not_outlive_a_supervisor_that_is_killed(folder: Path, sqlite_url: str) -> None:
+def test_workers_stop_when_their_supervisor_is_killed(folder: Path, sqlite_url: str) -> None:
     with worker(folder, sqlite_url, "--processes", "2") as running:
         running.wait_for("Ready")
         running.wait_for("Ready")
@@ -192,13 +194,13 @@ def test_workers_do_not_outlive_a_supervisor_that_is_killed(folder: Path, sqlite
         wait_until(lambda: not alive(pid), "the worker has ended")
 
 
-def test_ctrl_c_of_a_terminal_counts_once_for_workers_and_supervisor(folder: Path, sqlite_url: str) -> None:
+def test_ctrl_c_in_a_terminal_counts_once_for_workers_and_supervisor(folder: Path, sqlite_url: str) -> None:
     with worker(folder, sqlite_url, "--processes", "2") as running:
         running.wait_for("Ready")
         running.wait_for("Ready")
         publish(folder, sqlite_url, "invoice.paid", "number=slow")
         running.wait_for("began slow")
-        os.killpg(running.process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
+        os.killpg(running.process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches the whole process group
         running.wait_for(r"\] Stopping \(asked by the supervisor\): 1 handler in flight")
         (folder / "let-go").touch()
         running.wait_for("ended slow")
@@ -213,15 +215,13 @@ def test_a_second_ctrl_c_ends_supervisor_and_blocked_workers(folder: Path, sqlit
         running.wait_for("blocking now")
         os.killpg(running.process.pid, signal.SIGINT)
         running.wait_for("1 handler in flight")
-        time.sleep(0.5)  # longer than an echo
+        time.sleep(0.5)  # longer than SIGNAL_REPEAT
         os.killpg(running.process.pid, signal.SIGINT)
         assert running.end() == 130
 
 
 @pytest.mark.parametrize("options", [(), ("--processes", "2"), ("--reload",)])
-def test_ctrl_c_during_the_start_ends_it_without_a_traceback(
-    folder: Path, sqlite_url: str, options: tuple[str, ...]
-) -> None:
+def test_ctrl_c_during_startup_shows_no_traceback(folder: Path, sqlite_url: str, options: tuple[str, ...]) -> None:
     with (folder / "billing" / "bus.py").open("a") as source:
         source.write("print('importing', flush=True)\ntime.sleep(5)\n")
     with worker(folder, sqlite_url, *options) as running:
@@ -231,7 +231,7 @@ def test_ctrl_c_during_the_start_ends_it_without_a_traceback(
     assert "Traceback" not in running.output
 
 
-def test_reload_finishes_what_is_in_flight_then_runs_the_new_code(folder: Path, sqlite_url: str) -> None:
+def test_reload_finishes_running_handlers_then_runs_the_new_code(folder: Path, sqlite_url: str) -> None:
     source = folder / "billing" / "bus.py"
     with worker(folder, sqlite_url, "--reload") as running:
         running.wait_for("Ready")
@@ -262,7 +262,7 @@ def test_reload_without_watchfiles_names_the_extra(folder: Path, sqlite_url: str
     assert done.stderr == "Error: --reload needs watchfiles: pip install watchfiles\n"
 
 
-def test_json_logs_are_one_object_a_line(folder: Path, sqlite_url: str) -> None:
+def test_json_logs_are_one_object_per_line(folder: Path, sqlite_url: str) -> None:
     with worker(folder, sqlite_url, "--json-logs") as running:
         running.wait_for("Ready")
         publish(folder, sqlite_url, "invoice.paid", "number=bad")
@@ -274,9 +274,7 @@ def test_json_logs_are_one_object_a_line(folder: Path, sqlite_url: str) -> None:
     assert "LookupError: no such invoice" in failure["exception"]
 
 
-def test_a_dead_letter_is_logged_with_its_traceback_and_nothing_is_coloured_outside_of_a_terminal(
-    folder: Path, sqlite_url: str
-) -> None:
+def test_a_dead_letter_is_logged_with_its_traceback_and_without_colors(folder: Path, sqlite_url: str) -> None:
     with worker(folder, sqlite_url) as running:
         running.wait_for("Ready")
         publish(folder, sqlite_url, "invoice.paid", "number=bad")
@@ -287,7 +285,7 @@ def test_a_dead_letter_is_logged_with_its_traceback_and_nothing_is_coloured_outs
     assert "\x1b" not in running.output
 
 
-def test_an_errors_text_cannot_steer_the_terminal_and_keeps_its_lines(folder: Path, sqlite_url: str) -> None:
+def test_control_characters_of_an_error_are_escaped_in_logs(folder: Path, sqlite_url: str) -> None:
     with worker(folder, sqlite_url) as running:
         running.wait_for("Ready")
         publish(folder, sqlite_url, "invoice.paid", "number=evil")
@@ -297,7 +295,7 @@ def test_an_errors_text_cannot_steer_the_terminal_and_keeps_its_lines(folder: Pa
     assert running.output.replace("\n", "").replace("\t", "").isprintable()
 
 
-def test_nor_can_it_in_json_logs(folder: Path, sqlite_url: str) -> None:
+def test_control_characters_of_an_error_are_escaped_in_json_logs(folder: Path, sqlite_url: str) -> None:
     with worker(folder, sqlite_url, "--json-logs") as running:
         running.wait_for("Ready")
         publish(folder, sqlite_url, "invoice.paid", "number=evil")
@@ -308,7 +306,7 @@ def test_nor_can_it_in_json_logs(folder: Path, sqlite_url: str) -> None:
     assert json.loads(line)["exception"].endswith(text)
 
 
-def test_colours_on_a_terminal_unless_no_color_is_set(folder: Path, sqlite_url: str) -> None:
+def test_colors_on_a_terminal_unless_no_color_is_set(folder: Path, sqlite_url: str) -> None:
     assert "\x1b[1m" in _banner_on_a_terminal(folder, sqlite_url, {"TERM": "xterm"})
     assert "\x1b" not in _banner_on_a_terminal(folder, sqlite_url, {"TERM": "xterm", "NO_COLOR": "1"})
 
@@ -330,20 +328,20 @@ def _banner_on_a_terminal(folder: Path, url: str, extra: dict[str, str]) -> str:
         stderr=theirs,
     )
     os.close(theirs)
-    said = b""
+    shown = b""
     try:
-        while b"Ready" not in said:
-            said += os.read(ours, 4096)
+        while b"Ready" not in shown:
+            shown += os.read(ours, 4096)
         process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(OSError):  # the terminal's other end is closed: the worker has ended
+        with contextlib.suppress(OSError):  # the worker has exited, which closes its end of the terminal
             while more := os.read(ours, 4096):
-                said += more
+                shown += more
         assert process.wait(LIMIT) == 0
     finally:
         process.kill()
         process.wait()
         os.close(ours)
-    return said.decode()
+    return shown.decode()
 
 
 # --- serve, in other programs -----------------------------------------------------------------
@@ -390,7 +388,7 @@ def test_serve_runs_within_the_lifespan_and_stops_when_asked(broker_url: str, ba
 
 
 @each_backend
-def test_serve_raises_what_cannot_be_mended_as_it_is(backend: str, tmp_path: Path) -> None:
+def test_serve_raises_permanent_errors_unwrapped(backend: str, tmp_path: Path) -> None:
     (tmp_path / "bus.db").write_bytes(b"not a database, and not empty either" * 100)
     app = Lightbus("billing", url=f"sqlite:///{tmp_path}/bus.db")
     with pytest.raises(errors.BrokerFileError, match=re.escape(str(tmp_path))):
@@ -398,7 +396,7 @@ def test_serve_raises_what_cannot_be_mended_as_it_is(backend: str, tmp_path: Pat
 
 
 @each_backend
-def test_serve_raises_the_lifespans_own_error(backend: str, sqlite_url: str) -> None:
+def test_serve_raises_the_error_of_the_lifespan(backend: str, sqlite_url: str) -> None:
     @contextlib.asynccontextmanager
     async def lifespan(app: Lightbus) -> AsyncGenerator[None]:
         raise ConnectionError("no database")
@@ -410,7 +408,7 @@ def test_serve_raises_the_lifespans_own_error(backend: str, sqlite_url: str) -> 
 
 
 @each_backend
-def test_a_grace_time_that_is_none_is_refused(backend: str) -> None:
+def test_an_invalid_grace_period_is_refused(backend: str) -> None:
     async def main() -> None:
         await serve(Lightbus("billing"), grace=-1)
 
@@ -418,7 +416,7 @@ def test_a_grace_time_that_is_none_is_refused(backend: str) -> None:
         anyio.run(main, backend=backend)
 
 
-# --- what ends a worker that nobody has stopped -----------------------------------------------
+# --- a worker that ends without a stop ----------------------------------------------------------
 
 SERVE = """\
 import asyncio, sys, time
@@ -462,14 +460,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("how", ["asyncio.run", "an event loop", "trio"])
-def test_ctrl_c_that_interrupts_a_handler_of_serve_is_no_failure_of_its_event(
-    tmp_path: Path, sqlite_url: str, how: str
-) -> None:
+def test_ctrl_c_during_a_handler_of_serve_does_not_fail_its_event(tmp_path: Path, sqlite_url: str, how: str) -> None:
     tmp_path.joinpath("serving.py").write_text(SERVE)
     with Program("serving.py", how, folder=tmp_path, url=sqlite_url, program=(sys.executable,)) as program:
         program.wait_for("blocking now")
 
-        def ended() -> bool:  # asyncio.run takes the first Ctrl-C for a cancellation, which the handler does not let in
+        def ended() -> bool:  # asyncio.run turns the first Ctrl-C into a cancellation, which the handler suppresses
             program.signal(signal.SIGINT)
             return program.process.poll() is not None
 
@@ -501,7 +497,7 @@ async def handle(paid: InvoicePaid):
 """
 
 
-def test_a_worker_that_a_users_task_ends_does_not_exit_with_0(tmp_path: Path, sqlite_url: str) -> None:
+def test_a_worker_ended_by_a_users_task_does_not_exit_with_0(tmp_path: Path, sqlite_url: str) -> None:
     tmp_path.joinpath("ending.py").write_text(ENDING)
     with working("ending:app", folder=tmp_path, url=sqlite_url) as program:
         done = lightbus("publish", "ending:app", "invoice.paid", '{"number": 1}', folder=tmp_path, url=sqlite_url)

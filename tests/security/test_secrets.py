@@ -281,8 +281,8 @@ def test_no_pickle_copy_or_debugger_shows_the_password_of_a_connection(rabbitmq:
     channel.publish([Publication("shop.internal", "dead", b"{}", {"headers": {}})])
     wait_until(lambda: channel.queue_declare("shop.dead", passive=True).message_count == 1, "a dead letter")
     queue = DeadQueue(app, connection)
-    letter = next(queue.letters())
-    things = [letter, letter.delivery, queue, queue.channel, connection]
+    dead_letter = next(queue.dead_letters())
+    things = [dead_letter, dead_letter.delivery, queue, queue.channel, connection]
     for thing in things:
         for made in taken_apart(thing):
             assert_secret(made.decode(errors="replace"))

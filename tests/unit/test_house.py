@@ -90,7 +90,8 @@ INNER_ORDER = {
         "dispatcher",
     ],
     "dead_letters": ["letter", "queue", "actions"],
-    "worker": ["worker", "supervisor", "health"],
+    "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
+    "worker": ["worker", "process", "reload", "supervisor", "health", "health_server"],
     "testing": ["messages", "records", "apps", "recorder", "overrides", "host", "session", "drain", "bus"],
 }
 """The same within a package."""

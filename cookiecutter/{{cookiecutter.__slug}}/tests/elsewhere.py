@@ -11,5 +11,5 @@ app = Lightbus("elsewhere")
 
 @app.event("{{ cookiecutter.hears }}")
 @attrs.frozen(kw_only=True)
-class {{ cookiecutter.__hears_class }}:
+class {{ cookiecutter.__consumed_class }}:
     id: str

@@ -1,4 +1,4 @@
-"""A worker on RabbitMQ. Without TEST_RABBITMQ_URL, which CI sets, this test is skipped."""
+"""A worker on RabbitMQ. Skipped unless TEST_RABBITMQ_URL is set, as in CI."""
 
 import os
 import subprocess

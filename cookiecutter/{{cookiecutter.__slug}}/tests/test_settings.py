@@ -15,6 +15,6 @@ def test_an_error_names_the_variable() -> None:
         Settings.read({"{{ cookiecutter.__prefix }}_CONCURRENCY": "many"})
 
 
-def test_a_log_shows_no_secret() -> None:
+def test_logs_show_no_secrets() -> None:
     shown = [field.name for field in attrs.fields(Settings) if field.repr]
     assert not [name for name in shown if any(word in name for word in SECRETS)], "use attrs.field(repr=False)"

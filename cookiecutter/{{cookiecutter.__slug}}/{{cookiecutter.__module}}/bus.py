@@ -15,7 +15,7 @@ settings = Settings.read()
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Lightbus) -> AsyncIterator[None]:
-    """Runs around each worker. Open here what handlers share (a pool, a client), and close it after the yield."""
+    """Runs around each worker. Open what handlers share (a pool, a client) before the yield, and close it after."""
     yield
 
 
@@ -31,15 +31,15 @@ class {{ cookiecutter.__event_class }}:
 
 
 @attrs.frozen
-class {{ cookiecutter.__hears_class }}:
+class {{ cookiecutter.__consumed_class }}:
     """The fields of {{ cookiecutter.hears }} that this service reads. It ignores all others."""
 
     id: str
 
 
 @app.on("{{ cookiecutter.hears }}")
-async def {{ cookiecutter.__handler }}(event: {{ cookiecutter.__hears_class }}) -> None:
-    # An event may arrive twice. If that matters, also take `message: Message`: message.id is the same both times.
+async def {{ cookiecutter.__handler }}(event: {{ cookiecutter.__consumed_class }}) -> None:
+    # An event may arrive twice. To detect this, add a parameter `message: Message`: message.id is the same both times.
     await app.publish({{ cookiecutter.__event_class }}(id=event.id))
     # Log the id, not the event: other fields may hold personal data or secrets.
     log.info("handled {{ cookiecutter.hears }} %s", event.id)

@@ -1,6 +1,6 @@
-"""Settings from the environment, read once: they differ between a laptop, a test and production.
+"""Settings from the environment, read once at the start.
 
-Lightbus itself reads LIGHTBUS_URL, the broker.
+Lightbus itself reads LIGHTBUS_URL (the broker).
 """
 
 import os
@@ -21,7 +21,7 @@ class Settings:
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """
         Raises:
-            ValueError: a variable has a wrong value. The message names the variable.
+            ValueError: a variable has an invalid value. The message names the variable.
         """
         return cls(
             concurrency=_number(environment, "{{ cookiecutter.__prefix }}_CONCURRENCY", default=32),
