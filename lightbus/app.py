@@ -237,7 +237,7 @@ class Lightbus:
                 rename the function.
 
         Raises:
-            errors.InvalidHandler: the function's parameters cannot be filled; says which and why.
+            errors.InvalidHandler: the function's parameters cannot be filled; the message names the parameter and why.
             errors.InvalidName, errors.InvalidOption: an argument has an invalid value.
         """
         handler.refuse_bare(targets)
