@@ -57,13 +57,13 @@ def main() -> int:
         facts = machine.describe(own, peers, version, missing)
         node.add_vhosts([case.name for case in chosen])
         measuring = time.monotonic()
-        for case, limit in zip(chosen, _limits(chosen), strict=True):
+        for case, limit in zip(chosen, limits(chosen), strict=True):
             shutil.rmtree(work / case.name, ignore_errors=True)
             suite = Suite(
                 node.vhost_url(case.name), own=str(own), peers=str(peers), folder=work / case.name, scale=options.scale
             )
             until = math.inf if options.rounds else measuring + limit
-            data["cases"][case.name] = _run(case, suite, options.rounds or case.rounds, until, facts)
+            data["cases"][case.name] = run_case(case, suite, options.rounds or case.rounds, until, facts)
             with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):  # it is deleted with the node
                 node.ctl("delete_vhost", case.name)
             # After each case, so that an interrupted run keeps its results.
@@ -92,7 +92,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _limits(chosen: Sequence[Case]) -> list[float]:
+def limits(chosen: Sequence[Case]) -> list[float]:
     """For each case: the seconds since the start of the suite until which it may start a third or later round."""
     every = sum(len(case.rows) * case.rounds for case in CASES)
     runs = list(itertools.accumulate(len(case.rows) * case.rounds for case in chosen))
@@ -100,7 +100,7 @@ def _limits(chosen: Sequence[Case]) -> list[float]:
     return [whole * done / runs[-1] for done in runs]
 
 
-def _run(case: Case, suite: Suite, rounds: int, until: float, facts: dict[str, Any]) -> dict[str, Any]:
+def run_case(case: Case, suite: Suite, rounds: int, until: float, facts: dict[str, Any]) -> dict[str, Any]:
     """Run the contestants in turn (A B C, A B C, ...), so that other load affects all of them equally."""
     print(f"\n{case.title} ({case.name})", flush=True)
     began = time.monotonic()

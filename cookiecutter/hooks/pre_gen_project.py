@@ -98,14 +98,14 @@ def check_event(event: str) -> None:
         )
 
 
-def check_pair(event: str, hears: str) -> None:
+def check_pair(event: str, consumes: str) -> None:
     """
     Raises:
         ValueError: both events would have the same class.
     """
-    if class_name(event) == class_name(hears):
+    if class_name(event) == class_name(consumes):
         raise ValueError(
-            f"the service would publish {event!r} and consume {hears!r}, in an endless loop. Choose an event of "
+            f"the service would publish {event!r} and consume {consumes!r}, in an endless loop. Choose an event of "
             "another service for it to consume."
         )
 
@@ -115,12 +115,12 @@ def class_name(event: str) -> str:
     return "".join(word.capitalize() for word in re.split(r"[._-]", event))
 
 
-def main(name: str, slug: str, event: str, hears: str) -> None:
+def main(name: str, slug: str, event: str, consumes: str) -> None:
     try:
         check_name(name, slug)
         check_event(event)
-        check_event(hears)
-        check_pair(event, hears)
+        check_event(consumes)
+        check_pair(event, consumes)
     except ValueError as error:
         sys.exit(f"Error: {error}")
 
@@ -130,5 +130,5 @@ if __name__ == "__main__":
         json.loads(r'{{ cookiecutter.name|tojson }}'),
         json.loads(r'{{ cookiecutter.__slug|tojson }}'),
         json.loads(r'{{ cookiecutter.event|tojson }}'),
-        json.loads(r'{{ cookiecutter.hears|tojson }}'),
+        json.loads(r'{{ cookiecutter.consumes|tojson }}'),
     )  # fmt: skip

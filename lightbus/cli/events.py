@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   lightbus events billing.bus:app
-  lightbus events billing.bus:app --json | jq -r '.says[].name'
-  lightbus events billing.bus:app --json | jq '.hears[] | select(.queue == "billing.slow")'
+  lightbus events billing.bus:app --json | jq -r '.publishes[].name'
+  lightbus events billing.bus:app --json | jq '.handles[] | select(.queue == "billing.slow")'
 
 \b
 Next:
@@ -41,7 +41,7 @@ _PREFIXES = re.compile(r"""('[^']*'|"[^"]*")|(?:[A-Za-z_<][\w<>]*\.)+(?=\w)""")
 
 @click.command(short_help="List what an app publishes and subscribes to.", epilog=EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object: app, says, hears.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object: app, publishes, handles.")
 def events(target: str, as_json: bool) -> None:
     """List what an app publishes and subscribes to.
 
@@ -55,7 +55,7 @@ def events(target: str, as_json: bool) -> None:
     if as_json:
         published = [_event(one) for one in _in_order(app)]
         subscriptions = [_subscription(app, one) for one in app.handlers.values()]
-        output.write(json.dumps({"app": app.name, "says": published, "hears": subscriptions}, indent=1))
+        output.write(json.dumps({"app": app.name, "publishes": published, "handles": subscriptions}, indent=1))
         return
     output.write("\n".join((*_published_lines(app), "", *_subscription_lines(app))))
 

@@ -24,7 +24,7 @@ EPILOG = """\b
 Examples:
   lightbus new                         (asks for all answers)
   lightbus new billing
-  lightbus new billing --event invoice.paid --hears user.registered --no-input
+  lightbus new billing --event invoice.paid --consumes user.registered --no-input
   lightbus new ~/src/intake --name 'Order Intake'
 
 \b
@@ -41,10 +41,10 @@ Exit codes:
 @click.option("--name", help="The name of the service.  [default: as FOLDER]")
 @click.option("--event", metavar="NAME", help="The event that it publishes, for example invoice.paid.")
 @click.option(
-    "--hears", metavar="NAME", help="The event of another service that it consumes, for example user.registered."
+    "--consumes", metavar="NAME", help="The event of another service that it consumes, for example user.registered."
 )
 @click.option("--no-input", is_flag=True, help="Do not ask: use the examples for what is not given.")
-def new(folder: Path | None, name: str | None, event: str | None, hears: str | None, no_input: bool) -> None:
+def new(folder: Path | None, name: str | None, event: str | None, consumes: str | None, no_input: bool) -> None:
     """Create a new service: handlers, settings, tests, a type checker, a container, RabbitMQ for a laptop, systemd, CI.
 
     FOLDER is the target folder, and the name of the service unless --name is given. It must be empty or not exist yet.
@@ -56,13 +56,13 @@ def new(folder: Path | None, name: str | None, event: str | None, hears: str | N
     if folder is not None:
         _require_empty(folder)
         name = folder.resolve().name if name is None else name
-    service = _ask(name, event, hears, no_input)
+    service = _ask(name, event, consumes, no_input)
     target = Path(service.slug) if folder is None else folder
     _require_empty(target)
     _make(service, target)
     change_folder = "" if target.resolve() == Path.cwd() else f"  cd {shlex.quote(str(target))}\n"
     output.report(
-        f"Created {target}: the app {service.slug!r} publishes {service.event} and handles {service.hears}.\n\n"
+        f"Created {target}: the app {service.slug!r} publishes {service.event} and handles {service.consumes}.\n\n"
         # This environment has the required version of lightbus-amqp, so pip needs no index for it.
         f"Next, in the environment of this command:\n{change_folder}"
         "  pip install --requirement requirements-dev.txt\n  make check\n\n"
@@ -77,7 +77,7 @@ class Service:
     name: str
     slug: str
     event: str
-    hears: str
+    consumes: str
 
 
 def _template() -> Path:
@@ -112,7 +112,7 @@ def _require_empty(folder: Path) -> None:
 # --- the answers ------------------------------------------------------------------------------
 
 
-def _ask(name: str | None, event: str | None, hears: str | None, no_input: bool) -> Service:
+def _ask(name: str | None, event: str | None, consumes: str | None, no_input: bool) -> Service:
     """Ask for what is not given, until the answer is valid. An invalid option is a click.UsageError."""
     rules = template_rules()
     asked = json.loads((_template() / "cookiecutter.json").read_text(encoding="utf-8"))
@@ -135,8 +135,8 @@ def _ask(name: str | None, event: str | None, hears: str | None, no_input: bool)
 
     name = answer("name", name, lambda text: rules.check_name(text, _slug(text)))
     event = answer("event", event, rules.check_event)
-    hears = answer("hears", hears, rules.check_event, lambda text: rules.check_pair(event, text))
-    return Service(name, _slug(name), event, hears)
+    consumes = answer("consumes", consumes, rules.check_event, lambda text: rules.check_pair(event, text))
+    return Service(name, _slug(name), event, consumes)
 
 
 def _slug(name: str) -> str:
@@ -173,7 +173,7 @@ def _make(service: Service, target: Path) -> None:
             made = cookiecutter(
                 str(template),
                 no_input=True,
-                extra_context={"name": service.name, "event": service.event, "hears": service.hears},
+                extra_context={"name": service.name, "event": service.event, "consumes": service.consumes},
                 output_dir=str(scratch / "made"),
                 # Ignore the user's settings for cookiecutter, and write no replay file to their home folder.
                 default_config={"replay_dir": str(scratch / "replay")},  # type: ignore[arg-type]

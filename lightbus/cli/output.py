@@ -1,7 +1,7 @@
 """Writes to stdout and stderr, even if their reader has exited, the disk is full, or they are closed.
 
 stderr is for messages and logs. What a command does, and its exit code, never depends on it. A worker never waits for
-it: otherwise a full pipe that nobody reads would stop all handlers, and the shutdown.
+it: otherwise a full pipe without a reader would stop all handlers, and the shutdown.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Stderr(io.TextIOBase):
         self._waiting: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()  # reentrant, for signal handlers
         self._starting = threading.Lock()
         self._started = False
-        self._stuck = False
+        self.stuck = False
+        """The last flush timed out, and nothing was read since."""
 
     @property
     def has_room(self) -> bool:
@@ -94,16 +95,16 @@ class Stderr(io.TextIOBase):
                 self._put(text)
             else:
                 self.lost += 1
-        elif not self._stuck:
+        elif not self.stuck:
             self._write(text)
         return len(text)
 
     def flush(self) -> None:
-        if self._ended or self._stuck:
+        if self._ended or self.stuck:
             return
         written = threading.Event()
         self._put(written)
-        self._stuck = not written.wait(FLUSH_LIMIT)
+        self.stuck = not written.wait(FLUSH_LIMIT)
 
     def _put(self, what: str | threading.Event) -> None:
         self._waiting.put(what)
@@ -121,7 +122,7 @@ class Stderr(io.TextIOBase):
                 self._write(what)
             else:
                 what.set()
-            self._stuck = False
+            self.stuck = False
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):

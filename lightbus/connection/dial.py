@@ -1,4 +1,4 @@
-"""Connect to the first node of a broker that answers, with TLS if its URL says so.
+"""Connect to the first node of a broker that answers, with TLS if its URL asks for it.
 
 Each address is tried, and each IP address of its host.
 """

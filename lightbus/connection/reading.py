@@ -107,7 +107,7 @@ class SharedReading:
         if loop_reader is None or not loop_reader.active or time.monotonic() < self._thread_reads_until:
             return
         if loop_reader.reads == self._reads_seen:
-            # Either nothing has arrived, or nobody has read it.
+            # Either nothing has arrived, or it was not read.
             with contextlib.suppress(TimeoutError):
                 connection.drain_events(0)
                 loop_reader.active = False

@@ -89,7 +89,7 @@ class ConsumerConnection(ConnectionThread):
 
         Args:
             loop: the event loop that runs here. Everything that is given is called in it, in `context`.
-            listener: hears of the connection.
+            listener: called with the connection's events.
             receivers: one for each of `consumers`, in their order.
         """
         self._home, self._context, self._listener = loop, context, listener

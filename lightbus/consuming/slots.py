@@ -110,7 +110,7 @@ def shown_id(delivery: Delivery) -> str:
 
 
 def cancelled_error(slot: TaskSlot, cancelled: bool, error: BaseException) -> errors.HandlerCancelled:
-    """The failure of a handler that ended with a cancellation that nobody asked for."""
+    """The failure of a handler that ended with a cancellation that it caused itself."""
     assert slot.run is not None
     assert slot.run[1] is not None
     how = "cancelled its own task" if cancelled else "awaited something that was cancelled"

@@ -17,7 +17,7 @@ SECOND_LOOK = 2.0
 """Seconds after which a suspicion is looked at again: a message may be on its way, a queue may change its leader.
 A stalled consumer is noticed within `INTERVAL + SECOND_LOOK`."""
 REBUILDS = 3
-"""Rebuilds in a row that did not help, after which the worker gives up and says so."""
+"""Rebuilds in a row that did not help, after which the worker ends with an error."""
 
 
 class Watch:
@@ -42,7 +42,7 @@ class Watch:
         self.renewal_due = False
 
     def ended(self) -> None:
-        """There is no subscription, until `subscribed` says so."""
+        """There is no subscription until `subscribed` is called."""
         self.next_look = math.inf
         self.renewal_due = False
 

@@ -215,12 +215,12 @@ class PublisherConnection(ConnectionThread):
         channel = self.channel
         assert channel is not None
         with self.sending:
-            if self._interrupted or self._sender:  # nobody can be sending now, so a sender was interrupted
+            if self._interrupted or self._sender:  # no caller can be sending now, so a sender was interrupted
                 raise OSError("publishing was interrupted in the middle of a message")
             if connection.blocked or not self.window.waiting:
                 return IDLE
             if self.window.stuck:
-                raise OSError(f"{WINDOW} messages stayed unconfirmed until nobody waited for them")
+                raise OSError(f"{WINDOW} messages stayed unconfirmed until their callers had given up")
             self._send(connection, channel)
         return IDLE
 

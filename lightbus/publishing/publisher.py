@@ -1,6 +1,6 @@
 """Publish and wait for the broker's confirm: many callers, from any thread and event loop, on one connection."""
 
-# The end of a timeout is a PublishError, which says what is known of the outcome; a cancel scope could not:
+# The end of a timeout is a PublishError, which has what is known of the outcome; a cancel scope could not:
 # ruff: noqa: ASYNC109
 
 from __future__ import annotations

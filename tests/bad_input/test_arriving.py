@@ -91,9 +91,9 @@ async def test_an_unreadable_body_is_dead_lettered_at_once_with_the_reason(shop:
     assert set(letters) == set(BAD_BODIES)
     for name, (body, words) in BAD_BODIES.items():
         letter = letters[name]
-        said = reason(letter)
-        assert said.startswith("lightbus.errors.DecodeError: the body cannot be read as Order: "), name
-        assert all(word.lower() in said.lower() for word in words), (name, said)
+        shown = reason(letter)
+        assert shown.startswith("lightbus.errors.DecodeError: the body cannot be read as Order: "), name
+        assert all(word.lower() in shown.lower() for word in words), (name, shown)
         assert letter.body == body
         headers = letter.properties["headers"]
         assert (headers["lightbus-attempt"], headers["lightbus-handler"]) == (1, "note")

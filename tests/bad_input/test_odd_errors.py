@@ -40,7 +40,7 @@ def raising(names: tuple[str, ...], base: type[BaseException] = Exception, what:
 
 class ApiError(Exception):
     def __init__(self) -> None:
-        super().__init__("the API said no")
+        super().__init__("the API refused it")
         self.data = {"code": 7}
 
     def __getattr__(self, name: str) -> Any:
@@ -239,7 +239,7 @@ def test_a_traceback_with_frames_only_explains_why() -> None:
     assert shown.startswith("Traceback (most recent call last):\n")
     assert "in test_a_traceback_with_frames_only_explains_why" in shown
     if sys.version_info < (3, 13):
-        assert "ApiError: the API said no\n" in shown
+        assert "ApiError: the API refused it\n" in shown
         assert "Python cannot print this exception: KeyError: '__notes__'" in shown
 
 
@@ -255,6 +255,6 @@ async def test_a_test_bus_shows_the_failure_too() -> None:
         await app.publish(OrderPlaced(number=1))
         await bus.drain()
         (failed,) = bus.failed()
-        assert failed.error == "ApiError: the API said no"
+        assert failed.error == "ApiError: the API refused it"
         (dead,) = bus.dead()
-        assert dead.error == "ApiError: the API said no"
+        assert dead.error == "ApiError: the API refused it"

@@ -325,7 +325,9 @@ async def test_a_time_limit_inside_of_a_handler_is_its_own_failure_and_interrupt
     assert sorted(order_numbers(dead)) == [0, 5, 10, 15]
 
 
-async def test_a_worker_that_a_handler_cancels_from_inside_says_so(shop: Lightbus, billing: Lightbus) -> None:
+async def test_a_worker_that_a_handler_cancels_from_inside_ends_with_an_error(
+    shop: Lightbus, billing: Lightbus
+) -> None:
     @billing.on("order.placed")
     async def cancel_what_is_around_it() -> None:
         for task in asyncio.all_tasks() - others:

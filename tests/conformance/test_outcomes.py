@@ -263,8 +263,8 @@ async def test_a_reject_in_a_task_group_is_a_dead_letter_at_once_with_its_reason
         dead = await dead_letters(billing, 2)
     assert attempts == [1, 1]
     assert {reason(one) for one in dead} == {f"lightbus.errors.Reject: nothing to pay for {n}" for n in (1, 2)}
-    said = [record for record in caplog.records if "dead-lettered" in record.getMessage()]
-    assert ["Reject: nothing to pay for" in record.getMessage() for record in said] == [True, True]
+    logged = [record for record in caplog.records if "dead-lettered" in record.getMessage()]
+    assert ["Reject: nothing to pay for" in record.getMessage() for record in logged] == [True, True]
     traces = [str(one.properties["headers"].get("lightbus-error-traceback")) for one in dead]
     assert sum("the bank is away" in trace for trace in traces) == 1  # the other failures are included
 
@@ -412,9 +412,9 @@ async def test_each_attempt_is_logged_with_its_traceback_at_debug_level(
             await dead_letters(billing)
             failures = "fail failed on"
             await eventually(lambda: len([one for one in caplog.records if failures in one.getMessage()]), 3)
-    told = [record for record in caplog.records if failures in record.getMessage() and record.exc_info]
-    assert len(told) == traces
-    assert told[-1].levelno == logging.ERROR
+    logged = [record for record in caplog.records if failures in record.getMessage() and record.exc_info]
+    assert len(logged) == traces
+    assert logged[-1].levelno == logging.ERROR
 
 
 async def test_an_event_that_no_handler_matches_is_retried_and_the_warning_names_unbind(
@@ -501,7 +501,7 @@ async def test_the_outcome_of_a_failure_is_logged_when_the_copy_is_confirmed(
     def charge() -> None:
         raise LookupError("no account")
 
-    def said(words: str) -> list[str]:
+    def logged(words: str) -> list[str]:
         return [record.getMessage() for record in caplog.records if words in record.getMessage()]
 
     def let_a_full_queue_refuse() -> None:
@@ -513,12 +513,12 @@ async def test_the_outcome_of_a_failure_is_logged_when_the_copy_is_confirmed(
     async with running(shop, billing), stranger(billing) as channel:
         await anyio.to_thread.run_sync(let_a_full_queue_refuse)
         await shop.publish(OrderPlaced(number=1))
-        (late,) = await eventually(lambda: said("is not confirmed yet")[:1])
+        (late,) = await eventually(lambda: logged("is not confirmed yet")[:1])
         assert "charge failed on 'order.placed'" in late
         assert f"LookupError: no account; its copy for billing.{key} is not confirmed yet" in late
-        assert not said(became)
+        assert not logged(became)
         await anyio.to_thread.run_sync(channel.queue_unbind, "full", "billing.internal", key)
-        (whole, *_) = await eventually(lambda: said(became))
+        (whole, *_) = await eventually(lambda: logged(became))
     assert whole.startswith("charge failed on 'order.placed'")
     assert whole.endswith(f"attempt 1: LookupError: no account; {became}")
 

@@ -61,11 +61,11 @@ async def test_a_handler_that_does_not_end_when_it_is_cancelled_fails_and_holds_
         assert 1 <= cancelled < 100  # once a second, not in each round of the event loop
         go_on.set()
         await eventually(lambda: " s after its timeout" in caplog.text)
-    (said,) = [record.getMessage() for record in caplog.records if "still running" in record.getMessage()]
-    assert said.startswith("The handler 'stick' on 'order.placed' (")
-    assert "in 'billing.main' exceeded its timeout of 0.1 s and is still running" in said
-    assert "Its event has failed" in said
-    assert "in stick\n    await go_on.wait()" in said
+    (logged,) = [record.getMessage() for record in caplog.records if "still running" in record.getMessage()]
+    assert logged.startswith("The handler 'stick' on 'order.placed' (")
+    assert "in 'billing.main' exceeded its timeout of 0.1 s and is still running" in logged
+    assert "Its event has failed" in logged
+    assert "in stick\n    await go_on.wait()" in logged
     assert await left_in(billing) == []
 
 
@@ -160,9 +160,9 @@ async def test_a_handler_that_blocks_the_event_loop_is_named_with_where_it_is_an
         (consumer,) = bus.consumers["billing"]
         await shop.publish(OrderPlaced(number=1))
         await eventually(lambda: consumer.handled, 1)
-    (said,) = [record.getMessage() for record in caplog.records if "blocked the event loop" in record.getMessage()]
-    assert said.startswith("The handler 'block' on 'order.placed' (")
-    assert "time.sleep(0.02)" in said or "in block" in said
+    (logged,) = [record.getMessage() for record in caplog.records if "blocked the event loop" in record.getMessage()]
+    assert logged.startswith("The handler 'block' on 'order.placed' (")
+    assert "time.sleep(0.02)" in logged or "in block" in logged
     assert await left_in(billing) == []
     assert await left_in(billing, "billing.dead") == []
 

@@ -165,8 +165,13 @@ def test_an_empty_app_gets_a_hint(folder: Path) -> None:
 def test_json_has_the_same_content(folder: Path) -> None:
     found = read(folder, "events", "bus:app", "--json")
     assert found["app"] == "billing"
-    assert [one["name"] for one in found["says"]] == ["day.closed", "invoice.dropped", "invoice.due", "invoice.paid"]
-    due, paid = found["says"][2:]
+    assert [one["name"] for one in found["publishes"]] == [
+        "day.closed",
+        "invoice.dropped",
+        "invoice.due",
+        "invoice.paid",
+    ]
+    due, paid = found["publishes"][2:]
     assert due == {
         "name": "invoice.due",
         "version": 2,
@@ -179,7 +184,7 @@ def test_json_has_the_same_content(folder: Path) -> None:
     }
     assert paid["doc"] == "An invoice was paid in full.\n\nPartial payments publish no event."
     assert paid["fields"][1] == {"name": "amount", "type": "Decimal", "required": False, "default": "9.50"}
-    keep, log = found["hears"]
+    keep, log = found["handles"]
     assert keep == {
         "patterns": ["user.registered", "user.gone"],
         "source": "auth",

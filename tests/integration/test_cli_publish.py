@@ -53,9 +53,9 @@ def publish(folder: Path, url: str, *arguments: str, given: bytes = b"") -> subp
 
 
 def test_the_receipt_of_an_event_shows_whether_it_was_routed(folder: Path, url: str) -> None:
-    unheard = publish(folder, url, "invoice.paid", "number=1")
-    assert unheard.returncode == 0
-    assert "not routed (no queue is bound for it)" in unheard.stdout
+    unrouted = publish(folder, url, "invoice.paid", "number=1")
+    assert unrouted.returncode == 0
+    assert "not routed (no queue is bound for it)" in unrouted.stdout
     with working("bus:app", folder=folder, url=url) as running:
         heard = publish(folder, url, "invoice.paid", '{"number": "2", "amount": 2.5}', "--json", "--header", "a=b")
         receipt = json.loads(heard.stdout)
@@ -160,7 +160,7 @@ def test_a_large_file_is_published_with_a_json_summary(folder: Path, url: str) -
     done = publish(folder, url, "invoice.paid", "--jsonl", "f.jsonl", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads(done.stdout)
-    assert (summary["lines"], summary["published"], summary["bad"], summary["unheard"]) == (5000, 5000, 0, 5000)
+    assert (summary["lines"], summary["published"], summary["bad"], summary["unrouted"]) == (5000, 5000, 0, 5000)
 
 
 def test_a_line_over_the_size_limit_is_reported_and_the_next_one_is_published(folder: Path, sqlite_url: str) -> None:

@@ -45,7 +45,7 @@ class Answers:
     name: str
     slug: str
     event: str = "invoice.paid"
-    hears: str = "user.registered"
+    consumes: str = "user.registered"
     handler: str = "on_user_registered"
 
     @property
@@ -119,7 +119,7 @@ class Service:
 
 
 def make(answers: Answers, *more: str) -> Service:
-    done = run("--name", answers.name, "--event", answers.event, "--hears", answers.hears, "--no-input", *more)
+    done = run("--name", answers.name, "--event", answers.event, "--consumes", answers.consumes, "--no-input", *more)
     assert done.exit_code == 0, done.output
     return Service(Path.cwd() / answers.slug, answers)
 
@@ -148,8 +148,8 @@ def test_the_commands_in_the_readme_of_a_service_work(answers: Answers, url: str
     assert "Success: no issues found in 8 source files\n" in checked
     assert "5 passed, 1 skipped in" in checked
     with service.worker(url) as worker:
-        service.do(f"lightbus publish tests.elsewhere:app {answers.hears} id=1", url)
-        worker.wait_for(f"INFO .* {answers.module}.bus: handled {re.escape(answers.hears)} 1$")
+        service.do(f"lightbus publish tests.elsewhere:app {answers.consumes} id=1", url)
+        worker.wait_for(f"INFO .* {answers.module}.bus: handled {re.escape(answers.consumes)} 1$")
         assert worker.end(signal.SIGTERM) == 0
     assert answers.handler in worker.output
     assert service.do(f"lightbus dead list {answers.module}.bus:app", url) == f"{NONE}\n"
@@ -167,8 +167,8 @@ def either(request: pytest.FixtureRequest) -> str:
 
 def test_two_services_exchange_events_as_the_page_shows(either: str) -> None:
     shop = make(Answers("shop", "shop", "order.placed", "cart.submitted"))
-    assert "`lightbus new billing --event invoice.paid --hears order.placed --no-input`" in PAGE
-    assert run("billing", "--event", "invoice.paid", "--hears", "order.placed", "--no-input").exit_code == 0
+    assert "`lightbus new billing --event invoice.paid --consumes order.placed --no-input`" in PAGE
+    assert run("billing", "--event", "invoice.paid", "--consumes", "order.placed", "--no-input").exit_code == 0
     billing = Service(Path("billing").resolve(), PLAIN)
     with shop.worker(either) as selling, billing.worker(either) as charging:
         for service in (shop, billing):
@@ -555,7 +555,7 @@ def test_an_invalid_name_is_refused(name: str, expected: str, here: Path) -> Non
     ],
 )
 def test_an_invalid_event_is_refused(event: str, expected: str, here: Path) -> None:
-    for option, other in (("--event", "--hears"), ("--hears", "--event")):
+    for option, other in (("--event", "--consumes"), ("--consumes", "--event")):
         done = run("billing", option, event, other, "another.event", "--no-input")
         assert done.exit_code == 2
         assert expected in done.output
@@ -563,7 +563,7 @@ def test_an_invalid_event_is_refused(event: str, expected: str, here: Path) -> N
 
 
 def test_the_published_and_the_consumed_event_must_differ(here: Path) -> None:
-    done = run("billing", "--event", "user.registered", "--hears", "user-registered", "--no-input")
+    done = run("billing", "--event", "user.registered", "--consumes", "user-registered", "--no-input")
     assert done.exit_code == 2
     assert "Choose an event of another service for it to consume." in done.output
     assert not list(here.iterdir())

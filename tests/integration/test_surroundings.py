@@ -226,7 +226,7 @@ def test_dropped_log_lines_are_counted_and_reported(as_json: bool, monkeypatch: 
     assert stderr.lost >= 19
     lost = stderr.lost
     pipe.is_read.set()
-    wait_until(lambda: stderr.has_room and not stderr._stuck, "it is read")
+    wait_until(lambda: stderr.has_room and not stderr.stuck, "it is read")
     handler.emit(record("last"))
     stderr.flush()
     lines = pipe.getvalue().splitlines()

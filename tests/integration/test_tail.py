@@ -336,7 +336,7 @@ def is_newest(tail: Tail, body: bytes) -> bool:
 def test_the_oldest_events_that_are_not_taken_are_dropped_and_counted(broker_url: str) -> None:
     """At most HELD events are kept. The others are dropped, the oldest first, and counted."""
     app = Lightbus("shop", url=broker_url)
-    event = app.event(type("Said", (), {"__annotations__": {"number": int}}))
+    event = app.event(type("Noted", (), {"__annotations__": {"number": int}}))
     many = 3 * HELD
     with app, running_tail(broker_url) as one:
         for start in range(0, many, 200):  # less than the limit of the broker's queue, so all are read
@@ -390,7 +390,7 @@ def test_publishers_do_not_wait_for_a_terminal_that_does_not_read(
     folder: Path, sqlite_url: str, read_at_last: bool
 ) -> None:
     app = Lightbus("shop", url=sqlite_url)
-    event = app.event(type("Said", (), {"__annotations__": {"text": str}}))
+    event = app.event(type("Noted", (), {"__annotations__": {"text": str}}))
     process, output, _ = unread_tail(folder, sqlite_url)
     with app:  # far more than a pipe (64 KiB) and the buffer can hold
         for _ in range(30):

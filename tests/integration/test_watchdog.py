@@ -1,4 +1,4 @@
-"""A worker that is connected but hears nothing notices, begins anew, and in the end gives up aloud."""
+"""A worker that is connected but receives nothing subscribes again, and ends with an error if that does not help."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_queue_that_is_deleted_and_declared_again_at_once_is_consumed_ag
 
 
 @pytest.mark.rabbitmq
-async def test_deafness_is_said_with_its_reason_and_what_is_done_about_it(
+async def test_a_stalled_consumer_is_logged_with_the_reason_and_the_next_step(
     billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(billing) as bus:
@@ -105,8 +105,8 @@ def cancel_behind_its_back(consumer: Dispatcher) -> None:
 
 
 @pytest.mark.rabbitmq
-async def test_every_worker_of_a_queue_that_was_declared_again_hears_again(billing: Lightbus) -> None:
-    """The first to begin anew hears everything, and nothing waits: the other one begins anew all the same."""
+async def test_every_worker_of_a_queue_that_was_declared_again_receives_again(billing: Lightbus) -> None:
+    """The first one to subscribe again receives everything, and nothing waits: the other one still subscribes again."""
     async with running(billing, billing) as bus:
         first, second = bus.consumers["billing"]
         look_often(first, second)
@@ -121,7 +121,7 @@ def consumers_of(app: Lightbus) -> int:
 
 
 @pytest.mark.rabbitmq
-async def test_full_prefetches_and_slow_handlers_are_not_deafness(
+async def test_full_prefetches_and_slow_handlers_do_not_count_as_stalled(
     billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
     go_on = anyio.Event()
@@ -145,7 +145,7 @@ async def test_full_prefetches_and_slow_handlers_are_not_deafness(
 
 
 @pytest.mark.rabbitmq
-async def test_a_worker_that_takes_one_event_at_a_time_is_not_deaf_to_the_others(
+async def test_a_worker_that_takes_one_event_at_a_time_does_not_count_as_stalled(
     billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
     go_on = anyio.Event()
@@ -194,7 +194,7 @@ def count_looks(consumer: Dispatcher) -> list[dict[str, Any]]:
 
 
 @pytest.mark.rabbitmq
-async def test_a_consumer_that_stays_deaf_gives_up_and_says_why(billing: Lightbus) -> None:
+async def test_a_consumer_that_stays_stalled_ends_with_the_reason(billing: Lightbus) -> None:
     consumer = billing.consumer()
     look_often(consumer)
     (queue_consumer,) = consumer.consumers
@@ -244,7 +244,7 @@ Watch.__init__.__defaults__ = (0.1,)
 """
 
 
-def test_a_worker_that_stays_stalled_ends_with_exit_code_1_and_says_why(tmp_path: Path) -> None:
+def test_a_worker_that_stays_stalled_ends_with_exit_code_1_and_the_reason(tmp_path: Path) -> None:
     (tmp_path / "billing.py").write_text(STALLED)
     with Program("worker", "billing:app", folder=tmp_path, url=f"sqlite:///{tmp_path}/bus.db") as worker:
         assert worker.end() == 1

@@ -29,7 +29,7 @@ def run(another: Exception | None, rounds: int = 4, until: float = math.inf) -> 
         return {"": {"rate": 1000.0}}
 
     facts = {**FACTS, "libraries": {}, "missing": [], "date": "2026-01-01", "load": 0.1}
-    return suite._run(Case("consume", "Consume", measure, ROWS), cast(Suite, None), rounds, until, facts)
+    return suite.run_case(Case("consume", "Consume", measure, ROWS), cast(Suite, None), rounds, until, facts)
 
 
 @pytest.mark.parametrize("error", [Failed("nothing within 90 s"), amqp.NotFound("no queue"), KeyError("rate")])
@@ -49,5 +49,5 @@ def test_a_slow_machine_skips_later_rounds_and_reports_their_number() -> None:
 
 
 def test_all_cases_take_less_than_half_an_hour_and_one_less_than_three_minutes() -> None:
-    assert suite._limits(CASES)[-1] < 28 * 60
-    assert all(suite._limits([case])[-1] < 2.75 * 60 for case in CASES)
+    assert suite.limits(CASES)[-1] < 28 * 60
+    assert all(suite.limits([case])[-1] < 2.75 * 60 for case in CASES)

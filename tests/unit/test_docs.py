@@ -179,23 +179,23 @@ def calls_to_the_users_function() -> list[str]:
     app = Lightbus("traced", url="memory://traced-by-a-test")
 
     @app.event
-    class Said:
+    class Counted:
         number: int
 
     calls: list[CodeType] = []
     stack: list[CodeType] = []
-    heard: dict[int, anyio.Event] = {}
+    received: dict[int, anyio.Event] = {}
     handing_over: list[str] = []
 
-    @app.on("said")
-    async def hear(said: Said) -> None:
-        if said.number == 2:
+    @app.on("counted")
+    async def handle(counted: Counted) -> None:
+        if counted.number == 2:
             sys.setprofile(None)
             frame: FrameType | None = sys._getframe()
             while frame is not None:
                 stack.append(frame.f_code)
                 frame = frame.f_back
-        heard[said.number].set()
+        received[counted.number].set()
 
     def note(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
@@ -204,7 +204,7 @@ def calls_to_the_users_function() -> list[str]:
             calls.append(frame.f_code)
 
     async def main() -> None:
-        heard.update({1: anyio.Event(), 2: anyio.Event()})
+        received.update({1: anyio.Event(), 2: anyio.Event()})
         consumer = app.consumer()
         async with app, anyio.create_task_group() as tasks:
             await tasks.start(consumer.run)
@@ -219,18 +219,18 @@ def calls_to_the_users_function() -> list[str]:
                 hand_over_unseen(batch)
 
             queue_consumer.hand_over = hand_over
-            await app.publish(Said(number=1))  # what happens once (a route is looked up) is not what is counted
-            await heard[1].wait()
+            await app.publish(Counted(number=1))  # what happens once (a route is looked up) is not what is counted
+            await received[1].wait()
             sys.setprofile(note)
             with anyio.fail_after(LIMIT):
-                await app.publish(Said(number=2))
-                await heard[2].wait()
+                await app.publish(Counted(number=2))
+                await received[2].wait()
             await consumer.stop(5)
 
     try:
         anyio.run(main)
     finally:
         sys.setprofile(None)
-    fills = app.handlers["hear"].arguments.__code__  # type: ignore[attr-defined]
+    fills = app.handlers["handle"].arguments.__code__  # type: ignore[attr-defined]
     way = [code for code in calls if code in stack or code is fills or code.co_qualname == "QueueRunner.receive"]
     return handing_over + ["handler.arguments" if code is fills else code.co_qualname for code in way]

@@ -190,7 +190,7 @@ def test_within_a_package_a_module_imports_only_from_those_before_it(package: st
 @pytest.mark.parametrize(
     "package", sorted(path.parent for path in HOUSE.rglob("__init__.py")), ids=lambda path: path.name
 )
-def test_a_package_says_in_a_few_lines_what_it_is_for(package: Path) -> None:
+def test_a_package_has_a_docstring(package: Path) -> None:
     text = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
     assert text, package
 
@@ -248,7 +248,7 @@ def test_the_public_names_are_imported_when_they_are_asked_for() -> None:
         from lightbus import Bus  # type: ignore[attr-defined]  # noqa: F401
 
 
-def test_windows_is_told_where_lightbus_runs() -> None:
+def test_the_import_on_windows_names_where_lightbus_runs() -> None:
     on_windows = "import os; os.name = 'nt'; import lightbus"
     done = subprocess.run([sys.executable, "-c", on_windows], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr.splitlines()[-1] == (

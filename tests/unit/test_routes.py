@@ -55,7 +55,7 @@ def test_a_retried_copy_is_for_its_handler_alone_and_is_not_remembered(app: Ligh
     assert routes.known == {}
 
 
-def test_a_copy_for_a_removed_handler_has_none_and_says_what_to_do(app: Lightbus) -> None:
+def test_a_copy_for_a_removed_handler_has_none_and_the_error_names_the_next_step(app: Lightbus) -> None:
     routes = routes_of(app)
     copy = delivered("billing.internal", "main", **{codec.HANDLER: "removed", codec.SOURCE: "shop"})
     assert routes.find(copy) == ()

@@ -13,7 +13,7 @@ def subscribed(now: float = 0.0) -> Watch:
     return watch
 
 
-def test_an_idle_queue_is_proven_to_be_heard_by_subscribing_anew() -> None:
+def test_an_idle_queue_is_proven_to_be_consumed_by_subscribing_again() -> None:
     """One consumer and nothing ready is also what RabbitMQ 3.10.8 says of a consumer that it delivers to in vain."""
     watch = subscribed()
     assert watch.look(30, ready=0, consumers=1, received=False, room=True) is None
@@ -22,7 +22,7 @@ def test_an_idle_queue_is_proven_to_be_heard_by_subscribing_anew() -> None:
     assert (watch.proven, watch.renewal_due) == (31, False)
 
 
-def test_no_consumer_at_two_looks_is_deafness() -> None:
+def test_no_consumer_at_two_looks_means_stalled() -> None:
     watch = subscribed()
     assert watch.look(30, ready=0, consumers=0, received=False, room=True) is None
     assert watch.next_look == 30 + SECOND_LOOK
@@ -31,14 +31,14 @@ def test_no_consumer_at_two_looks_is_deafness() -> None:
     assert watch.proven is None
 
 
-def test_events_that_wait_while_there_is_room_are_deafness_even_beside_another_consumer() -> None:
+def test_events_that_wait_while_there_is_room_mean_stalled_even_beside_another_consumer() -> None:
     watch = subscribed()
     watch.look(30, ready=7, consumers=2, received=False, room=True)
     stalled = watch.look(32, ready=7, consumers=2, received=False, room=True)
     assert stalled == "7 events wait in the queue 'billing', but none is delivered"
 
 
-def test_events_that_wait_are_no_deafness_while_the_prefetch_is_full_or_some_arrive() -> None:
+def test_events_that_wait_do_not_mean_stalled_while_the_prefetch_is_full_or_some_arrive() -> None:
     watch = subscribed()
     for now in (30, 60, 90):
         assert watch.look(now, ready=7, consumers=1, received=False, room=False) is None

@@ -1,6 +1,6 @@
-"""Replaces the service that publishes {{ cookiecutter.hears }}, in tests and by hand:
+"""Replaces the service that publishes {{ cookiecutter.consumes }}, in tests and by hand:
 
-lightbus publish tests.elsewhere:app {{ cookiecutter.hears }} id=1
+lightbus publish tests.elsewhere:app {{ cookiecutter.consumes }} id=1
 """
 
 import attrs
@@ -9,7 +9,7 @@ from lightbus import Lightbus
 app = Lightbus("elsewhere")
 
 
-@app.event("{{ cookiecutter.hears }}")
+@app.event("{{ cookiecutter.consumes }}")
 @attrs.frozen(kw_only=True)
 class {{ cookiecutter.__consumed_class }}:
     id: str

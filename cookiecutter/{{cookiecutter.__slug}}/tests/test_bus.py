@@ -15,7 +15,7 @@ def test_a_consumed_event_leads_to_a_published_event(lightbus_bus: TestBus) -> N
 
 
 def test_an_event_with_an_invalid_field_becomes_a_dead_letter(lightbus_bus: TestBus) -> None:
-    lightbus_bus.publish_sync("{{ cookiecutter.hears }}", {"id": None})
+    lightbus_bus.publish_sync("{{ cookiecutter.consumes }}", {"id": None})
     lightbus_bus.drain_sync()
     assert [dead.handler for dead in lightbus_bus.dead()] == ["{{ cookiecutter.__handler }}"]
     assert lightbus_bus.published(bus.{{ cookiecutter.__event_class }}) == []

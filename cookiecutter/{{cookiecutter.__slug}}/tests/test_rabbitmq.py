@@ -11,7 +11,7 @@ import pytest
 URL = os.environ.get("TEST_RABBITMQ_URL", "")
 LIGHTBUS = [sys.executable, "-m", "lightbus"]
 APP = "{{ cookiecutter.__module }}.bus:app"
-EVENT = "{{ cookiecutter.hears }}"
+EVENT = "{{ cookiecutter.consumes }}"
 LIMIT = 60.0
 """Seconds."""
 

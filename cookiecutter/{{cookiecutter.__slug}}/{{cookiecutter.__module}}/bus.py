@@ -32,14 +32,14 @@ class {{ cookiecutter.__event_class }}:
 
 @attrs.frozen
 class {{ cookiecutter.__consumed_class }}:
-    """The fields of {{ cookiecutter.hears }} that this service reads. It ignores all others."""
+    """The fields of {{ cookiecutter.consumes }} that this service reads. It ignores all others."""
 
     id: str
 
 
-@app.on("{{ cookiecutter.hears }}")
+@app.on("{{ cookiecutter.consumes }}")
 async def {{ cookiecutter.__handler }}(event: {{ cookiecutter.__consumed_class }}) -> None:
     # An event may arrive twice. To detect this, add a parameter `message: Message`: message.id is the same both times.
     await app.publish({{ cookiecutter.__event_class }}(id=event.id))
     # Log the id, not the event: other fields may hold personal data or secrets.
-    log.info("handled {{ cookiecutter.hears }} %s", event.id)
+    log.info("handled {{ cookiecutter.consumes }} %s", event.id)

@@ -24,7 +24,7 @@ Examples:
 \b
 Exit codes:
   0    every matching dead letter was retried
-  1    some were not retried; the output says which, and why
+  1    some were not retried; the output names them, and why
   2    the command line or MODULE:ATTR is invalid
   130  interrupted: confirmed ones are retried, the others are unchanged
 """

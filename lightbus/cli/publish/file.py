@@ -54,7 +54,7 @@ class Tally:
             "lines": self.lines,
             "published": self.published,
             "bad": self.bad,
-            "unheard": self.unrouted,
+            "unrouted": self.unrouted,
             "seconds": round(seconds, 3),
             "rate": round(self.published / seconds) if seconds else 0,
         }

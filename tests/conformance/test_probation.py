@@ -83,8 +83,8 @@ async def test_what_came_back_twice_is_taken_one_at_a_time_and_what_did_not_all_
         gate.go_on.set()
         await eventually(lambda: sorted(gate.handled), [*range(12)])
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    (said,) = [words for words in warnings if "one event at a time" in words]
-    assert "in 'billing.main' was redelivered 2 times" in said
+    (logged,) = [words for words in warnings if "one event at a time" in words]
+    assert "in 'billing.main' was redelivered 2 times" in logged
 
 
 async def test_what_came_back_once_is_no_reason_to_be_careful(shop: Lightbus, billing: Lightbus) -> None:
