@@ -9,6 +9,7 @@ TYPE_CHECKING = False  # type checkers know this name. `typing` would take longe
 if TYPE_CHECKING:
     from lightbus import errors
     from lightbus.app import Lightbus
+    from lightbus.dependencies import Depends, State
     from lightbus.errors import Reject
     from lightbus.message import Message, Receipt
     from lightbus.retry import Retry
@@ -27,14 +28,16 @@ else:
         return found
 
 
-__all__ = ["Lightbus", "Message", "Receipt", "Reject", "Retry", "errors"]
+__all__ = ["Depends", "Lightbus", "Message", "Receipt", "Reject", "Retry", "State", "errors"]
 
 _HOMES = {
+    "Depends": "lightbus.dependencies",
     "Lightbus": "lightbus.app",
     "Message": "lightbus.message",
     "Receipt": "lightbus.message",
     "Reject": "lightbus.errors",
     "Retry": "lightbus.retry",
+    "State": "lightbus.dependencies",
     "__version__": "lightbus.version",
     "errors": "lightbus.errors",
 }
