@@ -128,7 +128,8 @@ class Lightbus:
             prefetch: maximum number of unsettled deliveries, for each queue and worker process. A worker takes about a
                 second's work, but at least `concurrency` deliveries.
             concurrency: maximum number of handlers that run at once, for each queue and worker process.
-            lifespan: called with the app; returns an async context manager that surrounds the worker's life.
+            lifespan: called with the app; returns an async context manager that surrounds the worker's life. What it
+                yields is the app's `state`.
             publish_timeout: seconds within which a publish is confirmed or fails.
             queue_type: "quorum" (replicated, the default) or "classic".
 

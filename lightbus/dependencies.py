@@ -199,13 +199,22 @@ class _Compiler:
         app: str,
         handler: Handler,
         states: States,
+        signatures: dict[Key, list[inspect.Parameter]],
+        *,
         local_names: Mapping[str, Any],
         replaced: Mapping[Key, Callable[..., Any]],
     ) -> None:
+        """
+        Args:
+            signatures: the parameters of each function that was read already.
+            local_names: for annotations that are strings.
+            replaced: what to use instead of some dependencies.
+        """
         self._app = app
         self._owner = f"handler {handler.name!r} of app {app!r}"
         self._handler = handler
         self._states = states
+        self._signatures = signatures
         self._local_names = local_names
         self._replaced = replaced
         self._steps: list[Step] = []
@@ -276,16 +285,8 @@ class _Compiler:
 
     def _parameters(self, function: Callable[..., Any], owner: str) -> list[tuple[inspect.Parameter, int]]:
         filled: list[tuple[inspect.Parameter, int]] = []
-        try:
-            parameters = read_parameters(
-                function, owner, self._local_names, "Name its parameters, and annotate each; or wrap it in a function."
-            )
-        except errors.InvalidDependency:
-            raise
-        except errors.InvalidHandler as error:
-            raise errors.InvalidDependency(str(error)) from error.__cause__
         left_out = False
-        for parameter in parameters:
+        for parameter in self._signature(function, owner):
             if injected(parameter, owner) is None and parameter.annotation is not Message:
                 if parameter.default is inspect.Parameter.empty:
                     raise errors.InvalidDependency(f"{owner}: {_why_not_filled(parameter)}")
@@ -299,6 +300,20 @@ class _Compiler:
                 parameter = parameter.replace(kind=parameter.KEYWORD_ONLY)
             filled.append((parameter, self._place_of(parameter, owner)))
         return filled
+
+    def _signature(self, function: Callable[..., Any], owner: str) -> list[inspect.Parameter]:
+        key = key_of(function)
+        if key not in self._signatures:
+            try:
+                self._signatures[key] = read_parameters(
+                    function,
+                    owner,
+                    self._local_names,
+                    "Name its parameters, and annotate each; or wrap it in a function.",
+                )
+            except errors.InvalidHandler as error:
+                raise errors.InvalidDependency(str(error)) from error.__cause__
+        return self._signatures[key]
 
 
 def _why_not_filled(parameter: inspect.Parameter) -> str:
@@ -369,11 +384,13 @@ class Dependencies:
         Raises:
             errors.InvalidDependency: one cannot be used; the message names it and why.
         """
-        self._compile = functools.partial(_Compiler, app, handler, states, dict(local_names))
+        # Without the local names, which would keep the variables of the caller of `@app.on` alive.
+        self._compiler = functools.partial(_Compiler, app, handler, states)
+        self._signatures: dict[Key, list[inspect.Parameter]] = {}
         self._owner = f"handler {handler.name!r} of app {app!r}"
         self._arguments = handler.arguments
         self._states = states
-        self._declared = self._plan = self._compile({}).compile()
+        self._declared = self._plan = self._compiler(self._signatures, local_names=local_names, replaced={}).compile()
 
     def use(self, replaced: Mapping[Key, Callable[..., Any]]) -> None:
         """From the next event on, run these instead of the dependencies that they replace.
@@ -381,8 +398,11 @@ class Dependencies:
         Raises:
             errors.InvalidDependency: a replacement cannot be used. Then nothing has changed.
         """
-        used = any(key in self._declared.functions for key in replaced)
-        self._plan = self._compile(replaced).compile() if used else self._declared
+        if any(key in self._declared.functions for key in replaced):
+            signatures = self._signatures.copy()  # those of the replacements are not kept
+            self._plan = self._compiler(signatures, local_names={}, replaced=replaced).compile()
+        else:
+            self._plan = self._declared
 
     def asks_for(self, function: Callable[..., Any]) -> bool:
         return key_of(function) in self._declared.functions

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from typing import Annotated
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
 import attrs
 import pytest
@@ -253,6 +254,27 @@ async def test_a_context_variable_that_a_dependency_sets_is_seen_by_the_handler_
         for number in range(2):
             await shop.publish(OrderPlaced(number=number))
         await eventually(lambda: log, ["nobody", "somebody"] * 2)
+    assert await left_in(billing, "billing.dead") == []
+
+
+@BOTH_LOOPS
+async def test_a_dependency_may_be_a_task_group_that_ends_before_the_ack(shop: Lightbus, billing: Lightbus) -> None:
+    async def open_group() -> AsyncGenerator[anyio.abc.TaskGroup]:
+        async with anyio.create_task_group() as group:
+            yield group
+
+    async def note(number: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        log.append(str(number))
+
+    @billing.on("order.placed")
+    async def handle(order: OrderPlaced, group: Annotated[anyio.abc.TaskGroup, Depends(open_group)]) -> None:
+        group.start_soon(note, order.number)
+
+    async with running(shop, billing):
+        await shop.publish_many([OrderPlaced(number=n) for n in range(30)])
+        await eventually(lambda: sorted(map(int, log)), [*range(30)])
+    assert await left_in(billing) == []
     assert await left_in(billing, "billing.dead") == []
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import inspect
 import sys
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from pathlib import Path
 from types import FrameType
@@ -167,6 +169,21 @@ def test_the_parameters_come_in_any_order_and_the_record_has_the_payload() -> No
         assert received == [(Session, "order.placed", Order(1))]
         assert [one.payload for one in bus.handled(handle)] == [Order(1)]
         assert [one.payload for one in bus.handled(no_payload)] == [{"number": 1}]
+
+
+def test_an_app_does_not_keep_what_surrounds_its_handlers() -> None:
+    def make_app() -> tuple[Lightbus, weakref.ref[Session]]:
+        app, not_needed = Lightbus("billing", url="memory://"), Session()
+
+        @app.on("order.placed")
+        def handle(order: Order, session: MadeSession) -> None: ...
+
+        return app, weakref.ref(not_needed)
+
+    app, not_needed = make_app()
+    gc.collect()
+    assert not_needed() is None
+    run(app)
 
 
 def test_signatures_are_read_at_registration_only(app: Lightbus, monkeypatch: pytest.MonkeyPatch) -> None:
