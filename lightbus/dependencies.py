@@ -14,6 +14,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
+import anyio
+import anyio.lowlevel
 import attrs
 
 from lightbus import errors
@@ -455,6 +457,8 @@ class Dependencies:
             await plan.call(values)
         except BaseException as error:  # noqa: BLE001  # raised below, after the tear-downs
             failure = error
+            if opened and not isinstance(error, (Exception, GeneratorExit, KeyboardInterrupt, SystemExit)):
+                await _let_cancellation_pass()
         while opened:
             step, generator = opened.pop()
             if step.kind is Kind.ASYNC_GENERATOR:
@@ -500,6 +504,17 @@ def _first(step: Step, generator: Any) -> Any:
         return next(generator)
     except StopIteration:
         raise _never_yielded(step) from None
+
+
+async def _let_cancellation_pass() -> None:
+    """Let the worker stop cancelling a handler that exceeded its timeout, so that its tear-downs can await.
+
+    It cancels a handler for one round of the event loop (see `consuming.timeouts`).
+    """
+    with anyio.CancelScope(shield=True):
+        for _ in range(2):
+            with contextlib.suppress(anyio.get_cancelled_exc_class()):
+                await anyio.lowlevel.checkpoint()
 
 
 async def _tear_down(step: Step, generator: Any, error: BaseException | None) -> BaseException | None:

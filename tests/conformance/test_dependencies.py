@@ -484,6 +484,51 @@ async def test_the_generator_sees_that_the_handler_exceeded_its_timeout(shop: Li
 
 
 @BOTH_LOOPS
+async def test_a_tear_down_may_await_after_the_handler_exceeded_its_timeout(shop: Lightbus, billing: Lightbus) -> None:
+    async def rolls_back() -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            for _ in range(3):
+                await anyio.sleep(0.001)
+            log.append("rolled back")
+
+    @billing.on("order.placed", timeout=0.1, retry=ONCE)
+    async def handle(order: OrderPlaced, opened: Annotated[None, Depends(rolls_back)]) -> None:
+        await anyio.sleep_forever()
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        [dead] = await dead_letters(billing)
+    assert reason(dead).startswith("HandlerTimeout:")
+    assert log == ["rolled back"]
+
+
+@BOTH_LOOPS
+async def test_a_tear_down_that_never_ends_after_the_timeout_is_cancelled_too(
+    shop: Lightbus, billing: Lightbus
+) -> None:
+    async def hangs_at_the_end() -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            log.append("hangs")
+            await anyio.sleep_forever()
+
+    @billing.on("order.placed", timeout=0.1, retry=ONCE)
+    async def handle(
+        order: OrderPlaced, session: AsyncSession, opened: Annotated[None, Depends(hangs_at_the_end)]
+    ) -> None:
+        await anyio.sleep_forever()
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1))
+        [dead] = await dead_letters(billing)
+    assert reason(dead).startswith("HandlerTimeout:")
+    assert [log[0], log[1], log[-1]] == ["open", "hangs", "close"]
+
+
+@BOTH_LOOPS
 async def test_a_generator_that_hides_the_timeout_does_not_make_the_event_handled(
     shop: Lightbus, billing: Lightbus
 ) -> None:
