@@ -9,6 +9,7 @@ TYPE_CHECKING = False  # type checkers know this name. `typing` would take longe
 if TYPE_CHECKING:
     from lightbus import errors
     from lightbus.app import Lightbus
+    from lightbus.dependencies import Depends, State
     from lightbus.errors import Reject
     from lightbus.message import Message, Receipt
     from lightbus.middleware import Next, NextSync
@@ -31,6 +32,7 @@ else:
 
 
 __all__ = [
+    "Depends",
     "Lightbus",
     "Message",
     "Next",
@@ -39,11 +41,13 @@ __all__ = [
     "Receipt",
     "Reject",
     "Retry",
+    "State",
     "current_message",
     "errors",
 ]
 
 _HOMES = {
+    "Depends": "lightbus.dependencies",
     "Lightbus": "lightbus.app",
     "Message": "lightbus.message",
     "Next": "lightbus.middleware",
@@ -52,6 +56,7 @@ _HOMES = {
     "Receipt": "lightbus.message",
     "Reject": "lightbus.errors",
     "Retry": "lightbus.retry",
+    "State": "lightbus.dependencies",
     "__version__": "lightbus.version",
     "current_message": "lightbus.wire.codec",
     "errors": "lightbus.errors",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lightbus.connection.dial import BrokerAddresses
     from lightbus.consuming.dispatcher import Dispatcher
     from lightbus.consuming.subscription import SubscriptionConfig
+    from lightbus.dependencies import Dependencies
     from lightbus.middleware import Middleware
     from lightbus.outcome import Observe
     from lightbus.publishing.publisher import Publisher
@@ -127,7 +128,8 @@ class Lightbus:
             prefetch: maximum number of unsettled deliveries, for each queue and worker process. A worker takes about a
                 second's work, but at least `concurrency` deliveries.
             concurrency: maximum number of handlers that run at once, for each queue and worker process.
-            lifespan: called with the app; returns an async context manager that surrounds the worker's life.
+            lifespan: called with the app; returns an async context manager that surrounds the worker's life. What it
+                yields is the app's `state`.
             publish_timeout: seconds within which a publish is confirmed or fails.
             queue_type: "quorum" (replicated, the default) or "classic".
 
@@ -155,6 +157,9 @@ class Lightbus:
         self._middleware: list[Middleware] = []
         self._on_publish: list[OnPublish] = []
         self._observers: list[Observe] = []
+        self._states: list[list[Any]] = []
+        """What lifespans that run now have yielded, the last one at the end."""
+        self._overrides: dict[Any, Callable[..., Any]] = {}
         self._broker: BrokerAddresses | None = None
         self._publisher: Publisher | None = None
 
@@ -273,6 +278,8 @@ class Lightbus:
                 name=name,
                 local_names=local_names,
             )
+            if made.parameters:
+                made = self._with_dependencies(made, local_names)
             self.handlers[made.name] = made
             return function
 
@@ -356,6 +363,70 @@ class Lightbus:
         from lightbus.outcome import notifier
 
         return notifier(self._observers.copy())
+
+    # --- dependencies
+
+    def _with_dependencies(self, one: Handler, local_names: Mapping[str, Any]) -> Handler:
+        from lightbus.dependencies import Dependencies
+
+        resolved = Dependencies(self.name, one, self._states, local_names)
+        resolved.use(self._overrides)
+        return attrs.evolve(one, dependencies=resolved)
+
+    @property
+    def state(self) -> Any:
+        """What the `lifespan` of the running worker has yielded, in the worker's process.
+
+        Handlers and dependencies get it typed: `pool: State[Pool]`.
+
+        Raises:
+            errors.NoState: no worker of this app runs in this process, or its lifespan yields nothing.
+        """
+        from lightbus.dependencies import current_state
+
+        return current_state(self.name, self._states)
+
+    @contextlib.contextmanager
+    def with_state(self, value: object) -> Generator[None]:
+        """Within this block, `value` is the app's `state`: for tests without the app's lifespan."""
+        entry = [value]
+        self._states.append(entry)
+        try:
+            yield
+        finally:
+            self._states[:] = [one for one in self._states if one is not entry]
+
+    @contextlib.contextmanager
+    def override(self, dependency: Callable[..., Any], replacement: Callable[..., Any]) -> Generator[None]:
+        """Within this block, handlers get `replacement` wherever they ask for `dependency`: for tests.
+
+        The replacement may be a function or a generator, and have dependencies. It does not need the kind or the
+        parameters of the original. Also `TestBus.override`.
+
+        Raises:
+            errors.InvalidDependency: no handler of this app asks for `dependency`, or the replacement cannot be used.
+        """
+        from lightbus.dependencies import check_override
+
+        key = check_override(self.name, self._dependencies(), dependency, replacement)
+        before = self._overrides.copy()
+        try:
+            self._override({**before, key: replacement})
+            yield
+        finally:
+            self._override(before)
+
+    def depends_on(self, function: Callable[..., Any]) -> bool:
+        """Whether a handler of this app has this dependency, itself or through another one."""
+        return any(one.asks_for(function) for one in self._dependencies())
+
+    def _override(self, replaced: Mapping[Any, Callable[..., Any]]) -> None:
+        for one in self._dependencies():
+            one.use(replaced)
+        self._overrides = dict(replaced)
+
+    def _dependencies(self) -> list[Dependencies]:
+        return [one.dependencies for one in self.handlers.values() if one.dependencies is not None]
 
     # --- publishing
 
@@ -617,6 +688,9 @@ class Lightbus:
         ]
 
     def _wrapped(self, one: Handler) -> Handler:
+        if one.dependencies is not None:
+            one.dependencies.check_state(has_lifespan=self.lifespan is not None)
+            one = one.dependencies.around(one)
         stack = (*self._middleware, *one.middleware)
         if not stack:
             return one

@@ -220,6 +220,10 @@ class InvalidHandler(DeclarationError, TypeError):
     """A function that cannot be a handler: its parameters cannot be filled."""
 
 
+class InvalidDependency(InvalidHandler):
+    """A function in `Depends(...)` that cannot be a dependency: of this handler, or of any."""
+
+
 class InvalidMiddleware(DeclarationError, TypeError):
     """`@app.middleware` or `middleware=` was given what cannot wrap the app's handlers."""
 
@@ -366,6 +370,14 @@ class HandlerCancelled(LightbusError):
 
 class MiddlewareError(LightbusError, RuntimeError):
     """A middleware called `call_next` twice, did not await it, or hid a cancellation. The event counts as failed."""
+
+
+class DependencyError(LightbusError, RuntimeError):
+    """A dependency did not yield exactly once, or returned what cannot be used. The event counts as failed."""
+
+
+class NoState(LightbusError, RuntimeError):
+    """There is no value of the app's `lifespan`: no worker runs in this process, or the lifespan yields none."""
 
 
 class NoHandler(LightbusError, LookupError):

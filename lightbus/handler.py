@@ -27,6 +27,12 @@ LONGEST_TIMEOUT = 1500.0
 Arguments = tuple[Any, ...]
 
 
+class Injected:
+    """Marks a parameter in `Annotated` that something other than the delivery fills: see `lightbus.dependencies`."""
+
+    __slots__ = ()
+
+
 @attrs.frozen(eq=False)
 class Handler:
     """One `@app.on`."""
@@ -53,6 +59,10 @@ class Handler:
     """
     middleware: tuple[Any, ...] = ()
     """`middleware.Middleware` for this handler only, the first one outermost. Inside of the app's."""
+    parameters: tuple[inspect.Parameter, ...] = ()
+    """The parameters that are filled, if dependencies fill some of them; `arguments` has the values of the others."""
+    dependencies: Any = None
+    """`dependencies.Dependencies`, which fill the other parameters; None where there are none."""
 
     def matches(self, source: str, event: str) -> bool:
         return (self.source is None or self.source == source) and any(
@@ -90,6 +100,7 @@ def build(
     owner = f"handler {own_name!r} of app {app!r}"
     if own_name in taken:
         raise errors.InvalidHandler(f"{owner}: a handler with this name already exists. Pass a different name=.")
+    arguments, parameters = read_signature(app, check_function(function, owner), owner, local_names)
     suffix = topology.MAIN if queue is None else topology.check_queue_suffix(queue, owner)
     return Handler(
         name=own_name,
@@ -99,10 +110,11 @@ def build(
         retry=default_retry if retry is None else check_retry(retry, owner),
         timeout=TIMEOUT if timeout is None else options.check_timeout(timeout, owner, LONGEST_TIMEOUT),
         concurrency=None if concurrency is None else options.check_count(concurrency, owner, "concurrency", 10_000),
-        function=check_function(function, owner),
+        function=function,
         is_async=is_async(function),
-        arguments=read_signature(app, function, owner, local_names),
+        arguments=arguments,
         middleware=tuple(middleware),
+        parameters=parameters,
     )
 
 
@@ -163,10 +175,10 @@ def check_retry(value: object, owner: str) -> Retry:
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(_routine(function))
+    return inspect.iscoroutinefunction(routine(function))
 
 
-def _routine(function: Callable[..., Any]) -> Callable[..., Any]:
+def routine(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function that runs: the one within partials, or the `__call__` of an object."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -180,7 +192,7 @@ def check_function(function: Callable[..., Any], owner: str) -> Callable[..., An
     """
     if isinstance(function, type) or not callable(function):
         raise errors.InvalidHandler(f"{owner} is not a function. Decorate a function, async or plain.")
-    if inspect.isgeneratorfunction(_routine(function)) or inspect.isasyncgenfunction(_routine(function)):
+    if inspect.isgeneratorfunction(routine(function)) or inspect.isasyncgenfunction(routine(function)):
         raise errors.InvalidHandler(
             f"{owner} is a generator, which Lightbus does not iterate. Return instead of yielding."
         )
@@ -189,8 +201,9 @@ def check_function(function: Callable[..., Any], owner: str) -> Callable[..., An
 
 def read_signature(
     app: str, function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]
-) -> Callable[[Delivery], Arguments]:
-    """A function that fills the positional parameters from a delivery.
+) -> tuple[Callable[[Delivery], Arguments], tuple[inspect.Parameter, ...]]:
+    """A function that fills the positional parameters from a delivery; and the filled parameters, if dependencies
+    fill some of them.
 
     Raises:
         errors.InvalidHandler: a parameter cannot be filled; the message names it and the reason.
@@ -198,28 +211,85 @@ def read_signature(
     readers: list[Callable[[Delivery], Any]] = []
     payload: str | None = None
     left_out: str | None = None
-    parameters = _parameters(function, owner, local_names)
+    filled: list[inspect.Parameter] = []
+    parameters = read_parameters(
+        function, owner, local_names, "Take one payload parameter and, if needed, `message: Message`."
+    )
     _refuse_unbound(parameters, owner)
     for parameter in parameters:
-        if parameter.annotation is Message:
+        if injected(parameter, owner) is not None:
+            filled.append(parameter)
+        elif parameter.annotation is Message:
             if left_out is not None:
                 raise errors.InvalidHandler(
                     f"{owner}: the parameter {parameter.name!r} comes after {left_out!r}, which keeps its default. "
                     "Put the envelope before it."
                 )
             readers.append(functools.partial(codec.read_message, app))
+            filled.append(parameter)
         elif parameter.default is not inspect.Parameter.empty:
             left_out = left_out or parameter.name
         elif payload is not None:
             raise errors.InvalidHandler(
                 f"{owner}: the parameter {parameter.name!r} cannot be filled: {payload!r} is already the payload. "
                 "Lightbus fills one payload (your own class with the fields you need, or dict), and the envelope as "
-                "`message: Message`. Get everything else inside the function, or give the parameter a default."
+                "`message: Message`. Get everything else from a dependency (Annotated[Session, "
+                "Depends(open_session)]) or inside the function, or give the parameter a default."
             )
         else:
             payload = parameter.name
             readers.append(_payload_reader(parameter, owner))
-    return _combine(readers)
+            filled.append(parameter)
+    return _combine(readers), tuple(filled) if len(filled) > len(readers) else ()
+
+
+def injected(parameter: inspect.Parameter, owner: str) -> Injected | None:
+    """The marker of a parameter that a dependency fills: `Annotated[Session, Depends(open_session)]`.
+
+    Raises:
+        errors.InvalidHandler: there is a marker, but it is not where it belongs; the message says how to write it.
+    """
+    annotation, default = parameter.annotation, parameter.default
+    right = (
+        f"Write `{parameter.name}: Annotated[TheType, Depends(the_function)]`, or for the lifespan's value "
+        f"`{parameter.name}: State[TheType]`"
+    )
+    for value, where in ((default, "its default"), (annotation, "its annotation")):
+        if _is_marker(value):
+            raise errors.InvalidHandler(
+                f"{owner}: the parameter {parameter.name!r} has {value!r} as {where}. {right}, without a default: so "
+                "type checkers know its type."
+            )
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is not typing.Annotated:
+        if any(_has_marker(one) for one in arguments):
+            raise errors.InvalidHandler(
+                f"{owner}: the parameter {parameter.name!r} has a marker inside of another type ({annotation}). Put "
+                f"Annotated outside: `{parameter.name}: Annotated[TheType | None, Depends(the_function)]`."
+            )
+        return None
+    markers = [one for one in arguments[1:] if _is_marker(one)]
+    if not markers:
+        return None
+    if len(markers) > 1 or isinstance(markers[0], type):
+        raise errors.InvalidHandler(
+            f"{owner}: the parameter {parameter.name!r} needs one marker, not {', '.join(map(repr, markers))}. {right}."
+        )
+    if default is not inspect.Parameter.empty:
+        raise errors.InvalidHandler(
+            f"{owner}: the parameter {parameter.name!r} has a default ({default!r}) that is never used, because "
+            f"{markers[0]!r} always fills it. Remove the default."
+        )
+    marker: Injected = markers[0]
+    return marker
+
+
+def _is_marker(value: object) -> bool:
+    return isinstance(value, Injected) or (isinstance(value, type) and issubclass(value, Injected))
+
+
+def _has_marker(annotation: object) -> bool:
+    return _is_marker(annotation) or any(_has_marker(one) for one in typing.get_args(annotation))
 
 
 def _refuse_unbound(parameters: Sequence[inspect.Parameter], owner: str) -> None:
@@ -241,7 +311,17 @@ def _combine(readers: list[Callable[[Delivery], Any]]) -> Callable[[Delivery], A
     return lambda delivery: tuple(read(delivery) for read in readers)
 
 
-def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]) -> list[inspect.Parameter]:
+def read_parameters(
+    function: Callable[..., Any], owner: str, local_names: Mapping[str, Any], instead_of_stars: str
+) -> list[inspect.Parameter]:
+    """The parameters with their annotations resolved, without those keyword-only ones that keep their default.
+
+    Args:
+        instead_of_stars: what to do instead of `*args` and `**kwargs`, for the error.
+
+    Raises:
+        errors.InvalidHandler: the parameters cannot be read, or some can never be filled.
+    """
     hints = _hints(function, owner, local_names)
     parameters: list[inspect.Parameter] = []
     try:
@@ -254,17 +334,17 @@ def _parameters(function: Callable[..., Any], owner: str, local_names: Mapping[s
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
             raise errors.InvalidHandler(
-                f"{owner}: '{stars}{parameter.name}' cannot be filled. "
-                f"{_wrapper(function) or 'Take one payload parameter and, if needed, `message: Message`.'}"
+                f"{owner}: '{stars}{parameter.name}' cannot be filled. {_wrapper(function) or instead_of_stars}"
             )
-        if parameter.kind is parameter.KEYWORD_ONLY:
+        parameter = parameter.replace(annotation=hints.get(parameter.name, parameter.annotation))
+        if parameter.kind is parameter.KEYWORD_ONLY and injected(parameter, owner) is None:
             if parameter.default is parameter.empty:
                 raise errors.InvalidHandler(
                     f"{owner}: the keyword-only parameter {parameter.name!r} cannot be filled. "
                     "Put it before the '*', or give it a default."
                 )
             continue
-        parameters.append(parameter.replace(annotation=hints.get(parameter.name, parameter.annotation)))
+        parameters.append(parameter)
     return parameters
 
 
@@ -291,7 +371,10 @@ def _is_filled(cell: Any) -> bool:
 
 def _hints(function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        wrapped = inspect.unwrap(_routine(inspect.unwrap(function)))  # its signature counts
+        if isinstance(function, type):
+            wrapped = inspect.getattr_static(function, "__init__")
+        else:
+            wrapped = inspect.unwrap(routine(inspect.unwrap(function)))  # its signature counts
         return typing.get_type_hints(wrapped, localns=dict(local_names), include_extras=True)
     except NameError as error:
         raise errors.InvalidHandler(

@@ -181,6 +181,18 @@ class TestBus:
         if error is None and not self.allow_dead and self._recorder is not None:
             self._recorder.check_dead()
 
+    # --- dependencies
+
+    def override(self, dependency: Callable[..., Any], replacement: Callable[..., Any]) -> None:
+        """Give handlers `replacement` wherever they ask for `dependency`, until this TestBus ends.
+
+        The replacement may be a function or a generator, async for async handlers, and have dependencies.
+
+        Raises:
+            errors.InvalidDependency: no handler in the test asks for `dependency`, or the replacement cannot be used.
+        """
+        self._started().override(dependency, replacement)
+
     # --- publishing for other apps
 
     async def publish(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import anyio.from_thread
 
@@ -65,6 +67,16 @@ class Session:
                 publisher = self._make_publisher(app.name, app.publish_timeout, app.queue_type, observe)
                 stack.enter_context(app.redirected(self.broker, publisher))
             self._stack = stack.pop_all()
+
+    def override(self, dependency: Callable[..., Any], replacement: Callable[..., Any]) -> None:
+        """Until the end, in the apps that have this dependency.
+
+        Raises:
+            errors.InvalidDependency: none of them has it, or the replacement cannot be used.
+        """
+        using = [app for app in self.apps.all if app.depends_on(dependency)]
+        for app in using or self.apps.all[:1]:  # its error says which dependencies there are
+            self._stack.enter_context(app.override(dependency, replacement))
 
     def close(self) -> None:
         """Give the apps back their own brokers, and discard this one."""

@@ -108,8 +108,9 @@ class Worker:
         if self.app.lifespan is None or not self._with_lifespan:
             yield
         else:
-            async with self.app.lifespan(self.app):
-                yield
+            async with self.app.lifespan(self.app) as state:
+                with self.app.with_state(state):
+                    yield
 
     async def _consume(self, on_started: Callable[[], object] | None) -> None:
         try:
