@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lightbus.consuming.dispatcher import Dispatcher
     from lightbus.consuming.subscription import SubscriptionConfig
     from lightbus.middleware import Middleware
+    from lightbus.modules import Included
     from lightbus.outcome import Observe
     from lightbus.publishing.publisher import Publisher
 
@@ -75,6 +76,9 @@ _MEANT_FOR_APP = {
     "timeout": "Use publish_timeout=; @app.on(timeout=) is for handlers.",
     **dict.fromkeys(("exchange", "queue", "queue_name"), "Their names are derived from the app's name."),
     **dict.fromkeys(("durable", "auto_delete"), "Lightbus's queues and exchanges are always durable: remove it."),
+    **dict.fromkeys(
+        ("imports", "modules", "handlers", "packages", "autodiscover"), "Use include=['billing.handlers'], a list."
+    ),
 }
 """What to use instead of options that other libraries have."""
 
@@ -116,6 +120,7 @@ class Lightbus:
         lifespan: Lifespan | None = None,
         publish_timeout: float | timedelta = PUBLISH_TIMEOUT,
         queue_type: QueueType = "quorum",
+        include: Sequence[str] = (),
     ) -> None:
         """Create an app; nothing connects yet.
 
@@ -132,6 +137,8 @@ class Lightbus:
             lifespan: called with the app; returns an async context manager that surrounds the worker's life.
             publish_timeout: seconds (or a timedelta) within which a publish is confirmed or fails.
             queue_type: "quorum" (replicated, the default) or "classic".
+            include: full names of modules that declare handlers, as in `["billing.handlers"]`. They are imported when
+                a worker, a command or a TestBus needs the handlers (see `load`), not when a process only publishes.
 
         Raises:
             errors.InvalidName, errors.InvalidOption: an argument has an invalid value.
@@ -146,6 +153,11 @@ class Lightbus:
         self.lifespan = lifespan
         self.publish_timeout = options.check_publish_timeout(publish_timeout, owner)
         self.queue_type: QueueType = queue_type
+        self._included: Included | None = None
+        if include != ():
+            from lightbus.modules import Included
+
+            self._included = Included(name, include)
         self.events: dict[str, EventType] = {}
         """Declared events by name."""
         self.handlers: dict[str, Handler] = {}
@@ -177,6 +189,23 @@ class Lightbus:
         return self
 
     # --- declaring
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        """The modules that `load` imports."""
+        return () if self._included is None else self._included.names
+
+    def load(self) -> None:
+        """Import the modules of `include`, so that all handlers are declared. A later call does nothing.
+
+        Workers, commands, TestBus and the methods below that need handlers call it. Call it to read `handlers` and
+        `events` yourself. Works from any thread.
+
+        Raises:
+            errors.IncludeError: a module does not exist, or raised an error while it was imported.
+        """
+        if self._included is not None:
+            self._included.load(self)
 
     @overload
     @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
@@ -478,7 +507,7 @@ class Lightbus:
     ) -> tuple[Publication, int | None]:
         event_type = self._by_class.get(type(event))
         if event_type is None:
-            raise unknown_event(self.name, self.events, event)
+            raise unknown_event(self.name, self.events, event, self._not_loaded())
         body = codec.encode(event_type, event)
         publication = Publication(
             self.name, event_type.name, body, codec.event_properties(self.name, event_type, headers)
@@ -497,7 +526,10 @@ class Lightbus:
 
     def suggestion(self, event_name: str) -> str:
         """A hint for an unknown event name: the most similar one."""
-        return suggestion(self.events, event_name)
+        return suggestion(self.events, event_name, self._not_loaded())
+
+    def _not_loaded(self) -> tuple[str, ...]:
+        return () if self._included is None or self._included.loaded else self._included.names
 
     def _timeout(self, timeout: float | timedelta | None) -> float:
         return self.publish_timeout if timeout is None else options.check_publish_timeout(timeout, "publish")
@@ -581,7 +613,12 @@ class Lightbus:
     # --- consuming
 
     def queue_suffixes(self) -> list[str]:
-        """The queues that this app consumes: the app's own (`main`) first, then the separate ones of handlers."""
+        """The queues that this app consumes: the app's own (`main`) first, then the separate ones of handlers.
+
+        Raises:
+            errors.IncludeError: see `load`.
+        """
+        self.load()
         return [MAIN, *sorted({one.queue for one in self.handlers.values()} - {MAIN})]
 
     def consumed_queues(self) -> list[ConsumedQueue]:
@@ -626,6 +663,7 @@ class Lightbus:
         Raises:
             errors.InvalidOption: a queue that the app does not have.
             errors.InvalidMiddleware: a middleware cannot wrap one of the handlers.
+            errors.IncludeError: see `load`.
         """
         from lightbus.consuming import credit
         from lightbus.consuming.subscription import SubscriptionConfig

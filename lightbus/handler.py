@@ -91,7 +91,7 @@ def build(
     owner = f"handler {own_name!r} of app {app!r}"
     if own_name in taken:
         raise errors.InvalidHandler(
-            f"{owner}: a handler with this name already exists. Pass a different name=."
+            f"{owner}: a handler with this name already exists{_place(taken[own_name])}. Pass a different name=."
         )
     suffix = topology.MAIN if queue is None else topology.check_queue_suffix(queue, owner)
     return Handler(
@@ -107,6 +107,11 @@ def build(
         arguments=read_signature(app, function, owner, local_names),
         middleware=tuple(middleware),
     )
+
+
+def _place(other: Handler) -> str:
+    module, name = (getattr(other.function, one, None) for one in ("__module__", "__qualname__"))
+    return f" ({module}.{name})" if module and name else ""
 
 
 def names_of(targets: Sequence[str | type[Any]], owner: str) -> tuple[str, ...]:

@@ -162,6 +162,8 @@ class TestBus:
             raise errors.TestBusError(
                 f"This TestBus of {self._apps} is already running. Create another one, or exit this one first."
             )
+        for app in self.apps:
+            app.load()
         recorder = Recorder(self._apps)
         self._session = Session(self._apps, recorder, self, lifespan=self.lifespan, timeout=self.timeout)
         self._recorder = recorder

@@ -29,6 +29,7 @@ ORDER = [
     "middleware",
     "outcome",
     "unknown_events",
+    "modules",
     "connection",
     "publishing",
     "consuming",
