@@ -50,6 +50,13 @@ class Included:
                 cause = None if _is_missing(error, name) else error
                 self._failure = self._failure or errors.IncludeError(f"app {self._app!r}: {self._why(name, error)}")
                 raise self._failure from cause
+            if _uses_a_twin(module, app):
+                self._failure = errors.IncludeError(
+                    f"app {self._app!r}: include={name!r} uses another Lightbus({self._app!r}), so its handlers would "
+                    "not run. The module that creates the app was imported twice: as the program (__main__), and by "
+                    "its name. Create the app in a module that is not run as a program, and import it from there."
+                )
+                raise self._failure
             if left_out := _left_out(module, app):
                 logger.warning(
                     "app %r: include=%r is a package that declares nothing, and its modules are not imported with it. "
@@ -79,6 +86,12 @@ def _is_missing(error: BaseException, name: str) -> bool:
         and error.name is not None
         and (name == error.name or name.startswith(f"{error.name}."))
     )
+
+
+def _uses_a_twin(module: ModuleType, app: object) -> bool:
+    """Whether the module has an app of the same name instead of this one."""
+    apps = [value for value in vars(module).values() if isinstance(value, type(app))]
+    return not any(one is app for one in apps) and any(vars(one)["name"] == vars(app)["name"] for one in apps)
 
 
 def _left_out(module: ModuleType, app: object) -> list[str]:

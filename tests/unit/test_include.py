@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import runpy
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -299,6 +300,16 @@ def test_two_handlers_of_one_name_in_two_modules_are_refused_with_both_places(pa
     words = r"more.py:6: InvalidHandler: handler 'note' .* already exists \(parcels.handlers.note\). Pass a different"
     with pytest.raises(errors.IncludeError, match=words):
         app.load()
+
+
+def test_an_app_of_a_program_that_its_handlers_import_by_name_is_refused(parcels: Write, tmp_path: Path) -> None:
+    """`python parcels/bus.py`: that app is another one than the app of `from parcels.bus import app`."""
+    parcels()
+    program = runpy.run_path(str(tmp_path / "parcels" / "bus.py"), run_name="__main__")
+    words = r"include='parcels.handlers' uses another Lightbus\('parcels'\), so its handlers would not run. The module"
+    for _ in range(2):
+        with pytest.raises(errors.IncludeError, match=words):
+            program["app"].load()
 
 
 # --- an event in a module that is not imported ------------------------------------------------
