@@ -88,6 +88,12 @@ def _is_missing(error: BaseException, name: str) -> bool:
     )
 
 
+def files_of(names: Iterable[str]) -> list[str]:
+    """The source files of modules that are imported."""
+    paths = [getattr(sys.modules.get(name), "__file__", None) for name in names]
+    return [os.path.abspath(path) for path in paths if path is not None and path.endswith(".py")]
+
+
 def _uses_a_twin(module: ModuleType, app: object) -> bool:
     """Whether the module has an app of the same name instead of this one."""
     apps = [value for value in vars(module).values() if isinstance(value, type(app))]
