@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 
 from tests.integrations.example import PYTHON, Example
+from tests.patience import wait_until
 from tests.processes import LIGHTBUS
 
 PUBLISH = (*LIGHTBUS, "publish")
@@ -37,6 +38,21 @@ def test_commands_show_the_handlers_of_all_included_modules(example: Callable[[s
     done = example("larger").run(*LIGHTBUS, "events", "billing.bus:app", url="memory://")
     for handler in ("send_invoice", "forget_invoice", "settle_invoice"):
         assert handler in done.stdout
+
+
+def test_two_apps_run_in_one_process(example: Callable[[str], Example], url: str) -> None:
+    billing = example("larger")
+    with billing.start("both.py", program=PYTHON, url=url) as both:
+        wait_until(lambda: {"billing is ready", "audit is ready"} <= {*both.output.splitlines()}, "both are ready")
+        order = billing.run(*PUBLISH, "tests.elsewhere:shop", "order.placed", "order_id=o-1", "amount=9.50", url=url)
+        assert order.returncode == 0, order.stderr
+        expected = {
+            "audit: order.placed from shop",
+            "Invoice o-1 over 9.50 sent.",
+            "audit: invoice.sent from billing",
+        }
+        wait_until(lambda: expected <= {*both.output.splitlines()}, "both have handled it")
+        assert both.end(signal.SIGTERM) == 0
 
 
 def test_its_tests_pass(example: Callable[[str], Example]) -> None:
