@@ -7,6 +7,7 @@ import logging
 import os
 import pkgutil
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Sequence
 from types import ModuleType
@@ -27,20 +28,32 @@ class Included:
         self.names = _checked(f"Lightbus({app!r})", names)
         self.loaded = False
         self._app = app
+        self._loading: set[int] = set()
+        """The threads that are in `load`."""
         self._failure: errors.IncludeError | None = None
 
     def load(self, app: object) -> None:
         """Import them, in their order. A later call does nothing.
 
-        Works from several threads, and while one of the modules is being imported. There is no lock: the lock of a
-        module, which Python holds while it imports it, is enough, and with another one two threads could deadlock.
+        Works from several threads. There is no lock: the lock of a module, which Python holds while it imports it, is
+        enough, and with another one two threads could deadlock. Does nothing if one of the modules calls it while it
+        is being imported.
 
         Raises:
             errors.IncludeError: one does not exist, or raised an error. Later calls raise the same: the handlers that
                 the module had declared before its error would now be declared twice.
         """
-        if self.loaded:
+        thread = threading.get_ident()
+        if self.loaded or thread in self._loading:
             return
+        self._loading.add(thread)
+        try:
+            self._load(app)
+        finally:
+            self._loading.discard(thread)
+        self.loaded = True
+
+    def _load(self, app: object) -> None:
         for name in self.names:
             if self._failure is not None:
                 raise errors.IncludeError(str(self._failure)) from self._failure.__cause__
@@ -65,7 +78,6 @@ class Included:
                     name,
                     ", ".join(map(repr, left_out)),
                 )
-        self.loaded = True
 
     def _why(self, name: str, error: BaseException) -> str:
         folder = _working_directory()
@@ -96,7 +108,8 @@ def files_of(names: Iterable[str]) -> list[str]:
 
 def _uses_a_twin(module: ModuleType, app: object) -> bool:
     """Whether the module has an app of the same name instead of this one."""
-    apps = [value for value in vars(module).values() if isinstance(value, type(app))]
+    # Not isinstance: it reads `__class__`, and a proxy, such as Django's settings, would then load what it stands for.
+    apps = [value for value in vars(module).values() if issubclass(type(value), type(app))]
     return not any(one is app for one in apps) and any(vars(one)["name"] == vars(app)["name"] for one in apps)
 
 

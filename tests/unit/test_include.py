@@ -18,7 +18,7 @@ import pytest
 from lightbus import Lightbus, errors
 from lightbus.testing import TestBus
 from lightbus.worker import serve
-from tests.patience import LIMIT
+from tests.patience import LIMIT, wait_until
 
 BUS = "from lightbus import Lightbus\napp = Lightbus('parcels', url='memory://parcels', include=INCLUDE)\n"
 EVENTS = """\
@@ -172,6 +172,45 @@ def test_a_module_that_is_being_imported_may_need_the_handlers(parcels: Write) -
     )
     app.load()
     assert [*app.handlers] == ["note", "more"]
+
+
+def test_a_thread_waits_for_a_module_that_needs_the_handlers_while_it_is_imported(parcels: Write) -> None:
+    """Not until then are all handlers declared."""
+    handlers = "from parcels.bus import app\napp.topology()\nimport parcels.gate\n" + HANDLERS
+    gate = "import threading\nreached, opened = threading.Event(), threading.Event()\nreached.set()\nopened.wait(60)\n"
+    app = parcels(["parcels.handlers"], handlers=handlers, gate=gate)
+    first = threading.Thread(target=app.load)
+    first.start()
+    wait_until(lambda: hasattr(sys.modules.get("parcels.gate"), "opened"), "the first thread is in the module")
+    gate_module: Any = sys.modules["parcels.gate"]
+    seen: list[list[str]] = []
+
+    def load() -> None:
+        app.load()
+        seen.append([*app.handlers])
+
+    second = threading.Thread(target=load)
+    second.start()
+    second.join(0.2)
+    assert seen == []
+    gate_module.opened.set()
+    for thread in (first, second):
+        thread.join(LIMIT)
+    assert seen == [["note"]]
+
+
+def test_a_proxy_in_an_included_module_is_left_alone(parcels: Write) -> None:
+    proxy = """
+class Proxy:
+    @property
+    def __class__(self):
+        raise RuntimeError("not configured")
+
+settings = Proxy()
+"""
+    app = parcels(handlers=proxy + HANDLERS)
+    app.load()
+    assert [*app.handlers] == ["note"]
 
 
 def test_modules_that_import_each_other_are_loaded(parcels: Write) -> None:
