@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, dataclass_transform, overload
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from lightbus.consuming.subscription import SubscriptionConfig
     from lightbus.dependencies import Dependencies
     from lightbus.middleware import Middleware
+    from lightbus.modules import Included
     from lightbus.outcome import Observe
     from lightbus.publishing.publisher import Publisher
 
@@ -46,6 +48,7 @@ PREFETCH = 200
 a worker dies, the broker counts a return for each delivery in its prefetch (the limit is 20), so `Consumer` lowers
 the prefetch while events arrive that came back."""
 CONCURRENCY = 32
+_NO_DELAY = (0, timedelta(0))
 
 refuse_outsider: Callable[[Lightbus], None] | None = None
 """Called with an app that is about to use its own broker. Set by `lightbus.testing.apps` while a TestBus runs."""
@@ -74,6 +77,9 @@ _MEANT_FOR_APP = {
     "timeout": "Use publish_timeout=; @app.on(timeout=) is for handlers.",
     **dict.fromkeys(("exchange", "queue", "queue_name"), "Their names are derived from the app's name."),
     **dict.fromkeys(("durable", "auto_delete"), "Lightbus's queues and exchanges are always durable: remove it."),
+    **dict.fromkeys(
+        ("imports", "modules", "handlers", "packages", "autodiscover"), "Use include=['billing.handlers'], a list."
+    ),
 }
 """What to use instead of options that other libraries have."""
 
@@ -113,8 +119,9 @@ class Lightbus:
         prefetch: int = PREFETCH,
         concurrency: int = CONCURRENCY,
         lifespan: Lifespan | None = None,
-        publish_timeout: float = PUBLISH_TIMEOUT,
+        publish_timeout: float | timedelta = PUBLISH_TIMEOUT,
         queue_type: QueueType = "quorum",
+        include: Sequence[str] = (),
     ) -> None:
         """Create an app; nothing connects yet.
 
@@ -130,8 +137,10 @@ class Lightbus:
             concurrency: maximum number of handlers that run at once, for each queue and worker process.
             lifespan: called with the app; returns an async context manager that surrounds the worker's life. What it
                 yields is the app's `state`.
-            publish_timeout: seconds within which a publish is confirmed or fails.
+            publish_timeout: seconds (or a timedelta) within which a publish is confirmed or fails.
             queue_type: "quorum" (replicated, the default) or "classic".
+            include: full names of modules that declare handlers, as in `["billing.handlers"]`. They are imported when
+                a worker, a command or a TestBus needs the handlers (see `load`), not when a process only publishes.
 
         Raises:
             errors.InvalidName, errors.InvalidOption: an argument has an invalid value.
@@ -146,6 +155,11 @@ class Lightbus:
         self.lifespan = lifespan
         self.publish_timeout = options.check_publish_timeout(publish_timeout, owner)
         self.queue_type: QueueType = queue_type
+        self._included: Included | None = None
+        if include != ():
+            from lightbus.modules import Included
+
+            self._included = Included(name, include)
         self.events: dict[str, EventType] = {}
         """Declared events by name."""
         self.handlers: dict[str, Handler] = {}
@@ -180,6 +194,23 @@ class Lightbus:
         return self
 
     # --- declaring
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        """The modules that `load` imports."""
+        return () if self._included is None else self._included.names
+
+    def load(self) -> None:
+        """Import the modules of `include`, so that all handlers are declared. A later call does nothing.
+
+        Workers, commands, TestBus and the methods below that need handlers call it. Call it to read `handlers` and
+        `events` yourself. Works from any thread.
+
+        Raises:
+            errors.IncludeError: a module does not exist, or raised an error while it was imported.
+        """
+        if self._included is not None:
+            self._included.load(self)
 
     @overload
     @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
@@ -232,7 +263,7 @@ class Lightbus:
         source: str | None = None,
         queue: str | None = None,
         retry: Retry | None = None,
-        timeout: float | None = None,
+        timeout: float | timedelta | None = None,
         concurrency: int | None = None,
         name: str | None = None,
         middleware: Sequence[Any] = (),
@@ -244,8 +275,8 @@ class Lightbus:
             source: handle only events of this app.
             queue: a separate queue for the handler, here `billing.slow` for "slow".
             retry: by default the app's.
-            timeout: seconds after which the handler has failed; 60 by default, up to 1,500. An async handler is
-                cancelled; a sync one, whose thread cannot be stopped, is abandoned.
+            timeout: seconds, or a timedelta, after which the handler has failed; 60 by default, up to 1,500. An async
+                handler is cancelled; a sync one, whose thread cannot be stopped, is abandoned.
             concurrency: maximum number of concurrent runs of this handler in a worker process; by default, only the
                 app's limit applies.
             name: the handler's name in retries and dead letters; by default the function's name. Keep it when you
@@ -434,39 +465,53 @@ class Lightbus:
         self,
         event: object,
         *,
-        delay: float | None = None,
+        delay: float | timedelta | None = None,
         headers: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: float | timedelta | None = None,
+        id: str | None = None,
+        correlation_id: str | None = None,
+        time: datetime | None = None,
     ) -> Receipt:
         """Publish and return when the broker has confirmed.
 
         Args:
             event: an instance of a class that this app has declared with `@app.event`.
-            delay: seconds until it is delivered, up to 30 days, rounded up to whole seconds. The broker holds it.
+            delay: seconds, or a timedelta, until it is delivered: up to 30 days, rounded up to whole seconds. The
+                broker holds it.
             headers: custom AMQP headers: strings, integers, floats, booleans, datetimes. No name begins with
                 `lightbus-` or `x-`.
-            timeout: seconds; by default the app's `publish_timeout`.
+            timeout: seconds, or a timedelta; by default the app's `publish_timeout`.
+            id: `Message.id`, for an event that has an id already, such as an idempotency key: 1 to 255 bytes of
+                printable text. By default a new UUIDv7. Lightbus does not remove duplicates: a handler can, by this id.
+            correlation_id: `Message.correlation_id`, of the same form, such as a request's id. By default that of the
+                event that is being handled; else the event's own id.
+            time: `Message.time`, a datetime with a timezone, in whole seconds. By default now.
 
         Raises:
             errors.UnknownEvent: the app has not declared it.
             errors.InvalidPayload: a value does not have its field's type, a header cannot be sent, or the body is too
                 large. Nothing was sent.
-            errors.InvalidOption: the delay or the timeout is out of range. Nothing was sent.
+            errors.InvalidOption: the delay, timeout, id, correlation id or time is invalid. Nothing was sent.
             errors.PublishTimeout: not confirmed in time. It may have arrived, except with the subclasses
                 PublishUnreachable and PublishBlocked.
             errors.PublishError: the broker refused it (PublishNacked, PublishRefused), or the app (PublisherRefused).
             errors.InvalidURL, errors.UnsupportedBroker: the app's URL cannot be used.
         """
         publication, level = self._publication(event, delay, headers)
+        if id is not None or correlation_id is not None or time is not None:
+            codec.set_envelope(publication.properties, id, correlation_id, time)
         return await self.publisher.publish(publication, timeout=self._timeout(timeout), delay_level=level)
 
     def publish_sync(
         self,
         event: object,
         *,
-        delay: float | None = None,
+        delay: float | timedelta | None = None,
         headers: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: float | timedelta | None = None,
+        id: str | None = None,
+        correlation_id: str | None = None,
+        time: datetime | None = None,
     ) -> Receipt:
         """`publish` for code without an event loop: Django and Flask views, scripts, sync handlers.
 
@@ -477,46 +522,68 @@ class Lightbus:
         """
         event_loop.refuse("publish_sync()", "await app.publish(...)", errors.PublishInEventLoop)
         publication, level = self._publication(event, delay, headers)
+        if id is not None or correlation_id is not None or time is not None:
+            codec.set_envelope(publication.properties, id, correlation_id, time)
         return self.publisher.publish_sync(publication, timeout=self._timeout(timeout), delay_level=level)
 
     async def publish_many(
-        self, events: Iterable[object], *, headers: Mapping[str, Any] | None = None, timeout: float | None = None
+        self,
+        events: Iterable[object],
+        *,
+        headers: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        correlation_id: str | None = None,
     ) -> list[Receipt]:
         """Publish many events, pipelined, and return when all are confirmed: a receipt for each, in order.
 
-        All are validated before the first is sent; up to 1,000 are in flight at once.
+        All are validated before the first is sent; up to 1,000 are in flight at once. For an `id`, `time` or `delay`,
+        which are of one event, call `publish` in several tasks: that is pipelined, too.
 
         Args:
             events: instances of classes that this app has declared.
             headers: custom AMQP headers, the same for all events.
-            timeout: seconds for each event, from when it is sent; by default the app's `publish_timeout`.
+            timeout: seconds (or a timedelta) for each event, from when it is sent; by default the app's
+                `publish_timeout`.
+            correlation_id: as for `publish`, the same for all events.
 
         Raises:
-            errors.InvalidPayload, errors.UnknownEvent: one of them cannot be sent. Nothing was sent.
+            errors.InvalidPayload, errors.UnknownEvent, errors.InvalidOption: one of them cannot be sent, or an argument
+                is invalid. Nothing was sent.
             errors.PublishManyError: some were not confirmed; `outcomes` has a receipt or an error for each.
         """
         publications = [self._publication(event, None, headers)[0] for event in events]
+        if correlation_id is not None:
+            for publication in publications:
+                codec.set_envelope(publication.properties, None, correlation_id, None)
         return await self.publisher.publish_many(publications, timeout=self._timeout(timeout))
 
     def publish_many_sync(
-        self, events: Iterable[object], *, headers: Mapping[str, Any] | None = None, timeout: float | None = None
+        self,
+        events: Iterable[object],
+        *,
+        headers: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        correlation_id: str | None = None,
     ) -> list[Receipt]:
         """`publish_many` for code without an event loop. Raises errors.PublishInEventLoop if one is running."""
         event_loop.refuse("publish_many_sync()", "await app.publish_many(...)", errors.PublishInEventLoop)
         publications = [self._publication(event, None, headers)[0] for event in events]
+        if correlation_id is not None:
+            for publication in publications:
+                codec.set_envelope(publication.properties, None, correlation_id, None)
         return self.publisher.publish_many_sync(publications, timeout=self._timeout(timeout))
 
     def _publication(
-        self, event: object, delay: float | None, headers: Mapping[str, Any] | None
+        self, event: object, delay: float | timedelta | None, headers: Mapping[str, Any] | None
     ) -> tuple[Publication, int | None]:
         event_type = self._by_class.get(type(event))
         if event_type is None:
-            raise unknown_event(self.name, self.events, event)
+            raise unknown_event(self.name, self.events, event, self._not_loaded())
         body = codec.encode(event_type, event)
         publication = Publication(
             self.name, event_type.name, body, codec.event_properties(self.name, event_type, headers)
         )
-        if delay is None or delay == 0:
+        if delay is None or delay in _NO_DELAY:
             return publication, None
         return topology.delayed(publication, delay)
 
@@ -524,7 +591,7 @@ class Lightbus:
     """The same where `on_publish` has replaced it."""
 
     def _publication_with_hooks(
-        self, event: object, delay: float | None, headers: Mapping[str, Any] | None
+        self, event: object, delay: float | timedelta | None, headers: Mapping[str, Any] | None
     ) -> tuple[Publication, int | None]:
         added = dict(headers or {})
         for function in self._on_publish:
@@ -533,9 +600,12 @@ class Lightbus:
 
     def suggestion(self, event_name: str) -> str:
         """A hint for an unknown event name: the most similar one."""
-        return suggestion(self.events, event_name)
+        return suggestion(self.events, event_name, self._not_loaded())
 
-    def _timeout(self, timeout: float | None) -> float:
+    def _not_loaded(self) -> tuple[str, ...]:
+        return () if self._included is None or self._included.loaded else self._included.names
+
+    def _timeout(self, timeout: float | timedelta | None) -> float:
         return self.publish_timeout if timeout is None else options.check_publish_timeout(timeout, "publish")
 
     # --- connecting
@@ -617,7 +687,12 @@ class Lightbus:
     # --- consuming
 
     def queue_suffixes(self) -> list[str]:
-        """The queues that this app consumes: the app's own (`main`) first, then the separate ones of handlers."""
+        """The queues that this app consumes: the app's own (`main`) first, then the separate ones of handlers.
+
+        Raises:
+            errors.IncludeError: see `load`.
+        """
+        self.load()
         return [MAIN, *sorted({one.queue for one in self.handlers.values()} - {MAIN})]
 
     def consumed_queues(self) -> list[ConsumedQueue]:
@@ -662,6 +737,7 @@ class Lightbus:
         Raises:
             errors.InvalidOption: a queue that the app does not have.
             errors.InvalidMiddleware: a middleware cannot wrap one of the handlers.
+            errors.IncludeError: see `load`.
         """
         from lightbus.consuming import credit
         from lightbus.consuming.subscription import SubscriptionConfig

@@ -232,6 +232,10 @@ class InvalidOption(DeclarationError, ValueError):
     """An option (of the app, a handler, a retry policy, a publish) has an invalid value, or is unknown."""
 
 
+class IncludeError(DeclarationError, ImportError):
+    """A module of `Lightbus(include=)` cannot be imported."""
+
+
 class UnknownEvent(LightbusError, LookupError):
     """An event was published that the app has not declared."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import attrs
@@ -74,13 +75,13 @@ def build(
     app: str,
     function: Callable[..., Any],
     *,
-    taken: Container[str],
+    taken: Mapping[str, Handler],
     targets: Sequence[str | type[Any]],
     source: str | None,
     queue: str | None,
     retry: Retry | None,
     default_retry: Retry,
-    timeout: float | None,
+    timeout: float | timedelta | None,
     concurrency: int | None,
     name: str | None,
     local_names: Mapping[str, Any],
@@ -89,7 +90,7 @@ def build(
     """Check the arguments of `@app.on`, and resolve them.
 
     Args:
-        taken: the names of the app's other handlers.
+        taken: the app's other handlers, by name.
         local_names: the local variables of the function that calls `@app.on`, for annotations that are strings.
         middleware: `middleware.Middleware` objects for this handler only.
 
@@ -99,7 +100,9 @@ def build(
     own_name = check_name(name, function)
     owner = f"handler {own_name!r} of app {app!r}"
     if own_name in taken:
-        raise errors.InvalidHandler(f"{owner}: a handler with this name already exists. Pass a different name=.")
+        raise errors.InvalidHandler(
+            f"{owner}: a handler with this name already exists{_place(taken[own_name])}. Pass a different name=."
+        )
     arguments, parameters = read_signature(app, check_function(function, owner), owner, local_names)
     suffix = topology.MAIN if queue is None else topology.check_queue_suffix(queue, owner)
     return Handler(
@@ -116,6 +119,11 @@ def build(
         middleware=tuple(middleware),
         parameters=parameters,
     )
+
+
+def _place(other: Handler) -> str:
+    module, name = (getattr(other.function, one, None) for one in ("__module__", "__qualname__"))
+    return f" ({module}.{name})" if module and name else ""
 
 
 def names_of(targets: Sequence[str | type[Any]], owner: str) -> tuple[str, ...]:

@@ -20,19 +20,21 @@ class Message:
     """
 
     id: str
-    """Unique for each published event (UUIDv7 from Lightbus), the same on every copy, retry and redelivery."""
+    """Unique for each published event (a UUIDv7, or the publisher's `id=`), the same on every copy, retry and
+    redelivery."""
     event: str
     """The event's name: the routing key that it was published with."""
     source: str
     """The app that published it: the exchange it came through. The broker verifies it if each app has its own user."""
     time: datetime
-    """When it was published, to the second, in UTC; if the publisher did not set it, the time of arrival."""
+    """When it was published (or the publisher's `time=`), to the second, in UTC; of other programs that do not set it,
+    the time of arrival."""
     version: int
     """The version of the event's class, from 1."""
     attempt: int
     """Which attempt of this handler this is, from 1. A redelivery after a crash does not count: see `redelivered`."""
     correlation_id: str
-    """The id of the first event in the chain that led here."""
+    """The id of the first event in the chain that led here, or the `correlation_id=` that it was published with."""
     causation_id: str | None
     """The id of the event whose handler published this one; None if no handler did."""
     headers: Mapping[str, Any]

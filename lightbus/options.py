@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import ParamSpec, TypeGuard, TypeVar
 
 from lightbus import errors
@@ -31,6 +32,11 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def in_seconds(value: object) -> object:
+    """A timedelta as seconds; any other value unchanged."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
 def check_count(value: object, owner: str, option: str, highest: int) -> int:
     """
     Raises:
@@ -45,26 +51,28 @@ def check_timeout(value: object, owner: str, limit: float) -> float:
     """The timeout of a handler.
 
     Raises:
-        errors.InvalidOption: not a number of seconds up to `limit`.
+        errors.InvalidOption: not a number of seconds (or a timedelta) up to `limit`.
     """
-    if not is_number(value) or not 0 < value <= limit:
+    seconds = in_seconds(value)
+    if not is_number(seconds) or not 0 < seconds <= limit:
         raise errors.InvalidOption(
             f"{owner}: timeout={value!r}: use seconds, more than 0 and up to {limit:g}, which is below RabbitMQ's "
             "consumer timeout of 30 minutes. Split work that takes longer into steps, each an event."
         )
-    return float(value)
+    return float(seconds)
 
 
 def check_publish_timeout(value: object, owner: str) -> float:
     """
     Raises:
-        errors.InvalidOption: not a number of seconds up to an hour.
+        errors.InvalidOption: not a number of seconds (or a timedelta) up to an hour.
     """
-    if not is_number(value) or not 0 < value <= 3600:
+    seconds = in_seconds(value)
+    if not is_number(seconds) or not 0 < seconds <= 3600:
         raise errors.InvalidOption(
             f"{owner}: a publish timeout of {value!r}: use seconds, more than 0 and up to 3,600."
         )
-    return float(value)
+    return float(seconds)
 
 
 # --- names ------------------------------------------------------------------------------------

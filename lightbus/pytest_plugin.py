@@ -71,7 +71,7 @@ def _app(named: str | Lightbus) -> Lightbus:
         return named
     try:
         return load_app(named)
-    except errors.TargetError as error:
+    except (errors.TargetError, errors.IncludeError) as error:
         pytest.fail(f"lightbus_bus: {error}", pytrace=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import attrs
@@ -43,7 +44,7 @@ ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
 def _as_delays(delays: object) -> tuple[Any, ...]:
     if isinstance(delays, (str, bytes)) or not isinstance(delays, Sequence):
         raise errors.InvalidOption(f"Retry: delays={delays!r} is not a sequence of seconds, as in delays=(1, 5, 30).")
-    return tuple(delays)
+    return tuple(options.in_seconds(delay) for delay in delays)
 
 
 def _as_tuple(types: ErrorTypes) -> tuple[type[BaseException], ...]:
@@ -111,7 +112,7 @@ class Retry:
     )
     def __init__(
         self,
-        delays: Sequence[float] = (1, 5, 30, 120, 600),
+        delays: Sequence[float | timedelta] = (1, 5, 30, 120, 600),
         *,
         on: ErrorTypes = Exception,
         never: ErrorTypes = (),
@@ -119,7 +120,7 @@ class Retry:
     ) -> None:
         """
         Args:
-            delays: seconds between attempts, each from 0.001 to 30 days.
+            delays: seconds (or timedeltas) between attempts, each from 0.001 to 30 days.
             on: the error class(es) that are retried. Errors that are not an `Exception` (SystemExit, KeyboardInterrupt,
                 a Rust panic) are dead-lettered at once, unless `on` contains them: on=BaseException.
             never: the error class(es) that are not, even if `on` contains them.

@@ -38,7 +38,7 @@ async def charge(order: Order) -> None:
     # Events that are published here carry the correlation id of the event that is being handled.
     await app.publish(InvoicePaid(invoice_id=order.order_id, amount=order.amount))
     # The broker holds this event for 14 days, even if everything restarts in the meantime.
-    await app.publish(ReminderDue(invoice_id=order.order_id), delay=timedelta(days=14).total_seconds())
+    await app.publish(ReminderDue(invoice_id=order.order_id), delay=timedelta(days=14))
 
 
 # A separate queue (billing.reports), so that slow work delays nothing else, with its own retries and limits.

@@ -78,7 +78,9 @@ def _handlers(consumer: Dispatcher, target: str) -> list[list[str]]:
         for handler in subscription.handlers.values()
     ]
     module = target.partition(":")[0]
-    return rows or [[f"none. Decorate functions with @app.on('user.registered'), in {module} or in what it imports."]]
+    return rows or [
+        [f"none. Decorate functions with @app.on('user.registered'), in {module} or in a module that include= names."]
+    ]
 
 
 def schedule(retry: Retry) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import pkgutil
 import sys
-import traceback
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ def load_app(target: str) -> Lightbus:
 
     Raises:
         errors.TargetError: there is no such app, or its module cannot be imported.
+        errors.IncludeError: a module that the app includes cannot be imported.
     """
     from lightbus import Lightbus, errors
 
@@ -33,7 +32,7 @@ def load_app(target: str) -> Lightbus:
     _check_name(module_name.partition(".")[0], folder)
     module = _import(module_name, folder)
     if not attribute:
-        return _only_app(module)
+        return _loaded(_only_app(module))
     found: Any = module
     for name in attribute.split("."):
         try:
@@ -43,7 +42,24 @@ def load_app(target: str) -> Lightbus:
     if not isinstance(found, Lightbus):
         what = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
         raise errors.TargetError(f"{target} is {what}, not a Lightbus. {_apps_in(module)}")
-    return found
+    return _loaded(found)
+
+
+def _loaded(app: Lightbus) -> Lightbus:
+    """The app with the handlers of all modules that it includes: every command needs them.
+
+    Raises:
+        errors.IncludeError: one of the modules cannot be imported.
+    """
+    from lightbus import errors
+
+    try:
+        app.load()
+    except errors.IncludeError as error:
+        if error.__cause__ is not None and not isinstance(error.__cause__, errors.LightbusError):
+            _show_traceback(error.__cause__)
+        raise
+    return app
 
 
 def _check_spelling(target: str, module_name: str) -> None:
@@ -75,75 +91,35 @@ def _check_name(name: str, folder: str) -> None:
 
 
 def _import(name: str, folder: str) -> ModuleType:
-    from lightbus import errors
+    from lightbus import errors, modules
 
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise errors.TargetError(_not_found(name, error.name, folder)) from None
+            reason = modules.not_found(name, error.name, folder)
+            package = sys.modules.get(error.name.rpartition(".")[0])
+            if package is not None and not hasattr(package, "__path__"):
+                reason = f"{reason} {_apps_in(package)}"
+            raise errors.TargetError(reason) from None
         _show_traceback(error)
         raise errors.TargetError(
             f"module {name!r} cannot be imported by {sys.executable}. Install its dependencies there, or activate the "
             "environment that has them."
         ) from None
     except errors.LightbusError as error:  # the message has the next step. Add the place
-        raise errors.TargetError(f"{_place(error, folder)}{type(error).__name__}: {error}") from None
+        raise errors.TargetError(f"{modules.place(error, folder)}{type(error).__name__}: {error}") from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's module may raise anything while it is imported
         _show_traceback(error)
         raise errors.TargetError(f"module {name!r} cannot be imported: see above.") from None
 
 
-def _place(error: BaseException, folder: str) -> str:
-    """`billing/bus.py:12: `, the line of the user's code that caused the error."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
-    if not frames:
-        return ""
-    path = frames[-1].filename
-    return f"{os.path.relpath(path, folder) if path.startswith(folder + os.sep) else path}:{frames[-1].lineno}: "
-
-
 def _show_traceback(error: BaseException) -> None:
     """Show the traceback with the frames of the user's code only."""
-    from lightbus import errors
+    from lightbus import errors, modules
 
-    text = errors.format_traceback(error, hidden=lambda frame: _is_machinery(frame.f_code.co_filename))
+    text = errors.format_traceback(error, hidden=lambda frame: modules.is_machinery(frame.f_code.co_filename))
     click.echo(text, nl=False, err=True)
-
-
-def _is_machinery(filename: str) -> bool:
-    """Whether a frame belongs to Lightbus or the standard library. Installed packages may be the user's, too."""
-    import sysconfig
-
-    own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    library = sysconfig.get_path("stdlib") + os.sep
-    installed = tuple(library + name for name in ("site-packages", "dist-packages"))
-    return filename.startswith((own + os.sep, "<frozen ")) or (
-        filename.startswith(library) and not filename.startswith(installed)
-    )
-
-
-def _not_found(name: str, missing: str, folder: str) -> str:
-    from lightbus import errors
-
-    parent, _, last = missing.rpartition(".")
-    if parent:
-        package = sys.modules.get(parent)
-        places = list(getattr(package, "__path__", []))
-        if package is not None and not places:
-            return f"no module {missing!r}: {parent!r} is a module, not a package. {_apps_in(package)}"
-        where = f"in the package {parent!r} ({', '.join(places)})"
-    else:
-        places = [folder]
-        where = f"in {folder} or among the packages installed for {sys.executable}"
-    names = [module.name for module in pkgutil.iter_modules(places)]
-    if not parent:  # namespace packages, too
-        names += [one.name for one in os.scandir(folder) if one.is_dir() and one.name.isidentifier()]
-    near = errors.nearest(last, sorted(set(names)))
-    if near:
-        meant = f"{parent}.{near}" if parent else near
-        return f"no module {missing!r} {where}. Did you mean {meant + name[len(missing) :]!r}?"
-    return f"no module {missing!r} {where}. Run the command from the root of your code, or set PYTHONPATH."
 
 
 def _apps(module: ModuleType) -> dict[str, Lightbus]:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -72,7 +73,8 @@ Exit codes:
 @click.option(
     "--reload",
     is_flag=True,
-    help="Restart when a .py file in this folder changes. Needs watchfiles (pip install watchfiles).",
+    help="Restart when a .py file in this folder, or a module of include=, changes. Needs watchfiles (pip install "
+    "watchfiles).",
 )
 @click.option(
     "--grace",
@@ -130,6 +132,7 @@ def worker(
     from lightbus.cli import banner
     from lightbus.cli import target as targets
     from lightbus.connection import dial
+    from lightbus.modules import files_of
     from lightbus.worker import process
     from lightbus.worker.supervisor import Supervisor
     from lightbus.worker.worker import Worker
@@ -153,6 +156,7 @@ def worker(
     logs.configure(log_level, as_json=json_logs, label=place.label)
     try:
         app = targets.load_app(target)
+        place.watch(files_of(app.include))
         one = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
         health = None if health_port is None else _serve_health(one, health_host, place.health_port(health_port))
     except errors.LightbusError:
@@ -217,6 +221,16 @@ class Place:
     def health_port(self, first: int) -> int:
         """The port of this process; 0 is for any free one."""
         return first + max(0, self.number - 1) if first else 0
+
+    def watch(self, files: Iterable[str]) -> None:
+        """Ask the supervisor to watch these files as well, where they are not in the folder that it watches."""
+        from lightbus.worker.process import END, WATCH
+
+        folder = os.path.join(os.getcwd(), "")
+        for path in files:
+            if self.socket is not None and not path.startswith(folder):
+                with contextlib.suppress(OSError):
+                    self.socket.sendall(WATCH + os.fsencode(path) + END)
 
     def report_fatal(self) -> None:
         """Report to the supervisor that another process would fail, too."""

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from datetime import datetime, timedelta
+from time import sleep
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -50,7 +51,7 @@ class TestBus:
     def __init__(
         self,
         *apps: Lightbus,
-        timeout: float = TIMEOUT,
+        timeout: float | timedelta = TIMEOUT,
         lifespan: bool = True,
         allow_dead: bool = False,
         backend: Literal["asyncio", "trio"] = "asyncio",
@@ -161,6 +162,8 @@ class TestBus:
             raise errors.TestBusError(
                 f"This TestBus of {self._apps} is already running. Create another one, or exit this one first."
             )
+        for app in self.apps:
+            app.load()
         recorder = Recorder(self._apps)
         self._session = Session(self._apps, recorder, self, lifespan=self.lifespan, timeout=self.timeout)
         self._recorder = recorder
@@ -202,8 +205,10 @@ class TestBus:
         *,
         source: str = "test",
         headers: Mapping[str, Any] | None = None,
-        delay: float | None = None,
+        delay: float | timedelta | None = None,
         id: str | None = None,
+        correlation_id: str | None = None,
+        time: datetime | None = None,
     ) -> Receipt:
         """Publish an event of an app that is not in the test.
 
@@ -212,14 +217,17 @@ class TestBus:
             payload: the data, which is sent as JSON; or the exact body as bytes, JSON or not.
             source: the publishing app. If it is in the test, the payload must fit the event that it declares.
             headers: its publisher's own AMQP headers.
-            delay: seconds until it is delivered.
+            delay: seconds, or a timedelta, until it is delivered.
             id: its message id; give the same one twice to test a duplicate.
+            correlation_id, time: as for `Lightbus.publish`.
 
         Raises:
             errors.UnknownEvent: no handler in the test handles it from there, so the test would prove nothing.
-            errors.InvalidPayload, errors.PublishError: as for `Lightbus.publish`.
+            errors.InvalidPayload, errors.InvalidOption, errors.PublishError: as for `Lightbus.publish`.
         """
-        publisher, publication, level = self._from_outside(event, payload, source, headers, delay, id)
+        publisher, publication, level = self._from_outside(
+            event, payload, source, headers, delay, id, correlation_id, time
+        )
         return await publisher.publish(publication, delay_level=level)
 
     def publish_sync(
@@ -229,12 +237,16 @@ class TestBus:
         *,
         source: str = "test",
         headers: Mapping[str, Any] | None = None,
-        delay: float | None = None,
+        delay: float | timedelta | None = None,
         id: str | None = None,
+        correlation_id: str | None = None,
+        time: datetime | None = None,
     ) -> Receipt:
         """`publish` for tests without an event loop."""
         event_loop.refuse("publish_sync(...)", "await bus.publish(...)", errors.TestBusError)
-        publisher, publication, level = self._from_outside(event, payload, source, headers, delay, id)
+        publisher, publication, level = self._from_outside(
+            event, payload, source, headers, delay, id, correlation_id, time
+        )
         return publisher.publish_sync(publication, delay_level=level)
 
     def _from_outside(
@@ -243,8 +255,10 @@ class TestBus:
         payload: Mapping[str, Any] | bytes,
         source: str,
         headers: Mapping[str, Any] | None,
-        delay: float | None,
+        delay: float | timedelta | None,
         id: str | None,
+        correlation_id: str | None,
+        time: datetime | None,
     ) -> tuple[Publisher, Publication, int | None]:
         session = self._started()
         if not isinstance(event, str):
@@ -260,17 +274,16 @@ class TestBus:
         else:
             body = codec.encode(event_type, codec.build_event(event_type, msgspec.json.encode(payload)))
         properties = codec.event_properties(source, event_type, headers)
-        if id is not None:
-            properties["message_id"] = id
+        codec.set_envelope(properties, id, correlation_id, time)
         publication = Publication(source, event, body, properties)
         publisher = session.publisher_of(source)
-        if not delay:
+        if not delay:  # None, 0, timedelta(0)
             return publisher, publication, None
         return publisher, *topology.delayed(publication, delay)
 
     # --- waiting
 
-    async def drain(self, *, timeout: float | None = None) -> None:
+    async def drain(self, *, timeout: float | timedelta | None = None) -> None:
         """Return once no event is waiting or being handled any more. Retries come at once; delayed events stay.
 
         Args:
@@ -283,14 +296,15 @@ class TestBus:
         for pause in drain.until_idle():
             await anyio.sleep(pause)
 
-    def drain_sync(self, *, timeout: float | None = None) -> None:
+    def drain_sync(self, *, timeout: float | timedelta | None = None) -> None:
         """`drain` for tests without an event loop."""
         event_loop.refuse("drain_sync()", "await bus.drain()", errors.TestBusError)
         for pause in self._drain_of(self._started(), timeout).until_idle():
-            time.sleep(pause)
+            sleep(pause)
 
-    async def advance(self, seconds: float, *, timeout: float | None = None) -> None:
-        """Let this many seconds pass on the broker's clock, draining before, after, and each time something falls due.
+    async def advance(self, seconds: float | timedelta, *, timeout: float | timedelta | None = None) -> None:
+        """Let this many seconds (or a timedelta) pass on the broker's clock, draining before, after, and each time
+        something falls due.
 
         Only the broker's clock moves, not Python's.
 
@@ -301,19 +315,19 @@ class TestBus:
         for pause in drain.advance(checked_seconds("advance", seconds, lowest=0.0)):
             await anyio.sleep(pause)
 
-    def advance_sync(self, seconds: float, *, timeout: float | None = None) -> None:
+    def advance_sync(self, seconds: float | timedelta, *, timeout: float | timedelta | None = None) -> None:
         """`advance` for tests without an event loop."""
         event_loop.refuse("advance_sync(...)", "await bus.advance(...)", errors.TestBusError)
         drain = self._drain_of(self._started(), timeout)
         for pause in drain.advance(checked_seconds("advance", seconds, lowest=0.0)):
-            time.sleep(pause)
+            sleep(pause)
 
-    async def _new_drain(self, timeout: float | None) -> Drain:
+    async def _new_drain(self, timeout: float | timedelta | None) -> Drain:
         session = self._started()
         await session.ensure_started()  # not yet, in an async fixture that uses the pytest fixture before the test
         return self._drain_of(session, timeout)
 
-    def _drain_of(self, session: Session, timeout: float | None) -> Drain:
+    def _drain_of(self, session: Session, timeout: float | timedelta | None) -> Drain:
         return Drain(session, self.timeout if timeout is None else checked_seconds("timeout", timeout))
 
     # --- records

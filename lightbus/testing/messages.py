@@ -44,6 +44,7 @@ def checked_seconds(option: str, value: object, *, lowest: float = 0.001) -> flo
     Raises:
         errors.InvalidOption: not a number, or less than `lowest`.
     """
-    if not options.is_number(value) or value < lowest:
+    seconds = options.in_seconds(value)
+    if not options.is_number(seconds) or seconds < lowest:
         raise errors.InvalidOption(f"TestBus: {option}={value!r}: use seconds, {lowest:g} or more.")
-    return float(value)
+    return float(seconds)

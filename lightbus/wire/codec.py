@@ -52,6 +52,9 @@ OF_DEAD_LETTERS = (ERROR_TYPE, ERROR_MESSAGE, ERROR_TRACEBACK, ERROR_TIME, UNVER
 
 DELIVERY_COUNT = "x-delivery-count"
 
+_LATEST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""The last second that a Message's time can have."""
+
 _OWN_PREFIX = "lightbus-"
 
 # Headers that brokers interpret or write. A copy must not have them: RabbitMQ also routes a message to the keys in CC
@@ -227,6 +230,58 @@ def event_properties(app: str, event_type: EventType, headers: Mapping[str, Any]
         "type": event_type.name,
         "app_id": app,
     }
+
+
+def set_envelope(
+    properties: Properties, message_id: str | None, correlation_id: str | None, published_at: datetime | None
+) -> None:
+    """Replace what `event_properties` has chosen by what the publisher gives.
+
+    Raises:
+        errors.InvalidOption: one of them cannot be sent.
+    """
+    name = properties["type"]
+    if message_id is not None:
+        if properties["correlation_id"] == properties["message_id"]:  # the first event of its chain
+            properties["correlation_id"] = _checked_id(name, "id", message_id)
+        properties["message_id"] = _checked_id(name, "id", message_id)
+    if correlation_id is not None:
+        properties["correlation_id"] = _checked_id(name, "correlation_id", correlation_id)
+    if published_at is not None:
+        properties["timestamp"] = _timestamp(name, published_at)
+
+
+def _checked_id(name: str, option: str, value: object) -> str:
+    if not isinstance(value, str):
+        advice = f"it is a {type(value).__name__}. Pass a string: {option}=str(...)"
+    elif not value:
+        advice = "it is empty. Pass a string of 1 to 255 bytes, or leave it out"
+    elif not value.isprintable():
+        advice = "it has characters that cannot be printed. Remove them"
+    elif len(value.encode()) > 255:
+        advice = f"it has {len(value.encode()):,} bytes, the limit is 255. Pass a hash of it"
+    else:
+        return value
+    raise errors.InvalidOption(f"event {name!r} was not sent: {option}={_shortened(value)}: {advice}.")
+
+
+def _timestamp(name: str, value: object) -> int:
+    owner = f"event {name!r} was not sent: time={value!r}"
+    if not isinstance(value, datetime):
+        raise errors.InvalidOption(f"{owner}: it is not a datetime. Pass one with a timezone: datetime.now(UTC).")
+    if value.utcoffset() is None:
+        raise errors.InvalidOption(
+            f"{owner}: it has no timezone. Pass datetime.now(UTC), or value.replace(tzinfo=UTC) if it is in UTC."
+        )
+    seconds = math.floor(value.timestamp())
+    if not 0 <= seconds <= _LATEST.timestamp():
+        raise errors.InvalidOption(f"{owner}: use a time from 1970-01-01 to 9999-12-31 in UTC.")
+    return seconds
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _checked_headers(name: str, headers: Mapping[Any, Any]) -> Mapping[str, Any]:

@@ -39,6 +39,8 @@ STOPPED_AT_ONCE = "Stopped at once. Unfinished events will be redelivered.\n"
 
 STOP, READY, GIVE_UP = b"S", b"R", b"F"
 """Messages between a supervisor and its worker. The end of the stream means that the other process has exited."""
+WATCH, END = b"W", b"\0"
+"""Around the path of a file that the worker has imported from elsewhere than the current folder: for --reload."""
 
 
 def run(

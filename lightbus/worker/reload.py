@@ -1,4 +1,4 @@
-"""`--reload`: watches the .py files of a folder."""
+"""`--reload`: watches the .py files of a folder, and single files outside of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import os
 import queue
 import socket
 import threading
-from typing import Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 from lightbus import errors
 
@@ -35,6 +36,7 @@ class FileWatcher:
         self._wake = wake
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._ended = threading.Event()
+        self._files: set[str] = set()
 
     def changed(self) -> list[str]:
         """The paths that have changed since the last call, relative to the folder."""
@@ -44,19 +46,34 @@ class FileWatcher:
         return list(changes)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._watch, name="lightbus reload", daemon=True).start()
+        import watchfiles
+
+        self._start(self._folder, watchfiles.PythonFilter(), recursive=True)
         return self
+
+    def add(self, files: Iterable[str]) -> None:
+        """Watch these files as well, which are outside of the folder."""
+        for path in set(files) - self._files:
+            self._files.add(path)
+            # The folder that it is in: editors replace files, and a watch on a file would end with the old one.
+            self._start(os.path.dirname(path), _is(path), recursive=False)
+
+    def _start(self, folder: str, wanted: Callable[[Any, str], bool], *, recursive: bool) -> None:
+        threading.Thread(
+            target=self._watch, args=(folder, wanted, recursive), name="lightbus reload", daemon=True
+        ).start()
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
 
-    def _watch(self) -> None:
+    def _watch(self, folder: str, wanted: Callable[[Any, str], bool], recursive: bool) -> None:
         import watchfiles
 
         try:
             for changes in watchfiles.watch(
-                self._folder,
-                watch_filter=watchfiles.PythonFilter(),
+                folder,
+                watch_filter=wanted,
+                recursive=recursive,
                 debounce=400,
                 stop_event=self._ended,
                 raise_interrupt=False,
@@ -67,4 +84,8 @@ class FileWatcher:
                 with contextlib.suppress(OSError):
                     self._wake.send(b"\0")
         except Exception as error:  # noqa: BLE001 - watchfiles raises OSError or RuntimeError
-            logger.error("%s is no longer watched, so changes are not noticed: %s", self._folder, error)
+            logger.error("%s is no longer watched, so changes are not noticed: %s", folder, error)
+
+
+def _is(path: str) -> Callable[[Any, str], bool]:
+    return lambda _, changed: changed == path

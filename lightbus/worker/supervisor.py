@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 
-from lightbus.worker.process import GIVE_UP, READY, SIGNAL_REPEAT, STOP
+from lightbus.worker.process import END, GIVE_UP, READY, SIGNAL_REPEAT, STOP, WATCH
 from lightbus.worker.reload import FileWatcher
 from lightbus.worker.worker import LAST_STEPS
 
@@ -48,6 +48,9 @@ class Child:
         self.ready = False
         self.fatal = False
         """It reported an error that another process would have, too."""
+        self.files: list[str] = []
+        """What it asked to watch, and is not watched yet."""
+        self._received = b""
         self.pause = FIRST_PAUSE
 
     def send(self, message: bytes) -> None:
@@ -55,14 +58,27 @@ class Child:
             with contextlib.suppress(OSError):  # it has exited, which its exit status shows, too
                 self.socket.send(message)
 
+    def forget(self) -> None:
+        """Forget the messages of its former process."""
+        self.ready = self.fatal = False
+        self._received = b""
+
     def receive(self) -> None:
         """Read its messages, without waiting."""
         if self.socket is None:
             return
         with contextlib.suppress(OSError):
-            messages = self.socket.recv(16, socket.MSG_DONTWAIT)
-            self.ready |= READY in messages
-            self.fatal |= GIVE_UP in messages
+            self._received += self.socket.recv(4096, socket.MSG_DONTWAIT)
+        while self._received:
+            kind, rest = self._received[:1], self._received[1:]
+            if kind == WATCH:
+                path, end, rest = rest.partition(END)
+                if not end:  # more is to come
+                    return
+                self.files.append(os.fsdecode(path))
+            self.ready |= kind == READY
+            self.fatal |= kind == GIVE_UP
+            self._received = rest
 
 
 class Supervisor:
@@ -178,7 +194,7 @@ class Supervisor:
     def _start(self, child: Child) -> None:
         child.socket, theirs = socket.socketpair()
         child.start_at = child.kill_at = None
-        child.ready = child.fatal = False
+        child.forget()
         child.began = time.monotonic()
         banner = child.number == 1 and (self.reload is not None or not self.one_is_ready)
         label = child.number if len(self.children) > 1 else 0
@@ -201,6 +217,9 @@ class Supervisor:
 
     def _check(self, child: Child) -> None:
         child.receive()
+        if self._watcher is not None:
+            self._watcher.add(child.files)
+        child.files.clear()
         if child.ready and not self.one_is_ready:
             self.one_is_ready = True
             for other in self.children[1:]:

@@ -52,6 +52,7 @@ async def serve(
         errors.WorkerError: the worker receives nothing although events are waiting, and a new connection did not help;
             or a handler has cancelled the worker's task.
         errors.InvalidOption: the app has no such queue, or a number is out of range.
+        errors.IncludeError: a module of the app's `include=` cannot be imported.
     """
     worker = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
     return await worker.serve(anyio.Event() if stop is None else stop, on_started)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import attrs
 import msgspec
 import pytest
 
-from lightbus import Lightbus, errors
+from lightbus import Lightbus, Message, Retry, errors
 from lightbus.wire.codec import MAX_BODY_BYTES, MAX_HEADERS_BYTES
-from tests.bus import OrderPlaced, dead_letters, declare, left_in, reason, running
+from tests.bus import OrderPlaced, dead_letters, declare, eventually, left_in, reason, running
 from tests.conformance.conftest import declare_orders
 
 pytestmark = pytest.mark.anyio
@@ -183,3 +186,75 @@ async def test_one_bad_event_of_many_stops_all_before_the_first_is_sent(shop: Li
             await shop.publish_many([OrderPlaced(number=1), bad])
     assert await left_in(billing) == []
     assert await shop.publish_many([]) == []
+
+
+# --- id, correlation id, time -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["id", "correlation_id"])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (7, "it is a int. Pass a string"),
+        (b"a", "it is a bytes. Pass a string"),
+        (uuid.UUID(int=1), "it is a UUID. Pass a string: {option}=str(...)"),
+        ("", "it is empty. Pass a string of 1 to 255 bytes, or leave it out"),
+        ("a\nb", "it has characters that cannot be printed. Remove them"),
+        ("a\x00", "it has characters that cannot be printed. Remove them"),
+        ("\ud800", "it has characters that cannot be printed. Remove them"),
+        ("x" * 256, "it has 256 bytes, the limit is 255. Pass a hash of it"),
+        ("ü" * 128, "it has 256 bytes, the limit is 255. Pass a hash of it"),
+    ],
+    ids=lambda value: repr(value)[:12],
+)
+async def test_an_id_that_cannot_be_sent_is_refused(unconnected: Lightbus, option: str, value: Any, words: str) -> None:
+    pattern = f"event 'order.placed' was not sent: {option}=.*" + re.escape(words.format(option=option))
+    with pytest.raises(errors.InvalidOption, match=pattern):
+        await unconnected.publish(OrderPlaced(number=1), **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (datetime(2026, 5, 4), "it has no timezone. Pass datetime.now(UTC), or value.replace(tzinfo=UTC)"),
+        (1_777_000_000, "it is not a datetime. Pass one with a timezone: datetime.now(UTC)"),
+        ("2026-05-04T12:00:00Z", "it is not a datetime"),
+        (date(2026, 5, 4), "it is not a datetime"),
+        (datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), "use a time from 1970-01-01 to 9999-12-31 in UTC"),
+        (datetime(9999, 12, 31, 23, tzinfo=timezone(-timedelta(hours=2))), "use a time from 1970-01-01 to 9999-12-31"),
+    ],
+    ids=str,
+)
+async def test_a_time_that_cannot_be_sent_is_refused(unconnected: Lightbus, value: Any, words: str) -> None:
+    with pytest.raises(errors.InvalidOption, match=re.escape(words)):
+        await unconnected.publish(OrderPlaced(number=1), time=value)
+
+
+@pytest.mark.parametrize("value", [datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)])
+async def test_the_first_and_the_last_time_arrive(shop: Lightbus, billing: Lightbus, value: datetime) -> None:
+    received: list[Message] = []
+
+    @billing.on("order.placed")
+    async def note(message: Message) -> None:
+        received.append(message)
+
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1), id="ü" * 127, time=value)
+        await eventually(lambda: [(one.id, one.time) for one in received], [("ü" * 127, value)])
+
+
+async def test_publish_many_takes_no_id_since_each_event_has_its_own(unconnected: Lightbus) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'id'"):
+        await unconnected.publish_many([OrderPlaced(number=1)], id="a")  # type: ignore[call-arg]
+    with pytest.raises(errors.InvalidOption, match="correlation_id='': it is empty"):
+        await unconnected.publish_many([OrderPlaced(number=1)], correlation_id="")
+
+
+@pytest.mark.parametrize("delay", [timedelta(days=31), timedelta(seconds=-1)], ids=str)
+async def test_a_timedelta_out_of_range_is_refused(unconnected: Lightbus, delay: timedelta) -> None:
+    with pytest.raises(errors.InvalidOption, match=r"delay=datetime.*: use seconds or a timedelta, more than 0"):
+        await unconnected.publish(OrderPlaced(number=1), delay=delay)
+    with pytest.raises(errors.InvalidOption, match=r"a publish timeout of datetime.*: use seconds"):
+        await unconnected.publish(OrderPlaced(number=1), timeout=delay)
+    with pytest.raises(errors.InvalidOption, match=r"Retry: the delay .* is not in the range"):
+        Retry(delays=(delay,))

@@ -39,6 +39,7 @@ class InvoicePaid:
 @app.on("invoice.*")
 async def handle(event: dict, message: Message):
     print("GOT", message.body.decode(), dict(message.headers), flush=True)
+    print("ENVELOPE", message.id, message.correlation_id, message.time.isoformat(), flush=True)
 
 @app.on("user.gone", queue="slow", source="auth")
 async def close_account(event: dict): ...
@@ -82,6 +83,19 @@ def test_the_broker_holds_a_delayed_event(folder: Path, sqlite_url: str) -> None
         running.wait_for("GOT")
 
 
+def test_an_id_a_correlation_id_and_a_time_are_published(folder: Path, url: str) -> None:
+    given = ["--id", "import 7", "--correlation-id", "request-1", "--time", "2026-05-04T14:30:00+02:00"]
+    with working("bus:app", folder=folder, url=url) as running:
+        done = publish(folder, url, "invoice.paid", "number=1", "--json", *given)
+        assert json.loads(done.stdout)["id"] == "import 7"
+        running.wait_for(r"ENVELOPE import 7 request-1 2026-05-04T12:30:00\+00:00")
+        lines = b'{"number": "2"}\n{"number": "3"}\n'
+        done = publish(folder, url, "invoice.paid", "--jsonl", "-", "--correlation-id", "file-1", given=lines)
+        assert done.returncode == 0, done.stderr
+        for _ in range(2):
+            running.wait_for(r"ENVELOPE \S+ file-1 ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -101,6 +115,13 @@ def test_the_broker_holds_a_delayed_event(folder: Path, sqlite_url: str) -> None
         (["invoice.paid", "number=1", "--header", "x"], 2, "--header 'x' is not KEY=VALUE"),
         (["invoice.paid", "number=1", "--header", "x-a=1"], 1, "belong to Lightbus and the broker"),
         (["invoice.paid", "number=1", "--delay", "-1"], 2, "delay=-1.0: use seconds"),
+        (["invoice.paid", "number=1", "--id", ""], 2, "id='': it is empty. Pass a string of 1 to 255 bytes"),
+        (["invoice.paid", "number=1", "--correlation-id", "x" * 256], 2, "it has 256 bytes, the limit is 255"),
+        (["invoice.paid", "number=1", "--time", "noon"], 2, "'noon' is not a time, as in 2026-05-04T12:00:00Z"),
+        (["invoice.paid", "number=1", "--time", "2026-05-04"], 2, "has no UTC offset: write 2026-05-04T00:00:00Z"),
+        (["invoice.paid", "number=1", "--time", "1969-01-01T00:00:00Z"], 2, "use a time from 1970-01-01"),
+        (["invoice.paid", "--jsonl", "f", "--id", "a"], 2, "--id works for single events, not with --jsonl"),
+        (["invoice.paid", "--jsonl", "f", "--time", "noon"], 2, "--time works for single events, not with --jsonl"),
         (["invoice.paid", "number=1", "--jsonl", "f"], 2, "not both"),
         (["invoice.paid", "--jsonl", "nowhere.jsonl"], 2, "nowhere.jsonl: No such file or directory"),
     ],

@@ -25,6 +25,9 @@ FILES = {
     "library.py": "import json; json.loads('')\n",
     "chained.py": "import os\ntry: os.environ['DATABASE']\nexcept KeyError: raise RuntimeError('no DATABASE')\n",
     "deep.py": "from handler import app\n",
+    "includes.py": "from lightbus import Lightbus\napp = Lightbus('includes', include=['raises'])\n",
+    "misspells.py": "from lightbus import Lightbus\napp = Lightbus('misspells', include=['raise'])\n",
+    "redeclares.py": "from lightbus import Lightbus\napp = Lightbus('redeclares', include=['handler'])\n",
     "handler.py": "from lightbus import Lightbus\napp = Lightbus('a')\n@app.on('b.c')\ndef f(x: int): ...\n",
 }
 
@@ -95,6 +98,35 @@ def test_a_missing_dependency_names_the_python_executable(folder: Path) -> None:
     assert last.startswith(
         f"Error: module 'needs' cannot be imported by {sys.executable}. Install its dependencies there"
     )
+
+
+def test_a_failing_import_of_an_included_module_is_shown_with_its_traceback(folder: Path) -> None:
+    for command in ("worker", "events", "schema", "doctor"):
+        done = lightbus(command, "includes", folder=folder, url="memory://")
+        assert done.returncode == 2
+        *trace, last = done.stderr.splitlines()
+        assert trace[-1] == "ConnectionError: no database"
+        assert [line for line in trace if line.startswith("  File ")] == [
+            f'  File "{folder}/raises.py", line 3, in <module>',
+            f'  File "{folder}/raises.py", line 2, in connect',
+        ]
+        assert last == (
+            "Error: app 'includes': include='raises' cannot be imported: raises.py:2: ConnectionError: no database"
+        )
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("misspells", "app 'misspells': include='raise': no module 'raise' in {folder} or among "),
+        ("redeclares", "include='handler' cannot be imported: handler.py:3: InvalidHandler: handler 'f' of app 'a'"),
+    ],
+)
+def test_an_invalid_included_module_is_explained_in_one_line(folder: Path, target: str, message: str) -> None:
+    done = lightbus("worker", target, folder=folder, url="memory://")
+    assert done.returncode == 2
+    assert message.format(folder=folder) in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(("target", "place"), [("handler:app", "handler.py:3"), ("deep", "handler.py:3")])

@@ -30,6 +30,7 @@ RUN_ELSEWHERE = {
     "scripts-and-cron.md": "tests/integrations/test_scripts.py",
     "other-languages.md": "tests/integrations/test_other_languages.py",
     "testing.md": "tests/integrations/test_testing.py",
+    "larger-applications.md": "tests/integrations/test_larger.py",
     "new-service.md": "tests/integration/test_new.py",
     "install.md": "tests/integration/test_install.py",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from lightbus import Lightbus, errors
 from lightbus.worker.worker import serve
 from tests.bus import take_all
 from tests.patience import LIMIT, wait_until, within
-from tests.processes import Program, alive, lightbus, working
+from tests.processes import ROOT, Program, alive, lightbus, working
 
 BUS = """\
 import os, threading, time
@@ -252,6 +253,34 @@ def test_reload_finishes_running_handlers_then_runs_the_new_code(folder: Path, s
         running.wait_for("Ready")
         publish(folder, sqlite_url, "invoice.paid", "number=3")
         running.wait_for("^at last ended 3")
+        assert running.end(signal.SIGINT) == 0
+
+
+def test_reload_watches_included_modules_of_other_folders(
+    folder: Path, sqlite_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("RF")  # letters that are messages to the supervisor, too
+    handlers = other / "shared_handlers.py"
+    text = "from billing.bus import app\n@app.on('a.b')\ndef shared(event: dict): ...\nprint('VERSION 0', flush=True)\n"
+    handlers.write_text(text)
+    (folder / "billing" / "bus.py").write_text(BUS.replace("Retry.none()", "Retry.none(), include=['shared_handlers']"))
+    path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{other}"}
+    with Program("worker", "billing.bus:app", "--reload", folder=folder, url=sqlite_url, extra=path) as running:
+        running.wait_for("VERSION 0")
+        running.wait_for("Ready")
+        versions = itertools.count(1)
+
+        def changed() -> bool:
+            """Save it, as an editor does, until it is noticed: the watch begins after the worker is ready."""
+            new = other / "new"
+            new.write_text(text.replace("VERSION 0", f"VERSION {next(versions)}"))
+            new.replace(handlers)
+            time.sleep(0.5)  # changes within 0.4 s are one
+            return "shared_handlers.py changed: starting again." in running.output
+
+        wait_until(changed, "a change is noticed")
+        running.wait_for(r"VERSION [1-9]")
+        running.wait_for("Ready")
         assert running.end(signal.SIGINT) == 0
 
 

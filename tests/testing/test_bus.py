@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -170,6 +171,29 @@ async def test_a_delayed_event_arrives_when_the_test_advances_the_clock(billing:
         assert bus.handled("remind") == []
         await bus.advance(1)
         assert len(bus.handled("remind")) == 1
+
+
+async def test_delays_and_limits_may_be_timedeltas(billing: Billing) -> None:
+    async with TestBus(billing.app, timeout=timedelta(seconds=LIMIT)) as bus:
+        await billing.app.publish(billing.ReminderDue(invoice_id="i-1"), delay=timedelta(hours=1))
+        await billing.app.publish(billing.ReminderDue(invoice_id="i-2"), delay=timedelta(0))
+        await bus.publish("order.placed", {"order_id": "o-1"}, source="shop", delay=timedelta(0))
+        await bus.drain(timeout=timedelta(seconds=LIMIT))
+        assert [one.payload.invoice_id for one in bus.handled("remind")] == ["i-2"]
+        await bus.advance(timedelta(hours=1))
+        assert sorted(one.payload.invoice_id for one in bus.handled("remind")) == ["i-1", "i-2"]
+
+
+async def test_an_event_from_outside_has_the_given_envelope(billing: Billing) -> None:
+    time = datetime(2026, 5, 4, 12, tzinfo=UTC)
+    async with TestBus(billing.app) as bus:
+        order = {"order_id": "o-1"}
+        await bus.publish("order.placed", order, source="shop", id="m-1", correlation_id="c-1", time=time)
+        await bus.drain()
+        (message,) = [one.message for one in bus.handled("charge")]
+        assert (message.id, message.correlation_id, message.time) == ("m-1", "c-1", time)
+        with pytest.raises(errors.InvalidOption, match=r"time=.*it has no timezone"):
+            await bus.publish("order.placed", order, source="shop", time=time.replace(tzinfo=None))
 
 
 async def test_advance_stops_at_each_due_event(billing: Billing) -> None:

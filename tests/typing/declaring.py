@@ -6,6 +6,7 @@ A line that must be an error has an ignore comment for each checker. An unnecess
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
 import attrs
@@ -115,6 +116,8 @@ async def call_them(message: Message) -> None:
 app.on(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 app.on("user.*", timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Lightbus("billing", "amqp://")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+Lightbus("billing", include=[1])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+assert_type(Lightbus("billing", include=["billing.handlers"]).include, tuple[str, ...])
 Lightbus("billing", queue_type="stream")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Retry(delays=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Retry(on="ValueError")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -130,7 +133,10 @@ async def publish() -> None:
         assert_type(receipt, Receipt)
         assert_type(receipt.routed, bool)
         assert_type(receipt.id, str)
-        assert_type(await app.publish_many([UserMoved(user_id=1)]), list[Receipt])
+        await app.publish(UserMoved(user_id=1), delay=timedelta(hours=1), timeout=timedelta(seconds=5))
+        await app.publish(UserMoved(user_id=1), id="a", correlation_id="b", time=datetime.now(UTC))
+        await app.publish(UserMoved(user_id=1), id=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        assert_type(await app.publish_many([UserMoved(user_id=1)], correlation_id="b"), list[Receipt])
         receipt.routed = False  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import re
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -388,3 +389,25 @@ async def test_publish_sync_in_an_event_loop_names_publish(billing: Lightbus) ->
         billing.publish_sync(event)
     with pytest.raises(errors.PublishInEventLoop, match=r"await app.publish_many\("):
         billing.publish_many_sync([event])
+
+
+# --- timedeltas
+
+
+def test_timeouts_and_delays_may_be_timedeltas() -> None:
+    app = Lightbus("billing", publish_timeout=timedelta(seconds=3), retry=Retry(delays=(1, timedelta(minutes=2))))
+    app.on("a.b", timeout=timedelta(minutes=5))(handle)
+    assert app.publish_timeout == 3
+    assert app.handlers["handle"].timeout == 300
+    assert app.retry == Retry(delays=(1, 120))
+    same = Lightbus("billing", retry=Retry(delays=(1, 120)))
+    same.on("a.b")(handle)
+    assert app.topology() == same.topology()  # the same retry queues
+
+
+@pytest.mark.parametrize("value", [timedelta(0), timedelta(seconds=-1), timedelta(days=9)], ids=str)
+def test_a_timedelta_out_of_range_is_refused(app: Lightbus, value: timedelta) -> None:
+    with pytest.raises(errors.InvalidOption, match=r"publish timeout of datetime\.timedelta"):
+        Lightbus("billing", publish_timeout=value)
+    with pytest.raises(errors.InvalidOption, match=r"timeout=datetime\.timedelta"):
+        app.on("a.b", timeout=value)(handle)

@@ -30,6 +30,7 @@ ORDER = [
     "dependencies",
     "outcome",
     "unknown_events",
+    "modules",
     "connection",
     "publishing",
     "consuming",

@@ -12,6 +12,8 @@ import click
 from lightbus.cli import output
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from lightbus import Lightbus, Receipt
     from lightbus.event import EventType
 
@@ -20,6 +22,7 @@ Examples:
   lightbus publish billing.bus:app invoice.paid invoice_id=i-1 amount=9.50
   lightbus publish billing.bus:app invoice.paid '{"invoice_id": "i-1", "amount": "9.50"}'
   lightbus publish billing.bus:app invoice.paid invoice_id=i-1 amount=9.50 --delay 90 --header tenant=acme
+  lightbus publish billing.bus:app invoice.paid invoice_id=i-1 --id import-2026-05-04-1 --time 2026-05-04T12:00:00Z
   lightbus publish billing.bus:app invoice.paid --jsonl invoices.jsonl
   zcat invoices.jsonl.gz | lightbus publish billing.bus:app invoice.paid --jsonl - --json
 
@@ -43,6 +46,9 @@ Exit codes:
     help="Delay the delivery by this many seconds, up to 30 days. The broker holds the event.",
 )
 @click.option("--header", "headers", multiple=True, metavar="KEY=VALUE", help="A custom AMQP header. Repeatable.")
+@click.option("--id", "message_id", metavar="ID", help="The event's id, up to 255 bytes. Default: a new UUID.")
+@click.option("--correlation-id", metavar="ID", help="The id of the chain of events that it belongs to.")
+@click.option("--time", "published_at", metavar="TIME", help="When it happened: 2026-05-04T12:00:00Z. Default: now.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt (for a file: the summary) as JSON.")
 def publish(
     target: str,
@@ -51,6 +57,9 @@ def publish(
     path: str | None,
     delay: float | None,
     headers: tuple[str, ...],
+    message_id: str | None,
+    correlation_id: str | None,
+    published_at: str | None,
     as_json: bool,
 ) -> None:
     """Publish events of an app, as its code does: validated, and confirmed by the broker.
@@ -68,13 +77,23 @@ def publish(
     table = _headers(headers)
     if path is not None and payload:
         raise click.UsageError("Give either the fields or --jsonl, not both.")
-    if path is not None and delay is not None:
-        raise click.UsageError("--delay works for single events, not with --jsonl.")
+    for option, given in (("--delay", delay), ("--id", message_id), ("--time", published_at)):
+        if path is not None and given is not None:
+            raise click.UsageError(f"{option} works for single events, not with --jsonl.")
+    time = None if published_at is None else _time(published_at)
     app = targets.load_app(target)
     event_type = _event_type(app, event)
     if path is not None:
-        sys.exit(file.publish_file(app, event_type, _open(path), table, as_json=as_json))
-    receipt = app.publish_sync(fields.build(event_type, payload), delay=delay, headers=table)
+        common = file.Common(headers=table, correlation_id=correlation_id)
+        sys.exit(file.publish_file(app, event_type, _open(path), common, as_json=as_json))
+    receipt = app.publish_sync(
+        fields.build(event_type, payload),
+        delay=delay,
+        headers=table,
+        id=message_id,
+        correlation_id=correlation_id,
+        time=time,
+    )
     if as_json:
         output.report(json.dumps({"id": receipt.id, "event": event_type.name, "routed": receipt.routed}))
     else:
@@ -95,6 +114,20 @@ def _headers(given: tuple[str, ...]) -> dict[str, str]:
             raise click.UsageError(f"--header {one!r} is not KEY=VALUE, as in tenant=acme.")
         table[key] = value
     return table
+
+
+def _time(given: str) -> datetime:
+    from datetime import datetime
+
+    try:
+        time = datetime.fromisoformat(given)
+    except ValueError:
+        raise click.UsageError(f"--time {given!r} is not a time, as in 2026-05-04T12:00:00Z.") from None
+    if time.utcoffset() is None:
+        raise click.UsageError(
+            f"--time {given!r} has no UTC offset: write {time.isoformat()}Z for UTC, or {time.isoformat()}+02:00."
+        )
+    return time
 
 
 def _event_type(app: Lightbus, name: str) -> EventType:

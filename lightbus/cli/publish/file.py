@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 import click
 
@@ -25,6 +25,13 @@ CHUNK = 1000
 """Maximum number of lines that are published at once: the maximum number of unconfirmed messages."""
 AHEAD_BYTES = 8 * 1024 * 1024
 """Maximum size of the lines that are read ahead (plus one line). So memory does not grow with the file."""
+
+
+class Common(TypedDict):
+    """The options that all events of a file are published with."""
+
+    headers: dict[str, str]
+    correlation_id: str | None
 
 
 class Tally:
@@ -123,9 +130,7 @@ class Lines:
             yield chunk
 
 
-def publish_file(
-    app: Lightbus, event_type: EventType, file: IO[bytes], headers: dict[str, str], *, as_json: bool
-) -> int:
+def publish_file(app: Lightbus, event_type: EventType, file: IO[bytes], common: Common, *, as_json: bool) -> int:
     """Publish an event for each line, report the result, and return the exit code."""
     from lightbus.wire import codec
 
@@ -138,7 +143,7 @@ def publish_file(
         try:
             lines = Lines(file, codec.MAX_BODY_BYTES)
             for chunk in lines.chunks():
-                _publish_chunk(app, event_type, chunk, headers, tally)
+                _publish_chunk(app, event_type, chunk, common, tally)
                 if bar is not None:
                     bar.update(sum(len(line or b"") for _, line in chunk))
                 if tally.stopped is not None:
@@ -164,7 +169,7 @@ def _publish_chunk(
     app: Lightbus,
     event_type: EventType,
     chunk: list[tuple[int, bytes | None]],
-    headers: dict[str, str],
+    common: Common,
     tally: Tally,
 ) -> None:
     from lightbus import errors
@@ -186,7 +191,7 @@ def _publish_chunk(
             continue
         tally.ignored |= dict.fromkeys(unknown_fields(event_type, _names(line)))
     try:
-        _send(app, events, headers, tally)
+        _send(app, events, common, tally)
     except errors.InvalidPayload:  # nothing was sent: find the invalid events
         for number, event in list(events.items()):
             try:
@@ -194,7 +199,7 @@ def _publish_chunk(
             except errors.InvalidPayload as error:
                 tally.reject(number, error)
                 del events[number]
-        _send(app, events, headers, tally)
+        _send(app, events, common, tally)
 
 
 def _names(line: bytes) -> dict[str, Any]:
@@ -203,12 +208,12 @@ def _names(line: bytes) -> dict[str, Any]:
     return msgspec.json.decode(line, type=dict[str, msgspec.Raw])
 
 
-def _send(app: Lightbus, events: Mapping[int, Any], headers: dict[str, str], tally: Tally) -> None:
+def _send(app: Lightbus, events: Mapping[int, Any], common: Common, tally: Tally) -> None:
     from lightbus import Receipt, errors
 
     outcomes: list[Any]
     try:
-        outcomes = list(app.publish_many_sync(events.values(), headers=headers))
+        outcomes = list(app.publish_many_sync(events.values(), **common))
     except errors.PublishManyError as error:
         outcomes = error.outcomes
     failed: dict[int, errors.PublishError] = {}
