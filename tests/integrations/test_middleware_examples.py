@@ -7,12 +7,12 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import anyio
 import pytest
 
-from lightbus import Lightbus, Message, Next, NextSync, errors
+from lightbus import Lightbus, Message, Next, NextSync, Retry, errors
 from lightbus.testing import TestBus
 from tests.integrations.example import EXAMPLES
 
@@ -50,23 +50,26 @@ async def place(bus: TestBus, *sources: str) -> None:
 
 
 @BOTH_LOOPS
-async def test_slow_events_are_logged(load: Load, caplog: pytest.LogCaptureFixture) -> None:
-    module = load("slow")
+async def test_slow_events_are_logged(
+    load: Load, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, now = load("slow"), [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     module.app.handlers.clear()
 
     @module.app.on("order.placed")  # type: ignore[untyped-decorator]
     async def charge(message: Message) -> None:
-        if message.attempt == 1 and b'"order_id":1' in message.body:
-            await anyio.sleep(0.6)
+        if message.source == "slow" and message.attempt == 1:
+            now[0] += 0.6
             raise ValueError("slow, and then failed")
 
     with caplog.at_level(logging.WARNING, module.logger.name):
         async with TestBus(module.app) as bus:
-            await place(bus, "shop", "shop")
-            assert len(bus.handled("charge")) == 2
+            await place(bus, "shop")
+            await place(bus, "slow")
+            (_, second) = bus.handled("charge")
     slow = [record.getMessage() for record in caplog.records if record.name == module.logger.name]
-    assert len(slow) == 1
-    assert slow[0].startswith("order.placed ")
+    assert slow == [f"order.placed {second.message.id} took 0.6 s"]
 
 
 @BOTH_LOOPS
@@ -95,6 +98,29 @@ async def test_publishes_have_the_header_and_outcomes_are_counted(load: Load, mo
             ("order.charged", "1.2.3")
         ]
     assert module.counts == Counter({("published", None): 1, ("handled", "charge"): 1})
+
+
+# --- what the page says of middleware ----------------------------------------------------------
+
+
+@BOTH_LOOPS
+async def test_the_time_of_a_middleware_counts_toward_the_timeout(anyio_backend: str) -> None:
+    app, ran = Lightbus("billing", url="memory://"), list[int]()
+
+    @app.middleware
+    async def wait(message: Message, call_next: Next) -> None:
+        await anyio.sleep_forever()
+        await call_next()
+
+    @app.on("order.placed", timeout=0.1, retry=Retry.none())
+    async def charge() -> None:
+        ran.append(1)
+
+    async with TestBus(app) as bus:
+        await place(bus, "shop")
+        (dead,) = bus.dead("charge")
+    assert dead.error_type == "lightbus.errors.HandlerTimeout"
+    assert ran == []
 
 
 # --- errors that the page shows ----------------------------------------------------------------
