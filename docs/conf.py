@@ -26,7 +26,11 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!lightbus\.|errors\.).*")]
 # Type variables, and a type that only type checkers use.
 nitpick_ignore = [
-    ("py:class", f"lightbus.{name}") for name in ("app.C", "app.F", "app._EventDecorator", "options.R", "testing.bus.E")
+    ("py:class", f"lightbus.{name}")
+    for name in (
+        *("app.C", "app.F", "app.M", "app.Observer", "app.P", "app._EventDecorator"),
+        *("options.R", "testing.bus.E"),
+    )
 ]
 smartquotes = False
 highlight_language = "none"

@@ -224,7 +224,7 @@ class _Following:
         try:
             self._result = await self._inner(self._delivery, self._message)
         except Exception:
-            self._ended = True
+            self._ended, self._result = True, None  # called, so not skipped if the middleware catches the error
             raise
         except BaseException as error:
             self._error = error
@@ -313,5 +313,5 @@ class _FollowingSync:
     def __call__(self) -> None:
         if self._called:
             raise _called_twice(self._name)
-        self._called = True
+        self._called, self.result = True, None  # not skipped, also if the middleware catches an error
         self.result = self._inner(self._delivery, self._message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -252,6 +253,35 @@ async def test_an_event_is_skipped_if_a_middleware_does_not_call_next(
         await eventually(lambda: len(outcomes), 2)
     assert handled == [2]
     assert sorted(outcome.kind for outcome in outcomes) == ["handled", "skipped"]
+    assert await left_in(billing) == []
+    assert await left_in(billing, "billing.dead") == []
+
+
+@BOTH_LOOPS
+@BOTH_KINDS
+async def test_an_event_is_handled_if_a_middleware_catches_what_the_handler_raises(
+    kind: str, shop: Lightbus, billing: Lightbus
+) -> None:
+    outcomes: list[Outcome] = []
+
+    class Ignore:
+        async def handle(self, message: Message, call_next: Next) -> None:
+            with contextlib.suppress(KeyError):
+                await call_next()
+
+        def handle_sync(self, message: Message, call_next: NextSync) -> None:
+            with contextlib.suppress(KeyError):
+                call_next()
+
+    def fail(order: OrderPlaced) -> None:
+        raise KeyError(order.number)
+
+    billing.observe(outcomes.append)
+    billing.middleware(Ignore)
+    handle(billing, kind, fail)
+    async with running(shop, billing, queues=["main"]):
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(lambda: [outcome.kind for outcome in outcomes], ["handled"])
     assert await left_in(billing) == []
     assert await left_in(billing, "billing.dead") == []
 

@@ -147,4 +147,4 @@ def test_models_and_migrations_match(shop: Example) -> None:
 
 
 def test_the_tests_of_the_example_pass(example: Callable[[str], Example]) -> None:
-    assert "Ran 4 tests" in example("django").run_its_tests("-W", "error", "manage.py", "test")
+    assert "Ran 5 tests" in example("django").run_its_tests("-W", "error", "manage.py", "test")

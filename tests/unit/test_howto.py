@@ -20,6 +20,7 @@ from lightbus.connection import address
 from lightbus.consuming import failure
 from lightbus.handler import Handler
 from lightbus.retry import DeadLetter, RetryIn
+from lightbus.testing import TestBus
 from lightbus.wire.codec import MAX_BODY_BYTES
 from lightbus.worker import health, supervisor, worker
 from tests.patience import LIMIT
@@ -230,3 +231,21 @@ def test_the_replacement_of_a_faststream_service_handles_and_publishes_the_same(
 
     anyio.run(main)
     assert charged_orders == [("billing", {"order_id": 7})]
+
+
+@pytest.mark.parametrize("name", ["after_celery_hooks", "after_faststream_middleware"])
+def test_the_replacements_of_signals_and_middleware_know_the_tenant(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(f"migration/{name}.py", monkeypatch)
+    with TestBus(module.app) as bus:
+        bus.publish_sync("order.placed", {"order_id": 7}, source="shop", headers={"tenant": "acme"})
+        bus.publish_sync("order.placed", {"order_id": "seven"}, source="test")
+        bus.drain_sync()
+        assert len(bus.dead("charge")) == 1
+        if name == "after_celery_hooks":
+            assert "acme: order 7\n" in capsys.readouterr().out
+            assert module.failures == {"charge": 1}
+        else:
+            (charged,) = [one for one in bus.published() if one.source == "billing"]
+            assert (charged.event, charged.message.headers["tenant"]) == ("order.charged", "acme")

@@ -28,6 +28,14 @@ class Orders(TransactionTestCase):  # not TestCase: handlers run in threads, whi
         self.bus.drain_sync()
         assert Order.objects.get(id=ID).confirmed
 
+    def test_what_a_failing_handler_has_stored_is_rolled_back(self) -> None:
+        with mock.patch("orders.handlers.print", create=True, side_effect=OSError("no mail server")):
+            assert self.place() == 202
+            self.bus.drain_sync()
+        [dead] = self.bus.dead("confirm")
+        assert dead.error == "OSError: no mail server"
+        assert not Order.objects.get(id=ID).confirmed
+
     def test_a_rolled_back_order_is_not_published(self) -> None:
         with transaction.atomic():
             assert self.place() == 202
