@@ -215,7 +215,7 @@ class _Following:
         self.ended = False
         """Whether the rest has returned, or has raised an `Exception`."""
         self.result: Any = SKIPPED
-        """What the rest has returned; `SKIPPED` where it was not called."""
+        """What the rest has returned, None if it has raised; `SKIPPED` where it was not called."""
 
     def call(self) -> Coroutine[Any, Any, None]:
         if self._coroutine is not None:
@@ -227,7 +227,7 @@ class _Following:
         try:
             self.result = await self._inner(self._delivery, self._message)
         except Exception:
-            self.ended = True
+            self.ended, self.result = True, None
             raise
         except BaseException as error:
             self._error = error
@@ -310,10 +310,10 @@ class _FollowingSync:
         self._message = message
         self._called = False
         self.result: Any = SKIPPED
-        """What the rest returned; `SKIPPED` where it was not called."""
+        """What the rest has returned, None if it has raised; `SKIPPED` where it was not called."""
 
     def call(self) -> None:
         if self._called:
             raise _called_twice(self._name)
-        self._called = True
+        self._called, self.result = True, None
         self.result = self._inner(self._delivery, self._message)

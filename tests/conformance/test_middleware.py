@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -252,6 +253,34 @@ async def test_an_event_is_skipped_if_a_middleware_does_not_call_next(
         await eventually(lambda: len(outcomes), 2)
     assert handled == [2]
     assert sorted(outcome.kind for outcome in outcomes) == ["handled", "skipped"]
+    assert await left_in(billing) == []
+    assert await left_in(billing, "billing.dead") == []
+
+
+@BOTH_KINDS
+async def test_an_event_whose_error_a_middleware_catches_counts_as_handled(
+    kind: str, shop: Lightbus, billing: Lightbus
+) -> None:
+    outcomes: list[Outcome] = []
+
+    class Catch:
+        async def handle(self, message: Message, call_next: Next) -> None:
+            with contextlib.suppress(ValueError):
+                await call_next()
+
+        def handle_sync(self, message: Message, call_next: NextSync) -> None:
+            with contextlib.suppress(ValueError):
+                call_next()
+
+    def fail(order: OrderPlaced) -> None:
+        raise ValueError("no stock")
+
+    billing.observe(outcomes.append)
+    billing.middleware(Catch)
+    handle(billing, kind, fail)
+    async with running(shop, billing, queues=["main"]):
+        await shop.publish(OrderPlaced(number=1))
+        await eventually(lambda: [one.kind for one in outcomes], ["handled"])
     assert await left_in(billing) == []
     assert await left_in(billing, "billing.dead") == []
 
