@@ -128,6 +128,7 @@ def _run(case: Case, suite: Suite, rounds: int, until: float, facts: dict[str, A
         "note": case.note,
         "rounds": rounds,
         "baseline": case.baseline,
+        **({"added_to": case.added_to} if case.added_to else {}),
         "machine": facts,
         "runs": runs,
     }
