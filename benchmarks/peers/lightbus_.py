@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any
 
@@ -80,9 +81,8 @@ async def empty(message: Message, call_next: Next) -> None:
 
 
 def _session() -> Any:
-    from lightbus import Depends
-
-    return Annotated[Session, Depends(open_session)]
+    depends: Any = importlib.import_module("lightbus.dependencies").Depends
+    return Annotated[Session, depends(open_session)]
 
 
 def rejecting(meter: Callable[[int], None], cls: type[Any]) -> Callable[..., Any]:
