@@ -27,6 +27,8 @@ class Case:
     rounds: int = 3
     baseline: str = "Lightbus"
     """The label of the row that the others of its group are compared with."""
+    added_to: str = ""
+    """A group: the table shows what each row costs more than the row with the same label in that group."""
 
 
 def _with_limit(measure: Callable[[Suite, Row], dict[str, Result]]) -> Callable[[Suite, Row], dict[str, Result]]:
@@ -147,6 +149,20 @@ def _bodies(publish: bool) -> tuple[Row, ...]:
             Row("FastStream", "faststream_", max(60, count // 3), group=group, lacks=FASTSTREAM, settings=settings)
         )
         rows.append(Row("aio-pika", "aio_pika_", max(60, count // 3), group=group, lacks=BARE, settings=settings))
+    return tuple(rows)
+
+
+WITHOUT, MIDDLEWARE, DEPENDS = "without", "one empty middleware", "one `Depends` on an async generator"
+
+
+def _around() -> tuple[Row, ...]:
+    rows = []
+    for group, around in ((WITHOUT, ""), (MIDDLEWARE, "middleware"), (DEPENDS, "depends")):
+        settings = {"prefetch": EQUAL, "around": around}
+        rows += [
+            Row("Lightbus", "lightbus_", 40000, group=group, settings=settings),
+            Row("FastStream", "faststream_", 3000, group=group, lacks=FASTSTREAM, settings=settings),
+        ]
     return tuple(rows)
 
 
@@ -312,6 +328,17 @@ CASES = tuple(
             Suite.consume,
             tuple(row for row in _consumers("commit", share=0.7) if "own prefetch" not in row.label),
             "With types, including a date to parse, if the contestant supports types.",
+        ),
+        (
+            "consume-middleware",
+            "Consume with middleware and dependencies",
+            Suite.consume,
+            _around(),
+            "Added: what a row costs more than the row of the same library without; the difference of their medians. "
+            "Its ratio compares the libraries.",
+            5,
+            "Lightbus",
+            WITHOUT,
         ),
         (
             "publish-one",

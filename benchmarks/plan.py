@@ -9,7 +9,7 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from benchmarks import payload
@@ -26,6 +26,8 @@ class Plan:
     handler: str = "async"
     """`async`, `sync`, `wait` (10 ms), `reject` (to the dead letters) or `hold` (until the end); for the limit `read`,
     `read-ack` or `write`."""
+    around: str = ""
+    """Around the handler: `middleware` (one, empty) or `depends` (one dependency, an async generator)."""
     queue_type: str = "quorum"
     prefetch: int | None = None
     """None: the contestant's default."""
@@ -162,8 +164,21 @@ def _percentile(ordered: list[int], share: float) -> int:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def handler(plan: Plan, meter: Callable[[int], None], annotation: Any) -> Callable[..., Any]:
-    """The handler of all contestants: it passes the number of the event to the meter."""
+class Session:
+    """What the dependency yields."""
+
+
+async def open_session() -> AsyncIterator[Session]:
+    """The dependency of all contestants that have dependencies."""
+    yield Session()
+
+
+def handler(plan: Plan, meter: Callable[[int], None], annotation: Any, session: Any = None) -> Callable[..., Any]:
+    """The handler of all contestants: it passes the number of the event to the meter.
+
+    Args:
+        session: the annotation of the parameter that the dependency fills, if the plan has one.
+    """
     field = payload.NUMBER[plan.kind]
     number = operator.itemgetter(field) if annotation is dict else operator.attrgetter(field)
     function: Callable[..., Any]
@@ -201,6 +216,13 @@ def handler(plan: Plan, meter: Callable[[int], None], annotation: Any) -> Callab
             threading.Event().wait()
 
         function = handle_hold_sync
+    elif plan.around == "depends":
+
+        async def handle_with_session(event, session):  # type: ignore[no-untyped-def]
+            meter(number(event))
+
+        function = handle_with_session
+        function.__annotations__["session"] = session
     else:
 
         async def handle(event):  # type: ignore[no-untyped-def]

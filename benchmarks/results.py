@@ -11,6 +11,7 @@ import attrs
 METRICS: dict[str, tuple[str, bool]] = {
     "rate": ("events/s", True),
     "cpu_us": ("CPU per event, us", False),
+    "added_us": ("added, us", False),
     "p50_ms": ("p50, ms", False),
     "p99_ms": ("p99, ms", False),
     "seconds": ("seconds", False),
@@ -35,7 +36,25 @@ def summarise(case: dict[str, Any]) -> list[dict[str, Any]]:
                 keys.append(key)
     # If a contestant failed in one round, its parts come from another round.
     keys = [key for key in keys if key[2] or not any(key[:2] == other[:2] and other[2] for other in keys)]
-    return [_line(case, runs, *key) for key in keys]
+    lines = [_line(case, runs, *key) for key in keys]
+    if "added_to" in case:
+        _add_added(lines, case["added_to"], case["baseline"])
+    return lines
+
+
+def _add_added(lines: list[dict[str, Any]], without: str, baseline: str) -> None:
+    """The CPU that each line costs more than the line with the same label in the group `without`."""
+    cpu = {(line["label"], line["group"]): line["metrics"].get("cpu_us", {}).get("median") for line in lines}
+    added = {
+        (label, group): value - cpu[label, without]
+        for (label, group), value in cpu.items()
+        if group != without and value is not None and cpu.get((label, without)) is not None
+    }
+    for line in lines:
+        value, other = added.get((line["label"], line["group"])), added.get((baseline, line["group"]))
+        if value is not None:
+            ratio = value / other if other is not None and other > 0 else None
+            line["metrics"]["added_us"] = {"median": value, "min": value, "max": value, "rounds": 1, "ratio": ratio}
 
 
 def _line(case: dict[str, Any], runs: list[dict[str, Any]], label: str, group: str, part: str) -> dict[str, Any]:
@@ -171,6 +190,28 @@ TARGETS = (
     Target("... against aio-pika", "at least 3x", "consume", _at_least(3, _ratios("consume", "rate", "aio-pika"))),
     Target("... against the byte reader, which does not ack", "at least 0.6x", "consume", _reader_share(False)),
     Target("... the same with its own prefetch of 200", "at least 0.6x", "consume", _reader_share(True)),
+    *(
+        target
+        for what, group, limit in (
+            ("one empty middleware", "one empty middleware", 3),
+            ("one Depends on an async generator", "one `Depends` on an async generator", 10),
+        )
+        for target in (
+            Target(
+                f"{what}: CPU added per event",
+                f"below {limit} us",
+                "consume-middleware",
+                _below(limit, "consume-middleware", "added_us", "Lightbus", group=group),
+                "us",
+            ),
+            Target(
+                "... against FastStream",
+                "1/10 at most",
+                "consume-middleware",
+                _at_least(10, _ratios("consume-middleware", "added_us", "FastStream", group=group)),
+            ),
+        )
+    ),
     Target(
         "sync handler: CPU per event, against Celery threads",
         "1/3 at most",

@@ -53,25 +53,28 @@ class Message:
 
 
 _FIELDS = tuple(field.name for field in attrs.fields(Message))
+_set = object.__setattr__
 
 
 class ArrivedMessage(Message):
     """A message whose fields are read when the first one is asked for: middleware may need none of them."""
 
-    __slots__ = ("_read",)
+    __slots__ = ("_source",)
     __qualname__ = "Message"
 
-    _read: Callable[[], Message]
+    _source: tuple[Callable[[str, Any], Message], str, Any]
+    """How it is read, and from what."""
 
-    def __init__(self, read: Callable[[], Message]) -> None:
-        object.__setattr__(self, "_read", read)
+    def __init__(self, read: Callable[[str, Any], Message], app: str, delivery: Any) -> None:
+        _set(self, "_source", (read, app, delivery))
 
     def __getattr__(self, name: str) -> Any:  # called for a slot that is not set
         if name not in _FIELDS:
             raise AttributeError(f"'Message' object has no attribute {name!r}")
-        message = self._read()
+        read, app, delivery = self._source
+        message = read(app, delivery)
         for field in _FIELDS:
-            object.__setattr__(self, field, getattr(message, field))
+            _set(self, field, getattr(message, field))
         return getattr(message, name)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -6,7 +6,6 @@ middleware also sees decoding errors, `Reject`, timeouts and cancellation.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, Protocol
@@ -15,7 +14,7 @@ import attrs
 
 from lightbus import errors
 from lightbus.handler import Handler, is_async
-from lightbus.message import Message
+from lightbus.message import ArrivedMessage, Message
 from lightbus.transport import Delivery
 from lightbus.wire import codec
 
@@ -39,6 +38,7 @@ SKIPPED: Final = object()
 """What a run returns whose handler was not called, since a middleware did not call `call_next`."""
 
 _Layer = Callable[[Delivery, Message], Coroutine[Any, Any, Any]]
+"""A middleware with what is inside of it, or the handler itself."""
 _LayerSync = Callable[[Delivery, Message], Any]
 
 
@@ -117,11 +117,10 @@ def around(app: str, handler: Handler, stack: Sequence[Middleware]) -> Handler:
     lacking = next((one for one in stack if (one.handle if handler.is_async else one.handle_sync) is None), None)
     if lacking is not None:
         raise errors.InvalidMiddleware(_what_is_missing(app, handler, lacking))
-    function = _compose(handler, stack) if handler.is_async else _compose_sync(handler, stack)
     return attrs.evolve(
         handler,
-        function=functools.partial(_run if handler.is_async else _run_sync, function, app),
-        arguments=the_delivery,
+        function=_compose(handler, stack) if handler.is_async else _compose_sync(handler, stack),
+        arguments=_delivery_and_message(app),
     )
 
 
@@ -144,12 +143,10 @@ def the_delivery(delivery: Delivery) -> tuple[Delivery]:
     return (delivery,)
 
 
-async def _run(layer: _Layer, app: str, delivery: Delivery) -> Any:
-    return await layer(delivery, codec.message_of(app, delivery))
-
-
-def _run_sync(layer: _LayerSync, app: str, delivery: Delivery) -> Any:
-    return layer(delivery, codec.message_of(app, delivery))
+def _delivery_and_message(app: str) -> Callable[[Delivery], tuple[Delivery, Message]]:
+    """The arguments of a layer."""
+    read = codec.read_message
+    return lambda delivery: (delivery, ArrivedMessage(read, app, delivery))
 
 
 def check_on_publish(function: Any, owner: str) -> Any:
@@ -175,8 +172,9 @@ def check_on_publish(function: Any, owner: str) -> Any:
 def _compose(handler: Handler, stack: Iterable[Middleware]) -> _Layer:
     arguments, function = handler.arguments, handler.function
 
-    async def innermost(delivery: Delivery, message: Message) -> None:
-        await function(*arguments(delivery))
+    def innermost(delivery: Delivery, message: Message) -> Coroutine[Any, Any, Any]:
+        coroutine: Coroutine[Any, Any, Any] = function(*arguments(delivery))
+        return coroutine
 
     layer: _Layer = innermost
     for middleware in reversed([*stack]):
@@ -191,10 +189,13 @@ def _layer(middleware: Middleware, inner: _Layer) -> _Layer:
     async def layer(delivery: Delivery, message: Message) -> Any:
         following = _Following(name, inner, delivery, message)
         try:
-            await handle(message, following)
+            await handle(message, following.call)
         finally:
-            following.close()
-        return following.result()
+            if not following.ended:
+                following.close()
+        if not following.ended:
+            following.check_ended()
+        return following.result
 
     return layer
 
@@ -202,7 +203,7 @@ def _layer(middleware: Middleware, inner: _Layer) -> _Layer:
 class _Following:
     """The rest of a run, as one middleware calls it: once, and with `await`."""
 
-    __slots__ = ("_coroutine", "_delivery", "_ended", "_error", "_inner", "_message", "_name", "_result")
+    __slots__ = ("_coroutine", "_delivery", "_error", "_inner", "_message", "_name", "ended", "result")
 
     def __init__(self, name: str, inner: _Layer, delivery: Delivery, message: Message) -> None:
         self._name = name
@@ -210,40 +211,41 @@ class _Following:
         self._delivery = delivery
         self._message = message
         self._coroutine: Coroutine[Any, Any, None] | None = None
-        self._ended = False
         self._error: BaseException | None = None
-        self._result: Any = SKIPPED
+        self.ended = False
+        """Whether the rest has returned, or has raised an `Exception`."""
+        self.result: Any = SKIPPED
+        """What the rest has returned, None if it has raised; `SKIPPED` where it was not called."""
 
-    def __call__(self) -> Coroutine[Any, Any, None]:
+    def call(self) -> Coroutine[Any, Any, None]:
         if self._coroutine is not None:
             raise _called_twice(self._name)
-        self._coroutine = self._run()
-        return self._coroutine
+        self._coroutine = coroutine = self._run()
+        return coroutine
 
     async def _run(self) -> None:
         try:
-            self._result = await self._inner(self._delivery, self._message)
+            self.result = await self._inner(self._delivery, self._message)
         except Exception:
-            self._ended, self._result = True, None  # called, so not skipped if the middleware catches the error
+            self.ended, self.result = True, None  # called, so not skipped if the middleware catches the error
             raise
         except BaseException as error:
             self._error = error
             raise
-        self._ended = True
+        self.ended = True
 
     def close(self) -> None:
-        """Without a warning of Python's about a coroutine that was never awaited: `result` says it better."""
+        """Without a warning of Python's about a coroutine that was never awaited: `check_ended` says it better."""
         if self._coroutine is not None and inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CREATED:
             self._coroutine.close()
 
-    def result(self) -> Any:
-        """What the rest returned; `SKIPPED` where it was not called, or `SKIPPED` itself.
-
-        Raises:
-            errors.MiddlewareError: the middleware has returned, but the rest did not end.
+    def check_ended(self) -> None:
         """
-        if self._ended or self._coroutine is None:
-            return self._result
+        Raises:
+            errors.MiddlewareError: the middleware has called it and returned, but it did not end.
+        """
+        if self.ended or self._coroutine is None:
+            return
         if self._error is not None:
             raise errors.MiddlewareError(
                 f"middleware {self._name} returned normally although the handler was cancelled "
@@ -290,7 +292,7 @@ def _layer_sync(middleware: Middleware, inner: _LayerSync) -> _LayerSync:
 
     def layer(delivery: Delivery, message: Message) -> Any:
         following = _FollowingSync(name, inner, delivery, message)
-        handle(message, following)
+        handle(message, following.call)
         return following.result
 
     return layer
@@ -308,10 +310,10 @@ class _FollowingSync:
         self._message = message
         self._called = False
         self.result: Any = SKIPPED
-        """What the rest returned; `SKIPPED` where it was not called."""
+        """What the rest has returned, None if it has raised; `SKIPPED` where it was not called."""
 
-    def __call__(self) -> None:
+    def call(self) -> None:
         if self._called:
             raise _called_twice(self._name)
-        self._called, self.result = True, None  # not skipped, also if the middleware catches an error
+        self._called, self.result = True, None  # called, so not skipped if the middleware catches the error
         self.result = self._inner(self._delivery, self._message)

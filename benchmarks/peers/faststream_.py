@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any
 
+from faststream import BaseMiddleware, Depends
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
 from pydantic import BaseModel
 
 from benchmarks import payload
-from benchmarks.plan import Plan, handler
+from benchmarks.plan import Plan, Session, handler, open_session
 
 
 class Order(BaseModel):
@@ -38,6 +39,11 @@ class Blob(BaseModel):
     data: str
 
 
+class Empty(BaseMiddleware):  # type: ignore[misc]
+    async def consume_scope(self, call_next: Callable[[Any], Awaitable[Any]], msg: Any) -> Any:
+        return await call_next(msg)
+
+
 MODELS = {"order": Order, "commit": Commit, "blob": Blob}
 
 
@@ -51,14 +57,17 @@ def _exchange(plan: Plan) -> RabbitExchange | None:
 
 
 def _broker(plan: Plan) -> RabbitBroker:
-    return RabbitBroker(plan.url, default_channel=Channel(prefetch_count=plan.prefetch), logger=None)
+    middlewares = [Empty] if plan.around == "middleware" else []
+    channel = Channel(prefetch_count=plan.prefetch)
+    return RabbitBroker(plan.url, default_channel=channel, middlewares=middlewares, logger=None)
 
 
 @contextlib.asynccontextmanager
 async def consuming(plan: Plan, meter: Callable[[int], None]) -> AsyncIterator[None]:
     broker = _broker(plan)
+    session = Annotated[Session, Depends(open_session)]
     for name in plan.names():
-        broker.subscriber(_queue(plan, name), _exchange(plan))(handler(plan, meter, MODELS[plan.kind]))
+        broker.subscriber(_queue(plan, name), _exchange(plan))(handler(plan, meter, MODELS[plan.kind], session))
     await broker.start()
     yield
     await broker.stop()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 
 from benchmarks import payload
-from benchmarks.plan import Plan, handler
-from lightbus import Lightbus, Reject
+from benchmarks.plan import Plan, Session, handler, open_session
+from lightbus import Lightbus, Message, Next, Reject
 
 
 class Order:
@@ -65,11 +66,23 @@ def new_app(plan: Plan, name: str) -> Lightbus:
 
 def consuming_app(plan: Plan, name: str, meter: Callable[[int], None]) -> Lightbus:
     app = new_app(plan, name)
+    if plan.around == "middleware":
+        app.middleware(empty)
+    session = _session() if plan.around == "depends" else None
     for index in range(plan.handlers):
         cls = _classes[0 if plan.one_class else index]
-        function = rejecting(meter, cls) if plan.handler == "reject" else handler(plan, meter, cls)
+        function = rejecting(meter, cls) if plan.handler == "reject" else handler(plan, meter, cls, session)
         app.on(event_name(plan, index), name=f"handle_{index}")(function)
     return app
+
+
+async def empty(message: Message, call_next: Next) -> None:
+    await call_next()
+
+
+def _session() -> Any:
+    depends: Any = importlib.import_module("lightbus.dependencies").Depends
+    return Annotated[Session, depends(open_session)]
 
 
 def rejecting(meter: Callable[[int], None], cls: type[Any]) -> Callable[..., Any]:

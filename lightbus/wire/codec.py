@@ -450,7 +450,7 @@ def read_message(app: str, delivery: Delivery) -> Message:
 
 def message_of(app: str, delivery: Delivery) -> Message:
     """The same, read when the first field is asked for."""
-    return ArrivedMessage(functools.partial(read_message, app, delivery))
+    return ArrivedMessage(read_message, app, delivery)
 
 
 def current_message() -> Message | None:

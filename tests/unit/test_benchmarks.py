@@ -41,6 +41,26 @@ def test_a_failing_contestant_is_a_row_of_the_table_and_is_skipped_later(error: 
     assert "| another | failed: " in report.render({"cases": {"consume": case}}, "")
 
 
+def test_what_a_row_adds_is_the_difference_to_the_same_contestant_without_it() -> None:
+    def runs(label: str, without: float, within: float) -> list[dict[str, Any]]:
+        return [
+            {"round": number, "label": label, "group": group, "lacks": "", "parts": {"": {"cpu_us": cpu + number}}}
+            for number in (1, 2, 3)
+            for group, cpu in (("without", without), ("one middleware", within))
+        ]
+
+    measured = [*runs("Lightbus", 10.0, 12.0), *runs("another", 200.0, 240.0)]
+    case = {"title": "", "note": "", "rounds": 3, "baseline": "Lightbus", "added_to": "without", "runs": measured}
+    added = {
+        (line["label"], line["group"]): (found["median"], found["ratio"])
+        for line in results.summarise(case)
+        if (found := line["metrics"].get("added_us"))
+    }
+    assert added == {("Lightbus", "one middleware"): (2.0, 1.0), ("another", "one middleware"): (40.0, 20.0)}
+    facts = {**FACTS, "libraries": {}, "missing": [], "date": "2026-01-01", "load": 0.1}
+    assert "| 40.0 | 20.00 |" in report.render({"cases": {"consume-middleware": {**case, "machine": facts}}}, "")
+
+
 def test_a_slow_machine_skips_later_rounds_and_reports_their_number() -> None:
     assert run(None)["rounds"] == 4
     case = run(None, until=time.monotonic())

@@ -18,16 +18,16 @@ import struct
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from amqp import serialization
 
 import lightbus
-from lightbus import Lightbus
+from lightbus import Lightbus, Message, Next, NextSync
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.transport.amqp.connection import Connection
 from tests.patience import LIMIT
@@ -110,6 +110,11 @@ RECORDED: dict[str, dict[str, float]] = {
     },
 }
 """By path: calls of Lightbus' functions an event, by module; reads, writes and thread hops for all EVENTS."""
+
+# What is added around a handler costs only its own calls.
+RECORDED["consume_middleware"] = {**RECORDED["consume"], "message": 1.0, "middleware": 6.0}
+RECORDED["consume_plain_middleware"] = {**RECORDED["consume_plain"], "message": 1.0, "middleware": 5.0}
+RECORDED["consume_depends"] = {**RECORDED["consume"], "dependencies": 4.0, "middleware": 1.0}
 
 
 # --- the script -------------------------------------------------------------------------------
@@ -337,14 +342,39 @@ def new_app(**options: Any) -> tuple[Lightbus, type[Any]]:
     return app, Order
 
 
+class Empty:
+    """A middleware that does nothing."""
+
+    async def handle(self, message: Message, call_next: Next) -> None:
+        await call_next()
+
+    def handle_sync(self, message: Message, call_next: NextSync) -> None:
+        call_next()
+
+
+class Session: ...
+
+
+async def open_session() -> AsyncIterator[Session]:
+    yield Session()
+
+
+def depends_on(function: Callable[..., Any]) -> Any:
+    return pytest.importorskip("lightbus.dependencies").Depends(function)
+
+
 async def consume(
     sockets: list[ScriptedSocket],
     monkeypatch: pytest.MonkeyPatch,
     work: Callable[[], object] = lambda: None,
     *,
     plain: bool = False,
+    around: str = "",
 ) -> dict[str, float]:
-    """The counts for EVENTS deliveries that arrive at once, up to their acks; the handler also calls `work`."""
+    """The counts for EVENTS deliveries that arrive at once, up to their acks; the handler also calls `work`.
+
+    Around it may be one empty middleware (`middleware`), or one dependency on an async generator (`depends`).
+    """
     # One thread: when Python lets another one in is not the same in every run.
     app, order = new_app(concurrency=1) if plain else new_app()
     numbers = itertools.count()  # its next() is atomic: plain handlers run in threads
@@ -356,8 +386,15 @@ async def consume(
     async def handle(event: Any) -> None:
         handle_plainly(event)
 
-    function = handle_plainly if plain else handle
+    async def handle_with_session(event: Any, session: Any) -> None:
+        handle_plainly(event)
+
+    function = handle_plainly if plain else handle_with_session if around == "depends" else handle
     function.__annotations__["event"] = order
+    if around == "depends":
+        function.__annotations__["session"] = Annotated[Session, depends_on(open_session)]
+    if around == "middleware":
+        app.middleware(Empty)
     app.on("order.placed")(function)
     hops = Hops(monkeypatch)
     with Calls() as calls:
@@ -435,6 +472,25 @@ def test_an_event_for_a_plain_handler_costs_no_more_calls_and_hops_than_recorded
     check("consume_plain", asyncio.run(consume(sockets, monkeypatch, plain=True)))
 
 
+def test_one_empty_middleware_costs_no_more_calls_than_recorded(
+    sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check("consume_middleware", asyncio.run(consume(sockets, monkeypatch, around="middleware")))
+
+
+def test_one_empty_middleware_around_a_plain_handler_costs_no_more_calls_than_recorded(
+    sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = asyncio.run(consume(sockets, monkeypatch, plain=True, around="middleware"))
+    check("consume_plain_middleware", counts)
+
+
+def test_one_dependency_on_an_async_generator_costs_no_more_calls_than_recorded(
+    sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check("consume_depends", asyncio.run(consume(sockets, monkeypatch, around="depends")))
+
+
 def test_an_event_that_is_published_costs_no_more_than_recorded(
     sockets: list[ScriptedSocket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,7 +518,10 @@ def main() -> None:
     patch = pytest.MonkeyPatch()
     for path, run in (
         ("consume", lambda opened: consume(opened, patch)),
+        ("consume_middleware", lambda opened: consume(opened, patch, around="middleware")),
+        ("consume_depends", lambda opened: consume(opened, patch, around="depends")),
         ("consume_plain", lambda opened: consume(opened, patch, plain=True)),
+        ("consume_plain_middleware", lambda opened: consume(opened, patch, plain=True, around="middleware")),
         ("publish", lambda opened: publish(opened, patch, many=False)),
         ("publish_many", lambda opened: publish(opened, patch, many=True)),
     ):
