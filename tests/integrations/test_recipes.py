@@ -64,7 +64,7 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Load:
     """`load("tenant")`: the recipe's module, imported anew for this test."""
 
     def load_one(name: str) -> ModuleType:
-        driver = "sqlite+aiosqlite" if name.endswith("_async") else "sqlite"
+        driver = "sqlite" if name == "sqlalchemy_sync" else "sqlite+aiosqlite"
         monkeypatch.setenv("DATABASE_URL", f"{driver}:///{tmp_path}/billing.db")
         spec = importlib.util.spec_from_file_location(f"recipe_{name}", EXAMPLES / "recipes" / f"{name}.py")
         assert spec is not None
@@ -91,7 +91,7 @@ def invoices(folder: Path) -> list[tuple[int, int]]:
         return database.execute("SELECT order_id, amount FROM invoice ORDER BY order_id").fetchall()
 
 
-@pytest.mark.parametrize("name", ["sqlalchemy_async", "sqlalchemy_sync"])
+@pytest.mark.parametrize("name", ["sqlalchemy_async", "sqlalchemy_sync", "sqlalchemy_depends"])
 async def test_sqlalchemy_commits_what_a_handler_does_and_rolls_back_what_it_rejects(
     name: str, load: Load, tmp_path: Path
 ) -> None:
@@ -146,7 +146,7 @@ async def test_sqlalchemy_rolls_back_a_handler_that_exceeds_its_timeout(load: Lo
     assert invoices(tmp_path) == [(2, 6)]
 
 
-@pytest.mark.parametrize("name", ["sqlalchemy_async", "sqlalchemy_sync"])
+@pytest.mark.parametrize("name", ["sqlalchemy_async", "sqlalchemy_sync", "sqlalchemy_depends"])
 def test_sqlalchemy_in_a_worker(name: str, example: Callable[[str], Example], url: str) -> None:
     recipes = example("recipes")
     (recipes.folder / "shop.py").write_text(SHOP)
