@@ -69,7 +69,17 @@ class NotMethods:
         (WrongSyncForm(), "handle_sync must be def, not async def"),
         (NotMethods(), "its handle is not a method"),
     ],
-    ids=str,
+    ids=[  # each process of pytest-xdist must collect the same names
+        "a number",
+        "a class that needs arguments",
+        "a generator",
+        "a sync generator",
+        "one parameter",
+        "a lambda without parameters",
+        "a sync handle",
+        "an async handle_sync",
+        "handle is no method",
+    ],
 )
 def test_what_cannot_be_a_middleware_is_refused(target: Any, expected: str, app: Lightbus) -> None:
     with pytest.raises(errors.InvalidMiddleware) as raised:
