@@ -17,7 +17,10 @@ from typing import Any
 import attrs
 import msgspec
 
-from lightbus import errors, options
+from lightbus import errors, options, pydantic_models
+
+PYDANTIC = " (a Pydantic model)"
+"""The end of a type's name in `unreadable_part`, for a model within a class of another kind."""
 
 MAX_NAME_BYTES = 255
 """AMQP's limit for a routing key (a short string)."""
@@ -26,6 +29,8 @@ _WORDS = re.compile(r"[A-Z][A-Z0-9]*(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _CLASS_VARIABLE = re.compile(r"(\w+\.)*(ClassVar|InitVar|KW_ONLY)\b")
 _ATTRIBUTE = "__lightbus_event__"
+_NOT_BASES = ("builtins", "typing", "typing_extensions", "abc", "collections.abc", "msgspec", "pydantic.main")
+"""Modules whose classes have no fields of the user."""
 
 
 @attrs.frozen
@@ -114,9 +119,14 @@ def _check_own_name(class_name: str, name: object) -> str:
 
 
 def is_value_class(cls: type[Any]) -> bool:
-    """Whether the class itself (not one of its bases) is an attrs class, a dataclass or a msgspec.Struct."""
+    """Whether the class itself (not a base) is an attrs class, a dataclass, a msgspec.Struct or a Pydantic model."""
     own = cls.__dict__
-    return "__attrs_attrs__" in own or "__dataclass_fields__" in own or issubclass(cls, msgspec.Struct)
+    return (
+        "__attrs_attrs__" in own
+        or "__dataclass_fields__" in own
+        or issubclass(cls, msgspec.Struct)
+        or pydantic_models.is_model(cls)
+    )
 
 
 def _as_value_class(cls: type[Any]) -> type[Any]:
@@ -125,7 +135,8 @@ def _as_value_class(cls: type[Any]) -> type[Any]:
     if type(cls) is not type or issubclass(cls, (dict, list, tuple, str, int, float, BaseException)):
         raise errors.InvalidEvent(
             f"{cls.__name__} (a {type(cls).__name__}, base {cls.__mro__[1].__name__}) cannot be an event. "
-            "Use a plain class with annotated fields, an attrs class, a dataclass or a msgspec.Struct."
+            "Use a plain class with annotated fields, an attrs class, a dataclass, a msgspec.Struct or a Pydantic "
+            "model."
         )
     _refuse_missing_annotations(cls)
     return attrs.define(cls, frozen=True, slots=True, kw_only=True, field_transformer=_fresh_defaults)
@@ -177,6 +188,9 @@ def _known_by_its_name(cls: type[Any]) -> Generator[None]:
 
 def _check_fields(event_type: EventType) -> None:
     cls = event_type.cls
+    if pydantic_models.is_model(cls):
+        _check_model(event_type)
+        return
     try:
         info = msgspec.inspect.type_info(cls)
     except KeyError as error:  # msgspec raises it for an attrs.field() without a type
@@ -196,6 +210,11 @@ def _check_fields(event_type: EventType) -> None:
     unreadable = unreadable_part(info)
     if unreadable is not None:
         where, part = unreadable
+        if part.endswith(PYDANTIC):
+            raise errors.InvalidEvent(
+                f"event {event_type.name!r}: field {cls.__name__}.{where} has the type {part}, which only another "
+                f"Pydantic model can have as a part. Make {cls.__name__} a Pydantic model too."
+            )
         raise errors.InvalidEvent(
             f"event {event_type.name!r}: field {cls.__name__}.{where} has the type {part}, which JSON cannot "
             "represent. Use str, int, float, bool, bytes, Decimal, datetime, UUID, Enum, lists and dicts of these, "
@@ -217,6 +236,22 @@ def _check_fields(event_type: EventType) -> None:
         ) from error
 
 
+def _check_model(event_type: EventType) -> None:
+    """
+    Raises:
+        errors.InvalidEvent: the Pydantic model is incomplete, or its instances would lose a field.
+    """
+    try:
+        problem = pydantic_models.problem_of(event_type.cls)
+    except TypeError as error:
+        raise errors.InvalidEvent(
+            f"event {event_type.name!r}: {event_type.cls.__name__} is a Pydantic model that is not complete: {error}. "
+            "Import or define its types at the top of the module (not in a function, nor under TYPE_CHECKING)."
+        ) from error
+    if problem is not None:
+        raise errors.InvalidEvent(f"event {event_type.name!r}: {problem}")
+
+
 def _unreadable_field(cls: type[Any]) -> str:
     """The field whose type msgspec does not support."""
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
@@ -236,13 +271,16 @@ def _search(info: Any, path: str, seen: set[type]) -> tuple[str, str] | None:
     if isinstance(info, msgspec.inspect.CustomType) and info.cls is object:
         return None  # any JSON value
     if isinstance(info, (msgspec.inspect.CustomType, msgspec.inspect.RawType, msgspec.inspect.ExtType)):
-        return path, getattr(getattr(info, "cls", None), "__name__", type(info).__name__)
+        name = getattr(getattr(info, "cls", None), "__name__", type(info).__name__)
+        return path, f"{name}{PYDANTIC}" if pydantic_models.is_model(getattr(info, "cls", None)) else name
     if isinstance(info, msgspec.inspect.DictType) and not _may_be_key(info.key_type):
         return (
             path,
             f"dict with keys that are not strings or numbers ({type(info.key_type).__name__.removesuffix('Type')})",
         )
-    cls = getattr(info, "cls", None)
+    cls: Any = getattr(info, "cls", None)
+    if pydantic_models.is_model(cls):  # a Pydantic dataclass: msgspec would leave out its validators
+        return path, f"{cls.__name__}{PYDANTIC}"
     if isinstance(cls, type) and hasattr(info, "fields"):
         if cls in seen:  # a recursive class, such as a tree
             return None
@@ -307,7 +345,7 @@ def _mixed_kinds(cls: type[Any], info: Any) -> str | None:
 def _lost_annotation(cls: type[Any], info: Any) -> str | None:
     fields = {field.name for field in info.fields}
     for base in cls.__mro__:
-        if base.__module__ in ("builtins", "typing", "typing_extensions", "abc", "collections.abc", "msgspec"):
+        if base.__module__ in _NOT_BASES:
             continue
         for name, annotation in inspect.get_annotations(base).items():
             if name not in fields and not _is_no_field(name, annotation):
@@ -410,6 +448,8 @@ def _parts(info: Any) -> list[tuple[str, Any]]:
 
 def field_names(cls: type[Any]) -> list[str]:
     """The names of an event class's fields, in order."""
+    if pydantic_models.is_model(cls):
+        return list(cls.__pydantic_fields__)
     if issubclass(cls, msgspec.Struct):
         return list(cls.__struct_fields__)
     if attrs.has(cls):
