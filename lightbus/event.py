@@ -31,6 +31,8 @@ _CLASS_VARIABLE = re.compile(r"(\w+\.)*(ClassVar|InitVar|KW_ONLY)\b")
 _ATTRIBUTE = "__lightbus_event__"
 _NOT_BASES = ("builtins", "typing", "typing_extensions", "abc", "collections.abc", "msgspec", "pydantic.main")
 """Modules whose classes have no fields of the user."""
+_MUTABLE = (list, dict, set, bytearray)
+_NO_DEFAULT: Any = object()
 
 
 @attrs.frozen
@@ -138,21 +140,118 @@ def _as_value_class(cls: type[Any]) -> type[Any]:
             "Use a plain class with annotated fields, an attrs class, a dataclass, a msgspec.Struct or a Pydantic "
             "model."
         )
-    _refuse_missing_annotations(cls)
-    return attrs.define(cls, frozen=True, slots=True, kw_only=True, field_transformer=_fresh_defaults)
+    inherited = _inherited_annotations(cls)
+    _refuse_missing_annotations(cls, inherited)
+    if dataclasses.is_dataclass(cls) and not attrs.has(cls):
+        return _as_dataclass(cls, inherited)
+    these = _attrs_fields(cls, inherited) if inherited else None
+    return attrs.define(cls, these=these, frozen=True, slots=True, kw_only=True, field_transformer=_fresh_defaults)
+
+
+def _inherited_annotations(cls: type[Any]) -> dict[str, Any]:
+    """The fields that neither attrs nor dataclasses would collect: those of bases without a decorator, and those that
+    the class gives a new default without a new annotation.
+
+    Raises:
+        errors.InvalidEvent: such a base has an `__init__`, which would not run.
+    """
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[1:-1]):
+        if is_value_class(base):  # its fields are collected
+            fields = field_names(base)
+            found = {name: one for name, one in found.items() if name not in fields or name in cls.__dict__}
+            annotations = inspect.get_annotations(base)
+            found |= {name: annotations[name] for name in fields if name in cls.__dict__ and name in annotations}
+        elif base.__module__ not in _NOT_BASES:
+            annotations = inspect.get_annotations(base)
+            own_fields = {name: one for name, one in annotations.items() if not _is_private_or_no_field(name, one)}
+            if own_fields and "__init__" in base.__dict__:
+                raise errors.InvalidEvent(
+                    f"{base.__name__}, a base of {cls.__name__}, defines __init__, which would not run: its fields "
+                    f"become fields of the event. Remove it, or make {base.__name__} an attrs class or a dataclass."
+                )
+            found |= own_fields
+    own = inspect.get_annotations(cls)
+    return {name: annotation for name, annotation in found.items() if name not in own}
+
+
+def _default_of(cls: type[Any], name: str) -> Any:
+    """The default of an inherited field: the nearest value in the class and its bases; `_NO_DEFAULT` without one.
+
+    Raises:
+        errors.InvalidEvent: a method or a property has the name of the field.
+    """
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            value = base.__dict__[name]
+            if inspect.ismemberdescriptor(value):  # a slot
+                continue
+            if hasattr(value, "__get__"):
+                raise errors.InvalidEvent(
+                    f"{base.__name__}.{name} is a {type(value).__name__}, but a base of {cls.__name__} declares a "
+                    "field with this name. Rename one of them."
+                )
+            return value
+    return _NO_DEFAULT
+
+
+def _attrs_fields(cls: type[Any], inherited: dict[str, Any]) -> dict[str, Any]:
+    """The inherited fields and those of the class itself, in this order: for attrs."""
+    fields: dict[str, Any] = {}
+    for name, annotation in inherited.items():
+        default = _default_of(cls, name)
+        if type(default) is type(attrs.field()):
+            fields[name] = default
+        else:
+            fields[name] = attrs.field(default=attrs.NOTHING if default is _NO_DEFAULT else default, type=annotation)
+    for name, annotation in inspect.get_annotations(cls).items():
+        if not _is_no_field(name, annotation):
+            default = cls.__dict__.get(name, attrs.NOTHING)
+            fields[name] = default if type(default) is type(attrs.field()) else attrs.field(default=default)
+    return fields
+
+
+def _as_dataclass(cls: type[Any], inherited: dict[str, Any]) -> type[Any]:
+    """A plain class with a dataclass as its base: a keyword-only dataclass, frozen if the base is.
+
+    Raises:
+        errors.InvalidEvent: the dataclass cannot be made.
+    """
+    if any(map(pydantic_models.is_model, cls.__mro__)):
+        raise errors.InvalidEvent(
+            f"{cls.__name__} has a Pydantic dataclass as its base. Decorate it with @pydantic.dataclasses.dataclass "
+            "too."
+        )
+    own = inspect.get_annotations(cls)
+    defaults = {name: _default_of(cls, name) for name in inherited}
+    defaults |= {name: cls.__dict__.get(name, _NO_DEFAULT) for name in own if not _is_no_field(name, own[name])}
+    for name, default in defaults.items():
+        if isinstance(default, _MUTABLE):
+            setattr(cls, name, dataclasses.field(default_factory=functools.partial(copy.deepcopy, default)))
+        elif default is not _NO_DEFAULT:
+            setattr(cls, name, default)
+    cls.__annotations__ = inherited | own
+    bases: list[Any] = [base for base in cls.__mro__ if "__dataclass_params__" in base.__dict__]
+    frozen = any(base.__dataclass_params__.frozen for base in bases)
+    try:
+        made = dataclasses.dataclass(frozen=frozen, kw_only=True)(cls)
+    except (TypeError, ValueError) as error:
+        raise errors.InvalidEvent(f"{cls.__name__} cannot be made a dataclass, as its base is: {error}") from error
+    cls.__annotations__ = own  # the others are read where they are written: their names belong to that module
+    return made
 
 
 def _fresh_defaults(_: type[Any], fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
     """Give each event its own copy of a mutable default (a list, dict or set): events must not share it."""
     return [
         field.evolve(default=attrs.Factory(functools.partial(copy.deepcopy, field.default)))
-        if isinstance(field.default, (list, dict, set, bytearray))
+        if isinstance(field.default, _MUTABLE)
         else field
         for field in fields
     ]
 
 
-def _refuse_missing_annotations(cls: type[Any]) -> None:
+def _refuse_missing_annotations(cls: type[Any], inherited: dict[str, Any]) -> None:
     """
     Raises:
         errors.InvalidEvent: a plain class whose attributes have no annotations, so that they would not be sent.
@@ -164,7 +263,7 @@ def _refuse_missing_annotations(cls: type[Any]) -> None:
         )
     if not inspect.get_annotations(cls):
         for name, value in cls.__dict__.items():
-            if not name.startswith("_") and not callable(value) and not hasattr(value, "__get__"):
+            if not (name.startswith("_") or name in inherited or callable(value) or hasattr(value, "__get__")):
                 raise errors.InvalidEvent(
                     f"{cls.__name__}.{name} has no type, so it is not a field and would not be sent. Annotate it, as "
                     f"in `{name}: {type(value).__name__}`."
@@ -347,7 +446,10 @@ def _lost_annotation(cls: type[Any], info: Any) -> str | None:
     for base in cls.__mro__:
         if base.__module__ in _NOT_BASES:
             continue
+        private = base is not cls and not is_value_class(base)
         for name, annotation in inspect.get_annotations(base).items():
+            if private and _is_private_or_no_field(name, annotation):
+                continue
             if name not in fields and not _is_no_field(name, annotation):
                 kind = (_kinds(cls) or ["NamedTuple"])[0]
                 article = "an" if kind[0] == "a" else "a"
@@ -369,6 +471,11 @@ def _is_no_field(name: str, annotation: Any) -> bool:
         or typing.get_origin(annotation) is typing.ClassVar
         or isinstance(annotation, dataclasses.InitVar)
     )
+
+
+def _is_private_or_no_field(name: str, annotation: Any) -> bool:
+    """For bases that are plain classes: their private attributes are no fields."""
+    return name.startswith("_") or _is_no_field(name, annotation)
 
 
 def _unset_default(cls: type[Any], info: Any) -> str | None:
