@@ -258,7 +258,8 @@ def _unreadable_names(cls: type[Any], by_alias: bool) -> str | None:
             from_where = " or ".join(map(repr, read)) or "a path"
             return (
                 f"{cls.__name__}.{name} is written as {written!r}, but read from {from_where}, so it would be lost. "
-                f"Use alias={written!r} (and validate_by_name=True in model_config, to keep {cls.__name__}({name}=...))."
+                f"Use alias={written!r} (and validate_by_name=True in model_config, to keep "
+                f"{cls.__name__}({name}=...))."
             )
     return None
 
@@ -308,3 +309,62 @@ def _unwritable(schema: Any, place: str) -> str | None:
     else:
         parts = [(place, part) for name, part in schema.items() if name != "metadata"]
     return next((found for where, part in parts if (found := _unwritable(part, where)) is not None), None)
+
+
+# --- for the commands -------------------------------------------------------------------------
+
+
+def json_schema(cls: type[Any], *, reads: bool = False) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The JSON Schema of a model as a reference, and the schemas that it refers to, by name.
+
+    Args:
+        reads: of what it reads; otherwise of what it writes, with computed fields.
+    """
+    from pydantic import TypeAdapter
+
+    mode: Any = "validation" if reads else "serialization"
+    made, definitions = TypeAdapter.json_schemas(
+        [("event", mode, adapter(cls))], by_alias=writes_aliases(cls), ref_template="#/$defs/{model}"
+    )
+    return dict(made["event", mode]), definitions.get("$defs", {})
+
+
+def described(cls: type[Any]) -> Iterator[dict[str, Any]]:
+    """The fields of a model, by their names in the body: name, attribute, required, and `default` or `default_factory`.
+
+    Of a computed field, `computed` is True.
+    """
+    from pydantic_core import to_jsonable_python
+
+    by_alias = writes_aliases(cls)
+    for name, field in _fields(cls).items():
+        if field.exclude:
+            continue
+        one = {"name": written_name(name, field, by_alias), "attribute": name, "required": field.is_required()}
+        if field.default_factory is not None:
+            one["default_factory"] = getattr(field.default_factory, "__name__", "?")
+        elif not field.is_required():
+            one["default"] = to_jsonable_python(field.default, fallback=str)
+        yield one
+    computed = getattr(getattr(cls, "__pydantic_decorators__", None), "computed_fields", {})
+    for name, decorator in computed.items():
+        alias = decorator.info.alias if by_alias else None
+        yield {"name": alias or name, "attribute": name, "required": False, "computed": True}
+
+
+def computed_type(cls: Any, name: str) -> Any:
+    """The annotation of a computed field."""
+    return cls.__pydantic_decorators__.computed_fields[name].info.return_type
+
+
+def accepted_names(cls: type[Any]) -> set[str] | None:
+    """The names that a body may have; None if the model takes any (`extra="allow"`)."""
+    if config_of(cls).get("extra") == "allow":
+        return None
+    names: set[str] = set()
+    for name, field in _fields(cls).items():
+        names |= {*read_names(cls, name, field)}
+        alias = field.validation_alias
+        paths = [one for one in (alias, *getattr(alias, "choices", ())) if hasattr(one, "path")]
+        names |= {str(one.path[0]) for one in paths}
+    return names

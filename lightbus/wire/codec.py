@@ -139,7 +139,7 @@ def encode(event_type: EventType, event: object) -> bytes:
             raise ValueError("it has a NaN or an infinity, which JSON cannot represent (it would arrive as null)")
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.InvalidPayload(
-            f"event {event_type.name!r} was not sent: {_sentence(error)} Set the fields of {event_type.cls.__name__} "
+            f"event {event_type.name!r} was not sent: {_sentence(error)}Set the fields of {event_type.cls.__name__} "
             "to values of their declared types."
         ) from error
     return check_size(event_type.name, body)
@@ -212,7 +212,7 @@ def _unreadable(payload_type: Any, error: Exception) -> errors.DecodeError:
 def _sentence(error: Exception) -> str:
     """The message of an error, ready to be followed by a sentence: of several lines, that is on the next line."""
     text = pydantic_models.explain(error)
-    return f"{text}\n" if "\n" in text else f"{text.removesuffix('.')}."
+    return f"{text}\n" if "\n" in text else f"{text.removesuffix('.')}. "
 
 
 def _coder(payload_type: Any) -> Coder:
