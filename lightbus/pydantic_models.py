@@ -101,10 +101,15 @@ class Coder:
         self.hashed = [*_hashed(made.core_schema)]
         """The core schemas whose values are elements of sets, or keys of dicts."""
         kinds = {node["type"] for node in nodes(made.core_schema)}
-        self._may_lose_numbers = not kinds.isdisjoint(_MAYBE_NULL) and not kinds.isdisjoint(_MAYBE_FLOAT)
-        self._may_write_constants = "constants" in {
-            (node.get("config") or {}).get("ser_json_inf_nan") for node in nodes(made.core_schema)
+        not_finite = {
+            (node.get("config") or {}).get("ser_json_inf_nan", "null")
+            for node in nodes(made.core_schema)
+            if node["type"] in ("model", "dataclass")
         }
+        self._may_lose_numbers = (
+            "null" in not_finite and not kinds.isdisjoint(_MAYBE_NULL) and not kinds.isdisjoint(_MAYBE_FLOAT)
+        )
+        self._may_write_constants = "constants" in not_finite
 
     def encode(self, event: object) -> bytes:
         """

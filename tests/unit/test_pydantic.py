@@ -247,6 +247,18 @@ def test_unions_lists_and_optional_models_are_read() -> None:
     assert isinstance(read(Cash | Card, {"kind": "card", "number": "1"}), Card)
 
 
+def test_a_field_is_written_with_the_fields_of_its_type(app: Lightbus) -> None:
+    class Detailed(Address):
+        country: str
+
+    @app.event
+    class UserMoved(BaseModel):
+        to: Address
+
+    event = UserMoved(to=Detailed(street="x", zip=1, country="NL"))
+    assert body_of(app, event) == b'{"to":{"street":"x","zip":1}}'
+
+
 def test_the_model_decides_how_strict_it_is() -> None:
     class Strict(BaseModel):
         model_config = ConfigDict(strict=True)
@@ -374,6 +386,14 @@ def test_a_number_that_json_cannot_represent_is_not_sent(app: Lightbus, number: 
 
         value: float
 
+    @app.event
+    class Written(BaseModel):
+        model_config = ConfigDict(ser_json_inf_nan="strings")
+
+        value: float
+        note: str | None = None
+
+    assert codec.decode(Written, body_of(app, Written(value=number))).value == pytest.approx(number, nan_ok=True)
     assert "a NaN or an infinity" in not_sent(app, Measured(value=number))
     assert "a NaN or an infinity" in not_sent(app, Counted(value=number))
     assert body_of(app, Measured(value=None)) == b'{"value":null}'
