@@ -320,6 +320,18 @@ def test_a_value_that_is_the_same_in_json_is_sent(app: Lightbus) -> None:
     assert body_of(app, event) == b'{"on":"2026-01-02"}'
 
 
+def test_a_type_that_does_not_read_strictly_what_it_writes_is_sent(app: Lightbus) -> None:
+    @app.event
+    class Counted(BaseModel):
+        lasts: timedelta
+        number: Annotated[int, pydantic.PlainSerializer(str)]
+
+        model_config = ConfigDict(ser_json_timedelta="float")
+
+    event = Counted(lasts=timedelta(seconds=90), number=5)
+    assert codec.decode(Counted, body_of(app, event)) == event
+
+
 def test_an_error_has_one_line_for_each_field(app: Lightbus) -> None:
     app.event(Address)
     assert not_sent(app, Address.model_construct(street=1, zip="x")) == (
