@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SHOWN_ERRORS = 10
 """Fields that an error lists."""
+MOST_LISTED = 10_000
+"""Of more errors only the number is shown: a body may have millions, and Pydantic would need 500 bytes for each."""
 
 _NO_OBJECT = "it is not written as a JSON object, which the body of an event is"
 _NOT_FINITE = "it has a NaN or an infinity, which JSON cannot represent"
@@ -211,6 +213,8 @@ def explain(error: BaseException) -> str:
     if type(error).__module__ != "pydantic_core._pydantic_core" or not hasattr(error, "errors"):
         return str(error)
     validation: Any = error
+    if (count := validation.error_count()) > MOST_LISTED:
+        return f"{count:,} errors, which are too many to list"
     details = validation.errors(include_url=False, include_context=False, include_input=False)
     lines = [_line(one["loc"], one["msg"]) for one in details[:SHOWN_ERRORS]]
     if len(details) == 1:

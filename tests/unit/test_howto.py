@@ -71,7 +71,10 @@ def seconds(figure: float) -> str:
         ("rabbitmq", f"`?connect_timeout={address.CONNECT_TIMEOUT:g}`"),
         ("rabbitmq", f"up to {MAX_BODY_BYTES // 1024**2} MiB"),
         ("rabbitmq", f"({app.PREFETCH} / {app.CONCURRENCY}, {handler.TIMEOUT:g} s) that is 7 minutes"),
-        ("pydantic", f"the error lists {pydantic_models.SHOWN_ERRORS} of them"),
+        (
+            "pydantic",
+            f"lists {pydantic_models.SHOWN_ERRORS} of them, and of more than {pydantic_models.MOST_LISTED:,} only",
+        ),
         ("first-errors", f"for {seconds(app.PUBLISH_TIMEOUT)} seconds (`publish_timeout=`"),
     ],
 )

@@ -21,6 +21,7 @@ from pydantic.alias_generators import to_camel
 
 from lightbus import Lightbus, errors
 from lightbus.cli import events, schema
+from lightbus.pydantic_models import MOST_LISTED
 from lightbus.transport import Delivery
 from lightbus.wire import codec
 from lightbus.wire.collisions import MOST_COLLIDING
@@ -360,6 +361,11 @@ def test_an_error_lists_the_first_fields_and_counts_the_others() -> None:
     message = not_read(list[Address], [{}] * 50)
     assert message.count("\n") == 11
     assert message.endswith("  ... and 90 more")
+
+
+def test_too_many_errors_are_only_counted() -> None:
+    many = MOST_LISTED // 2 + 1
+    assert not_read(list[Address], [{}] * many).endswith(f"{2 * many:,} errors, which are too many to list")
 
 
 def test_names_in_an_error_are_printable_and_short() -> None:
