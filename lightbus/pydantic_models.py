@@ -216,17 +216,22 @@ def explain(error: BaseException) -> str:
     if (count := validation.error_count()) > MOST_LISTED:
         return f"{count:,} errors, which are too many to list"
     details = validation.errors(include_url=False, include_context=False, include_input=False)
-    lines = [_line(one["loc"], one["msg"]) for one in details[:SHOWN_ERRORS]]
-    if len(details) == 1:
+    paths = [_path(one["loc"]) for one in details[:SHOWN_ERRORS]]
+    lines = [
+        f"{path}: {_printable(one['msg'], 500)}" if path else _printable(one["msg"], 500)
+        for path, one in zip(paths, details, strict=False)
+    ]
+    if count == 1:
         return lines[0]
-    if len(details) > SHOWN_ERRORS:
-        lines.append(f"... and {len(details) - SHOWN_ERRORS:,} more")
-    return f"{len(details):,} errors:\n" + "\n".join(f"  {line}" for line in lines)
+    if count > SHOWN_ERRORS:
+        lines.append(f"... and {count - SHOWN_ERRORS:,} more")
+    # Lists of dead letters show only the first line.
+    first = ", ".join(filter(None, [*paths[:3], "..." if count > 3 else ""]))
+    return f"{count:,} errors ({first}):\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def _line(location: Sequence[int | str], message: str) -> str:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in location).strip(".")
-    return f"{path}: {_printable(message, 500)}" if path else _printable(message, 500)
+def _path(location: Sequence[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in location).strip(".")
 
 
 def _printable(text: str, limit: int = 100) -> str:

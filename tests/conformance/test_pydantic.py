@@ -121,7 +121,7 @@ async def test_a_model_that_does_not_fit_becomes_a_readable_dead_letter(shop: Li
         await shop.publish(CARD)
         (letter,) = await dead_letters(billing)
     assert reason(letter) == (
-        "lightbus.errors.DecodeError: the body cannot be read as Strict: 2 errors:\n"
+        "lightbus.errors.DecodeError: the body cannot be read as Strict: 2 errors (lines, at):\n"
         "  lines: Extra inputs are not permitted\n"
         "  at: Extra inputs are not permitted"
     )

@@ -345,7 +345,7 @@ def test_pydantic_events_are_published_from_fields_json_and_files(tmp_path: Path
         running.wait_for("'late': True")
     wrong = publish(tmp_path, url, "invoice.paid", "number=x", "amount=y")
     assert wrong.returncode == 1
-    assert "2 errors:\n  number: Input should be a valid integer" in wrong.stderr
+    assert "2 errors (number, amount):\n  number: Input should be a valid integer" in wrong.stderr
     assert "\nIts fields: invoiceNumber: int, amount: Decimal, lines: list[str], address: Addr" in wrong.stderr
     assert "Did you mean 'amount'?" in publish(tmp_path, url, "invoice.paid", "number=1", "amuont=2").stderr
     lines = publish(tmp_path, url, "invoice.paid", "--jsonl", "-", given=b'{"number": 1}\n{"number": "x"}\n')

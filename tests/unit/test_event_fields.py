@@ -291,6 +291,7 @@ def test_fields_of_structs_and_pydantic_models_are_inherited(app: Lightbus) -> N
     class OrderPlaced(Base):
         number: int
 
+    @app.event("model.made")
     class Model(pydantic.BaseModel):
         number: int
         _cache: int = 0

@@ -16,6 +16,7 @@ import attrs
 import jsonschema
 import pydantic
 import pytest
+import typing_extensions
 from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, SecretStr, computed_field
 from pydantic.alias_generators import to_camel
 
@@ -242,6 +243,12 @@ def test_a_discriminated_union_is_read_as_one_of_its_models() -> None:
     assert "'gold' found using 'kind' does not match" in not_read(Payment, {"kind": "gold"})
 
 
+def test_a_named_union_is_read() -> None:
+    named = typing_extensions.TypeAliasType("Named", Payment)  # `type Named = ...` from Python 3.12 on
+    assert read(named, {"kind": "card", "number": "1"}) == Card(kind="card", number="1")
+    assert not_read(named, {"kind": "card"}) == "the body cannot be read as Named: card.number: Field required"
+
+
 def test_unions_lists_and_optional_models_are_read() -> None:
     assert read(Card | None, b"null") is None
     assert read(list[Card], [{"kind": "card", "number": "1"}]) == [Card(kind="card", number="1")]
@@ -336,13 +343,13 @@ def test_a_type_that_does_not_read_strictly_what_it_writes_is_sent(app: Lightbus
 def test_an_error_has_one_line_for_each_field(app: Lightbus) -> None:
     app.event(Address)
     assert not_sent(app, Address.model_construct(street=1, zip="x")) == (
-        "event 'address' was not sent: 2 errors:\n"
+        "event 'address' was not sent: 2 errors (street, zip):\n"
         "  street: Input should be a valid string\n"
         "  zip: Input should be a valid integer\n"
         "Set the fields of Address to values of their declared types."
     )
     assert not_read(Address, {"zip": "x"}) == (
-        "the body cannot be read as Address: 2 errors:\n"
+        "the body cannot be read as Address: 2 errors (street, zip):\n"
         "  street: Field required\n"
         "  zip: Input should be a valid integer, unable to parse string as an integer"
     )
