@@ -161,7 +161,7 @@ def _around() -> tuple[Row, ...]:
         settings = {"prefetch": EQUAL, "around": around}
         rows += [
             Row("Lightbus", "lightbus_", 40000, group=group, settings=settings),
-            Row("FastStream", "faststream_", 3000, group=group, lacks=FASTSTREAM, settings=settings),
+            Row("FastStream", "faststream_", 6000, group=group, lacks=FASTSTREAM, settings=settings),
         ]
     return tuple(rows)
 

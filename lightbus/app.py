@@ -222,8 +222,9 @@ class Lightbus:
     def event(self, target: Any = None, /, *, version: int = 1) -> Any:
         """Declare an event of this app: `@app.event`, or `@app.event("user.registered", version=2)`.
 
-        A plain class becomes a frozen, slotted, keyword-only attrs class. An attrs class, a dataclass or a
-        msgspec.Struct is taken as it is.
+        A plain class becomes a frozen, slotted, keyword-only attrs class, with the fields of its plain base classes; a
+        plain class over a dataclass becomes a keyword-only dataclass. An attrs class, a dataclass, a msgspec.Struct or
+        a Pydantic model is taken as it is.
 
         Raises:
             errors.InvalidEvent: a field's type cannot be written as JSON, the field would not be sent, or its default

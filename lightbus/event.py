@@ -17,7 +17,10 @@ from typing import Any
 import attrs
 import msgspec
 
-from lightbus import errors, options
+from lightbus import errors, options, pydantic_models
+
+PYDANTIC = " (a Pydantic model)"
+"""The end of a type's name in `unreadable_part`, for a model within a class of another kind."""
 
 MAX_NAME_BYTES = 255
 """AMQP's limit for a routing key (a short string)."""
@@ -26,6 +29,10 @@ _WORDS = re.compile(r"[A-Z][A-Z0-9]*(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _CLASS_VARIABLE = re.compile(r"(\w+\.)*(ClassVar|InitVar|KW_ONLY)\b")
 _ATTRIBUTE = "__lightbus_event__"
+_NOT_BASES = ("builtins", "typing", "typing_extensions", "abc", "collections.abc", "msgspec", "pydantic.main")
+"""Modules whose classes have no fields of the user."""
+_MUTABLE = (list, dict, set, bytearray)
+_NO_DEFAULT: Any = object()
 
 
 @attrs.frozen
@@ -114,9 +121,14 @@ def _check_own_name(class_name: str, name: object) -> str:
 
 
 def is_value_class(cls: type[Any]) -> bool:
-    """Whether the class itself (not one of its bases) is an attrs class, a dataclass or a msgspec.Struct."""
+    """Whether the class itself (not a base) is an attrs class, a dataclass, a msgspec.Struct or a Pydantic model."""
     own = cls.__dict__
-    return "__attrs_attrs__" in own or "__dataclass_fields__" in own or issubclass(cls, msgspec.Struct)
+    return (
+        "__attrs_attrs__" in own
+        or "__dataclass_fields__" in own
+        or issubclass(cls, msgspec.Struct)
+        or pydantic_models.is_model(cls)
+    )
 
 
 def _as_value_class(cls: type[Any]) -> type[Any]:
@@ -125,23 +137,121 @@ def _as_value_class(cls: type[Any]) -> type[Any]:
     if type(cls) is not type or issubclass(cls, (dict, list, tuple, str, int, float, BaseException)):
         raise errors.InvalidEvent(
             f"{cls.__name__} (a {type(cls).__name__}, base {cls.__mro__[1].__name__}) cannot be an event. "
-            "Use a plain class with annotated fields, an attrs class, a dataclass or a msgspec.Struct."
+            "Use a plain class with annotated fields, an attrs class, a dataclass, a msgspec.Struct or a Pydantic "
+            "model."
         )
-    _refuse_missing_annotations(cls)
-    return attrs.define(cls, frozen=True, slots=True, kw_only=True, field_transformer=_fresh_defaults)
+    inherited = _inherited_annotations(cls)
+    _refuse_missing_annotations(cls, inherited)
+    if dataclasses.is_dataclass(cls) and not attrs.has(cls):
+        return _as_dataclass(cls, inherited)
+    these = _attrs_fields(cls, inherited) if inherited else None
+    return attrs.define(cls, these=these, frozen=True, slots=True, kw_only=True, field_transformer=_fresh_defaults)
+
+
+def _inherited_annotations(cls: type[Any]) -> dict[str, Any]:
+    """The fields that neither attrs nor dataclasses would collect: those of bases without a decorator, and those that
+    the class gives a new default without a new annotation.
+
+    Raises:
+        errors.InvalidEvent: such a base has an `__init__`, which would not run.
+    """
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[1:-1]):
+        if is_value_class(base):  # its fields are collected
+            fields = field_names(base)
+            found = {name: one for name, one in found.items() if name not in fields or name in cls.__dict__}
+            annotations = inspect.get_annotations(base)
+            found |= {name: annotations[name] for name in fields if name in cls.__dict__ and name in annotations}
+        elif base.__module__ not in _NOT_BASES:
+            annotations = inspect.get_annotations(base)
+            own_fields = {name: one for name, one in annotations.items() if not _is_private_or_no_field(name, one)}
+            if own_fields and "__init__" in base.__dict__:
+                raise errors.InvalidEvent(
+                    f"{base.__name__}, a base of {cls.__name__}, defines __init__, which would not run: its fields "
+                    f"become fields of the event. Remove it, or make {base.__name__} an attrs class or a dataclass."
+                )
+            found |= own_fields
+    own = inspect.get_annotations(cls)
+    return {name: annotation for name, annotation in found.items() if name not in own}
+
+
+def _default_of(cls: type[Any], name: str) -> Any:
+    """The default of an inherited field: the nearest value in the class and its bases; `_NO_DEFAULT` without one.
+
+    Raises:
+        errors.InvalidEvent: a method or a property has the name of the field.
+    """
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            value = base.__dict__[name]
+            if inspect.ismemberdescriptor(value):  # a slot
+                continue
+            if hasattr(value, "__get__"):
+                raise errors.InvalidEvent(
+                    f"{base.__name__}.{name} is a {type(value).__name__}, but a base of {cls.__name__} declares a "
+                    "field with this name. Rename one of them."
+                )
+            return value
+    return _NO_DEFAULT
+
+
+def _attrs_fields(cls: type[Any], inherited: dict[str, Any]) -> dict[str, Any]:
+    """The inherited fields and those of the class itself, in this order: for attrs."""
+    fields: dict[str, Any] = {}
+    for name, annotation in inherited.items():
+        default = _default_of(cls, name)
+        if type(default) is type(attrs.field()):
+            fields[name] = default
+        else:
+            fields[name] = attrs.field(default=attrs.NOTHING if default is _NO_DEFAULT else default, type=annotation)
+    for name, annotation in inspect.get_annotations(cls).items():
+        if not _is_no_field(name, annotation):
+            default = cls.__dict__.get(name, attrs.NOTHING)
+            fields[name] = default if type(default) is type(attrs.field()) else attrs.field(default=default)
+    return fields
+
+
+def _as_dataclass(cls: type[Any], inherited: dict[str, Any]) -> type[Any]:
+    """A plain class with a dataclass as its base: a keyword-only dataclass, frozen if the base is.
+
+    Raises:
+        errors.InvalidEvent: the dataclass cannot be made.
+    """
+    if any(map(pydantic_models.is_model, cls.__mro__)):
+        raise errors.InvalidEvent(
+            f"{cls.__name__} has a Pydantic dataclass as its base. Decorate it with @pydantic.dataclasses.dataclass "
+            "too."
+        )
+    own = inspect.get_annotations(cls)
+    defaults = {name: _default_of(cls, name) for name in inherited}
+    defaults |= {name: cls.__dict__.get(name, _NO_DEFAULT) for name in own if not _is_no_field(name, own[name])}
+    for name, default in defaults.items():
+        if isinstance(default, _MUTABLE):
+            setattr(cls, name, dataclasses.field(default_factory=functools.partial(copy.deepcopy, default)))
+        elif default is not _NO_DEFAULT:
+            setattr(cls, name, default)
+    cls.__annotations__ = inherited | own
+    bases: list[Any] = [base for base in cls.__mro__ if "__dataclass_params__" in base.__dict__]
+    frozen = any(base.__dataclass_params__.frozen for base in bases)
+    try:
+        made = dataclasses.dataclass(frozen=frozen, kw_only=True)(cls)
+    except (TypeError, ValueError) as error:
+        raise errors.InvalidEvent(f"{cls.__name__} cannot be made a dataclass, as its base is: {error}") from error
+    cls.__annotations__ = own  # the others are read where they are written: their names belong to that module
+    return made
 
 
 def _fresh_defaults(_: type[Any], fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
     """Give each event its own copy of a mutable default (a list, dict or set): events must not share it."""
     return [
         field.evolve(default=attrs.Factory(functools.partial(copy.deepcopy, field.default)))
-        if isinstance(field.default, (list, dict, set, bytearray))
+        if isinstance(field.default, _MUTABLE)
         else field
         for field in fields
     ]
 
 
-def _refuse_missing_annotations(cls: type[Any]) -> None:
+def _refuse_missing_annotations(cls: type[Any], inherited: dict[str, Any]) -> None:
     """
     Raises:
         errors.InvalidEvent: a plain class whose attributes have no annotations, so that they would not be sent.
@@ -153,7 +263,7 @@ def _refuse_missing_annotations(cls: type[Any]) -> None:
         )
     if not inspect.get_annotations(cls):
         for name, value in cls.__dict__.items():
-            if not name.startswith("_") and not callable(value) and not hasattr(value, "__get__"):
+            if not (name.startswith("_") or name in inherited or callable(value) or hasattr(value, "__get__")):
                 raise errors.InvalidEvent(
                     f"{cls.__name__}.{name} has no type, so it is not a field and would not be sent. Annotate it, as "
                     f"in `{name}: {type(value).__name__}`."
@@ -177,6 +287,9 @@ def _known_by_its_name(cls: type[Any]) -> Generator[None]:
 
 def _check_fields(event_type: EventType) -> None:
     cls = event_type.cls
+    if pydantic_models.is_model(cls):
+        _check_model(event_type)
+        return
     try:
         info = msgspec.inspect.type_info(cls)
     except KeyError as error:  # msgspec raises it for an attrs.field() without a type
@@ -196,6 +309,11 @@ def _check_fields(event_type: EventType) -> None:
     unreadable = unreadable_part(info)
     if unreadable is not None:
         where, part = unreadable
+        if part.endswith(PYDANTIC):
+            raise errors.InvalidEvent(
+                f"event {event_type.name!r}: field {cls.__name__}.{where} has the type {part}, which only another "
+                f"Pydantic model can have as a part. Make {cls.__name__} a Pydantic model too."
+            )
         raise errors.InvalidEvent(
             f"event {event_type.name!r}: field {cls.__name__}.{where} has the type {part}, which JSON cannot "
             "represent. Use str, int, float, bool, bytes, Decimal, datetime, UUID, Enum, lists and dicts of these, "
@@ -217,6 +335,22 @@ def _check_fields(event_type: EventType) -> None:
         ) from error
 
 
+def _check_model(event_type: EventType) -> None:
+    """
+    Raises:
+        errors.InvalidEvent: the Pydantic model is incomplete, or its instances would lose a field.
+    """
+    try:
+        problem = pydantic_models.problem_of(event_type.cls)
+    except TypeError as error:
+        raise errors.InvalidEvent(
+            f"event {event_type.name!r}: {event_type.cls.__name__} is a Pydantic model that is not complete: {error}. "
+            "Import or define its types at the top of the module (not in a function, nor under TYPE_CHECKING)."
+        ) from error
+    if problem is not None:
+        raise errors.InvalidEvent(f"event {event_type.name!r}: {problem}")
+
+
 def _unreadable_field(cls: type[Any]) -> str:
     """The field whose type msgspec does not support."""
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
@@ -236,13 +370,16 @@ def _search(info: Any, path: str, seen: set[type]) -> tuple[str, str] | None:
     if isinstance(info, msgspec.inspect.CustomType) and info.cls is object:
         return None  # any JSON value
     if isinstance(info, (msgspec.inspect.CustomType, msgspec.inspect.RawType, msgspec.inspect.ExtType)):
-        return path, getattr(getattr(info, "cls", None), "__name__", type(info).__name__)
+        name = getattr(getattr(info, "cls", None), "__name__", type(info).__name__)
+        return path, f"{name}{PYDANTIC}" if pydantic_models.is_model(getattr(info, "cls", None)) else name
     if isinstance(info, msgspec.inspect.DictType) and not _may_be_key(info.key_type):
         return (
             path,
             f"dict with keys that are not strings or numbers ({type(info.key_type).__name__.removesuffix('Type')})",
         )
-    cls = getattr(info, "cls", None)
+    cls: Any = getattr(info, "cls", None)
+    if pydantic_models.is_model(cls):  # a Pydantic dataclass: msgspec would leave out its validators
+        return path, f"{cls.__name__}{PYDANTIC}"
     if isinstance(cls, type) and hasattr(info, "fields"):
         if cls in seen:  # a recursive class, such as a tree
             return None
@@ -307,9 +444,12 @@ def _mixed_kinds(cls: type[Any], info: Any) -> str | None:
 def _lost_annotation(cls: type[Any], info: Any) -> str | None:
     fields = {field.name for field in info.fields}
     for base in cls.__mro__:
-        if base.__module__ in ("builtins", "typing", "typing_extensions", "abc", "collections.abc", "msgspec"):
+        if base.__module__ in _NOT_BASES:
             continue
+        private = base is not cls and not is_value_class(base)
         for name, annotation in inspect.get_annotations(base).items():
+            if private and _is_private_or_no_field(name, annotation):
+                continue
             if name not in fields and not _is_no_field(name, annotation):
                 kind = (_kinds(cls) or ["NamedTuple"])[0]
                 article = "an" if kind[0] == "a" else "a"
@@ -331,6 +471,11 @@ def _is_no_field(name: str, annotation: Any) -> bool:
         or typing.get_origin(annotation) is typing.ClassVar
         or isinstance(annotation, dataclasses.InitVar)
     )
+
+
+def _is_private_or_no_field(name: str, annotation: Any) -> bool:
+    """For bases that are plain classes: their private attributes are no fields."""
+    return name.startswith("_") or _is_no_field(name, annotation)
 
 
 def _unset_default(cls: type[Any], info: Any) -> str | None:
@@ -410,6 +555,8 @@ def _parts(info: Any) -> list[tuple[str, Any]]:
 
 def field_names(cls: type[Any]) -> list[str]:
     """The names of an event class's fields, in order."""
+    if pydantic_models.is_model(cls):
+        return list(cls.__pydantic_fields__)
     if issubclass(cls, msgspec.Struct):
         return list(cls.__struct_fields__)
     if attrs.has(cls):

@@ -12,8 +12,8 @@ from typing import Any
 import attrs
 import msgspec
 
-from lightbus import errors, options
-from lightbus.event import event_type_of, lossy_part, unreadable_part
+from lightbus import errors, options, pydantic_models
+from lightbus.event import PYDANTIC, event_type_of, lossy_part, unreadable_part
 from lightbus.message import Message
 from lightbus.pattern import topic_matches
 from lightbus.retry import Retry
@@ -400,6 +400,8 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
             f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' is neither the payload nor exactly the "
             f"envelope. The envelope is never None: declare it as '{parameter.name}: Message'."
         )
+    if pydantic_models.holds_model(wanted):
+        return _model_reader(parameter, owner)
     try:
         info = msgspec.inspect.type_info(wanted)
         readable = unreadable_part(info)
@@ -415,9 +417,14 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
     if readable is not None:
         where, part = readable
         field = f" (its field {where} is a {part})" if where else ""
+        if part.endswith(PYDANTIC):
+            raise errors.InvalidHandler(
+                f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' cannot be filled{field}: only a Pydantic "
+                "model can have a Pydantic model as a part. Make the class of the parameter a Pydantic model too."
+            )
         raise errors.InvalidHandler(
             f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' cannot be filled from JSON{field}. "
-            "Annotate it with an attrs class, a dataclass, a msgspec.Struct, a TypedDict or dict; "
+            "Annotate it with an attrs class, a dataclass, a msgspec.Struct, a Pydantic model, a TypedDict or dict; "
             "or the envelope with Message."
         )
     problem = lossy_part(info)
@@ -434,6 +441,16 @@ def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Deliv
     return codec.payload_reader(wanted)
 
 
+def _model_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Delivery], Any]:
+    """For a Pydantic model, or a union or the like of some."""
+    try:
+        return codec.payload_reader(parameter.annotation)
+    except TypeError as error:
+        raise errors.InvalidHandler(
+            f"{owner}: the parameter '{parameter.name}: {_shown(parameter.annotation)}' cannot be filled: {error}"
+        ) from error
+
+
 def _is_scalar(info: msgspec.inspect.Type) -> bool:
     if isinstance(info, msgspec.inspect.UnionType):
         return all(_is_scalar(one) for one in info.types)
@@ -441,7 +458,7 @@ def _is_scalar(info: msgspec.inspect.Type) -> bool:
 
 
 def _shown(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return pydantic_models.shown(annotation)
 
 
 _SCALARS = (

@@ -90,6 +90,11 @@ def fields(cls: type[Any]) -> Iterator[dict[str, Any]]:
     """The fields of an event by their names on the wire, with `default` (as in JSON) or `default_factory`."""
     import msgspec
 
+    from lightbus import pydantic_models
+
+    if pydantic_models.is_model(cls):
+        yield from _model_fields(cls)
+        return
     info: Any = msgspec.inspect.type_info(cls)
     annotations = _annotations(cls)
     for field in info.fields:
@@ -101,13 +106,32 @@ def fields(cls: type[Any]) -> Iterator[dict[str, Any]]:
         yield described
 
 
+def _model_fields(cls: type[Any]) -> Iterator[dict[str, Any]]:
+    """The same of a Pydantic model. A computed field has `computed`."""
+    from lightbus import pydantic_models
+
+    annotations = _annotations(cls)
+    for field in pydantic_models.described(cls):
+        name = field.pop("attribute")
+        if "computed" in field:
+            annotations[name] = _type_name(pydantic_models.computed_type(cls, name))
+        yield {"name": field.pop("name"), "type": annotations.get(name, "?"), **field}
+
+
 def _annotations(cls: type[Any]) -> dict[str, str]:
     """The annotations as in source code, without module names."""
     try:
-        hints = typing.get_type_hints(cls, localns={cls.__name__: cls}, include_extras=True)
+        hints = typing.get_type_hints(cls, localns={cls.__name__: cls}, include_extras=not _is_model(cls))
     except NameError:  # the class is defined in a function, and uses its local names
         hints = {name: hint for base in reversed(cls.__mro__) for name, hint in inspect.get_annotations(base).items()}
     return {name: _type_name(hint) for name, hint in hints.items()}
+
+
+def _is_model(cls: type[Any]) -> bool:
+    """For Pydantic models, `Annotated` is left out: it may have validators."""
+    from lightbus import pydantic_models
+
+    return pydantic_models.is_model(cls)
 
 
 def _type_name(hint: Any) -> str:
@@ -145,6 +169,8 @@ def _field_lines(event_type: EventType) -> Iterator[str]:
 def _default(field: dict[str, Any]) -> str:
     if field["required"]:
         return ""
+    if "computed" in field:
+        return "computed"
     if "default" in field:
         return f"= {tables.printable(json.dumps(field['default'], default=str), 40)}"
     return f"= {field['default_factory']}()"

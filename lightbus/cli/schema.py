@@ -40,7 +40,7 @@ def schema(target: str, event: str | None) -> None:
     """Print the JSON Schema (2020-12) of an event's body; without EVENT, a JSON object with all of them, by name.
 
     The order is stable, so a diff of two versions shows the changed events. Consumers should ignore unknown fields, as
-    Lightbus does: the schemas allow them.
+    Lightbus does: the schemas allow them, except that of a Pydantic model with `extra="forbid"`.
     """
     from lightbus import errors
     from lightbus.cli import logs
@@ -61,9 +61,7 @@ def schemas(app: Lightbus) -> dict[str, Any]:
 
 def schema_of(app: str, event_type: EventType) -> dict[str, Any]:
     """A complete schema: everything that it refers to is in its `$defs`."""
-    import msgspec
-
-    (root,), parts = msgspec.json.schema_components([event_type.cls], ref_template="#/$defs/{name}")
+    root, parts = _components(event_type.cls)
     return {
         "$schema": DIALECT,
         "title": event_type.name,
@@ -74,6 +72,18 @@ def schema_of(app: str, event_type: EventType) -> dict[str, Any]:
         **root,
         "$defs": {name: _cleaned(parts[name]) for name in sorted(parts)},
     }
+
+
+def _components(cls: type[Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The schema of a class as a reference, and the schemas that it refers to, by name."""
+    import msgspec
+
+    from lightbus import pydantic_models
+
+    if pydantic_models.is_model(cls):
+        return pydantic_models.json_schema(cls)
+    (root,), parts = msgspec.json.schema_components([cls], ref_template="#/$defs/{name}")
+    return root, parts
 
 
 def _cleaned(part: dict[str, Any]) -> dict[str, Any]:

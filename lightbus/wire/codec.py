@@ -9,16 +9,17 @@ from __future__ import annotations
 import functools
 import math
 import time
+import typing
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Protocol
 
 import attrs
 import msgspec
 import msgspec.inspect
 
-from lightbus import errors, transport
+from lightbus import errors, pydantic_models, transport
 from lightbus.event import EventType
 from lightbus.message import ArrivedMessage, Message, new_id
 from lightbus.transport import Delivery, Properties
@@ -101,7 +102,29 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, Recurs
 _NULL = (msgspec.inspect.NoneType, msgspec.inspect.AnyType, msgspec.inspect.RawType, msgspec.inspect.CustomType)
 
 _encoder = msgspec.json.Encoder()
-_decoders: dict[Any, msgspec.json.Decoder[Any] | collisions.GuardedDecoder] = {}
+_coders: dict[Any, Coder] = {}
+
+
+class Coder(Protocol):
+    """Encodes and decodes one type. `check` raises for the body of an event that has a value of a wrong type."""
+
+    @property
+    def encode(self) -> Callable[[Any], bytes]: ...
+
+    @property
+    def check(self) -> Callable[[bytes], Any]: ...
+
+    @property
+    def decode(self) -> Callable[[bytes], Any]: ...
+
+
+@attrs.frozen
+class _Coder:
+    """These are msgspec's own methods, so that an event costs no further call."""
+
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+    check: Callable[[bytes], Any]
 
 
 # --- bodies -----------------------------------------------------------------------------------
@@ -118,14 +141,15 @@ def encode(event_type: EventType, event: object) -> bytes:
     """
     cls: Any = event_type.cls
     try:
-        body = _encoder.encode(event)
-        _decoder(cls).decode(body)
+        coder = _coder(cls)
+        body = coder.encode(event)
+        coder.check(body)
         if _takes_null(cls) and b"null" in body and _holds_no_number(msgspec.to_builtins(event)):
             raise ValueError("it has a NaN or an infinity, which JSON cannot represent (it would arrive as null)")
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.InvalidPayload(
-            f"event {event_type.name!r} was not sent: {error}. Set the fields of {event_type.cls.__name__} to values "
-            "of their declared types."
+            f"event {event_type.name!r} was not sent: {_sentence(error)}Set the fields of {event_type.cls.__name__} "
+            "to values of their declared types."
         ) from error
     return check_size(event_type.name, body)
 
@@ -135,6 +159,8 @@ def _takes_null(cls: type) -> bool:
     """Whether a null is valid somewhere in such an event. Checked once per class: searching each body for values that
     became null takes longer than decoding it.
     """
+    if pydantic_models.is_model(cls):
+        return False  # its coder checks this
     seen: set[int] = set()
     left: list[object] = [msgspec.inspect.type_info(cls)]
     while left:
@@ -172,23 +198,51 @@ def decode(payload_type: Any, body: bytes) -> Any:
     Raises:
         errors.DecodeError: not JSON, or not of that type.
     """
+    try:
+        return _coder(payload_type).decode(_within_limit(body))
+    except UNREADABLE as error:
+        raise _unreadable(payload_type, error) from error
+
+
+def _within_limit(body: bytes) -> bytes:
     if len(body) > MAX_BODY_BYTES:
         raise errors.DecodeError(f"the body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}")
-    try:
-        return _decoder(payload_type).decode(body)
-    except UNREADABLE as error:
-        raise errors.DecodeError(f"the body cannot be read as {_type_name(payload_type)}: {error}") from error
+    return body
 
 
-def _decoder(payload_type: Any) -> msgspec.json.Decoder[Any] | collisions.GuardedDecoder:
+def _unreadable(payload_type: Any, error: Exception) -> errors.DecodeError:
+    if isinstance(error, errors.DecodeError):
+        return error
+    return errors.DecodeError(
+        f"the body cannot be read as {_type_name(payload_type)}: {pydantic_models.explain(error)}"
+    )
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error, ready to be followed by a sentence: of several lines, that is on the next line."""
+    text = pydantic_models.explain(error)
+    return f"{text}\n" if "\n" in text else f"{text.removesuffix('.')}. "
+
+
+def _coder(payload_type: Any) -> Coder:
     try:
-        return _decoders[payload_type]
+        return _coders[payload_type]
     except KeyError:
-        return _decoders.setdefault(payload_type, collisions.guard(msgspec.json.Decoder(payload_type)))
+        return _coders.setdefault(payload_type, _new_coder(payload_type))
+    except TypeError:  # not hashable: a union whose discriminator is a pydantic.Field
+        return _new_coder(payload_type)
+
+
+def _new_coder(payload_type: Any) -> Coder:
+    if pydantic_models.holds_model(payload_type):
+        return collisions.guard_model(pydantic_models.Coder(payload_type))
+    decode = collisions.guard(msgspec.json.Decoder(payload_type)).decode
+    return _Coder(_encoder.encode, decode, check=decode)
 
 
 def _type_name(payload_type: Any) -> str:
-    return getattr(payload_type, "__name__", None) or str(payload_type)
+    name = None if typing.get_origin(payload_type) is Annotated else getattr(payload_type, "__name__", None)
+    return name or pydantic_models.shown(payload_type)
 
 
 def build_event(event_type: EventType, payload: Mapping[str, Any] | bytes) -> Any:
@@ -200,10 +254,12 @@ def build_event(event_type: EventType, payload: Mapping[str, Any] | bytes) -> An
     """
     try:
         if isinstance(payload, bytes):  # directly into the class: through a float, a Decimal would lose digits
-            return _decoder(event_type.cls).decode(payload)
+            return _coder(event_type.cls).decode(payload)
+        if pydantic_models.is_model(event_type.cls):
+            return _coder(event_type.cls).decode(_encoder.encode(payload))
         return msgspec.convert(payload, event_type.cls, strict=False)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-        raise errors.InvalidPayload(f"event {event_type.name!r}: {error}") from error
+        raise errors.InvalidPayload(f"event {event_type.name!r}: {pydantic_models.explain(error)}") from error
 
 
 # --- properties -------------------------------------------------------------------------------
@@ -635,14 +691,14 @@ def _remembered_id(delivery: Delivery) -> str:
 
 def payload_reader(payload_type: Any) -> Callable[[Delivery], Any]:
     """`decode` for one type, resolved once: that saves two calls per event, which are 4 % of its CPU time."""
-    decode_body = _decoder(payload_type).decode
+    decode_body = _coder(payload_type).decode
 
     def read(delivery: Delivery) -> Any:
-        if len(delivery.body) <= MAX_BODY_BYTES:
-            try:
+        try:
+            if len(delivery.body) <= MAX_BODY_BYTES:
                 return decode_body(delivery.body)
-            except UNREADABLE:
-                pass
-        return decode(payload_type, delivery.body)  # raises the error
+            return _within_limit(delivery.body)  # raises the error
+        except UNREADABLE as error:
+            raise _unreadable(payload_type, error) from error
 
     return read

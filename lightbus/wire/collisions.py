@@ -16,6 +16,8 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
+from lightbus import pydantic_models
+
 HARMLESS_BYTES = 8 * 1024
 """A body up to this size decodes within about 20 ms, whatever it contains."""
 MOST_COLLIDING = 100
@@ -38,8 +40,8 @@ _plain = msgspec.json.Decoder(float_hook=Decimal)
 class GuardedDecoder:
     """A decoder for a type whose decoding colliding numbers can slow down."""
 
-    def __init__(self, decoder: msgspec.json.Decoder[Any], *, composite: bool) -> None:
-        self._decode = decoder.decode
+    def __init__(self, decode: Callable[[bytes], Any], *, composite: bool) -> None:
+        self._decode = decode
         self._composite = composite
 
     def decode(self, body: bytes) -> Any:
@@ -57,8 +59,22 @@ def guard(decoder: msgspec.json.Decoder[Any]) -> msgspec.json.Decoder[Any] | Gua
     elements = list(_hashed(msgspec.inspect.type_info(decoder.type)))
     composite = any(_holds(one, _is_composite) and _holds(one, _is_by_rule) for one in elements)
     if composite or any(_holds(one, _is_number) for one in elements):
-        return GuardedDecoder(decoder, composite=composite)
+        return GuardedDecoder(decoder.decode, composite=composite)
     return decoder
+
+
+def guard_model(coder: pydantic_models.Coder) -> pydantic_models.Coder:
+    """The same for a type that Pydantic decodes."""
+    kinds = [{node["type"] for node in pydantic_models.nodes(schema)} for schema in coder.hashed]
+    if any(not one <= _HASHED_WITH_SECRET for one in kinds):
+        composite = any(one & _COMPOSITE_MODELS for one in kinds)
+        coder.decode = GuardedDecoder(coder.decode, composite=composite).decode
+    return coder
+
+
+_HASHED_WITH_SECRET = {"str", "bytes", "bool", "none", "literal", "enum", "nullable", "union", "url", "multi-host-url"}
+"""Of Pydantic's schemas: these values have a hash that nobody can predict, or there are few of them."""
+_COMPOSITE_MODELS = {"tuple", "frozenset", "model", "dataclass", "named-tuple", "call", "any"}
 
 
 def _is_number(info: Any) -> bool:

@@ -259,8 +259,8 @@ def delay_seconds(delay: object) -> int:
     seconds = options.in_seconds(delay)
     if not options.is_number(seconds) or not 0 < seconds <= options.MAX_DELAY:
         raise errors.InvalidOption(
-            f"delay={delay!r}: use seconds or a timedelta, more than 0 and up to {options.MAX_DELAY:,} seconds "
-            "(30 days). For longer delays, store the date in a database and publish when it is reached."
+            f"delay={delay!r}: use seconds or a timedelta, more than 0 and up to {options.MAX_DELAY:,} (30 days). For "
+            "longer delays, store the date in a database and publish when it is reached."
         )
     return math.ceil(seconds)
 

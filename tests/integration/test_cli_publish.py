@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import uuid
 from pathlib import Path
 
 import pytest
@@ -309,3 +311,64 @@ def test_ctrl_c_interrupts_a_publish_that_waits_for_the_broker(folder: Path) -> 
         running.wait_for("Trying again")
         assert running.end(signal.SIGINT) in (1, 130)  # before publish_timeout
     assert "Traceback" not in running.output
+
+
+MODELS = """\
+from datetime import date
+from decimal import Decimal
+from uuid import UUID
+from pydantic import BaseModel, ConfigDict, Field
+from lightbus import Lightbus
+
+app = Lightbus("billing")
+
+class Address(BaseModel):
+    city: str
+    zip: int = 0
+
+@app.event
+class InvoicePaid(BaseModel):
+    model_config = ConfigDict(validate_by_name=True)
+
+    number: int = Field(alias="invoiceNumber")
+    amount: Decimal = Decimal(1)
+    lines: list[str] = []
+    address: Address | None = None
+
+@app.event
+class InvoiceDue(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    number: int
+    late: bool
+    on: date
+    key: UUID
+
+@app.on("invoice.*")
+async def handle(event: dict): print("GOT", event, flush=True)
+"""
+
+
+def test_pydantic_events_are_published_from_fields_json_and_files(tmp_path: Path, url: str) -> None:
+    (tmp_path / "bus.py").write_text(MODELS)
+    fields = ("invoiceNumber=5", "amount=2.50", "address.city=Berlin", "address.zip=1", 'lines=["a"]')
+    with working("bus:app", folder=tmp_path, url=url) as running:
+        for event, *given in (
+            ("invoice.paid", *fields),
+            ("invoice.paid", '{"number": 6}'),
+            ("invoice.due", "number=7", "late=true", "on=2026-01-01", f"key={uuid.UUID(int=1)}"),
+        ):
+            done = publish(tmp_path, url, event, *given)
+            assert (done.returncode, done.stderr) == (0, "")
+        got = "{'invoiceNumber': 5, 'amount': '2.50', 'lines': ['a'], 'address': {'city': 'Berlin', 'zip': 1}}"
+        running.wait_for(rf"GOT {re.escape(got)}")
+        running.wait_for("'invoiceNumber': 6")
+        running.wait_for("'late': True")
+    wrong = publish(tmp_path, url, "invoice.paid", "number=x", "amount=y")
+    assert wrong.returncode == 1
+    assert "2 errors (number, amount):\n  number: Input should be a valid integer" in wrong.stderr
+    assert "\nIts fields: invoiceNumber: int, amount: Decimal, lines: list[str], address: Addr" in wrong.stderr
+    assert "Did you mean 'amount'?" in publish(tmp_path, url, "invoice.paid", "number=1", "amuont=2").stderr
+    lines = publish(tmp_path, url, "invoice.paid", "--jsonl", "-", given=b'{"number": 1}\n{"number": "x"}\n')
+    assert lines.returncode == 1
+    assert "number: Input should be a valid integer" in lines.stderr

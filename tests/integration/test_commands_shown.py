@@ -35,7 +35,7 @@ RUN_ELSEWHERE = {
     "install.md": "tests/integration/test_install.py",
 }
 """Pages whose commands another test runs."""
-APPS = {"billing.bus:app", "auth:app", "welcome:app", "kitchen:app"}
+APPS = {"billing.bus:app", "auth:app", "welcome:app", "kitchen:app", "accounts:app"}
 """The apps that commands can use here."""
 PROGRAMS = {"python", "pytest", "uvicorn", "gunicorn", "node", "curl", "sh"}
 """Programs that only these pages may run."""
@@ -85,7 +85,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "billing").mkdir()
     (tmp_path / "billing" / "__init__.py").touch()
     (tmp_path / "billing" / "bus.py").write_text((EXAMPLES / "billing.py").read_text())
-    for name in ("auth.py", "welcome.py", "tutorial/kitchen.py"):
+    for name in ("auth.py", "welcome.py", "accounts.py", "tutorial/kitchen.py"):
         (tmp_path / Path(name).name).write_text((EXAMPLES / name).read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIGHTBUS_URL", f"sqlite:///{tmp_path}/bus.db")
@@ -93,7 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("billing", "auth", "welcome", "kitchen"):
+        if name.partition(".")[0] in ("billing", "auth", "welcome", "accounts", "kitchen"):
             del sys.modules[name]
 
 

@@ -491,6 +491,47 @@ def test_a_body_that_is_not_json_is_shown(url: str, dead: Dead) -> None:
     assert base64.b64decode(dead_letter["body_base64"]) == b"\x1b[31m"
 
 
+def test_an_error_of_several_lines_is_shown_as_such(folder: Path, url: str) -> None:
+    (folder / "models.py").write_text(MODELS)
+    with working("models:app", folder=folder, url=url) as worker:
+        lightbus("publish", "models:app", "invoice.paid", "number=5", folder=folder, url=url)
+        worker.wait_for("dead-lettered to billing.dead")
+    list_done, show = (
+        lightbus("dead", command, "models:app", *options, folder=folder, url=url)
+        for command, *options in (("list",), ("show", "--all"))
+    )
+    first = "DecodeError: the body cannot be read as Paid: 2 errors (amount, customer.id):"
+    assert list_done.stdout.splitlines()[1].endswith(first)
+    assert (
+        f"error        lightbus.errors.{first}\n"
+        "               amount: Field required\n"
+        "               customer.id: Input should be a valid integer, unable to parse string as an integer\n"
+    ) in show.stdout
+
+
+MODELS = """\
+from pydantic import BaseModel
+from lightbus import Lightbus
+
+app = Lightbus("billing")
+
+@app.event
+class InvoicePaid(BaseModel):
+    number: int
+    customer: dict[str, str] = {"id": "x"}
+
+class Customer(BaseModel):
+    id: int
+
+class Paid(BaseModel):
+    amount: int
+    customer: Customer
+
+@app.on(InvoicePaid)
+def charge(paid: Paid): ...
+"""
+
+
 # --- the next step ----------------------------------------------------------------------------
 
 

@@ -250,3 +250,17 @@ def test_the_plugin_costs_no_more_than_importing_lightbus() -> None:
     code = "import pytest, sys; old = {*sys.modules}; import lightbus.pytest_plugin; print(*{*sys.modules} - old)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert set(done.stdout.split()) & (HEAVY - {"lightbus.pytest_plugin", "pytest"}) == set()
+
+
+def test_an_included_module_that_raises_is_an_error_with_the_traceback_of_the_users_code(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(
+        "from lightbus import Lightbus\napp = Lightbus('shop', include=['shop_handlers'])\n"
+    )
+    (tmp_path / "shop_handlers.py").write_text("raise ValueError('no database')\n")
+    output = run(SYNC, "1 error", ini="lightbus_apps = shop:app")
+    error = "shop_handlers.py:1: ValueError: no database"
+    assert f"lightbus_bus: app 'shop': include='shop_handlers' cannot be imported: {error}" in output
+    assert 'shop_handlers.py", line 1, in <module>' in output
+    assert "pytest_plugin.py" not in output

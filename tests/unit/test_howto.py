@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from lightbus import Lightbus, Message, Reject, Retry, app, handler
+from lightbus import Lightbus, Message, Reject, Retry, app, errors, handler, pydantic_models
 from lightbus.connection import address
 from lightbus.consuming import failure
 from lightbus.handler import Handler
@@ -71,6 +71,10 @@ def seconds(figure: float) -> str:
         ("rabbitmq", f"`?connect_timeout={address.CONNECT_TIMEOUT:g}`"),
         ("rabbitmq", f"up to {MAX_BODY_BYTES // 1024**2} MiB"),
         ("rabbitmq", f"({app.PREFETCH} / {app.CONCURRENCY}, {handler.TIMEOUT:g} s) that is 7 minutes"),
+        (
+            "pydantic",
+            f"lists {pydantic_models.SHOWN_ERRORS} of them, and of more than {pydantic_models.MOST_LISTED:,} only",
+        ),
         ("first-errors", f"for {seconds(app.PUBLISH_TIMEOUT)} seconds (`publish_timeout=`"),
     ],
 )
@@ -249,3 +253,26 @@ def test_the_replacements_of_signals_and_middleware_know_the_tenant(
         else:
             (charged,) = [one for one in bus.published() if one.source == "billing"]
             assert (charged.event, charged.message.headers["tenant"]) == ("order.charged", "acme")
+
+
+def test_the_pydantic_example_handles_and_refuses_as_described(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load("accounts.py", monkeypatch)
+    opened = module.AccountOpened(user_id=7, email="someone@example.com")
+    with TestBus(module.app) as bus:
+        module.app.publish_sync(opened)
+        module.app.publish_sync(module.AccountClosed(user_id=7))
+        bus.publish_sync("account.opened", b'{"userId": "7", "kind": "opened"}', source="accounts")
+        bus.drain_sync()
+        assert bus.published(module.AccountOpened)[0] == opened
+        welcome, audit = bus.dead("welcome"), bus.dead("audit")
+        assert welcome[0].error == "DecodeError: the body cannot be read as Account: email: Field required"
+        assert audit[0].error.endswith("read as AccountOpened | AccountClosed: opened.email: Field required")
+        with pytest.raises(errors.InvalidPayload, match="userId: Input should be greater than 0"):
+            module.app.publish_sync(opened.model_copy(update={"user_id": 0}))
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "7 closed the account: no reason",
+        "7 opened an account",
+        "Welcome, someone@example.com!",
+    ]

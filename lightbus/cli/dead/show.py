@@ -118,7 +118,10 @@ def _show(dead_letter: DeadLetter, app: Lightbus) -> None:
     correlation = dead_letter.delivery.properties.get("correlation_id")
     if isinstance(correlation, str) and correlation != dead_letter.id:
         _field("correlation", correlation)
-    _field("error", f"{error_type}: {message}" if message else error_type)
+    first, *others = (f"{error_type}: {message}" if message else error_type).splitlines() or [""]
+    _field("error", first)
+    for line in others:
+        _field("", line)
     if dead_letter.traceback:
         write("\ntraceback" + (" (its end)" if dead_letter.traceback.startswith("... ") else ""))
         write(_indented(dead_letter.traceback))

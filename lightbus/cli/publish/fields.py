@@ -39,8 +39,11 @@ def _checked(event_type: EventType, given: dict[str, Any] | bytes) -> Any:
     try:
         return codec.build_event(event_type, given)
     except errors.InvalidPayload as error:
-        fields = ", ".join(f"{one['name']}: {one['type']}" for one in events.fields(event_type.cls))
-        raise errors.InvalidPayload(f"{error}. Its fields: {fields or 'none'}.") from error
+        fields = ", ".join(
+            f"{one['name']}: {one['type']}" for one in events.fields(event_type.cls) if "computed" not in one
+        )
+        text = f"{error}\n" if "\n" in str(error) else f"{error}. "
+        raise errors.InvalidPayload(f"{text}Its fields: {fields or 'none'}.") from error
 
 
 def _decode(event_type: EventType, body: bytes) -> Any:
@@ -78,15 +81,22 @@ def _field_types(owner: Any) -> dict[str, Any]:
     """The types of the fields of an event (or of a class within it), by their names on the wire."""
     import msgspec
 
+    from lightbus import pydantic_models
+    from lightbus.cli.publish import model_fields
+
+    if hasattr(owner, "version") and pydantic_models.is_model(owner.cls):
+        return model_fields.types(owner.cls)
+    if isinstance(owner, model_fields.Part):
+        return owner.fields()
     info = msgspec.inspect.type_info(owner.cls) if hasattr(owner, "version") else owner
     return {field.encode_name: field.type for field in getattr(info, "fields", ())}
 
 
 def _type_at(types: Mapping[str, Any], names: list[str]) -> Any:
-    found = types.get(names[0])
+    found: Any = types.get(names[0])
     for name in names[1:]:
         found = next((part for part in _alternatives(found) if hasattr(part, "fields")), None)
-        found = _field_types(found).get(name)
+        found = None if found is None else _field_types(found).get(name)
     return found
 
 
@@ -98,6 +108,10 @@ def _value(info: Any, text: str) -> Any:
     """The string, or its value as JSON for a type that cannot be decoded from a string."""
     import msgspec
 
+    from lightbus.cli.publish import model_fields
+
+    if isinstance(info, model_fields.Part):
+        return text if info.takes_text() else _as_json(text)
     plain = (
         msgspec.inspect.StrType,
         msgspec.inspect.BoolType,
@@ -120,6 +134,10 @@ def _value(info: Any, text: str) -> Any:
         return text
     if all(isinstance(one, plain) for one in alternatives):
         return text
+    return _as_json(text)
+
+
+def _as_json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
@@ -145,4 +163,8 @@ def unknown_fields(event_type: EventType, data: Any) -> list[str]:
 
 @functools.cache
 def _known_fields(event_type: EventType) -> frozenset[str]:
+    from lightbus import pydantic_models
+
+    if pydantic_models.is_model(event_type.cls):
+        return frozenset(pydantic_models.accepted_names(event_type.cls) or ())
     return frozenset(_field_types(event_type))
