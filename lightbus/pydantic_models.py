@@ -231,7 +231,8 @@ def explain(error: BaseException) -> str:
 
 
 def _path(location: Sequence[int | str]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in location).strip(".")
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in location).strip(".")
+    return _printable(path, 200)
 
 
 def _printable(text: str, limit: int = 100) -> str:

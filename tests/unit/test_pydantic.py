@@ -77,6 +77,9 @@ class Cash(BaseModel):
 Payment = Annotated[Card | Cash, Field(discriminator="kind")]
 
 
+Deep = typing_extensions.TypeAliasType("Deep", "dict[str, Deep | int]")
+
+
 class Page(BaseModel, Generic[T]):
     items: list[T]
 
@@ -378,6 +381,11 @@ def test_too_many_errors_are_only_counted() -> None:
 def test_names_in_an_error_are_printable_and_short() -> None:
     message = not_read(Cash, {"kind": "cash", "amount": 1, "a\nb\x1b[31m": 1, "c" * 5000: 2})
     assert "a\\nb\\x1b[31m: Extra inputs" in message
+    deep: Any = {"k" * 1000: None}
+    for _ in range(50):
+        deep = {"k" * 1000: deep}
+    nested = pydantic.create_model("Nested", deep=(Deep, ...))
+    assert len(not_read(nested, {"deep": deep})) < 4000
     assert len(message) < 400
 
 
