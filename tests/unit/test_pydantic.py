@@ -302,6 +302,20 @@ def test_validators_run_on_both_sides(app: Lightbus) -> None:
     assert not_read(Booked, {"start": 1, "end": 0}).endswith("Booked: Value error, it ends before it starts")
 
 
+def test_a_validator_that_cannot_read_what_the_model_writes_is_named(app: Lightbus) -> None:
+    @app.event
+    class Tagged(BaseModel):
+        tags: list[str]
+
+        @pydantic.field_validator("tags", mode="before")
+        @classmethod
+        def split(cls, value: Any) -> Any:
+            return value.split(",")
+
+    message = not_sent(app, Tagged(tags="a,b"))  # type: ignore[arg-type]
+    assert "a validator cannot read what the model writes (AttributeError: 'list' object has no" in message
+
+
 # --- bad values -------------------------------------------------------------------------------
 
 
