@@ -12,6 +12,8 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightbus import errors
+
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
@@ -125,6 +127,11 @@ class Coder:
             self._validate(body, strict=True)
         except ValueError as error:
             self._check_leniently(event, body, error)
+        except Exception as error:  # whatever a validator of the user raises
+            raise ValueError(
+                f"a validator cannot read what the model writes ({errors.summary(error)}), so a handler with this "
+                "class could not read it. Let the validator accept that, too"
+            ) from error
         if body[:1] != b"{":
             raise ValueError(_NO_OBJECT)
         if self._may_lose_numbers and b"null" in body and _holds_no_number(self._to_python(event)):
@@ -231,7 +238,8 @@ def explain(error: BaseException) -> str:
 
 
 def _path(location: Sequence[int | str]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in location).strip(".")
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in location).strip(".")
+    return _printable(path, 200)
 
 
 def _printable(text: str, limit: int = 100) -> str:

@@ -77,6 +77,9 @@ class Cash(BaseModel):
 Payment = Annotated[Card | Cash, Field(discriminator="kind")]
 
 
+Deep = typing_extensions.TypeAliasType("Deep", "dict[str, Deep | int]")
+
+
 class Page(BaseModel, Generic[T]):
     items: list[T]
 
@@ -299,6 +302,20 @@ def test_validators_run_on_both_sides(app: Lightbus) -> None:
     assert not_read(Booked, {"start": 1, "end": 0}).endswith("Booked: Value error, it ends before it starts")
 
 
+def test_a_validator_that_cannot_read_what_the_model_writes_is_named(app: Lightbus) -> None:
+    @app.event
+    class Tagged(BaseModel):
+        tags: list[str]
+
+        @pydantic.field_validator("tags", mode="before")
+        @classmethod
+        def split(cls, value: Any) -> Any:
+            return value.split(",")
+
+    message = not_sent(app, Tagged(tags="a,b"))  # type: ignore[arg-type]
+    assert "a validator cannot read what the model writes (AttributeError: 'list' object has no" in message
+
+
 # --- bad values -------------------------------------------------------------------------------
 
 
@@ -378,6 +395,11 @@ def test_too_many_errors_are_only_counted() -> None:
 def test_names_in_an_error_are_printable_and_short() -> None:
     message = not_read(Cash, {"kind": "cash", "amount": 1, "a\nb\x1b[31m": 1, "c" * 5000: 2})
     assert "a\\nb\\x1b[31m: Extra inputs" in message
+    deep: Any = {"k" * 1000: None}
+    for _ in range(50):
+        deep = {"k" * 1000: deep}
+    nested = pydantic.create_model("Nested", deep=(Deep, ...))
+    assert len(not_read(nested, {"deep": deep})) < 4000
     assert len(message) < 400
 
 
