@@ -53,7 +53,8 @@ def _add_added(lines: list[dict[str, Any]], without: str, baseline: str) -> None
     for line in lines:
         value, other = added.get((line["label"], line["group"])), added.get((baseline, line["group"]))
         if value is not None:
-            ratio = value / other if other is not None and other > 0 else None
+            # A difference of zero or less is below what the runs can show.
+            ratio = value / other if other is not None and min(value, other) > 0 else None
             line["metrics"]["added_us"] = {"median": value, "min": value, "max": value, "rounds": 1, "ratio": ratio}
 
 

@@ -49,14 +49,18 @@ def test_what_a_row_adds_is_the_difference_to_the_same_contestant_without_it() -
             for group, cpu in (("without", without), ("one middleware", within))
         ]
 
-    measured = [*runs("Lightbus", 10.0, 12.0), *runs("another", 200.0, 240.0)]
+    measured = [*runs("Lightbus", 10.0, 12.0), *runs("another", 200.0, 240.0), *runs("noise", 200.0, 199.0)]
     case = {"title": "", "note": "", "rounds": 3, "baseline": "Lightbus", "added_to": "without", "runs": measured}
     added = {
         (line["label"], line["group"]): (found["median"], found["ratio"])
         for line in results.summarise(case)
         if (found := line["metrics"].get("added_us"))
     }
-    assert added == {("Lightbus", "one middleware"): (2.0, 1.0), ("another", "one middleware"): (40.0, 20.0)}
+    assert added == {
+        ("Lightbus", "one middleware"): (2.0, 1.0),
+        ("another", "one middleware"): (40.0, 20.0),
+        ("noise", "one middleware"): (-1.0, None),
+    }
     facts = {**FACTS, "libraries": {}, "missing": [], "date": "2026-01-01", "load": 0.1}
     assert "| 40.0 | 20.00 |" in report.render({"cases": {"consume-middleware": {**case, "machine": facts}}}, "")
 
