@@ -103,11 +103,12 @@ def build(
         raise errors.InvalidHandler(
             f"{owner}: a handler with this name already exists{_place(taken[own_name])}. Pass a different name=."
         )
+    patterns = names_of(targets, owner)
     arguments, parameters = read_signature(app, check_function(function, owner), owner, local_names)
     suffix = topology.MAIN if queue is None else topology.check_queue_suffix(queue, owner)
     return Handler(
         name=own_name,
-        patterns=names_of(targets, owner),
+        patterns=patterns,
         source=None if source is None else topology.check_app_name(source),
         queue=suffix,
         retry=default_retry if retry is None else check_retry(retry, owner),
