@@ -22,8 +22,8 @@ class Outcome:
     kind: Kind
     """
     Of an attempt: `handled` (the handler returned), `skipped` (a middleware did not call it), `retried` (it failed; a
-    copy comes after `delay`), `dead` (it failed for the last time: a dead letter), `redelivered` (it failed, and no
-    copy could be stored: the broker delivers the event again).
+    copy comes after `delay`), `dead` (it failed for the last time, or the broker refused a copy for its retry: a dead
+    letter), `redelivered` (it failed, and no copy could be stored: the broker delivers the event again).
 
     Of a publish: `published` (confirmed), `failed` (not confirmed, or the outcome is unknown).
     """
@@ -40,7 +40,7 @@ class Outcome:
     error: BaseException | None = None
     """Why it failed."""
     delay: float | None = None
-    """Seconds until the retry."""
+    """Seconds until the retry, or of a delayed publish."""
     receipt: Receipt | None = None
     """Of a publish that was confirmed."""
 

@@ -120,7 +120,7 @@ class ObservedRunner(QueueRunner):
             self._report(run, "skipped", seconds)
         elif result is Result.REDELIVERED:
             self._report(run, "redelivered", seconds, error=failure.error)
-        elif isinstance(failure.decision, RetryIn):
+        elif result is Result.KEPT and isinstance(failure.decision, RetryIn):
             self._report(run, "retried", seconds, error=failure.error, delay=failure.decision.delay)
         else:
             self._report(run, "dead", seconds, error=failure.error)

@@ -56,7 +56,7 @@ class ObservedPublisher(Publisher):
                 message=codec.message_of(self.app, _as_delivery(publication)),
                 seconds=time.monotonic() - pending.began,
                 error=error,
-                delay=topology.delay_of(publication.properties.get("headers") or {}),
+                delay=topology.delay_of(publication.properties.get("headers") or {}) or None,
                 receipt=receipt,
             )
         )

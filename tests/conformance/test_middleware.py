@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
@@ -487,6 +487,26 @@ async def test_each_attempt_has_an_outcome(kind: str, shop: Lightbus, billing: L
     assert all(one.seconds > 0 for one in outcomes)
 
 
+async def test_an_attempt_whose_copy_the_broker_refuses_is_dead_and_not_retried(
+    shop: Lightbus, billing: Lightbus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[Outcome] = []
+    billing.observe(outcomes.append)
+
+    def fail(order: OrderPlaced) -> None:
+        raise ValueError("no stock")
+
+    async def refuse(publication: object, **_: object) -> NoReturn:
+        raise errors.PublishRefused("too large")
+
+    handle(billing, "async", fail)
+    monkeypatch.setattr(billing.publisher, "publish", refuse)
+    async with running(shop, billing, queues=["main"]):
+        await shop.publish(OrderPlaced(number=1))
+        await dead_letters(billing)
+        await eventually(lambda: [(one.kind, one.delay) for one in outcomes], [("dead", None)])
+
+
 async def test_each_publish_has_an_outcome_where_its_caller_waits(shop: Lightbus, billing: Lightbus) -> None:
     outcomes: list[tuple[str, str, int]] = []
 
@@ -500,6 +520,14 @@ async def test_each_publish_has_an_outcome_where_its_caller_waits(shop: Lightbus
         first = await shop.publish(OrderPlaced(number=1))
         many = await shop.publish_many([OrderPlaced(number=2), OrderCancelled(number=3)])
     assert outcomes == [("published", receipt.id, threading.get_ident()) for receipt in (first, *many)]
+
+
+async def test_the_outcome_of_a_publish_has_its_delay(shop: Lightbus) -> None:
+    outcomes: list[Outcome] = []
+    shop.observe(outcomes.append)
+    await shop.publish(OrderPlaced(number=1))
+    await shop.publish(OrderPlaced(number=2), delay=5)
+    assert [one.delay for one in outcomes] == [None, 5]
 
 
 async def test_an_event_that_no_handler_matches_has_an_outcome_without_a_handler(
