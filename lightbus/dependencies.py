@@ -131,7 +131,7 @@ def check_override(
 ) -> Key:
     """
     Raises:
-        errors.InvalidDependency: no handler asks for the original, or the replacement is no function.
+        errors.InvalidDependency: no handler asks for the original, or the replacement is not a function.
     """
     if not callable(replacement):
         raise errors.InvalidDependency(

@@ -146,8 +146,7 @@ class Failures:
     async def _keep(self, failure: Failure, copy: Publication, tasks: HandlerTasks) -> Result:
         """Publish a copy with confirm.
 
-        A failure whose copy cannot be kept waits here and holds the slot: it is no use to take more events that cannot
-        be retried.
+        A failure whose copy cannot be kept waits here and holds the slot: more events could not be retried either.
         """
         pauses = iter(COPY_PAUSES)
         subscription, delivery = failure.subscription, failure.delivery

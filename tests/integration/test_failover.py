@@ -22,7 +22,7 @@ SHORT = "?connect_timeout=1"
 
 
 class Impostor:
-    """Listens, but is no broker. `answer` is called with each client, which stays connected until the end."""
+    """Listens, but is not a broker. `answer` is called with each client, which stays connected until the end."""
 
     def __init__(self, host: str, port: int, answer: Callable[[socket.socket], object]) -> None:
         self.clients: list[socket.socket] = []

@@ -29,7 +29,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Load:
-    """`load("slow")`: the example's module, imported anew for this test."""
+    """`load("slow")`: the example's module, imported again for this test."""
 
     def load_one(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / "middleware" / f"{name}.py")

@@ -61,7 +61,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Load:
-    """`load("tenant")`: the recipe's module, imported anew for this test."""
+    """`load("tenant")`: the recipe's module, imported again for this test."""
 
     def load_one(name: str) -> ModuleType:
         driver = "sqlite" if name == "sqlalchemy_sync" else "sqlite+aiosqlite"

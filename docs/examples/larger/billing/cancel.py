@@ -7,7 +7,7 @@ from billing.events import InvoiceCancelled
 
 
 def cancel(invoice_id: str) -> None:
-    # The same id each time: whoever repeats the command, or handles the event twice, can see that it is the same one.
+    # The same id each time: so a repeated command, or a handler that gets the event twice, can detect the duplicate.
     app.publish_sync(InvoiceCancelled(invoice_id=invoice_id), id=f"cancel-{invoice_id}")
 
 
