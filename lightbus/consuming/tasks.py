@@ -39,10 +39,10 @@ class HandlerTasks:
         self._cancelled = cancel_requests()
         self._cancelled_before = self._cancelled()
 
-    def start(self, function: Callable[..., Coroutine[Any, Any, object]], *arguments: Any) -> None:
+    def start(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Start one more task, which calls `one_less` at its end."""
         self.running += 1
-        self.group.start_soon(function, *arguments)
+        self.group.start_soon(function)
 
     def one_less(self) -> None:
         self.running -= 1

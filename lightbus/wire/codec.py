@@ -92,9 +92,9 @@ _MAX_MESSAGE = 1_000
 _MAX_TYPE = 200
 
 current_delivery: ContextVar[Delivery | None] = ContextVar("lightbus_current_delivery", default=None)
-current_app: ContextVar[str] = ContextVar("lightbus_current_app", default="")
-""" "" outside of a worker."""
 """The delivery that this task or thread handles: the cause of the events that it publishes."""
+current_app: ContextVar[str] = ContextVar("lightbus_current_app", default="")
+"""The app whose handler runs in this task or thread; empty outside of a worker."""
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
 """All that decoding a body can raise."""
