@@ -203,7 +203,7 @@ class Consumer:
         channel = self.channel
         if channel is not None:
             self._closed(channel, error)
-            with contextlib.suppress(*LOST):  # the embedded broker leaves it open
+            with contextlib.suppress(*LOST):  # does nothing if it is closed already
                 channel.close()
 
     def _consume(self, channel: Channel) -> None:

@@ -626,9 +626,22 @@ def test_purge_and_delete_return_the_number_of_ready_messages(client: Client) ->
     assert client.ready("q") == 2
     assert client.channel.queue_purge("q") == 2
     client.send("q", b"4")
+    other = client.connection.channel()
     with pytest.raises(amqp_errors.PreconditionFailed):
-        client.channel.queue_delete("q", if_empty=True)
+        other.queue_delete("q", if_empty=True)
     assert client.channel.queue_delete("q") == 1
+
+
+def test_an_error_closes_its_channel_and_requeues_what_it_held(client: Client) -> None:
+    client.queue("q")
+    client.send("q", b"1")
+    other = client.connection.channel()
+    assert other.get("q") is not None
+    assert client.ready("q") == 0
+    with pytest.raises(amqp_errors.NotFound):
+        other.queue_declare("missing", passive=True)
+    assert client.ready("q") == 1
+    assert list(client.connection.channels.values()) == [client.channel]
 
 
 def test_a_callback_may_close_the_channel(client: Client) -> None:

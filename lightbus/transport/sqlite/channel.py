@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -113,6 +113,16 @@ class Channel(KombuChannel):
         self.consumers.clear()
         del self.connection.channels[self.channel_id]
 
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        """A transaction of the connection. An error of the channel closes the channel, as in AMQP."""
+        try:
+            with self.connection.transaction():
+                yield
+        except amqp_errors.ChannelError:
+            self.close()
+            raise
+
     # --- publishing -----------------------------------------------------------------------
 
     def confirm_select(self, nowait: bool = False) -> None:
@@ -122,7 +132,7 @@ class Channel(KombuChannel):
 
     def publish(self, publications: Sequence[Publication]) -> None:
         """Store all in one transaction. After an error, none is stored."""
-        with self.connection.transaction():
+        with self._transaction():
             outcomes = self._store.publish(publications)
         for publication, outcome in zip(publications, outcomes, strict=True):
             if outcome is Outcome.UNROUTED and publication.mandatory:
@@ -180,7 +190,7 @@ class Channel(KombuChannel):
         tag = consumer_tag or f"ctag{self.channel_id}.{next(self._tags)}"
         if tag in self.consumers:
             raise amqp_error(amqp_errors.NotAllowed, f"NOT_ALLOWED - attempt to reuse consumer tag '{tag}'")
-        with self.connection.transaction():
+        with self._transaction():
             found = self._store.declarations.queue(queue)
             self._store.declarations.add_consumer(self._global_tag(tag), found, exclusive)
         limit = UNLIMITED if no_ack else self._consumer_limit
@@ -194,7 +204,7 @@ class Channel(KombuChannel):
     def basic_cancel(self, consumer_tag: str, nowait: bool = False) -> None:
         """Remove a consumer. What it holds stays with the channel."""
         if self.consumers.pop(consumer_tag, None) is not None:
-            with self.connection.transaction():
+            with self._transaction():
                 self._store.declarations.remove_consumer(self._global_tag(consumer_tag))
 
     def credit(self, consumer: Consumer) -> int:
@@ -249,7 +259,7 @@ class Channel(KombuChannel):
         expired = False
         claims: list[Claim] = []
         while not expired:
-            with self.connection.transaction():
+            with self._transaction():
                 found = self._store.declarations.queue(queue)
                 expired = self._store.dead_letters.expire()
                 if expired:
@@ -279,7 +289,7 @@ class Channel(KombuChannel):
     def basic_nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> None:
         """Requeue to the old place, or dead-letter."""
         entries = self._settle(delivery_tag, multiple)
-        with self.connection.transaction():
+        with self._transaction():
             if requeue:
                 self._store.deliveries.requeue(entries)
             else:
@@ -323,7 +333,7 @@ class Channel(KombuChannel):
         *,
         internal: bool = False,
     ) -> None:
-        with self.connection.transaction():
+        with self._transaction():
             if passive:
                 self._store.declarations.exchange(exchange)
                 return
@@ -331,7 +341,7 @@ class Channel(KombuChannel):
             self._store.declarations.declare_exchange(wanted)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        with self.connection.transaction():
+        with self._transaction():
             self._store.declarations.delete_exchange(exchange, if_unused)
 
     def exchange_bind(
@@ -342,7 +352,7 @@ class Channel(KombuChannel):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        with self.connection.transaction():
+        with self._transaction():
             self._store.declarations.bind("exchange", destination, source, routing_key, arguments)
 
     def exchange_unbind(
@@ -353,7 +363,7 @@ class Channel(KombuChannel):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        with self.connection.transaction():
+        with self._transaction():
             self._store.declarations.unbind("exchange", destination, source, routing_key, arguments)
 
     def queue_declare(
@@ -367,7 +377,7 @@ class Channel(KombuChannel):
         arguments: Mapping[str, Any] | None = None,
     ) -> queue_declare_ok_t:
         """Returns (queue, message_count, consumer_count); only ready messages count."""
-        with self.connection.transaction():
+        with self._transaction():
             if not passive:
                 queue = self._store.declarations.declare_queue(queue, durable, exclusive, auto_delete, arguments or {})
             self._store.dead_letters.expire()
@@ -381,7 +391,7 @@ class Channel(KombuChannel):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        with self.connection.transaction():
+        with self._transaction():
             self._store.declarations.bind("queue", queue, exchange, routing_key, arguments)
 
     def queue_unbind(
@@ -392,19 +402,19 @@ class Channel(KombuChannel):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        with self.connection.transaction():
+        with self._transaction():
             self._store.declarations.unbind("queue", queue, exchange, routing_key, arguments)
 
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
         """Returns how many messages were deleted."""
-        with self.connection.transaction():
+        with self._transaction():
             return self._store.entries.purge(self._store.declarations.queue(queue))
 
     def queue_delete(
         self, queue: str = "", if_unused: bool = False, if_empty: bool = False, nowait: bool = False
     ) -> int:
         """Returns how many messages were deleted with it."""
-        with self.connection.transaction():
+        with self._transaction():
             return self._store.declarations.delete_queue(queue, if_unused, if_empty)
 
 
