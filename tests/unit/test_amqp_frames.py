@@ -204,6 +204,16 @@ def test_malformed_properties_do_not_close_the_connection(broker: FakeBroker) ->
     assert deliveries[2].properties == {}
 
 
+def test_the_brokers_error_ends_a_get_at_once_although_a_callback_is_set(broker: FakeBroker) -> None:
+    channel = broker.channel()
+    closed: list[Exception] = []
+    channel.on_closed = closed.append
+    broker.method(channel.channel_id, (20, 40), "BsBB", 404, "NOT_FOUND - no queue", 60, 70)
+    with pytest.raises(amqp.exceptions.NotFound, match="no queue"):
+        channel.get("missing")
+    assert closed == []
+
+
 def test_frames_behind_an_error_are_dispatched_by_the_next_call(broker: FakeBroker) -> None:
     first, second = broker.channel(), broker.channel()
     acks: list[int] = []

@@ -157,11 +157,15 @@ class Channel(kombu.transport.pyamqp.Channel):
         connection = self._open_connection()
         got: list[Delivery | None] = []
         self._on_get = got.append
-        self.send_method(spec.Basic.Get, "Bsb", (0, queue, False))
-        with connection.limit(connection.operation_timeout, "basic.get"):
-            while not got:
-                connection.drain_events()
-        self._on_get = None
+        self._waiting += 1
+        try:
+            self.send_method(spec.Basic.Get, "Bsb", (0, queue, False))
+            with connection.limit(connection.operation_timeout, "basic.get"):
+                while not got:
+                    connection.drain_events()
+        finally:
+            self._waiting -= 1
+            self._on_get = None
         return got[0]
 
     def basic_nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> Any:
