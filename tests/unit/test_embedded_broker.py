@@ -658,6 +658,19 @@ def test_a_callback_may_close_the_channel(client: Client) -> None:
     assert got == [b"1"]
 
 
+@pytest.mark.parametrize("end", ["cancel", "close"])
+def test_a_consumer_that_a_callback_ends_is_not_reported_as_cancelled(client: Client, other: Client, end: str) -> None:
+    client.queue("q")
+    tag = client.consume("q")
+    publishing = client.connection.channel()
+    publishing.confirm_select()
+    publishing.on_ack = lambda *_: client.channel.basic_cancel(tag) if end == "cancel" else client.channel.close()
+    publishing.publish([Publication("", "q", b"1", {})])  # its confirm is dispatched before the deletion is noticed
+    other.channel.queue_delete("q")
+    client.settle()
+    assert client.calls == []
+
+
 # --- dead letters and time --------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from lightbus.transport import (
 )
 from lightbus.transport.sqlite.answers import amqp_error, precondition_failed
 from lightbus.transport.sqlite.deliveries import Claim
-from lightbus.transport.sqlite.kombu_channel import KombuChannel
+from lightbus.transport.sqlite.kombu_channel import KombuChannel, ignore
 from lightbus.transport.sqlite.store import Outcome, Store
 from lightbus.transport.sqlite.tables import decode_table
 from lightbus.transport.sqlite.topology import Exchange, Queue
@@ -67,10 +67,6 @@ class Owner(Protocol):
         ...
 
 
-def _ignore(*_: Any) -> None:
-    """The default of a channel's callbacks."""
-
-
 class Channel(KombuChannel):
     """A channel; see `lightbus.transport.Channel`.
 
@@ -84,9 +80,9 @@ class Channel(KombuChannel):
         self.channel_id = number
         self.consumers: dict[str, Consumer] = {}
         self.events: defaultdict[str, set[Callable[..., object]]] = defaultdict(set)  # kombu's listeners
-        self.on_ack: OnConfirm = _ignore
-        self.on_nack: OnConfirm = _ignore
-        self.on_return: OnReturn = _ignore
+        self.on_ack: OnConfirm = ignore
+        self.on_nack: OnConfirm = ignore
+        self.on_return: OnReturn = ignore
         self.on_closed: OnClosed | None = None
         self.takes: Takes | None = None
         self._store = store
@@ -206,6 +202,12 @@ class Channel(KombuChannel):
         if self.consumers.pop(consumer_tag, None) is not None:
             with self._transaction():
                 self._store.declarations.remove_consumer(self._global_tag(consumer_tag))
+
+    def cancel_orphan(self, consumer: Consumer) -> None:
+        """Its queue was deleted."""
+        if self.consumers.get(consumer.tag) is consumer:  # otherwise, a callback has cancelled it or closed the channel
+            del self.consumers[consumer.tag]
+            consumer.on_cancel(consumer.tag)
 
     def credit(self, consumer: Consumer) -> int:
         """How many more messages it may get."""

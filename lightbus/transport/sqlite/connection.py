@@ -274,8 +274,7 @@ class Connection:
             for consumer in list(channel.consumers.values()):
                 queue = known.get(consumer.queue.id)
                 if queue is None:
-                    del channel.consumers[consumer.tag]
-                    self.dispatch_later(partial(consumer.on_cancel, consumer.tag))
+                    self.dispatch_later(partial(channel.cancel_orphan, consumer))
                 else:
                     consumer.queue = queue
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -15,8 +14,8 @@ from lightbus.transport import Delivery, OnCancel, OnDelivery, Publication
 from lightbus.transport.sqlite.answers import amqp_error
 
 
-def _ignore(*_: Any) -> None:
-    """The default callback of `basic_consume`."""
+def ignore(*_: Any) -> None:
+    """The default of a callback."""
 
 
 class KombuChannel(base.StdChannel):
@@ -25,10 +24,9 @@ class KombuChannel(base.StdChannel):
     Message = message.Message
     no_ack_consumers = None
 
-    @abstractmethod
-    def publish(self, publications: Sequence[Publication]) -> None: ...
+    def publish(self, publications: Sequence[Publication]) -> None:
+        raise NotImplementedError
 
-    @abstractmethod
     def consume(
         self,
         queue: str,
@@ -38,10 +36,11 @@ class KombuChannel(base.StdChannel):
         no_ack: bool = False,
         exclusive: bool = False,
         consumer_tag: str = "",
-    ) -> str: ...
+    ) -> str:
+        raise NotImplementedError
 
-    @abstractmethod
-    def take(self, queue: str, *, no_ack: bool) -> Delivery | None: ...
+    def take(self, queue: str, *, no_ack: bool) -> Delivery | None:
+        raise NotImplementedError
 
     def prepare_queue_arguments(self, arguments: Mapping[str, Any], **options: Any) -> Mapping[str, Any]:
         return cast("Mapping[str, Any]", base.to_rabbitmq_queue_arguments(arguments, **options))
@@ -84,7 +83,7 @@ class KombuChannel(base.StdChannel):
         consumer_tag: str = "",
         no_ack: bool = False,
         exclusive: bool = False,
-        callback: Callable[[message.Message], object] = _ignore,
+        callback: Callable[[message.Message], object] = ignore,
         on_cancel: OnCancel | None = None,
         **_: Any,
     ) -> str:
