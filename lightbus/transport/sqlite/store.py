@@ -59,11 +59,10 @@ class Store:
         self._shrinks: bool | None = None
         try:
             self.clients.reap()
-        except OSError as error:
-            session.file.close()
-            raise cannot_open(session.folder, error) from error
-        except BaseException:
-            session.file.close()
+        except BaseException as error:
+            session.drop()
+            if isinstance(error, OSError):
+                raise cannot_open(session.folder, error) from error
             raise
 
     def close(self, acked: Sequence[int]) -> None:
