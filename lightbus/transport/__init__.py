@@ -23,10 +23,12 @@ method that waits for its answer), in the order in which things arrived:
 | `OnReturn` | `Channel.on_return` | no queue took a mandatory message; before its ack | |
 | `OnClosed` | `Channel.on_closed` | the broker closed the channel | while a method of the channel waits |
 | `Takes` | `Channel.takes` | a large body arrived, before its `OnDelivery` | if the channel `counts_bytes` |
-| `OnUnsent` | `WatchedConnection.on_unsent` | something could not be sent at once | |
 
 A callback must not block. It may call methods of the channel and the connection, also `close`. An exception ends the
 current `drain_events`, and what has arrived behind it is dispatched by the next call.
+
+`OnUnsent` (`WatchedConnection.on_unsent`) is different: it is called on any thread while something is sent, and may
+only wake the owner.
 """
 
 from __future__ import annotations

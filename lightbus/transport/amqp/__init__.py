@@ -1,4 +1,4 @@
 """RabbitMQ: a kombu transport over py-amqp that reads and writes frames in batches.
 
-Imports: errors and the port (`lightbus.transport`).
+Imports: version, errors and the port (`lightbus.transport`).
 """

@@ -130,7 +130,7 @@ class Connection(kombu.transport.pyamqp.Connection):
             self._poll.register(self._transport.sock, select.POLLIN)
             self._poll.register(self._woken, select.POLLIN)
             self._read_poll.register(self._transport.sock, select.POLLIN)
-            with self.limit(max(0.0, deadline - monotonic()), "the AMQP handshake"):
+            with self.limit(max(0.0, deadline - monotonic()), "the AMQP handshake", of=self.connect_timeout):
                 self._shake_hands()
         except BaseException:
             self.collect()
@@ -256,14 +256,20 @@ class Connection(kombu.transport.pyamqp.Connection):
             return super().wait(method, callback, None, returns_tuple)
 
     @contextlib.contextmanager
-    def limit(self, seconds: float, what: str) -> Generator[None]:
-        """End all reads and writes inside within `seconds` in total, with a TimeoutError that names `what`."""
+    def limit(self, seconds: float, what: str, *, of: float | None = None) -> Generator[None]:
+        """End all reads and writes inside within `seconds` in total, with a TimeoutError that names `what`.
+
+        Args:
+            of: the whole limit, for the message, where a part of it is over.
+        """
         link = self._link
         before, link.deadline = link.deadline, monotonic() + seconds
         try:
             yield
         except TimeoutError as error:
-            raise TimeoutError(f"the broker at {self.host} did not complete {what} within {seconds:.3g} s") from error
+            raise TimeoutError(
+                f"the broker at {self.host} did not complete {what} within {of or seconds:.3g} s"
+            ) from error
         finally:
             link.deadline = before
 

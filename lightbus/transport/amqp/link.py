@@ -65,10 +65,7 @@ class Link:
             ConnectionResetError: the broker closed the connection.
             OSError or amqp.exceptions.AMQPError: the connection was lost.
         """
-        transport = self.transport
-        if transport is None or not transport.connected:
-            raise amqp.exceptions.RecoverableConnectionError("connection already closed")
-        sock = transport.sock
+        sock = self.socket
         pieces: list[bytes] = []
         # TLS returns one record (16 KiB at most) per call, and buffers nothing if the call asks for more than that.
         for _ in range(_READS_AT_ONCE):

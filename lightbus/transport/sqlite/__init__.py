@@ -1,4 +1,4 @@
 """The embedded broker: the AMQP model in an SQLite file, which several processes share.
 
-Imports: errors, pattern and the port (`lightbus.transport`).
+Imports: version, errors, pattern and the port (`lightbus.transport`).
 """
