@@ -3,8 +3,9 @@
 Pure: no threads, no sockets, no clock. `connection` holds a lock around `take`, `put_back` and `take_back`, sends what
 `take` returns, and passes on what the broker answers.
 
-A signal handler may raise between any two instructions. So each step leaves every message in at least one of `waiting`,
-`taken`, `unconfirmed` and `finished`, and `take_back` collects them again.
+A signal handler may raise between any two instructions. So `take` and `put_back` leave every message in at least one of
+`waiting`, `taken` and `unconfirmed`, and `take_back` collects them again. A message whose confirm is interrupted may be
+in none of them: then its caller gets a `PublishTimeout`, which says that the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ class PendingPublish:
 
     __slots__ = (
         "abandoned",
-        "began",
         "delay_level",
         "error",
         "lock",
@@ -73,8 +73,6 @@ class PendingPublish:
         self.sent = False
         self.returned = False
         """No queue has received it."""
-        self.began: float
-        """When it was submitted (monotonic clock). Set where publishes are observed."""
         self.abandoned = False
         """No caller waits for it: do not send it (again)."""
         self.refused_once = False
@@ -131,10 +129,12 @@ class ConfirmWindow:
     @property
     def busy(self) -> bool:
         """Whether a caller waits for an outcome. From any thread."""
-        # Messages move from the first to the last: look in that order, or one could be missed in between.
+        # Messages move from the first to the last, or back to the first: look in that order, and there again, or one
+        # could be missed in between.
         return any(
             not pending.abandoned
-            for pending in [*self.waiting, *self.taken, *self.unconfirmed.copy().values(), *self.finished]
+            for messages in (self.waiting, self.taken, self.unconfirmed.copy().values(), self.finished, self.waiting)
+            for pending in list(messages)
         )
 
     @property
@@ -282,13 +282,13 @@ class ConfirmWindow:
         if self.taken:  # a signal handler interrupted `take`
             known = {*map(id, unconfirmed), *map(id, self.waiting)}
             unconfirmed += [pending for pending in self.taken if id(pending) not in known]
-            self.taken.clear()
-        self.unconfirmed.clear()
         refused = [] if refusal is None else self._refused(refusal, unconfirmed)
         again = [pending for pending in unconfirmed if not pending.abandoned and pending not in refused]
         for pending in again:
             pending.returned = False
         self.waiting.extendleft(reversed(again))
+        self.taken.clear()  # after that: `busy`, in another thread, finds each message somewhere
+        self.unconfirmed.clear()
         return len(again), refused
 
     def _refused(self, refusal: Refusal, unconfirmed: Sequence[PendingPublish]) -> list[PendingPublish]:

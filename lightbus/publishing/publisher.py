@@ -65,8 +65,8 @@ class Publisher(PublisherConnection):
         try:
             self.submit(pending)
             in_time = await waiter.wait(limit)
-        except BaseException:  # cancelled: a web client has disconnected, for example
-            self.window.abandon(pending)
+        except BaseException as error:  # cancelled: a web client has disconnected, for example
+            self.abandon(pending, error)
             raise
         return self.outcome(pending, limit, in_time)
 
@@ -81,8 +81,8 @@ class Publisher(PublisherConnection):
         try:
             self.submit(pending)
             in_time = lock.acquire(timeout=limit)
-        except BaseException:  # Ctrl-C: no caller waits for it, and the end of the interpreter must not wait either
-            self.window.abandon(pending)
+        except BaseException as error:  # Ctrl-C: no caller waits for it, nor must the end of the interpreter
+            self.abandon(pending, error)
             raise
         return self.outcome(pending, limit, in_time)
 
@@ -100,8 +100,8 @@ class Publisher(PublisherConnection):
             while (pending := many.oldest()) is not None:
                 assert pending.waiter is not None
                 many.finish_oldest(await pending.waiter.wait(many.seconds_left()))
-        except BaseException:  # cancelled
-            many.abandon()
+        except BaseException as error:  # cancelled
+            many.abandon(error)
             raise
         return many.receipts()
 
@@ -112,8 +112,8 @@ class Publisher(PublisherConnection):
             while (pending := many.oldest()) is not None:
                 assert pending.lock is not None
                 many.finish_oldest(pending.lock.acquire(timeout=many.seconds_left()))
-        except BaseException:  # Ctrl-C
-            many.abandon()
+        except BaseException as error:  # Ctrl-C
+            many.abandon(error)
             raise
         return many.receipts()
 
@@ -171,6 +171,10 @@ class Publisher(PublisherConnection):
             return Receipt(pending.publication.properties["message_id"], not pending.returned)
         self.window.abandon(pending)
         raise self._timed_out(pending, limit)
+
+    def abandon(self, pending: PendingPublish, error: BaseException) -> None:
+        """Its caller stops waiting without an outcome, because of this error."""
+        self.window.abandon(pending)
 
     def _timed_out(self, pending: PendingPublish, limit: float) -> errors.PublishError:
         broker = self.broker.masked
@@ -311,9 +315,9 @@ class _ManyPublishes:
             self._outcomes.append(error)
         self._window.popleft()
 
-    def abandon(self) -> None:
+    def abandon(self, error: BaseException) -> None:
         for _, pending in self._window:
-            self._publisher.window.abandon(pending)
+            self._publisher.abandon(pending, error)
 
     def receipts(self) -> list[Receipt]:
         """
