@@ -46,6 +46,7 @@ class Stopwatch:
         return (0.0 if began is None else time.monotonic() - began), False
 
     def _begin(self, key: Key) -> None:
+        self._ended.pop(key, None)  # of a run that was interrupted, and runs again
         self._began[key] = time.monotonic()
 
     def _end(self, key: Key, returned: object) -> None:
@@ -115,7 +116,11 @@ class ObservedRunner(QueueRunner):
     async def handle_failure(self, run: HandlerRun, error: BaseException) -> None:
         delivery, handler, _ = run
         seconds, _skipped = self._stopwatch.take(delivery, handler)
-        result, failure = await self.failures.handle(self.subscription, self.routes, run, error, self.tasks)
+        try:
+            result, failure = await self.failures.handle(self.subscription, self.routes, run, error, self.tasks)
+        except BaseException:  # the worker ends before a copy was confirmed
+            self._report(run, "redelivered", seconds, error=error)
+            raise
         if failure is None:
             self._report(run, "skipped", seconds)
         elif result is Result.REDELIVERED:

@@ -487,6 +487,32 @@ async def test_each_attempt_has_an_outcome(kind: str, shop: Lightbus, billing: L
     assert all(one.seconds > 0 for one in outcomes)
 
 
+@BOTH_LOOPS
+async def test_an_attempt_is_redelivered_if_the_worker_is_cancelled_before_its_copy_is_confirmed(
+    shop: Lightbus, billing: Lightbus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[Outcome] = []
+    billing.observe(outcomes.append)
+    copying = anyio.Event()
+
+    def fail(order: OrderPlaced) -> None:
+        raise ValueError("no stock")
+
+    async def never_confirm(publication: object, **_: object) -> None:
+        copying.set()
+        await anyio.sleep_forever()
+
+    handle(billing, "async", fail)
+    monkeypatch.setattr(billing.publisher, "publish", never_confirm)
+    async with running(shop), anyio.create_task_group() as tasks:
+        await tasks.start(billing.consumer().run)
+        await shop.publish(OrderPlaced(number=1))
+        await copying.wait()
+        tasks.cancel_scope.cancel()
+    assert [(one.kind, str(one.error)) for one in outcomes] == [("redelivered", "no stock")]
+    assert len(await left_in(billing)) == 1
+
+
 async def test_an_attempt_whose_copy_the_broker_refuses_is_dead_and_not_retried(
     shop: Lightbus, billing: Lightbus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
