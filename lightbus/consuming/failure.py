@@ -106,7 +106,7 @@ class Failures:
         The failure is None where the event is for other apps than those that the handlers name.
         """
         delivery, handler, _ = run
-        event, attempt = self._event_of(delivery), codec.attempt_of(self._app, delivery)
+        attempt = codec.attempt_of(self._app, delivery)
         policy = self._unmatched if handler is None else handler.retry
         decision = policy.decide(errors.without_machinery(error), attempt)
         if handler is None and isinstance(decision, DeadLetter) and (named := routes.meant_for_others(delivery)):
@@ -125,6 +125,7 @@ class Failures:
                 properties = codec.copy_properties(self._app, delivery, name, attempt, subscription.name)
                 properties["headers"] |= codec.error_headers(cause, error)
                 reason = cause
+        event = self._event_of(delivery)
         failure = Failure(subscription, delivery, handler, attempt, event, decision, error, reason)
         copy = Publication(self._internal, key, delivery.body, properties)
         result = Result.REDELIVERED
@@ -136,12 +137,12 @@ class Failures:
 
     def _event_of(self, delivery: Delivery) -> str:
         """Its name, or what comes closest."""
+        if delivery.exchange not in ("", self._internal):  # from the bus
+            return delivery.routing_key
         try:
-            envelope = codec.read_envelope(self._app, delivery)
+            return codec.read_envelope(self._app, delivery).event
         except errors.DecodeError:
             return delivery.routing_key
-        from_bus = delivery.exchange not in ("", self._internal)
-        return delivery.routing_key if from_bus else envelope.event
 
     async def _keep(self, failure: Failure, copy: Publication, tasks: HandlerTasks) -> Result:
         """Publish a copy with confirm.
