@@ -54,7 +54,9 @@ class Owner(Protocol):
 
 
 class Consumer:
-    """A consumer on one queue, from one channel to the next. Slightly over 300 lines: all of it acts on one channel.
+    """A consumer on one queue, from one channel to the next.
+
+    A little over 300 lines, because all of it acts on one channel.
 
     It begins *on probation*: it takes one delivery at a time, until one arrives that was not redelivered repeatedly.
     From then on it takes as many as the prefetch allows, so nearly always the first delivery ends the probation. When

@@ -1,7 +1,7 @@
 """How many events a consumer may hold: about a second's work, and no more bytes than there is room for. Pure.
 
 A prefetch of 200 gives a burst of slow jobs to the worker that comes first. So a subscription begins with one event,
-and grows with what its handlers are seen to settle; `connection.ConsumerConnection` measures and acts.
+and grows with what its handlers are seen to settle; `consumer.Consumer` measures and acts.
 
 - Events settled in a second, as measured: so many may be held.
 - RabbitMQ returns what is on its way to a consumer that is cancelled, out of order, and counts that towards the

@@ -57,7 +57,7 @@ class QueueRunner:
         self.turns = Turns(self.subscription)
         self.pool = Pool(self.subscription, self.turns, self)
         self.slots: set[TaskSlot] = set()
-        """What runs now. Other threads read it: see `dispatcher.copied`."""
+        """What runs now. Other threads read it: see `timeouts.copied`."""
         self.handled = 0
         """Deliveries that a handler ended with, successfully or not, since the start."""
         self._concurrency = self.subscription.config.concurrency

@@ -21,7 +21,7 @@ from lightbus.connection.dial import BrokerAddresses
 from lightbus.connection.loop_reader import Loop
 from lightbus.connection.thread import ConnectionThread
 from lightbus.connection.wake_up import WakeUp
-from lightbus.publishing.confirms import WINDOW, ConfirmWindow, Refusal
+from lightbus.publishing.confirms import ConfirmWindow, Refusal
 from lightbus.transport import Channel, Connection, Unencodable
 from lightbus.wire import topology
 from lightbus.wire.topology import QueueType
@@ -128,7 +128,7 @@ class PublisherConnection(ConnectionThread):
                 if errors.is_from_deeper(error):
                     raise
         window = self.window
-        if not sent or (window.waiting and len(window.unconfirmed) < WINDOW):  # else the next confirm makes room
+        if not sent or (window.waiting and not window.full):  # else the next confirm makes room
             if self._sender and self._sender == threading.get_ident():
                 raise would_deadlock()
             self.wake()
@@ -220,16 +220,16 @@ class PublisherConnection(ConnectionThread):
             if connection.blocked or not self.window.waiting:
                 return IDLE
             if self.window.stuck:
-                raise OSError(f"{WINDOW} messages stayed unconfirmed until their callers had given up")
+                raise OSError(f"{self.window.size} messages stayed unconfirmed until their callers had given up")
             self._send(connection, channel)
         return IDLE
 
     def _send(self, connection: Connection, channel: Channel) -> None:
         window = self.window
-        batch = window.take(WINDOW)
+        batch = window.take(window.size)
         if window.wanted_delay_level > window.declared_delay_level:
             self._declare_delays(connection)
-            batch += window.take(WINDOW)
+            batch += window.take(window.size)
         while batch:
             try:
                 channel.publish([pending.publication for pending in batch])
@@ -239,7 +239,7 @@ class PublisherConnection(ConnectionThread):
                 if window.withdraw(refused):
                     window.refuse(refused, chained(errors.PublishRefused(f"{refused} cannot be sent: {error}"), error))
                     self.announce()
-                batch = window.take(WINDOW)
+                batch = window.take(window.size)
             else:
                 return
 
