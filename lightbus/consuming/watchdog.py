@@ -1,10 +1,10 @@
 """Is a consumer stalled: subscribed, and receives nothing although events are waiting? Decided from the queue's counts.
 
-Pure: `consumer.Consumer` asks the broker, `connection.ConsumerConnection` acts. Known cases, on RabbitMQ 3.10.8 with a quorum queue that
-was deleted and declared again at once: the old consumers are never cancelled, and wait for ever; or the new queue takes
-them over, and the old channel drops its first messages as ones that it has seen before. The broker shows the latter as
-one consumer and nothing ready, as if all were well. So a subscription with nothing in hand also subscribes again at
-each look.
+Pure: `consumer.Consumer` asks the broker, `connection.ConsumerConnection` acts. Known cases, on RabbitMQ 3.10.8 with a
+quorum queue that was deleted and declared again at once: the old consumers are never cancelled, and wait for ever; or
+the new queue takes them over, and the old channel drops its first messages as ones that it has seen before. The broker
+shows the latter as one consumer and nothing ready, as if all were well. So a subscription with nothing in hand also
+subscribes again at each look.
 """
 
 from __future__ import annotations
