@@ -24,10 +24,10 @@ def build(event_type: EventType, payload: tuple[str, ...]) -> Any:
     """
     if len(payload) == 1 and payload[0].lstrip().startswith(("{", "[", '"')):
         body = payload[0].encode()
-        _refuseunknown_fields(event_type, _decode(event_type, body))
+        _refuse_unknown_fields(event_type, _decode(event_type, body))
         return _checked(event_type, body)
     data = _fields(event_type, payload)
-    _refuseunknown_fields(event_type, data)
+    _refuse_unknown_fields(event_type, data)
     return _checked(event_type, data)
 
 
@@ -144,7 +144,7 @@ def _as_json(text: str) -> Any:
         return text
 
 
-def _refuseunknown_fields(event_type: EventType, data: Any) -> None:
+def _refuse_unknown_fields(event_type: EventType, data: Any) -> None:
     """Consumers ignore unknown fields. On the command line, an unknown field is probably a typo."""
     from lightbus import errors
 
