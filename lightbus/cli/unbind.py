@@ -105,19 +105,13 @@ def _others_that_match(app: Lightbus, suffix: str, pattern: str) -> list[str]:
 
 def _unbind(app: Lightbus, queue: str, exchange: str, pattern: str) -> None:
     from lightbus import errors
-    from lightbus.connection.diagnosis import LOST, describe
-    from lightbus.connection.dial import address_of
+    from lightbus.inspection.states import connected
 
-    connection = app.broker.connect(f"lightbus {app.name} unbind")
     try:
-        channel = connection.channel()
-        channel.queue_declare(queue, passive=True)
-        channel.exchange_declare(exchange, "topic", passive=True)
-        channel.queue_unbind(queue, exchange, pattern)
-    except LOST as error:
-        connection.collect()
-        described = describe(error, address_of(connection, app.broker))
-        if isinstance(described, errors.TopologyMissing):
-            raise errors.TopologyMissing(f"There is no such binding. {described}") from error
-        raise described from error
-    connection.close()
+        with connected(app, "unbind") as connection:
+            channel = connection.channel()
+            channel.queue_declare(queue, passive=True)
+            channel.exchange_declare(exchange, "topic", passive=True)
+            channel.queue_unbind(queue, exchange, pattern)
+    except errors.TopologyMissing as error:
+        raise errors.TopologyMissing(f"This binding does not exist. {error}") from error

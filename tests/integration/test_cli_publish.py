@@ -297,7 +297,7 @@ def test_a_needed_binding_is_removed_only_with_force(folder: Path, url: str) -> 
 def test_unbind_reports_a_missing_queue_or_exchange(folder: Path, url: str) -> None:
     done = lightbus("unbind", "bus:app", "a.b", folder=folder, url=url)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: There is no such binding.")
+    assert done.stderr.startswith("Error: This binding does not exist.")
     assert "billing" in done.stderr
     bad = lightbus("unbind", "bus:app", "a b", folder=folder, url=url)
     assert bad.returncode == 2
