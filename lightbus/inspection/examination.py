@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import amqp.exceptions
-
 from lightbus import errors
 from lightbus.app import Lightbus
 from lightbus.connection.address import Address
@@ -96,7 +94,8 @@ def _topology(connection: Connection, address: Address, app: Lightbus, target: s
     # An app without handlers needs no worker, and not the queues that a worker declares.
     wanted = app.topology() if app.handlers else topology.publishing(app.name)
     missing = [one.name for one in wanted.exchanges if not exchange_exists(connection, one.name)]
-    missing += [f"{one.name} (queue)" for one in wanted.queues if not _queue_exists(connection, one.name)]
+    queues = queue_states(connection, [one.name for one in wanted.queues])
+    missing += [f"{one.name} (queue)" for one in queues if not one.exists]
     missing += [
         f"{one.name} (of another app)" for one in wanted.shared[1:] if not exchange_exists(connection, one.name)
     ]
@@ -148,16 +147,6 @@ def _sources(connection: Connection, app: Lightbus) -> Iterator[Finding]:
             yield Finding("warn", "source", text, f"Did you mean {near!r}, which exists? Correct source=.")
         else:
             yield Finding("note", "source", text, "Check the name. An app that only publishes has no workers.")
-
-
-def _queue_exists(connection: Connection, name: str) -> bool:
-    channel = connection.channel()
-    try:
-        channel.queue_declare(name, passive=True)
-    except amqp.exceptions.NotFound:
-        return False
-    channel.close()
-    return True
 
 
 # --- queues -----------------------------------------------------------------------------------

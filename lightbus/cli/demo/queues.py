@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-import amqp.exceptions
-
 from lightbus.cli.demo.services import LISTENERS, PUBLISHER, topology_of
 from lightbus.connection.diagnosis import LOST
 from lightbus.connection.dial import BrokerAddresses
+from lightbus.inspection.states import QueueState, queue_states
 
 
 class Queues:
@@ -21,34 +20,28 @@ class Queues:
         """
         self.broker = broker
         self.prefix = prefix
-        self.connection = broker.connect("lightbus demo")
         self.topologies = {name: topology_of(name, prefix) for name in (*LISTENERS, PUBLISHER)}
+        self.connection = broker.connect("lightbus demo")
 
-    def _state(self, name: str) -> tuple[int, int]:
-        """(messages, consumers) of a queue, 0 if it does not exist yet."""
-        channel = self.connection.channel()
-        try:
-            found = channel.queue_declare(name, passive=True)
-        except amqp.exceptions.NotFound:
-            return 0, 0
-        channel.close()
-        return found.message_count, found.consumer_count
+    def _states(self, *names: str) -> list[QueueState]:
+        return queue_states(self.connection, names)
 
     def consumers(self, service: str) -> int:
-        return self._state(f"{self.prefix}{service}.main")[1]
+        return self._states(f"{self.prefix}{service}.main")[0].consumers
 
     def waiting(self) -> int:
         """The number of events in the queues of the services, including their retry queues."""
-        return sum(
-            self._state(queue.name)[0]
+        names = [
+            queue.name
             for service in LISTENERS
             for queue in self.topologies[service].queues
             if not queue.name.endswith(".dead")
-        )
+        ]
+        return sum(state.ready for state in self._states(*names))
 
     def dead(self) -> int:
         """The number of dead letters."""
-        return self._state(f"{self.prefix}inbox.dead")[0]
+        return self._states(f"{self.prefix}inbox.dead")[0].ready
 
     def delete(self) -> None:
         """Delete what the services have declared."""
