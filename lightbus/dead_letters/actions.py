@@ -76,6 +76,8 @@ def retriable(
     queue: DeadQueue, wanted: Filter, outcome: Outcome, *, limit: int | None = None, trust_origin: bool = False
 ) -> Iterator[DeadLetter]:
     """The dead letters that `retry` retries with the same arguments. Counts `matched` and `unproven` in the outcome."""
+    if limit == 0:
+        return
     taken = 0
     for dead_letter in queue.matching(wanted):
         outcome.matched += 1
