@@ -26,7 +26,7 @@ import anyio
 from lightbus import errors
 from lightbus.connection.diagnosis import FATAL
 from lightbus.connection.loop_reader import Schedule, current_loop
-from lightbus.worker.worker import LAST_STEPS, Worker, single_error
+from lightbus.worker.worker import LAST_STEPS, Worker
 
 logger = logging.getLogger("lightbus")
 
@@ -84,7 +84,7 @@ def run(
             return 1
         except BaseException as error:  # including SystemExit(0) of a user's task: the worker was not asked to stop
             when = "while it ran" if worker.started else "at its start"
-            exc_info, frames = errors.for_log(errors.without_machinery(single_error(error)))
+            exc_info, frames = errors.for_log(errors.without_machinery(errors.without_groups(error)))
             logger.error("The worker failed %s.%s", when, frames, exc_info=exc_info)
             return 1
     if not all_ended:

@@ -121,7 +121,7 @@ class Worker:
                 if on_started is not None:
                     on_started()
         except BaseExceptionGroup as group:
-            raise single_error(group) from None
+            raise errors.without_groups(group) from None
 
     async def _stop_when_asked(self, stop: anyio.Event, starting: anyio.CancelScope) -> None:
         await stop.wait()
@@ -154,10 +154,3 @@ class Worker:
     def in_flight(self) -> list[str]:
         """The names of the running handlers. Works from any thread, even if the event loop is blocked."""
         return self.consumer.in_flight
-
-
-def single_error(error: BaseException) -> BaseException:
-    """The only exception in nested groups of one, or the group if it has several."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
