@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import logging
 import os
 import pkgutil
@@ -101,9 +103,16 @@ def _is_missing(error: BaseException, name: str) -> bool:
 
 
 def files_of(names: Iterable[str]) -> list[str]:
-    """The source files of modules that are imported."""
-    paths = [getattr(sys.modules.get(name), "__file__", None) for name in names]
-    return [os.path.abspath(path) for path in paths if path is not None and path.endswith(".py")]
+    """The source files of modules and of their packages, whether they are imported or not."""
+    paths: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            with contextlib.suppress(Exception):  # a package that raises: importing the module reports it
+                spec = importlib.util.find_spec(".".join(parts[:length]))
+                if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+                    paths[os.path.abspath(spec.origin)] = None
+    return list(paths)
 
 
 def _uses_a_twin(module: ModuleType, app: object) -> bool:

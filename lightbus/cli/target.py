@@ -15,11 +15,22 @@ if TYPE_CHECKING:
 
 
 def load_app(target: str) -> Lightbus:
-    """The app that `billing.bus:app` names. `billing.bus` is enough if the module has one app.
+    """The app that `billing.bus:app` names, with the handlers of the modules that it includes.
 
     Raises:
         errors.TargetError: there is no such app, or its module cannot be imported.
         errors.IncludeError: a module that the app includes cannot be imported.
+    """
+    app = find_app(target)
+    load_handlers(app)
+    return app
+
+
+def find_app(target: str) -> Lightbus:
+    """The app that `billing.bus:app` names. `billing.bus` is enough if the module has one app.
+
+    Raises:
+        errors.TargetError: there is no such app, or its module cannot be imported.
     """
     from lightbus import Lightbus, errors
 
@@ -32,7 +43,7 @@ def load_app(target: str) -> Lightbus:
     _check_name(module_name.partition(".")[0], folder)
     module = _import(module_name, folder)
     if not attribute:
-        return _loaded(_only_app(module))
+        return _only_app(module)
     found: Any = module
     for name in attribute.split("."):
         try:
@@ -42,11 +53,11 @@ def load_app(target: str) -> Lightbus:
     if not isinstance(found, Lightbus):
         what = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
         raise errors.TargetError(f"{target} is {what}, not a Lightbus. {_apps_in(module)}")
-    return _loaded(found)
+    return found
 
 
-def _loaded(app: Lightbus) -> Lightbus:
-    """The app with the handlers of all modules that it includes: every command needs them.
+def load_handlers(app: Lightbus) -> None:
+    """Import the modules that the app includes: every command needs their handlers.
 
     Raises:
         errors.IncludeError: one of the modules cannot be imported.
@@ -59,7 +70,6 @@ def _loaded(app: Lightbus) -> Lightbus:
         if error.__cause__ is not None and not isinstance(error.__cause__, errors.LightbusError):
             _show_traceback(error.__cause__)
         raise
-    return app
 
 
 def _check_spelling(target: str, module_name: str) -> None:

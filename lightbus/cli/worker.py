@@ -155,8 +155,9 @@ def worker(
     place = Place() if supervised is None else Place.of_supervised(supervised)
     logs.configure(log_level, as_json=json_logs, label=place.label)
     try:
-        app = targets.load_app(target)
-        place.watch(files_of(app.include))
+        app = targets.find_app(target)
+        place.watch(files_of(app.include))  # first: a module that cannot be imported is corrected next
+        targets.load_handlers(app)
         one = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
         health = None if health_port is None else _serve_health(one, health_host, place.health_port(health_port))
     except errors.LightbusError:

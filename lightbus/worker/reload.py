@@ -37,6 +37,9 @@ class FileWatcher:
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._files: set[str] = set()
+        """Outside of the folder."""
+        self._folders: set[str] = set()
+        """Of these files. Each has one thread and one watch: Linux allows 128 watchers per user by default."""
 
     def changed(self) -> list[str]:
         """The paths that have changed since the last call, relative to the folder."""
@@ -56,7 +59,10 @@ class FileWatcher:
         for path in set(files) - self._files:
             self._files.add(path)
             # The folder that it is in: editors replace files, and a watch on a file would end with the old one.
-            self._start(os.path.dirname(path), _is(path), recursive=False)
+            folder = os.path.dirname(path)
+            if folder not in self._folders:
+                self._folders.add(folder)
+                self._start(folder, lambda _, changed: changed in self._files, recursive=False)
 
     def _start(self, folder: str, wanted: Callable[[Any, str], bool], *, recursive: bool) -> None:
         threading.Thread(
@@ -85,7 +91,3 @@ class FileWatcher:
                     self._wake.send(b"\0")
         except Exception as error:  # noqa: BLE001 - watchfiles raises OSError or RuntimeError
             logger.error("%s is no longer watched, so changes are not noticed: %s", folder, error)
-
-
-def _is(path: str) -> Callable[[Any, str], bool]:
-    return lambda _, changed: changed == path

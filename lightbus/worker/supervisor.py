@@ -68,7 +68,8 @@ class Child:
         if self.socket is None:
             return
         with contextlib.suppress(OSError):
-            self._received += self.socket.recv(4096, socket.MSG_DONTWAIT)
+            while more := self.socket.recv(4096, socket.MSG_DONTWAIT):
+                self._received += more
         while self._received:
             kind, rest = self._received[:1], self._received[1:]
             if kind == WATCH:

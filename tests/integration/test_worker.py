@@ -284,6 +284,29 @@ def test_reload_watches_included_modules_of_other_folders(
         assert running.end(signal.SIGINT) == 0
 
 
+def test_reload_watches_an_included_module_that_cannot_be_imported(
+    folder: Path, sqlite_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("shared")
+    handlers = other / "shared_handlers.py"
+    handlers.write_text("from billing.bus import\n")
+    (folder / "billing" / "bus.py").write_text(BUS.replace("Retry.none()", "Retry.none(), include=['shared_handlers']"))
+    path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{other}"}
+    with Program("worker", "billing.bus:app", "--reload", folder=folder, url=sqlite_url, extra=path) as running:
+        running.wait_for("waiting for a change")
+        versions = itertools.count(1)
+
+        def changed() -> bool:
+            """Save it until that is noticed: the watch begins at about the same time as the message."""
+            handlers.write_text(f"print('VERSION {next(versions)}', flush=True)\n")
+            time.sleep(0.5)  # changes within 0.4 s are one
+            return "shared_handlers.py changed: starting again." in running.output
+
+        wait_until(changed, "a change is noticed")
+        running.wait_for("Ready")
+        assert running.end(signal.SIGINT) == 0
+
+
 def test_reload_without_watchfiles_names_the_extra(folder: Path, sqlite_url: str) -> None:
     (folder / "watchfiles.py").write_text("raise ImportError('not installed')")
     done = lightbus("worker", "billing.bus:app", "--reload", folder=folder, url=sqlite_url)
