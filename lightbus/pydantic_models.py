@@ -9,7 +9,7 @@ import functools
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightbus import errors
@@ -102,7 +102,7 @@ class Coder:
         self._by_alias = writes_aliases(annotation)
         self._to_python = functools.partial(made.serializer.to_python, warnings=False)
         self.hashed = [*_hashed(made.core_schema)]
-        """The core schemas whose values are elements of sets, or keys of dicts."""
+        """What the elements of each set and the keys of each dict consist of: the types of their core schemas."""
         kinds = {node["type"] for node in nodes(made.core_schema)}
         not_finite = {
             (node.get("config") or {}).get("ser_json_inf_nan", "null")
@@ -201,12 +201,30 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
             ]
 
 
-def _hashed(schema: Any) -> Iterator[Any]:
+def _hashed(schema: Any) -> Iterator[set[str]]:
+    definitions = {
+        one["ref"]: one for node in nodes(schema) if node["type"] == "definitions" for one in node["definitions"]
+    }
     for node in nodes(schema):
         if node["type"] in ("set", "frozenset"):
-            yield node.get("items_schema", {"type": "any"})
+            yield _kinds(node.get("items_schema", {"type": "any"}), definitions)
         elif node["type"] == "dict" and "keys_schema" in node:
-            yield node["keys_schema"]
+            yield _kinds(node["keys_schema"], definitions)
+
+
+def _kinds(schema: Any, definitions: Mapping[str, Any]) -> set[str]:
+    """The types of a schema's parts, also of a class that is used more than once: Pydantic only refers to such one."""
+    kinds: set[str] = set()
+    followed: set[str] = set()
+    left = [schema]
+    while left:
+        for node in nodes(left.pop()):
+            if node["type"] != "definition-ref":
+                kinds.add(node["type"])
+            elif node["schema_ref"] not in followed:  # a class may be recursive
+                followed.add(node["schema_ref"])
+                left.append(definitions.get(node["schema_ref"], {"type": "any"}))
+    return kinds
 
 
 # --- errors -----------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from pydantic.alias_generators import to_camel
 
 from lightbus import Lightbus, errors
 from lightbus.cli import events, schema
-from lightbus.pydantic_models import MOST_LISTED
+from lightbus.pydantic_models import MOST_LISTED, Coder
 from lightbus.transport import Delivery
 from lightbus.wire import codec
-from lightbus.wire.collisions import MOST_COLLIDING
+from lightbus.wire.collisions import MOST_COLLIDING, MOST_COMPOSITE, guard_model
 
 T = TypeVar("T")
 
@@ -476,6 +476,41 @@ def test_numbers_with_the_same_hash_are_refused(kind: Any) -> None:
     values: Any = {str(number): 1 for number in numbers} if kind == dict[int, int] else pairs
     model = pydantic.create_model("Numbers", values=(kind, ...))
     assert "same hash" in not_read(model, {"values": values})
+
+
+class Cell(BaseModel, frozen=True):
+    row: int
+    column: int = 0
+
+
+class UsedTwice(BaseModel):
+    cells: set[Cell]
+    others: set[Cell] = set()
+
+
+class Node(BaseModel, frozen=True):
+    row: int
+    cells: frozenset[Node] = frozenset()
+
+
+@pytest.mark.parametrize("model", [UsedTwice, Node])
+def test_a_model_that_is_used_more_than_once_is_guarded_too(model: type[BaseModel]) -> None:
+    prime = sys.hash_info.modulus
+    colliding = [{"row": prime * one} for one in range(1, 20 * MOST_COLLIDING)]
+    many = [{"row": one} for one in range(2 * MOST_COMPOSITE)]
+    assert "same hash" in not_read(model, {"row": 1, "cells": colliding})
+    assert "Use a list" in not_read(model, {"row": 1, "cells": many})
+
+
+def test_an_enum_that_is_used_more_than_once_needs_no_guard() -> None:
+    class Kinds(BaseModel):
+        kinds: set[Kind]
+        last: Kind | None = None
+
+    coder = Coder(Kinds)
+    unguarded = coder.decode
+    assert coder.hashed == [{"enum"}]
+    assert guard_model(coder).decode == unguarded
 
 
 def test_an_error_of_a_validator_that_is_not_about_the_value_reaches_the_caller() -> None:
