@@ -198,21 +198,19 @@ def decode(payload_type: Any, body: bytes) -> Any:
     Raises:
         errors.DecodeError: not JSON, or not of that type.
     """
+    if len(body) > MAX_BODY_BYTES:
+        raise _over_limit(body)
     try:
-        return _coder(payload_type).decode(_within_limit(body))
+        return _coder(payload_type).decode(body)
     except UNREADABLE as error:
         raise _unreadable(payload_type, error) from error
 
 
-def _within_limit(body: bytes) -> bytes:
-    if len(body) > MAX_BODY_BYTES:
-        raise errors.DecodeError(f"the body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}")
-    return body
+def _over_limit(body: bytes) -> errors.DecodeError:
+    return errors.DecodeError(f"the body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}")
 
 
 def _unreadable(payload_type: Any, error: Exception) -> errors.DecodeError:
-    if isinstance(error, errors.DecodeError):
-        return error
     return errors.DecodeError(
         f"the body cannot be read as {_type_name(payload_type)}: {pydantic_models.explain(error)}"
     )
@@ -694,10 +692,11 @@ def payload_reader(payload_type: Any) -> Callable[[Delivery], Any]:
     decode_body = _coder(payload_type).decode
 
     def read(delivery: Delivery) -> Any:
+        body = delivery.body
+        if len(body) > MAX_BODY_BYTES:
+            raise _over_limit(body)
         try:
-            if len(delivery.body) <= MAX_BODY_BYTES:
-                return decode_body(delivery.body)
-            return _within_limit(delivery.body)  # raises the error
+            return decode_body(body)
         except UNREADABLE as error:
             raise _unreadable(payload_type, error) from error
 
