@@ -594,9 +594,16 @@ class Lightbus:
     def _publication_with_hooks(
         self, event: object, delay: float | timedelta | None, headers: Mapping[str, Any] | None
     ) -> tuple[Publication, int | None]:
+        from lightbus import middleware
+
         added = dict(headers or {})
         for function in self._on_publish:
-            function(event, added)
+            returned = function(event, added)
+            if returned is not None:
+                owner = (
+                    f"event not sent: on_publish of app {self.name!r}: {getattr(function, '__qualname__', function)}"
+                )
+                middleware.refuse_unfinished(returned, owner, may_be_entered=True)
         return self._encode(event, delay, added)
 
     def suggestion(self, event_name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -194,6 +196,25 @@ def routine(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if inspect.isroutine(function) else type(function).__call__
 
 
+def is_generator(function: Callable[..., Any]) -> bool:
+    runs = routine(function)
+    return inspect.isgeneratorfunction(runs) or inspect.isasyncgenfunction(runs)
+
+
+def is_context_manager(function: Callable[..., Any]) -> bool:
+    """Whether it is decorated with `@contextmanager` or `@asynccontextmanager`, so that it returns one, not entered."""
+    return getattr(routine(function), "__code__", None) in _MAKE_CONTEXT_MANAGERS
+
+
+_MAKE_CONTEXT_MANAGERS = [
+    part
+    for decorator in (contextlib.contextmanager, contextlib.asynccontextmanager)
+    for part in decorator.__code__.co_consts
+    if isinstance(part, types.CodeType)
+]
+"""The code of the functions that these decorators return. Others of contextlib's run the decorated function."""
+
+
 def check_function(function: Callable[..., Any], owner: str) -> Callable[..., Any]:
     """
     Raises:
@@ -201,7 +222,7 @@ def check_function(function: Callable[..., Any], owner: str) -> Callable[..., An
     """
     if isinstance(function, type) or not callable(function):
         raise errors.InvalidHandler(f"{owner} is not a function. Decorate a function, async or plain.")
-    if inspect.isgeneratorfunction(routine(function)) or inspect.isasyncgenfunction(routine(function)):
+    if is_generator(function):
         raise errors.InvalidHandler(
             f"{owner} is a generator, which Lightbus does not iterate. Return instead of yielding."
         )

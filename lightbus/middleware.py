@@ -7,13 +7,14 @@ middleware also sees decoding errors, `Reject`, timeouts and cancellation.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Final, Protocol
 
 import attrs
 
 from lightbus import errors
-from lightbus.handler import Handler, is_async
+from lightbus.handler import Handler, is_async, is_context_manager, is_generator
 from lightbus.message import ArrivedMessage, Message
 from lightbus.transport import Delivery
 from lightbus.wire import codec
@@ -31,8 +32,8 @@ class NextSync(Protocol):
     def __call__(self) -> None: ...
 
 
-Handle = Callable[[Message, Next], Awaitable[None]]
-HandleSync = Callable[[Message, NextSync], None]
+Handle = Callable[[Message, Next], Awaitable[object]]
+HandleSync = Callable[[Message, NextSync], object]
 
 SKIPPED: Final = object()
 """What a run returns whose handler was not called, since a middleware did not call `call_next`."""
@@ -88,10 +89,15 @@ def read(target: Any, owner: str) -> Middleware:
 def _check(function: Any, owner: str, form: str, *, wants_async: bool) -> None:
     if not callable(function):
         raise errors.InvalidMiddleware(f"{owner}: its {form} is not a method.")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if is_generator(function):
         raise errors.InvalidMiddleware(
             f"{owner} is a generator. Call call_next() where you would yield; a generator can be a dependency "
             "(Depends)."
+        )
+    if is_context_manager(function):
+        raise errors.InvalidMiddleware(
+            f"{owner} is decorated with @contextmanager or @asynccontextmanager, so nothing would enter what it "
+            "returns. Remove the decorator, and call call_next() where you would yield."
         )
     if is_async(function) is not wants_async:
         raise errors.InvalidMiddleware(
@@ -154,7 +160,7 @@ def check_on_publish(function: Any, owner: str) -> Any:
     Raises:
         errors.InvalidMiddleware: not a sync function of two arguments.
     """
-    if not callable(function) or is_async(function):
+    if not callable(function) or is_async(function) or is_generator(function) or is_context_manager(function):
         raise errors.InvalidMiddleware(f"{owner}: on_publish takes a sync function (event, headers), not {function!r}.")
     try:
         inspect.signature(function).bind(None, None)
@@ -164,6 +170,30 @@ def check_on_publish(function: Any, owner: str) -> Any:
             f"which it does not take ({error})."
         ) from error
     return function
+
+
+def refuse_unfinished(returned: object, owner: str, *, may_be_entered: bool = False) -> None:
+    """Refuse what a function returns instead of running: nothing awaits, iterates or enters it.
+
+    Args:
+        may_be_entered: accept a context manager, as many objects are one (a database session, a file).
+
+    Raises:
+        errors.MiddlewareError: says what it is, and what to write.
+    """
+    if inspect.isawaitable(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()
+        what, advice = "an awaitable, which is not awaited", "Await it in an `async def`, or call sync code"
+    elif isinstance(returned, Generator | AsyncGenerator):
+        what, advice = "a generator, which is not iterated", "Write the code into the function, without yield"
+    elif isinstance(returned, AbstractContextManager | AbstractAsyncContextManager) and not may_be_entered:
+        what, advice = "a context manager, which is not entered", "Enter it in the function, with a `with` statement"
+    else:
+        return
+    raise errors.MiddlewareError(
+        f"{owner} returned {what}. {advice}; if a decorator or a lambda hides that, use a function that does it."
+    )
 
 
 # --- async handlers ---------------------------------------------------------------------------
@@ -189,12 +219,14 @@ def _layer(middleware: Middleware, inner: _Layer) -> _Layer:
     async def layer(delivery: Delivery, message: Message) -> Any:
         following = _Following(name, inner, delivery, message)
         try:
-            await handle(message, following.call)
+            returned = await handle(message, following.call)
         finally:
             if not following.ended:
                 following.close()
         if not following.ended:
             following.check_ended()
+            if returned is not None:
+                refuse_unfinished(returned, f"middleware {name}")
         return following.result
 
     return layer
@@ -292,7 +324,9 @@ def _layer_sync(middleware: Middleware, inner: _LayerSync) -> _LayerSync:
 
     def layer(delivery: Delivery, message: Message) -> Any:
         following = _FollowingSync(name, inner, delivery, message)
-        handle(message, following.call)
+        returned = handle(message, following.call)
+        if returned is not None:
+            refuse_unfinished(returned, f"middleware {name}", may_be_entered=following.result is not SKIPPED)
         return following.result
 
     return layer

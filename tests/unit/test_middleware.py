@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import pickle
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+import anyio
 import pytest
 
-from lightbus import Lightbus, Message, Next, NextSync, Outcome, errors
+from lightbus import Depends, Lightbus, Message, Next, NextSync, Outcome, errors
+from lightbus.handler import Handler
 from lightbus.transport import Channel, Delivery
 from lightbus.wire import codec
 
@@ -56,6 +60,21 @@ class NotMethods:
     handle = 7
 
 
+class Iterates:
+    def __call__(self, message: Message, call_next: NextSync) -> Iterator[None]:
+        yield
+
+
+@contextlib.contextmanager
+def a_context_manager(message: Message, call_next: NextSync) -> Iterator[None]:
+    yield
+
+
+@contextlib.asynccontextmanager
+async def an_async_context_manager(message: Message, call_next: Next) -> AsyncIterator[None]:
+    yield
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
@@ -63,6 +82,10 @@ class NotMethods:
         (NeedsArguments, "Pass an instance: app.middleware(NeedsArguments(...))."),
         (a_generator, "is a generator. Call call_next() where you would yield"),
         (a_sync_generator, "is a generator. Call call_next() where you would yield"),
+        (Iterates(), "is a generator. Call call_next() where you would yield"),
+        (functools.partial(a_sync_generator), "is a generator. Call call_next() where you would yield"),
+        (a_context_manager, "is decorated with @contextmanager or @asynccontextmanager"),
+        (an_async_context_manager, "is decorated with @contextmanager or @asynccontextmanager"),
         (without_call_next, "is called with two arguments, (message, call_next), which it does not take"),
         (lambda: None, "is called with two arguments, (message, call_next), which it does not take"),
         (WrongForm(), "handle must be async def"),
@@ -76,6 +99,92 @@ def test_what_cannot_be_a_middleware_is_refused(target: Any, expected: str, app:
         app.middleware(target)
     assert expected in str(raised.value)
     assert str(raised.value).startswith("app 'billing': ")
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (
+            lambda message, call_next: an_async_one(message, call_next),
+            "returned an awaitable, which is not awaited. Await",
+        ),
+        (
+            lambda message, call_next: a_sync_generator(message, call_next),
+            "returned a generator, which is not iterated",
+        ),
+        (lambda message, call_next: a_generator(message, call_next), "returned a generator, which is not iterated"),
+        (lambda message, call_next: a_context_manager(message, call_next), "returned a context manager, which is not"),
+    ],
+    ids=["awaitable", "generator", "async-generator", "context-manager"],
+)
+def test_what_a_middleware_returns_instead_of_running_is_an_error(target: Any, expected: str, app: Lightbus) -> None:
+    app.middleware(target)
+    app.on("order.placed", name="plain")(lambda: None)
+    (config,) = app.subscriptions()
+    with pytest.raises(errors.MiddlewareError) as raised:
+        run(config.handlers["plain"])
+    assert str(raised.value).startswith("middleware ")
+    assert expected in str(raised.value)
+
+    async def around_async(message: Message, call_next: Next) -> Any:
+        return target(message, call_next)
+
+    other = Lightbus("shop", url="memory://")
+    other.middleware(around_async)
+
+    @other.on("order.placed")
+    async def handle() -> None: ...
+
+    (config,) = other.subscriptions()
+    with pytest.raises(errors.MiddlewareError, match=expected):
+        anyio.run(run, config.handlers["handle"])
+
+
+def test_what_a_middleware_returns_after_call_next_is_ignored(app: Lightbus) -> None:
+    @app.middleware
+    def opened(message: Message, call_next: NextSync) -> Any:
+        call_next()
+        return contextlib.nullcontext()  # as many objects, such as a session, are context managers
+
+    calls: list[int] = []
+    app.on("order.placed", name="plain")(lambda: calls.append(1))
+    (config,) = app.subscriptions()
+    run(config.handlers["plain"])
+    assert calls == [1]
+
+
+def test_a_decorator_that_contextlib_makes_is_no_context_manager(app: Lightbus) -> None:
+    @contextlib.contextmanager
+    def transaction() -> Iterator[None]:
+        yield
+
+    @app.middleware
+    @transaction()
+    def in_transaction(message: Message, call_next: NextSync) -> None:
+        call_next()
+
+    @transaction()
+    def connection() -> int:
+        return 1
+
+    @app.on("order.placed")
+    def handle(number: Annotated[int, Depends(connection)]) -> None: ...
+
+
+def run(handler: Handler) -> Any:
+    return handler.function(*handler.arguments(delivered(dict)))
+
+
+def test_what_on_publish_returns_is_not_awaited_and_so_an_error(app: Lightbus) -> None:
+    @app.event("order.placed")
+    class Order:
+        number: int
+
+    async def add(event: object, headers: dict[str, Any]) -> None: ...
+
+    app.on_publish(lambda event, headers: add(event, headers))  # type: ignore[arg-type,return-value]
+    with pytest.raises(errors.MiddlewareError, match=r"event not sent: .*lambda.* returned an awaitable"):
+        app.publish_sync(Order(number=1))
 
 
 def test_a_decorated_middleware_stays_what_it_is(app: Lightbus) -> None:
@@ -121,7 +230,9 @@ def test_handlers_without_middleware_stay_as_they_are(app: Lightbus) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [7, an_async_one, lambda: None, lambda event: None], ids=["number", "async", "none", "one"]
+    "function",
+    [7, an_async_one, lambda: None, lambda event: None, a_sync_generator, a_context_manager],
+    ids=["number", "async", "none", "one", "generator", "context-manager"],
 )
 def test_on_publish_takes_a_sync_function_of_two_arguments(function: Any, app: Lightbus) -> None:
     with pytest.raises(errors.InvalidMiddleware, match=r"\(event, headers\)"):
