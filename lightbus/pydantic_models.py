@@ -124,9 +124,9 @@ class Coder:
         """
         body = self._to_json(event, by_alias=self._by_alias, warnings=False)
         try:
-            self._validate(body, strict=True)
-        except ValueError as error:
-            self._check_leniently(event, body, error)
+            self._check_written(event, body)
+        except ValueError:
+            raise
         except Exception as error:  # whatever a validator of the user raises
             raise ValueError(
                 f"a validator cannot read what the model writes ({errors.summary(error)}), so a handler with this "
@@ -144,6 +144,12 @@ class Coder:
             except ValueError as error:
                 raise ValueError(_NOT_FINITE) from error
         return body
+
+    def _check_written(self, event: object, body: bytes) -> None:
+        try:
+            self._validate(body, strict=True)
+        except ValueError as error:
+            self._check_leniently(event, body, error)
 
     def _check_leniently(self, event: object, body: bytes, error: ValueError) -> None:
         """A type of the user may not accept, if strict, what it writes. What counts then is that each value has the

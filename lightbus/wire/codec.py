@@ -97,7 +97,9 @@ current_app: ContextVar[str] = ContextVar("lightbus_current_app", default="")
 """The app whose handler runs in this task or thread; empty outside of a worker."""
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
-"""All that decoding a body can raise."""
+"""What decoding a body raises by itself. A validator or a `__post_init__` of the user may raise anything."""
+_NOT_UNREADABLE = (errors.Reject, MemoryError)
+"""What is no DecodeError though decoding raises it: a reason that the user gives, and what may succeed later."""
 
 _NULL = (msgspec.inspect.NoneType, msgspec.inspect.AnyType, msgspec.inspect.RawType, msgspec.inspect.CustomType)
 
@@ -196,13 +198,15 @@ def decode(payload_type: Any, body: bytes) -> Any:
     """A body as the type that a handler expects.
 
     Raises:
-        errors.DecodeError: not JSON, or not of that type.
+        errors.DecodeError: not JSON, not of that type, or refused by a validator (whatever that raised).
     """
     if len(body) > MAX_BODY_BYTES:
         raise _over_limit(body)
     try:
         return _coder(payload_type).decode(body)
-    except UNREADABLE as error:
+    except _NOT_UNREADABLE:
+        raise
+    except Exception as error:
         raise _unreadable(payload_type, error) from error
 
 
@@ -211,9 +215,12 @@ def _over_limit(body: bytes) -> errors.DecodeError:
 
 
 def _unreadable(payload_type: Any, error: Exception) -> errors.DecodeError:
-    return errors.DecodeError(
-        f"the body cannot be read as {_type_name(payload_type)}: {pydantic_models.explain(error)}"
-    )
+    return errors.DecodeError(f"the body cannot be read as {_type_name(payload_type)}: {_explain(error)}")
+
+
+def _explain(error: Exception) -> str:
+    """The message of an error of decoding; with its type, where a validator has raised another one (KeyError)."""
+    return pydantic_models.explain(error) if isinstance(error, UNREADABLE) else errors.summary(error)
 
 
 def _sentence(error: Exception) -> str:
@@ -256,8 +263,8 @@ def build_event(event_type: EventType, payload: Mapping[str, Any] | bytes) -> An
         if pydantic_models.is_model(event_type.cls):
             return _coder(event_type.cls).decode(_encoder.encode(payload))
         return msgspec.convert(payload, event_type.cls, strict=False)
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-        raise errors.InvalidPayload(f"event {event_type.name!r}: {pydantic_models.explain(error)}") from error
+    except Exception as error:
+        raise errors.InvalidPayload(f"event {event_type.name!r}: {_explain(error)}") from error
 
 
 # --- properties -------------------------------------------------------------------------------
@@ -697,7 +704,9 @@ def payload_reader(payload_type: Any) -> Callable[[Delivery], Any]:
             raise _over_limit(body)
         try:
             return decode_body(body)
-        except UNREADABLE as error:
+        except _NOT_UNREADABLE:
+            raise
+        except Exception as error:
             raise _unreadable(payload_type, error) from error
 
     return read

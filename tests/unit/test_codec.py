@@ -569,6 +569,19 @@ class Even:
             raise ValueError("an odd number")
 
 
+@attrs.frozen
+class Looked:
+    table: dict[str, int]
+
+    def __attrs_post_init__(self) -> None:
+        _ = self.table["a"]
+
+
+def test_whatever_a_class_raises_the_body_cannot_be_read() -> None:
+    with pytest.raises(errors.DecodeError, match="cannot be read as Looked: KeyError: 'a'"):
+        codec.decode(Looked, b'{"table": {}}')
+
+
 def decode_error(body: bytes) -> errors.DecodeError:
     with pytest.raises(errors.DecodeError) as caught:
         codec.decode(Even, body)
