@@ -15,7 +15,7 @@ import attrs
 
 from lightbus import errors
 from lightbus.handler import Handler, is_async, is_context_manager, is_generator
-from lightbus.message import ArrivedMessage, Message
+from lightbus.message import Message, arrived
 from lightbus.transport import Delivery
 from lightbus.wire import codec
 
@@ -152,7 +152,7 @@ def the_delivery(delivery: Delivery) -> tuple[Delivery]:
 def _delivery_and_message(app: str) -> Callable[[Delivery], tuple[Delivery, Message]]:
     """The arguments of a layer."""
     read = codec.read_message
-    return lambda delivery: (delivery, ArrivedMessage(read, app, delivery))
+    return lambda delivery: (delivery, arrived(read, app, delivery))
 
 
 def check_on_publish(function: Any, owner: str) -> Any:

@@ -21,7 +21,7 @@ import msgspec.inspect
 
 from lightbus import errors, pydantic_models, transport
 from lightbus.event import EventType
-from lightbus.message import ArrivedMessage, Message, new_id
+from lightbus.message import Message, arrived, new_id
 from lightbus.transport import Delivery, Properties
 from lightbus.wire import collisions, topology
 from lightbus.wire.topology import INTERNAL
@@ -511,7 +511,7 @@ def read_message(app: str, delivery: Delivery) -> Message:
 
 def message_of(app: str, delivery: Delivery) -> Message:
     """The same, read when the first field is asked for."""
-    return ArrivedMessage(read_message, app, delivery)
+    return arrived(read_message, app, delivery)
 
 
 def current_message() -> Message | None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any, cast
 
 import anyio
+import attrs
 import pytest
 
 from lightbus import Depends, Lightbus, Message, Next, NextSync, Outcome, errors
@@ -301,6 +302,7 @@ def test_such_a_message_is_equal_to_one_that_was_read_at_once() -> None:
     assert repr(codec.message_of("billing", delivery)) == repr(whole)
     assert pickle.loads(pickle.dumps(codec.message_of("billing", delivery))) == whole  # noqa: S301
     assert copy.deepcopy(codec.message_of("billing", delivery)) == whole
+    assert attrs.evolve(codec.message_of("billing", delivery), attempt=2) == attrs.evolve(whole, attempt=2)
     assert message != "7"
     with pytest.raises(AttributeError, match="'Message' object has no attribute 'payload'"):
         _ = codec.message_of("billing", delivery).payload  # type: ignore[attr-defined]
