@@ -494,7 +494,7 @@ def read_message(app: str, delivery: Delivery) -> Message:
         id=message_id,
         event=envelope.event,
         source=envelope.source,
-        time=_time(properties.get("timestamp")),
+        time=_time(properties),
         version=version if type(version) is int and version > 0 else 1,
         attempt=envelope.attempt,
         correlation_id=_text(properties.get("correlation_id")) or message_id,
@@ -676,11 +676,13 @@ def _name(value: object) -> str:
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else _text(value)
 
 
-def _time(timestamp: object) -> datetime:
+def _time(properties: Properties) -> datetime:
+    """When it was published. A message without a valid time (of another program) gets one, which its delivery keeps."""
     try:
-        return datetime.fromtimestamp(timestamp, UTC)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError, OSError):
-        return datetime.now(UTC)
+        return datetime.fromtimestamp(properties["timestamp"], UTC)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        properties["timestamp"] = now = int(time.time())
+        return datetime.fromtimestamp(now, UTC)
 
 
 def _remembered_id(delivery: Delivery) -> str:

@@ -7,6 +7,7 @@ import copy
 import functools
 import pickle
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Any, cast
 
 import anyio
@@ -310,3 +311,14 @@ def test_such_a_message_is_equal_to_one_that_was_read_at_once() -> None:
         message.id = "8"  # type: ignore[misc]
     with pytest.raises(TypeError):
         hash(message)
+
+
+@pytest.mark.parametrize("properties", [{}, {"timestamp": 2**62}, {"timestamp": "today"}])
+def test_a_message_without_a_time_has_one_to_the_second_that_stays(
+    properties: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = delivered(lambda: properties)
+    monkeypatch.setattr(codec.time, "time", lambda: 1_700_000_000.9)
+    first = codec.message_of("billing", delivery).time
+    monkeypatch.setattr(codec.time, "time", lambda: 1_700_000_009.9)
+    assert codec.message_of("billing", delivery).time == first == datetime.fromtimestamp(1_700_000_000, UTC)
