@@ -437,9 +437,11 @@ class Lightbus:
 
         Raises:
             errors.InvalidDependency: no handler of this app asks for `dependency`, or the replacement cannot be used.
+            errors.IncludeError: a module of `include` cannot be imported.
         """
         from lightbus.dependencies import check_override
 
+        self.load()
         key = check_override(self.name, self._dependencies(), dependency, replacement)
         before = self._overrides.copy()
         try:
@@ -450,6 +452,7 @@ class Lightbus:
 
     def depends_on(self, function: Callable[..., Any]) -> bool:
         """Whether a handler of this app has this dependency, itself or through another one."""
+        self.load()
         return any(one.asks_for(function) for one in self._dependencies())
 
     def _override(self, replaced: Mapping[Any, Callable[..., Any]]) -> None:
