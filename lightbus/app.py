@@ -599,6 +599,8 @@ class Lightbus:
     ) -> tuple[Publication, int | None]:
         from lightbus import middleware
 
+        if type(event) not in self._by_class:
+            return self._encode(event, delay, headers)  # raises the error
         added = dict(headers or {})
         for function in self._on_publish:
             returned = function(event, added)

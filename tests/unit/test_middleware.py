@@ -254,6 +254,14 @@ def test_a_header_of_on_publish_is_checked_as_any_other(app: Lightbus) -> None:
         app.publish_sync(Order(number=1))
 
 
+def test_on_publish_is_not_called_with_what_is_no_event(app: Lightbus) -> None:
+    seen: list[object] = []
+    app.on_publish(lambda event, headers: seen.append(event))
+    with pytest.raises(errors.UnknownEvent):
+        app.publish_sync("paid")
+    assert seen == []
+
+
 def test_observe_refuses_an_async_function(app: Lightbus) -> None:
     async def note(outcome: Outcome) -> None: ...
 
