@@ -298,7 +298,7 @@ class Lightbus:
             made = handler.build(
                 self.name,
                 function,
-                middleware=[self._read_middleware(one) for one in middleware],
+                middleware=self._read_middleware(middleware),
                 taken=self.handlers,
                 targets=targets,
                 source=source,
@@ -332,13 +332,15 @@ class Lightbus:
             errors.InvalidMiddleware: it cannot be called like this. When a worker starts: the app has a handler of a
                 kind that it cannot wrap.
         """
-        self._middleware.append(self._read_middleware(target))
+        self._middleware += self._read_middleware([target])
         return target
 
-    def _read_middleware(self, target: object) -> Middleware:
+    def _read_middleware(self, targets: Sequence[object]) -> list[Middleware]:
+        if targets == ():
+            return []
         from lightbus import middleware
 
-        return middleware.read(target, f"app {self.name!r}")
+        return middleware.read_all(targets, f"app {self.name!r}")
 
     def on_publish(self, function: P, /) -> P:
         """Call a function before each publish: `@app.on_publish`. It gets the event and the headers, a dict to which it
@@ -348,9 +350,8 @@ class Lightbus:
         Raises:
             errors.InvalidMiddleware: it is not a sync function of two arguments.
         """
-        from lightbus import middleware
-
-        self._on_publish.append(middleware.check_on_publish(function, f"app {self.name!r}"))
+        handler.check_hook(function, f"app {self.name!r}", "on_publish", ("event", "headers"), errors.InvalidMiddleware)
+        self._on_publish.append(function)
         # Only for apps that have such a function: the others pay nothing.
         vars(self)["_publication"] = self._publication_with_hooks
         return function
@@ -363,13 +364,14 @@ class Lightbus:
         worker starts.
 
         Raises:
-            errors.InvalidOption: the app has published already, or the function is async.
+            errors.InvalidOption: the app has published already, or it is not a sync function of one argument.
         """
         if handler.is_async(function):
             raise errors.InvalidOption(
                 f"app {self.name!r}: observe() takes a sync function, not an async one. Put what it gets into a queue "
                 "(asyncio.Queue.put_nowait), and let a task take it from there."
             )
+        handler.check_hook(function, f"app {self.name!r}", "observe()", ("outcome",), errors.InvalidOption)
         if self._publisher is not None:
             raise errors.InvalidOption(
                 f"app {self.name!r}: observe() must be called before the app's first publish. Call it where the app is "

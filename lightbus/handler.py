@@ -229,6 +229,41 @@ def check_function(function: Callable[..., Any], owner: str) -> Callable[..., An
     return function
 
 
+def check_hook(
+    function: Any, owner: str, what: str, arguments: Sequence[str], error_type: type[errors.DeclarationError]
+) -> None:
+    """
+    Args:
+        what: what takes the function, for the error: `on_publish`.
+        arguments: what it is called with.
+
+    Raises:
+        errors.DeclarationError: of the given type, if it is not a sync function of these arguments.
+    """
+    if not callable(function) or is_async(function) or is_generator(function) or is_context_manager(function):
+        raise error_type(f"{owner}: {what} takes a sync function ({', '.join(arguments)}), not {function!r}.")
+    check_call(function, f"{owner}: {getattr(function, '__qualname__', function)}", arguments, error_type)
+
+
+def check_call(
+    function: Callable[..., Any], owner: str, arguments: Sequence[str], error_type: type[errors.DeclarationError]
+) -> None:
+    """
+    Raises:
+        errors.DeclarationError: of the given type, if the function cannot be called with these arguments. Some built-in
+            functions do not tell what they take: these are not refused.
+    """
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        count = "one argument" if len(arguments) == 1 else "two arguments"
+        raise error_type(
+            f"{owner} is called with {count}, ({', '.join(arguments)}), which it does not take ({error})."
+        ) from error
+    except ValueError:
+        pass
+
+
 def read_signature(
     app: str, function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]
 ) -> tuple[Callable[[Delivery], Arguments], tuple[inspect.Parameter, ...]]:

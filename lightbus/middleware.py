@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import attrs
 
 from lightbus import errors
-from lightbus.handler import Handler, is_async, is_context_manager, is_generator
+from lightbus.handler import Handler, check_call, is_async, is_context_manager, is_generator
 from lightbus.message import Message, arrived
 from lightbus.transport import Delivery
 from lightbus.wire import codec
@@ -50,6 +50,17 @@ class Middleware:
     name: str
     handle: Handle | None
     handle_sync: HandleSync | None
+
+
+def read_all(targets: Any, owner: str) -> list[Middleware]:
+    """
+    Raises:
+        errors.InvalidMiddleware: not a list, or one of them is no middleware: see `read`.
+    """
+    if isinstance(targets, str | bytes) or not isinstance(targets, Iterable):
+        shown = getattr(targets, "__qualname__", None) or repr(targets)
+        raise errors.InvalidMiddleware(f"{owner}: middleware={shown} is not a list. Use a list: middleware=[{shown}].")
+    return [read(one, owner) for one in targets]
 
 
 def read(target: Any, owner: str) -> Middleware:
@@ -104,12 +115,7 @@ def _check(function: Any, owner: str, form: str, *, wants_async: bool) -> None:
             f"{owner}: {form} must be {'async def' if wants_async else 'def, not async def'}. handle wraps async "
             "handlers, handle_sync wraps sync handlers."
         )
-    try:
-        inspect.signature(function).bind(None, None)
-    except (TypeError, ValueError) as error:
-        raise errors.InvalidMiddleware(
-            f"{owner} is called with two arguments, (message, call_next), which it does not take ({error})."
-        ) from error
+    check_call(function, owner, ("message", "call_next"), errors.InvalidMiddleware)
 
 
 def around(app: str, handler: Handler, stack: Sequence[Middleware]) -> Handler:
@@ -153,23 +159,6 @@ def _delivery_and_message(app: str) -> Callable[[Delivery], tuple[Delivery, Mess
     """The arguments of a layer."""
     read = codec.read_message
     return lambda delivery: (delivery, arrived(read, app, delivery))
-
-
-def check_on_publish(function: Any, owner: str) -> Any:
-    """
-    Raises:
-        errors.InvalidMiddleware: not a sync function of two arguments.
-    """
-    if not callable(function) or is_async(function) or is_generator(function) or is_context_manager(function):
-        raise errors.InvalidMiddleware(f"{owner}: on_publish takes a sync function (event, headers), not {function!r}.")
-    try:
-        inspect.signature(function).bind(None, None)
-    except (TypeError, ValueError) as error:
-        raise errors.InvalidMiddleware(
-            f"{owner}: {getattr(function, '__qualname__', function)} is called with two arguments, (event, headers), "
-            f"which it does not take ({error})."
-        ) from error
-    return function
 
 
 def refuse_unfinished(returned: object, owner: str, *, may_be_entered: bool = False) -> None:

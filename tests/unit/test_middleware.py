@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import functools
@@ -223,6 +224,15 @@ def test_a_handlers_own_middleware_is_checked_where_it_is_declared(app: Lightbus
     assert app.handlers == {}
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"), [(a_sync_one, "a_sync_one"), ("log", "'log'"), (b"log", "b'log'"), (None, "None"), (7, "7")]
+)
+def test_a_handlers_own_middleware_is_a_list(given: Any, shown: str, app: Lightbus) -> None:
+    with pytest.raises(errors.InvalidMiddleware) as raised:
+        app.on("order.placed", middleware=given)(lambda: None)
+    assert str(raised.value) == f"app 'billing': middleware={shown} is not a list. Use a list: middleware=[{shown}]."
+
+
 def test_handlers_without_middleware_stay_as_they_are(app: Lightbus) -> None:
     app.on("order.placed", name="bare")(lambda: None)
     app.on("order.placed", name="wrapped", middleware=[a_sync_one])(lambda: None)
@@ -267,6 +277,27 @@ def test_observe_refuses_an_async_function(app: Lightbus) -> None:
 
     with pytest.raises(errors.InvalidOption, match="takes a sync function, not an async one"):
         app.observe(note)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (None, r"observe\(\) takes a sync function \(outcome\), not None"),
+        (3, r"observe\(\) takes a sync function \(outcome\), not 3"),
+        (lambda outcome: (yield), r"observe\(\) takes a sync function \(outcome\), not <function"),
+        (lambda: None, r"is called with one argument, \(outcome\), which it does not take \(too many positional"),
+    ],
+    ids=["none", "number", "generator", "no-arguments"],
+)
+def test_observe_takes_a_sync_function_of_one_argument(function: Any, expected: str, app: Lightbus) -> None:
+    with pytest.raises(errors.InvalidOption, match=expected):
+        app.observe(function)
+    assert app.observer is None
+
+
+def test_observe_takes_any_callable(app: Lightbus) -> None:
+    for function in ([].append, collections.deque[Outcome]().append, functools.partial(ignore), print):
+        assert app.observe(cast(Any, function)) is function
 
 
 def test_observe_must_come_before_the_first_publish() -> None:
