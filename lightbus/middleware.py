@@ -75,6 +75,8 @@ def read(target: Any, owner: str) -> Middleware:
         try:
             target = target()
         except TypeError as error:
+            if errors.is_from_deeper(error):  # raised in its __init__
+                raise
             raise errors.InvalidMiddleware(
                 f"{owner}: middleware {name} cannot be instantiated without arguments ({error}). "
                 f"Pass an instance: app.middleware({name}(...))."

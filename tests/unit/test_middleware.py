@@ -218,6 +218,16 @@ def test_a_sync_middleware_cannot_wrap_an_async_handler(app: Lightbus) -> None:
     )
 
 
+def test_an_error_in_a_middlewares_constructor_is_the_users(app: Lightbus) -> None:
+    class Counts:
+        def __init__(self) -> None:
+            self.count = 1 + cast(int, "1")
+
+    with pytest.raises(TypeError, match="unsupported operand") as raised:
+        app.middleware(Counts)
+    assert not isinstance(raised.value, errors.InvalidMiddleware)
+
+
 def test_a_handlers_own_middleware_is_checked_where_it_is_declared(app: Lightbus) -> None:
     with pytest.raises(errors.InvalidMiddleware, match="7 is not a middleware"):
         app.on("order.placed", middleware=[7])(lambda: None)
