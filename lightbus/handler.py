@@ -106,16 +106,20 @@ def build(
             f"{owner}: a handler with this name already exists{_place(taken[own_name])}. Pass a different name=."
         )
     patterns = names_of(targets, owner)
-    arguments, parameters = read_signature(app, check_function(function, owner), owner, local_names)
     suffix = topology.MAIN if queue is None else topology.check_queue_suffix(queue, owner)
+    own_source = None if source is None else topology.check_app_name(source)
+    own_retry = default_retry if retry is None else check_retry(retry, owner)
+    seconds = TIMEOUT if timeout is None else options.check_timeout(timeout, owner, LONGEST_TIMEOUT)
+    at_once = None if concurrency is None else options.check_count(concurrency, owner, "concurrency", 10_000)
+    arguments, parameters = read_signature(app, check_function(function, owner), owner, local_names)
     return Handler(
         name=own_name,
         patterns=patterns,
-        source=None if source is None else topology.check_app_name(source),
+        source=own_source,
         queue=suffix,
-        retry=default_retry if retry is None else check_retry(retry, owner),
-        timeout=TIMEOUT if timeout is None else options.check_timeout(timeout, owner, LONGEST_TIMEOUT),
-        concurrency=None if concurrency is None else options.check_count(concurrency, owner, "concurrency", 10_000),
+        retry=own_retry,
+        timeout=seconds,
+        concurrency=at_once,
         function=function,
         is_async=is_async(function),
         arguments=arguments,
