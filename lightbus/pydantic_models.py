@@ -6,6 +6,7 @@ Nothing here imports Pydantic before a program uses one of its models: a model i
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import types
 import typing
@@ -134,7 +135,7 @@ class Coder:
             ) from error
         if body[:1] != b"{":
             raise ValueError(_NO_OBJECT)
-        if self._may_lose_numbers and b"null" in body and _holds_no_number(self._to_python(event)):
+        if self._may_lose_numbers and b"null" in body and holds_not_finite(self._to_python(event)):
             raise ValueError(f"{_NOT_FINITE} (it would arrive as null)")
         if self._may_write_constants and (b"NaN" in body or b"Infinity" in body):
             from pydantic_core import from_json
@@ -170,12 +171,13 @@ _MAYBE_NULL = ("nullable", "none", "any")
 _MAYBE_FLOAT = ("float", "decimal", "any")
 
 
-def _holds_no_number(value: Any) -> bool:
+def holds_not_finite(value: Any) -> bool:
+    """Whether a NaN or an infinity is in it, which JSON cannot represent."""
     if isinstance(value, float):
-        return value != value or value in (float("inf"), float("-inf"))
+        return not math.isfinite(value)
     if isinstance(value, dict):
-        return any(_holds_no_number(part) for pair in value.items() for part in pair)
-    return isinstance(value, (list, tuple, set, frozenset)) and any(_holds_no_number(part) for part in value)
+        return any(holds_not_finite(part) for pair in value.items() for part in pair)
+    return isinstance(value, (list, tuple, set, frozenset)) and any(holds_not_finite(part) for part in value)
 
 
 def writes_aliases(annotation: Any) -> bool:

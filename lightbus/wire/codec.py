@@ -146,7 +146,7 @@ def encode(event_type: EventType, event: object) -> bytes:
         coder = _coder(cls)
         body = coder.encode(event)
         coder.check(body)
-        if _takes_null(cls) and b"null" in body and _holds_no_number(msgspec.to_builtins(event)):
+        if _takes_null(cls) and b"null" in body and pydantic_models.holds_not_finite(msgspec.to_builtins(event)):
             raise ValueError("it has a NaN or an infinity, which JSON cannot represent (it would arrive as null)")
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.InvalidPayload(
@@ -175,14 +175,6 @@ def _takes_null(cls: type) -> bool:
             seen.add(id(kind))  # a class may be recursive
             left += [getattr(kind, name) for name in kind.__struct_fields__]
     return False
-
-
-def _holds_no_number(value: Any) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(_holds_no_number(part) for pair in value.items() for part in pair)
-    return isinstance(value, (list, tuple, set, frozenset)) and any(_holds_no_number(part) for part in value)
 
 
 def check_size(name: str, body: bytes) -> bytes:
