@@ -121,13 +121,11 @@ def _check(function: Any, owner: str, form: str, *, wants_async: bool) -> None:
 
 
 def around(app: str, handler: Handler, stack: Sequence[Middleware]) -> Handler:
-    """The handler within this middleware, the first one outermost. Without any: the handler itself.
+    """The handler within this middleware, the first one outermost.
 
     Raises:
         errors.InvalidMiddleware: one has no form for this kind of handler.
     """
-    if not stack:
-        return handler
     lacking = next((one for one in stack if (one.handle if handler.is_async else one.handle_sync) is None), None)
     if lacking is not None:
         raise errors.InvalidMiddleware(_what_is_missing(app, handler, lacking))

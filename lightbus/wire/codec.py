@@ -295,9 +295,10 @@ def set_envelope(
     """
     name = properties["type"]
     if message_id is not None:
+        checked = _checked_id(name, "id", message_id)
         if properties["correlation_id"] == properties["message_id"]:  # the first event of its chain
-            properties["correlation_id"] = _checked_id(name, "id", message_id)
-        properties["message_id"] = _checked_id(name, "id", message_id)
+            properties["correlation_id"] = checked
+        properties["message_id"] = checked
     if correlation_id is not None:
         properties["correlation_id"] = _checked_id(name, "correlation_id", correlation_id)
     if published_at is not None:
