@@ -298,7 +298,7 @@ class Lightbus:
             made = handler.build(
                 self.name,
                 function,
-                middleware=[self._read_middleware(one) for one in middleware],
+                middleware=self._read_middleware(middleware),
                 taken=self.handlers,
                 targets=targets,
                 source=source,
@@ -332,13 +332,15 @@ class Lightbus:
             errors.InvalidMiddleware: it cannot be called like this. When a worker starts: the app has a handler of a
                 kind that it cannot wrap.
         """
-        self._middleware.append(self._read_middleware(target))
+        self._middleware += self._read_middleware([target])
         return target
 
-    def _read_middleware(self, target: object) -> Middleware:
+    def _read_middleware(self, targets: Sequence[object]) -> list[Middleware]:
+        if targets == ():
+            return []
         from lightbus import middleware
 
-        return middleware.read(target, f"app {self.name!r}")
+        return middleware.read_all(targets, f"app {self.name!r}")
 
     def on_publish(self, function: P, /) -> P:
         """Call a function before each publish: `@app.on_publish`. It gets the event and the headers, a dict to which it
@@ -348,9 +350,8 @@ class Lightbus:
         Raises:
             errors.InvalidMiddleware: it is not a sync function of two arguments.
         """
-        from lightbus import middleware
-
-        self._on_publish.append(middleware.check_on_publish(function, f"app {self.name!r}"))
+        handler.check_hook(function, f"app {self.name!r}", "on_publish", ("event", "headers"), errors.InvalidMiddleware)
+        self._on_publish.append(function)
         # Only for apps that have such a function: the others pay nothing.
         vars(self)["_publication"] = self._publication_with_hooks
         return function
@@ -363,13 +364,14 @@ class Lightbus:
         worker starts.
 
         Raises:
-            errors.InvalidOption: the app has published already, or the function is async.
+            errors.InvalidOption: the app has published already, or it is not a sync function of one argument.
         """
         if handler.is_async(function):
             raise errors.InvalidOption(
                 f"app {self.name!r}: observe() takes a sync function, not an async one. Put what it gets into a queue "
                 "(asyncio.Queue.put_nowait), and let a task take it from there."
             )
+        handler.check_hook(function, f"app {self.name!r}", "observe()", ("outcome",), errors.InvalidOption)
         if self._publisher is not None:
             raise errors.InvalidOption(
                 f"app {self.name!r}: observe() must be called before the app's first publish. Call it where the app is "
@@ -437,9 +439,11 @@ class Lightbus:
 
         Raises:
             errors.InvalidDependency: no handler of this app asks for `dependency`, or the replacement cannot be used.
+            errors.IncludeError: a module of `include` cannot be imported.
         """
         from lightbus.dependencies import check_override
 
+        self.load()
         key = check_override(self.name, self._dependencies(), dependency, replacement)
         before = self._overrides.copy()
         try:
@@ -450,6 +454,7 @@ class Lightbus:
 
     def depends_on(self, function: Callable[..., Any]) -> bool:
         """Whether a handler of this app has this dependency, itself or through another one."""
+        self.load()
         return any(one.asks_for(function) for one in self._dependencies())
 
     def _override(self, replaced: Mapping[Any, Callable[..., Any]]) -> None:
@@ -594,9 +599,18 @@ class Lightbus:
     def _publication_with_hooks(
         self, event: object, delay: float | timedelta | None, headers: Mapping[str, Any] | None
     ) -> tuple[Publication, int | None]:
+        from lightbus import middleware
+
+        if type(event) not in self._by_class:
+            return self._encode(event, delay, headers)  # raises the error
         added = dict(headers or {})
         for function in self._on_publish:
-            function(event, added)
+            returned = function(event, added)
+            if returned is not None:
+                owner = (
+                    f"event not sent: on_publish of app {self.name!r}: {getattr(function, '__qualname__', function)}"
+                )
+                middleware.refuse_unfinished(returned, owner, may_be_entered=True)
         return self._encode(event, delay, added)
 
     def suggestion(self, event_name: str) -> str:

@@ -19,7 +19,7 @@ import anyio.lowlevel
 import attrs
 
 from lightbus import errors
-from lightbus.handler import Handler, Injected, injected, is_async, read_parameters, routine
+from lightbus.handler import Handler, Injected, injected, is_async, is_context_manager, read_parameters, routine
 from lightbus.message import Message
 from lightbus.middleware import the_delivery
 from lightbus.transport import Delivery
@@ -344,16 +344,12 @@ def _kind(function: Callable[..., Any], owner: str) -> Kind:
         return Kind.GENERATOR
     if is_async(function):
         return Kind.COROUTINE
-    code = getattr(runs, "__code__", None)
-    if code is not None and code.co_filename == _CONTEXTLIB:
+    if is_context_manager(function):
         raise errors.InvalidDependency(
             f"{owner} is decorated with @contextmanager or @asynccontextmanager, so the handler would get the context "
             "manager, not entered. Remove the decorator: Depends takes the generator function itself."
         )
     return Kind.FUNCTION
-
-
-_CONTEXTLIB = contextlib.contextmanager.__code__.co_filename
 
 
 def _caller(function: Callable[..., Any], places: Sequence[tuple[inspect.Parameter, int]]) -> Callable[[Values], Any]:

@@ -373,7 +373,8 @@ class HandlerCancelled(LightbusError):
 
 
 class MiddlewareError(LightbusError, RuntimeError):
-    """A middleware called `call_next` twice, did not await it, or hid a cancellation. The event counts as failed."""
+    """A middleware called `call_next` twice, did not await it, hid a cancellation, or returned an awaitable, generator
+    or context manager. The event counts as failed. If an `on_publish` function returned one: nothing was sent."""
 
 
 class DependencyError(LightbusError, RuntimeError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -104,16 +106,20 @@ def build(
             f"{owner}: a handler with this name already exists{_place(taken[own_name])}. Pass a different name=."
         )
     patterns = names_of(targets, owner)
-    arguments, parameters = read_signature(app, check_function(function, owner), owner, local_names)
     suffix = topology.MAIN if queue is None else topology.check_queue_suffix(queue, owner)
+    own_source = None if source is None else topology.check_app_name(source)
+    own_retry = default_retry if retry is None else check_retry(retry, owner)
+    seconds = TIMEOUT if timeout is None else options.check_timeout(timeout, owner, LONGEST_TIMEOUT)
+    at_once = None if concurrency is None else options.check_count(concurrency, owner, "concurrency", 10_000)
+    arguments, parameters = read_signature(app, check_function(function, owner), owner, local_names)
     return Handler(
         name=own_name,
         patterns=patterns,
-        source=None if source is None else topology.check_app_name(source),
+        source=own_source,
         queue=suffix,
-        retry=default_retry if retry is None else check_retry(retry, owner),
-        timeout=TIMEOUT if timeout is None else options.check_timeout(timeout, owner, LONGEST_TIMEOUT),
-        concurrency=None if concurrency is None else options.check_count(concurrency, owner, "concurrency", 10_000),
+        retry=own_retry,
+        timeout=seconds,
+        concurrency=at_once,
         function=function,
         is_async=is_async(function),
         arguments=arguments,
@@ -194,6 +200,25 @@ def routine(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if inspect.isroutine(function) else type(function).__call__
 
 
+def is_generator(function: Callable[..., Any]) -> bool:
+    runs = routine(function)
+    return inspect.isgeneratorfunction(runs) or inspect.isasyncgenfunction(runs)
+
+
+def is_context_manager(function: Callable[..., Any]) -> bool:
+    """Whether it is decorated with `@contextmanager` or `@asynccontextmanager`, so that it returns one, not entered."""
+    return getattr(routine(function), "__code__", None) in _MAKE_CONTEXT_MANAGERS
+
+
+_MAKE_CONTEXT_MANAGERS = [
+    part
+    for decorator in (contextlib.contextmanager, contextlib.asynccontextmanager)
+    for part in decorator.__code__.co_consts
+    if isinstance(part, types.CodeType)
+]
+"""The code of the functions that these decorators return. Others of contextlib's run the decorated function."""
+
+
 def check_function(function: Callable[..., Any], owner: str) -> Callable[..., Any]:
     """
     Raises:
@@ -201,11 +226,46 @@ def check_function(function: Callable[..., Any], owner: str) -> Callable[..., An
     """
     if isinstance(function, type) or not callable(function):
         raise errors.InvalidHandler(f"{owner} is not a function. Decorate a function, async or plain.")
-    if inspect.isgeneratorfunction(routine(function)) or inspect.isasyncgenfunction(routine(function)):
+    if is_generator(function):
         raise errors.InvalidHandler(
             f"{owner} is a generator, which Lightbus does not iterate. Return instead of yielding."
         )
     return function
+
+
+def check_hook(
+    function: Any, owner: str, what: str, arguments: Sequence[str], error_type: type[errors.DeclarationError]
+) -> None:
+    """
+    Args:
+        what: what takes the function, for the error: `on_publish`.
+        arguments: what it is called with.
+
+    Raises:
+        errors.DeclarationError: of the given type, if it is not a sync function of these arguments.
+    """
+    if not callable(function) or is_async(function) or is_generator(function) or is_context_manager(function):
+        raise error_type(f"{owner}: {what} takes a sync function ({', '.join(arguments)}), not {function!r}.")
+    check_call(function, f"{owner}: {getattr(function, '__qualname__', function)}", arguments, error_type)
+
+
+def check_call(
+    function: Callable[..., Any], owner: str, arguments: Sequence[str], error_type: type[errors.DeclarationError]
+) -> None:
+    """
+    Raises:
+        errors.DeclarationError: of the given type, if the function cannot be called with these arguments. Some built-in
+            functions do not tell what they take: these are not refused.
+    """
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        count = "one argument" if len(arguments) == 1 else "two arguments"
+        raise error_type(
+            f"{owner} is called with {count}, ({', '.join(arguments)}), which it does not take ({error})."
+        ) from error
+    except ValueError:
+        pass
 
 
 def read_signature(

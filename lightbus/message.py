@@ -57,16 +57,16 @@ _set = object.__setattr__
 
 
 class ArrivedMessage(Message):
-    """A message whose fields are read when the first one is asked for: middleware may need none of them."""
+    """A message whose fields are read when the first one is asked for: middleware may need none of them.
+
+    `arrived` makes one: `__init__` is that of a Message, for `attrs.evolve`.
+    """
 
     __slots__ = ("_source",)
     __qualname__ = "Message"
 
     _source: tuple[Callable[[str, Any], Message], str, Any]
     """How it is read, and from what."""
-
-    def __init__(self, read: Callable[[str, Any], Message], app: str, delivery: Any) -> None:
-        _set(self, "_source", (read, app, delivery))
 
     def __getattr__(self, name: str) -> Any:  # called for a slot that is not set
         if name not in _FIELDS:
@@ -79,6 +79,17 @@ class ArrivedMessage(Message):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, ({name: getattr(self, name) for name in _FIELDS},)
+
+
+def arrived(read: Callable[[str, Any], Message], app: str, delivery: Any) -> Message:
+    """The message of a delivery, which `read(app, delivery)` reads when its first field is asked for."""
+    message = _new(ArrivedMessage)
+    _set_source(message, (read, app, delivery))
+    return message
+
+
+_new = object.__new__
+_set_source = ArrivedMessage.__dict__["_source"].__set__  # the slot's own: faster than `_set`
 
 
 def _rebuild(fields: dict[str, Any]) -> Message:

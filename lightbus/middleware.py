@@ -7,14 +7,15 @@ middleware also sees decoding errors, `Reject`, timeouts and cancellation.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Final, Protocol
 
 import attrs
 
 from lightbus import errors
-from lightbus.handler import Handler, is_async
-from lightbus.message import ArrivedMessage, Message
+from lightbus.handler import Handler, check_call, is_async, is_context_manager, is_generator
+from lightbus.message import Message, arrived
 from lightbus.transport import Delivery
 from lightbus.wire import codec
 
@@ -31,8 +32,8 @@ class NextSync(Protocol):
     def __call__(self) -> None: ...
 
 
-Handle = Callable[[Message, Next], Awaitable[None]]
-HandleSync = Callable[[Message, NextSync], None]
+Handle = Callable[[Message, Next], Awaitable[object]]
+HandleSync = Callable[[Message, NextSync], object]
 
 SKIPPED: Final = object()
 """What a run returns whose handler was not called, since a middleware did not call `call_next`."""
@@ -51,6 +52,17 @@ class Middleware:
     handle_sync: HandleSync | None
 
 
+def read_all(targets: Any, owner: str) -> list[Middleware]:
+    """
+    Raises:
+        errors.InvalidMiddleware: not a list, or one of them is no middleware: see `read`.
+    """
+    if isinstance(targets, str | bytes) or not isinstance(targets, Iterable):
+        shown = getattr(targets, "__qualname__", None) or repr(targets)
+        raise errors.InvalidMiddleware(f"{owner}: middleware={shown} is not a list. Use a list: middleware=[{shown}].")
+    return [read(one, owner) for one in targets]
+
+
 def read(target: Any, owner: str) -> Middleware:
     """A middleware from what the user gives: a function (async or not), or an object with `handle` and `handle_sync`.
     A class is instantiated without arguments.
@@ -63,6 +75,8 @@ def read(target: Any, owner: str) -> Middleware:
         try:
             target = target()
         except TypeError as error:
+            if errors.is_from_deeper(error):  # raised in its __init__
+                raise
             raise errors.InvalidMiddleware(
                 f"{owner}: middleware {name} cannot be instantiated without arguments ({error}). "
                 f"Pass an instance: app.middleware({name}(...))."
@@ -88,32 +102,30 @@ def read(target: Any, owner: str) -> Middleware:
 def _check(function: Any, owner: str, form: str, *, wants_async: bool) -> None:
     if not callable(function):
         raise errors.InvalidMiddleware(f"{owner}: its {form} is not a method.")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if is_generator(function):
         raise errors.InvalidMiddleware(
             f"{owner} is a generator. Call call_next() where you would yield; a generator can be a dependency "
             "(Depends)."
+        )
+    if is_context_manager(function):
+        raise errors.InvalidMiddleware(
+            f"{owner} is decorated with @contextmanager or @asynccontextmanager, so nothing would enter what it "
+            "returns. Remove the decorator, and call call_next() where you would yield."
         )
     if is_async(function) is not wants_async:
         raise errors.InvalidMiddleware(
             f"{owner}: {form} must be {'async def' if wants_async else 'def, not async def'}. handle wraps async "
             "handlers, handle_sync wraps sync handlers."
         )
-    try:
-        inspect.signature(function).bind(None, None)
-    except (TypeError, ValueError) as error:
-        raise errors.InvalidMiddleware(
-            f"{owner} is called with two arguments, (message, call_next), which it does not take ({error})."
-        ) from error
+    check_call(function, owner, ("message", "call_next"), errors.InvalidMiddleware)
 
 
 def around(app: str, handler: Handler, stack: Sequence[Middleware]) -> Handler:
-    """The handler within this middleware, the first one outermost. Without any: the handler itself.
+    """The handler within this middleware, the first one outermost.
 
     Raises:
         errors.InvalidMiddleware: one has no form for this kind of handler.
     """
-    if not stack:
-        return handler
     lacking = next((one for one in stack if (one.handle if handler.is_async else one.handle_sync) is None), None)
     if lacking is not None:
         raise errors.InvalidMiddleware(_what_is_missing(app, handler, lacking))
@@ -146,24 +158,31 @@ def the_delivery(delivery: Delivery) -> tuple[Delivery]:
 def _delivery_and_message(app: str) -> Callable[[Delivery], tuple[Delivery, Message]]:
     """The arguments of a layer."""
     read = codec.read_message
-    return lambda delivery: (delivery, ArrivedMessage(read, app, delivery))
+    return lambda delivery: (delivery, arrived(read, app, delivery))
 
 
-def check_on_publish(function: Any, owner: str) -> Any:
-    """
+def refuse_unfinished(returned: object, owner: str, *, may_be_entered: bool = False) -> None:
+    """Refuse what a function returns instead of running: nothing awaits, iterates or enters it.
+
+    Args:
+        may_be_entered: accept a context manager, as many objects are one (a database session, a file).
+
     Raises:
-        errors.InvalidMiddleware: not a sync function of two arguments.
+        errors.MiddlewareError: says what it is, and what to write.
     """
-    if not callable(function) or is_async(function):
-        raise errors.InvalidMiddleware(f"{owner}: on_publish takes a sync function (event, headers), not {function!r}.")
-    try:
-        inspect.signature(function).bind(None, None)
-    except (TypeError, ValueError) as error:
-        raise errors.InvalidMiddleware(
-            f"{owner}: {getattr(function, '__qualname__', function)} is called with two arguments, (event, headers), "
-            f"which it does not take ({error})."
-        ) from error
-    return function
+    if inspect.isawaitable(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()
+        what, advice = "an awaitable, which is not awaited", "Await it in an `async def`, or call sync code"
+    elif isinstance(returned, Generator | AsyncGenerator):
+        what, advice = "a generator, which is not iterated", "Write the code into the function, without yield"
+    elif isinstance(returned, AbstractContextManager | AbstractAsyncContextManager) and not may_be_entered:
+        what, advice = "a context manager, which is not entered", "Enter it in the function, with a `with` statement"
+    else:
+        return
+    raise errors.MiddlewareError(
+        f"{owner} returned {what}. {advice}; if a decorator or a lambda hides that, use a function that does it."
+    )
 
 
 # --- async handlers ---------------------------------------------------------------------------
@@ -189,12 +208,14 @@ def _layer(middleware: Middleware, inner: _Layer) -> _Layer:
     async def layer(delivery: Delivery, message: Message) -> Any:
         following = _Following(name, inner, delivery, message)
         try:
-            await handle(message, following.call)
+            returned = await handle(message, following.call)
         finally:
             if not following.ended:
                 following.close()
         if not following.ended:
             following.check_ended()
+            if returned is not None:
+                refuse_unfinished(returned, f"middleware {name}")
         return following.result
 
     return layer
@@ -292,7 +313,9 @@ def _layer_sync(middleware: Middleware, inner: _LayerSync) -> _LayerSync:
 
     def layer(delivery: Delivery, message: Message) -> Any:
         following = _FollowingSync(name, inner, delivery, message)
-        handle(message, following.call)
+        returned = handle(message, following.call)
+        if returned is not None:
+            refuse_unfinished(returned, f"middleware {name}", may_be_entered=following.result is not SKIPPED)
         return following.result
 
     return layer

@@ -6,10 +6,11 @@ Nothing here imports Pydantic before a program uses one of its models: a model i
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightbus import errors
@@ -102,7 +103,7 @@ class Coder:
         self._by_alias = writes_aliases(annotation)
         self._to_python = functools.partial(made.serializer.to_python, warnings=False)
         self.hashed = [*_hashed(made.core_schema)]
-        """The core schemas whose values are elements of sets, or keys of dicts."""
+        """What the elements of each set and the keys of each dict consist of: the types of their core schemas."""
         kinds = {node["type"] for node in nodes(made.core_schema)}
         not_finite = {
             (node.get("config") or {}).get("ser_json_inf_nan", "null")
@@ -124,9 +125,9 @@ class Coder:
         """
         body = self._to_json(event, by_alias=self._by_alias, warnings=False)
         try:
-            self._validate(body, strict=True)
-        except ValueError as error:
-            self._check_leniently(event, body, error)
+            self._check_written(event, body)
+        except ValueError:
+            raise
         except Exception as error:  # whatever a validator of the user raises
             raise ValueError(
                 f"a validator cannot read what the model writes ({errors.summary(error)}), so a handler with this "
@@ -134,7 +135,7 @@ class Coder:
             ) from error
         if body[:1] != b"{":
             raise ValueError(_NO_OBJECT)
-        if self._may_lose_numbers and b"null" in body and _holds_no_number(self._to_python(event)):
+        if self._may_lose_numbers and b"null" in body and holds_not_finite(self._to_python(event)):
             raise ValueError(f"{_NOT_FINITE} (it would arrive as null)")
         if self._may_write_constants and (b"NaN" in body or b"Infinity" in body):
             from pydantic_core import from_json
@@ -144,6 +145,12 @@ class Coder:
             except ValueError as error:
                 raise ValueError(_NOT_FINITE) from error
         return body
+
+    def _check_written(self, event: object, body: bytes) -> None:
+        try:
+            self._validate(body, strict=True)
+        except ValueError as error:
+            self._check_leniently(event, body, error)
 
     def _check_leniently(self, event: object, body: bytes, error: ValueError) -> None:
         """A type of the user may not accept, if strict, what it writes. What counts then is that each value has the
@@ -164,12 +171,13 @@ _MAYBE_NULL = ("nullable", "none", "any")
 _MAYBE_FLOAT = ("float", "decimal", "any")
 
 
-def _holds_no_number(value: Any) -> bool:
+def holds_not_finite(value: Any) -> bool:
+    """Whether a NaN or an infinity is in it, which JSON cannot represent."""
     if isinstance(value, float):
-        return value != value or value in (float("inf"), float("-inf"))
+        return not math.isfinite(value)
     if isinstance(value, dict):
-        return any(_holds_no_number(part) for pair in value.items() for part in pair)
-    return isinstance(value, (list, tuple, set, frozenset)) and any(_holds_no_number(part) for part in value)
+        return any(holds_not_finite(part) for pair in value.items() for part in pair)
+    return isinstance(value, (list, tuple, set, frozenset)) and any(holds_not_finite(part) for part in value)
 
 
 def writes_aliases(annotation: Any) -> bool:
@@ -201,12 +209,30 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
             ]
 
 
-def _hashed(schema: Any) -> Iterator[Any]:
+def _hashed(schema: Any) -> Iterator[set[str]]:
+    definitions = {
+        one["ref"]: one for node in nodes(schema) if node["type"] == "definitions" for one in node["definitions"]
+    }
     for node in nodes(schema):
         if node["type"] in ("set", "frozenset"):
-            yield node.get("items_schema", {"type": "any"})
+            yield _kinds(node.get("items_schema", {"type": "any"}), definitions)
         elif node["type"] == "dict" and "keys_schema" in node:
-            yield node["keys_schema"]
+            yield _kinds(node["keys_schema"], definitions)
+
+
+def _kinds(schema: Any, definitions: Mapping[str, Any]) -> set[str]:
+    """The types of a schema's parts, also of a class that is used more than once: Pydantic only refers to such one."""
+    kinds: set[str] = set()
+    followed: set[str] = set()
+    left = [schema]
+    while left:
+        for node in nodes(left.pop()):
+            if node["type"] != "definition-ref":
+                kinds.add(node["type"])
+            elif node["schema_ref"] not in followed:  # a class may be recursive
+                followed.add(node["schema_ref"])
+                left.append(definitions.get(node["schema_ref"], {"type": "any"}))
+    return kinds
 
 
 # --- errors -----------------------------------------------------------------------------------

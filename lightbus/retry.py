@@ -14,11 +14,6 @@ from lightbus.options import MAX_DELAY
 
 
 @attrs.frozen
-class Ack:
-    """The delivery is handled: acknowledge it."""
-
-
-@attrs.frozen
 class RetryIn:
     """Retry after `delay` seconds: the step of the retry schedule, which names the retry queue.
 
@@ -37,7 +32,6 @@ class DeadLetter:
     """The reason; for an exception group, the member that decided."""
 
 
-Decision = Ack | RetryIn | DeadLetter
 ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
 
 

@@ -21,7 +21,7 @@ import msgspec.inspect
 
 from lightbus import errors, pydantic_models, transport
 from lightbus.event import EventType
-from lightbus.message import ArrivedMessage, Message, new_id
+from lightbus.message import Message, arrived, new_id
 from lightbus.transport import Delivery, Properties
 from lightbus.wire import collisions, topology
 from lightbus.wire.topology import INTERNAL
@@ -97,7 +97,9 @@ current_app: ContextVar[str] = ContextVar("lightbus_current_app", default="")
 """The app whose handler runs in this task or thread; empty outside of a worker."""
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
-"""All that decoding a body can raise."""
+"""What decoding a body raises by itself. A validator or a `__post_init__` of the user may raise anything."""
+_NOT_UNREADABLE = (errors.Reject, MemoryError)
+"""What is no DecodeError though decoding raises it: a reason that the user gives, and what may succeed later."""
 
 _NULL = (msgspec.inspect.NoneType, msgspec.inspect.AnyType, msgspec.inspect.RawType, msgspec.inspect.CustomType)
 
@@ -144,7 +146,7 @@ def encode(event_type: EventType, event: object) -> bytes:
         coder = _coder(cls)
         body = coder.encode(event)
         coder.check(body)
-        if _takes_null(cls) and b"null" in body and _holds_no_number(msgspec.to_builtins(event)):
+        if _takes_null(cls) and b"null" in body and pydantic_models.holds_not_finite(msgspec.to_builtins(event)):
             raise ValueError("it has a NaN or an infinity, which JSON cannot represent (it would arrive as null)")
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.InvalidPayload(
@@ -175,14 +177,6 @@ def _takes_null(cls: type) -> bool:
     return False
 
 
-def _holds_no_number(value: Any) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(_holds_no_number(part) for pair in value.items() for part in pair)
-    return isinstance(value, (list, tuple, set, frozenset)) and any(_holds_no_number(part) for part in value)
-
-
 def check_size(name: str, body: bytes) -> bytes:
     if len(body) > MAX_BODY_BYTES:
         raise errors.BodyTooLarge(
@@ -196,26 +190,29 @@ def decode(payload_type: Any, body: bytes) -> Any:
     """A body as the type that a handler expects.
 
     Raises:
-        errors.DecodeError: not JSON, or not of that type.
+        errors.DecodeError: not JSON, not of that type, or refused by a validator (whatever that raised).
     """
+    if len(body) > MAX_BODY_BYTES:
+        raise _over_limit(body)
     try:
-        return _coder(payload_type).decode(_within_limit(body))
-    except UNREADABLE as error:
+        return _coder(payload_type).decode(body)
+    except _NOT_UNREADABLE:
+        raise
+    except Exception as error:
         raise _unreadable(payload_type, error) from error
 
 
-def _within_limit(body: bytes) -> bytes:
-    if len(body) > MAX_BODY_BYTES:
-        raise errors.DecodeError(f"the body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}")
-    return body
+def _over_limit(body: bytes) -> errors.DecodeError:
+    return errors.DecodeError(f"the body has {len(body):,} bytes, the limit is {MAX_BODY_BYTES:,}")
 
 
 def _unreadable(payload_type: Any, error: Exception) -> errors.DecodeError:
-    if isinstance(error, errors.DecodeError):
-        return error
-    return errors.DecodeError(
-        f"the body cannot be read as {_type_name(payload_type)}: {pydantic_models.explain(error)}"
-    )
+    return errors.DecodeError(f"the body cannot be read as {_type_name(payload_type)}: {_explain(error)}")
+
+
+def _explain(error: Exception) -> str:
+    """The message of an error of decoding; with its type, where a validator has raised another one (KeyError)."""
+    return pydantic_models.explain(error) if isinstance(error, UNREADABLE) else errors.summary(error)
 
 
 def _sentence(error: Exception) -> str:
@@ -258,8 +255,8 @@ def build_event(event_type: EventType, payload: Mapping[str, Any] | bytes) -> An
         if pydantic_models.is_model(event_type.cls):
             return _coder(event_type.cls).decode(_encoder.encode(payload))
         return msgspec.convert(payload, event_type.cls, strict=False)
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-        raise errors.InvalidPayload(f"event {event_type.name!r}: {pydantic_models.explain(error)}") from error
+    except Exception as error:
+        raise errors.InvalidPayload(f"event {event_type.name!r}: {_explain(error)}") from error
 
 
 # --- properties -------------------------------------------------------------------------------
@@ -298,9 +295,10 @@ def set_envelope(
     """
     name = properties["type"]
     if message_id is not None:
+        checked = _checked_id(name, "id", message_id)
         if properties["correlation_id"] == properties["message_id"]:  # the first event of its chain
-            properties["correlation_id"] = _checked_id(name, "id", message_id)
-        properties["message_id"] = _checked_id(name, "id", message_id)
+            properties["correlation_id"] = checked
+        properties["message_id"] = checked
     if correlation_id is not None:
         properties["correlation_id"] = _checked_id(name, "correlation_id", correlation_id)
     if published_at is not None:
@@ -489,7 +487,7 @@ def read_message(app: str, delivery: Delivery) -> Message:
         id=message_id,
         event=envelope.event,
         source=envelope.source,
-        time=_time(properties.get("timestamp")),
+        time=_time(properties),
         version=version if type(version) is int and version > 0 else 1,
         attempt=envelope.attempt,
         correlation_id=_text(properties.get("correlation_id")) or message_id,
@@ -506,7 +504,7 @@ def read_message(app: str, delivery: Delivery) -> Message:
 
 def message_of(app: str, delivery: Delivery) -> Message:
     """The same, read when the first field is asked for."""
-    return ArrivedMessage(read_message, app, delivery)
+    return arrived(read_message, app, delivery)
 
 
 def current_message() -> Message | None:
@@ -671,11 +669,13 @@ def _name(value: object) -> str:
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else _text(value)
 
 
-def _time(timestamp: object) -> datetime:
+def _time(properties: Properties) -> datetime:
+    """When it was published. A message without a valid time (of another program) gets one, which its delivery keeps."""
     try:
-        return datetime.fromtimestamp(timestamp, UTC)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError, OSError):
-        return datetime.now(UTC)
+        return datetime.fromtimestamp(properties["timestamp"], UTC)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        properties["timestamp"] = now = int(time.time())
+        return datetime.fromtimestamp(now, UTC)
 
 
 def _remembered_id(delivery: Delivery) -> str:
@@ -694,11 +694,14 @@ def payload_reader(payload_type: Any) -> Callable[[Delivery], Any]:
     decode_body = _coder(payload_type).decode
 
     def read(delivery: Delivery) -> Any:
+        body = delivery.body
+        if len(body) > MAX_BODY_BYTES:
+            raise _over_limit(body)
         try:
-            if len(delivery.body) <= MAX_BODY_BYTES:
-                return decode_body(delivery.body)
-            return _within_limit(delivery.body)  # raises the error
-        except UNREADABLE as error:
+            return decode_body(body)
+        except _NOT_UNREADABLE:
+            raise
+        except Exception as error:
             raise _unreadable(payload_type, error) from error
 
     return read

@@ -65,9 +65,8 @@ def guard(decoder: msgspec.json.Decoder[Any]) -> msgspec.json.Decoder[Any] | Gua
 
 def guard_model(coder: pydantic_models.Coder) -> pydantic_models.Coder:
     """The same for a type that Pydantic decodes."""
-    kinds = [{node["type"] for node in pydantic_models.nodes(schema)} for schema in coder.hashed]
-    if any(not one <= _HASHED_WITH_SECRET for one in kinds):
-        composite = any(one & _COMPOSITE_MODELS for one in kinds)
+    if any(not one <= _HASHED_WITH_SECRET for one in coder.hashed):
+        composite = any(one & _COMPOSITE_MODELS for one in coder.hashed)
         coder.decode = GuardedDecoder(coder.decode, composite=composite).decode
     return coder
 

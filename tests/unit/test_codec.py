@@ -216,8 +216,15 @@ def test_a_body_over_16_mb_is_refused_on_both_sides() -> None:
     event_type, cls = event_of(str)
     with pytest.raises(errors.BodyTooLarge, match=r"16,777,2\d\d bytes"):
         codec.encode(event_type, cls(what="x" * codec.MAX_BODY_BYTES))
-    with pytest.raises(errors.DecodeError, match="bytes"):
-        codec.decode(dict, b" " * (codec.MAX_BODY_BYTES + 1))
+    body = b" " * (codec.MAX_BODY_BYTES + 1)
+    nobody: Any = None
+    for read in (
+        lambda: codec.decode(dict, body),
+        lambda: codec.payload_reader(dict)(Delivery(nobody, 0, False, "", "", {}, body)),
+    ):
+        with pytest.raises(errors.DecodeError, match="bytes") as caught:
+            read()
+        assert caught.value.__cause__ is None
 
 
 @given(st.binary(max_size=200))
@@ -560,6 +567,19 @@ class Even:
     def __attrs_post_init__(self) -> None:
         if self.number % 2:
             raise ValueError("an odd number")
+
+
+@attrs.frozen
+class Looked:
+    table: dict[str, int]
+
+    def __attrs_post_init__(self) -> None:
+        _ = self.table["a"]
+
+
+def test_whatever_a_class_raises_the_body_cannot_be_read() -> None:
+    with pytest.raises(errors.DecodeError, match="cannot be read as Looked: KeyError: 'a'"):
+        codec.decode(Looked, b'{"table": {}}')
 
 
 def decode_error(body: bytes) -> errors.DecodeError:

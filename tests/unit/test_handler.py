@@ -398,3 +398,16 @@ def test_options_default_to_those_of_the_app(app: Lightbus) -> None:
     handler = registered(app)
     assert (handler.retry, handler.timeout, handler.concurrency, handler.queue) == (Retry(), 60.0, None, "main")
     assert (handler.name, handler.function) == ("handle", handle)
+
+
+@pytest.mark.parametrize(
+    "given", [{"queue": "A b"}, {"source": "A b"}, {"retry": 3}, {"timeout": "soon"}, {"concurrency": 0}]
+)
+def test_an_option_is_checked_before_the_signature(given: dict[str, Any]) -> None:
+    def wrong(first: dict[str, Any], second: dict[str, Any]) -> None: ...
+
+    app = Lightbus("billing")
+    with pytest.raises((errors.InvalidName, errors.InvalidOption)):
+        app.on("order.placed", **given)(wrong)
+    with pytest.raises(errors.InvalidHandler, match="'second' cannot be filled"):
+        app.on("order.placed")(wrong)

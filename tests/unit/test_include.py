@@ -386,3 +386,22 @@ def test_an_app_without_include_does_not_import_the_module_that_imports(monkeypa
     app.load()
     assert app.topology()
     assert app.include == ()
+
+
+@pytest.mark.parametrize("asks", ["override", "depends_on"])
+def test_dependencies_of_included_handlers_are_known(asks: str, parcels: Write) -> None:
+    handlers = HANDLERS + (
+        "\nfrom typing import Annotated\nfrom lightbus import Depends\ndef scale() -> int:\n    return 1\n"
+        "@app.on('scaled')\ndef weigh(weight: Annotated[int, Depends(scale)]) -> None: ...\n"
+    )
+    app = parcels(handlers=handlers)
+
+    def scale() -> int:
+        return 1
+
+    if asks == "depends_on":
+        assert not app.depends_on(scale)  # another one
+    else:
+        with pytest.raises(errors.InvalidDependency, match="Handlers depend on: scale"), app.override(scale, scale):
+            pass
+    assert "weigh" in app.handlers

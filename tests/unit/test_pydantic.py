@@ -22,10 +22,10 @@ from pydantic.alias_generators import to_camel
 
 from lightbus import Lightbus, errors
 from lightbus.cli import events, schema
-from lightbus.pydantic_models import MOST_LISTED
+from lightbus.pydantic_models import MOST_LISTED, Coder
 from lightbus.transport import Delivery
 from lightbus.wire import codec
-from lightbus.wire.collisions import MOST_COLLIDING
+from lightbus.wire.collisions import MOST_COLLIDING, MOST_COMPOSITE, guard_model
 
 T = TypeVar("T")
 
@@ -316,6 +316,22 @@ def test_a_validator_that_cannot_read_what_the_model_writes_is_named(app: Lightb
     assert "a validator cannot read what the model writes (AttributeError: 'list' object has no" in message
 
 
+def test_a_validator_that_fails_only_where_types_are_converted_is_named(app: Lightbus) -> None:
+    raised = iter([ValueError("only what is strict"), KeyError("not there")])
+
+    @app.event
+    class Tagged(BaseModel):
+        tag: str
+
+        @pydantic.field_validator("tag")
+        @classmethod
+        def look(cls, value: Any) -> Any:
+            raise next(raised)
+
+    message = not_sent(app, Tagged.model_construct(tag="a"))
+    assert "a validator cannot read what the model writes (KeyError: 'not there')" in message
+
+
 # --- bad values -------------------------------------------------------------------------------
 
 
@@ -478,15 +494,61 @@ def test_numbers_with_the_same_hash_are_refused(kind: Any) -> None:
     assert "same hash" in not_read(model, {"values": values})
 
 
-def test_an_error_of_a_validator_that_is_not_about_the_value_reaches_the_caller() -> None:
+class Cell(BaseModel, frozen=True):
+    row: int
+    column: int = 0
+
+
+class UsedTwice(BaseModel):
+    cells: set[Cell]
+    others: set[Cell] = set()
+
+
+class Node(BaseModel, frozen=True):
+    row: int
+    cells: frozenset[Node] = frozenset()
+
+
+@pytest.mark.parametrize("model", [UsedTwice, Node])
+def test_a_model_that_is_used_more_than_once_is_guarded_too(model: type[BaseModel]) -> None:
+    prime = sys.hash_info.modulus
+    colliding = [{"row": prime * one} for one in range(1, 20 * MOST_COLLIDING)]
+    many = [{"row": one} for one in range(2 * MOST_COMPOSITE)]
+    assert "same hash" in not_read(model, {"row": 1, "cells": colliding})
+    assert "Use a list" in not_read(model, {"row": 1, "cells": many})
+
+
+def test_an_enum_that_is_used_more_than_once_needs_no_guard() -> None:
+    class Kinds(BaseModel):
+        kinds: set[Kind]
+        last: Kind | None = None
+
+    coder = Coder(Kinds)
+    unguarded = coder.decode
+    assert coder.hashed == [{"enum"}]
+    assert guard_model(coder).decode == unguarded
+
+
+def test_whatever_a_validator_raises_the_body_cannot_be_read(app: Lightbus) -> None:
     class Broken(BaseModel):
+        raised: str = ""
+
         @pydantic.model_validator(mode="before")
         @classmethod
         def look(cls, value: Any) -> Any:
+            if "reject" in value:
+                raise errors.Reject("not ours")
             return value["not there"]
 
-    with pytest.raises(KeyError):  # in a worker: the handler has failed, and its Retry decides
-        read(Broken, {})
+    assert not_read(Broken, {}) == "the body cannot be read as Broken: KeyError: 'not there'"
+    with pytest.raises(errors.DecodeError, match="cannot be read as Broken: KeyError") as caught:
+        codec.decode(Broken, b"{}")
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(errors.Reject, match="not ours"):  # the user's own reason
+        read(Broken, {"reject": True})
+    app.event(Broken)
+    with pytest.raises(errors.InvalidPayload, match="event 'broken': KeyError: 'not there'"):
+        codec.build_event(app.events["broken"], b"{}")
 
 
 # --- refused at declaration -------------------------------------------------------------------
