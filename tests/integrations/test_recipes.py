@@ -59,13 +59,18 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+def database_url(name: str, folder: Path) -> str:
+    """The database of this recipe, in this folder."""
+    driver = "sqlite" if name == "sqlalchemy_sync" else "sqlite+aiosqlite"
+    return f"{driver}:///{folder}/billing.db"
+
+
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Load:
     """`load("tenant")`: the recipe's module, imported again for this test."""
 
     def load_one(name: str) -> ModuleType:
-        driver = "sqlite" if name == "sqlalchemy_sync" else "sqlite+aiosqlite"
-        monkeypatch.setenv("DATABASE_URL", f"{driver}:///{tmp_path}/billing.db")
+        monkeypatch.setenv("DATABASE_URL", database_url(name, tmp_path))
         spec = importlib.util.spec_from_file_location(f"recipe_{name}", EXAMPLES / "recipes" / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
@@ -149,8 +154,9 @@ async def test_sqlalchemy_rolls_back_a_handler_that_exceeds_its_timeout(load: Lo
 @pytest.mark.parametrize("name", ["sqlalchemy_async", "sqlalchemy_sync", "sqlalchemy_depends"])
 def test_sqlalchemy_in_a_worker(name: str, example: Callable[[str], Example], url: str) -> None:
     recipes = example("recipes")
+    extra = {"DATABASE_URL": database_url(name, recipes.folder)}  # not the developer's
     (recipes.folder / "shop.py").write_text(SHOP)
-    with recipes.start("worker", f"{name}:app", url=url) as worker:
+    with recipes.start("worker", f"{name}:app", url=url, extra=extra) as worker:
         worker.wait_for("Ready")
         for order in (("7", "9"), ("8", "0")):
             done = recipes.run(*PYTHON, "shop.py", *order, url=url)
