@@ -346,16 +346,17 @@ async def test_a_publish_without_a_tenant_is_refused(load: Load) -> None:
 
 
 @BOTH_LOOPS
-async def test_a_rate_limit_spaces_the_runs_of_a_handler_and_loses_nothing(load: Load) -> None:
+@pytest.mark.parametrize("name", ["send_text_message", "send_mail"])
+async def test_a_rate_limit_spaces_the_runs_of_a_handler_and_loses_nothing(load: Load, name: str) -> None:
     module = load("rate_limit")
+    module.app.handlers = {name: module.app.handlers[name]}
     began = time.monotonic()
     async with TestBus(module.app, timeout=30) as bus:
         await place(bus, *[{"order_id": number} for number in range(21)])
         took = time.monotonic() - began
-        assert len(bus.handled("send_text_message")) == 21
-        assert len(bus.handled("send_mail")) == 21
+        assert len(bus.handled(name)) == 21
         assert bus.failed() == []
-    assert Counter(module.sent) == Counter(dict.fromkeys(range(21), 2))
+    assert sorted(module.sent) == list(range(21))
     assert took >= 20 / 20  # seconds: 21 runs at 20 per second
 
 
