@@ -26,6 +26,7 @@ from lightbus.pydantic_models import MOST_LISTED
 from lightbus.transport import Delivery
 from lightbus.wire import codec
 from lightbus.wire.collisions import MOST_COLLIDING
+from tests.patience import LIMIT
 
 T = TypeVar("T")
 
@@ -651,6 +652,8 @@ print(*sorted(one for one in sys.modules if "pydantic" in one))
 
 def test_who_uses_no_model_never_imports_pydantic(tmp_path: Path) -> None:
     root = Path(codec.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", WITHOUT_MODELS], capture_output=True, text=True, check=False, cwd=root)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MODELS], capture_output=True, text=True, check=False, cwd=root, timeout=LIMIT
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["lightbus.pydantic_models"]
