@@ -319,6 +319,28 @@ def test_a_process_removes_its_memory_brokers_at_its_end(tmp_path: Path, code: s
     assert _left(tmp_path) == []
 
 
+def test_a_child_that_uses_many_memory_brokers_has_one_function_for_its_end(tmp_path: Path) -> None:
+    many = """
+    from multiprocessing import util
+    from lightbus.transport.sqlite.place import forget_memory
+
+    def use_many():
+        before = len(util._finalizer_registry)
+        for _ in range(50):
+            use().close()
+            forget_memory("here")
+        print(len(util._finalizer_registry) - before, flush=True)
+
+    use().close()
+    child = multiprocessing.get_context("fork").Process(target=use_many)
+    child.start()
+    child.join()
+    """
+    with _started(tmp_path, many) as process:
+        output, _ = process.communicate()
+    assert output == "1\n"
+
+
 @pytest.mark.parametrize(
     "code",
     [
