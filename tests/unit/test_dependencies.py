@@ -1,4 +1,4 @@
-"""Depends and State: what is refused at registration, overriding, and the cost of an event."""
+"""Depends and State: what is refused at registration, and overriding."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ import contextlib
 import functools
 import gc
 import inspect
-import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
-from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, cast
 
 import attrs
 import pytest
 
-import lightbus
 from lightbus import Depends, Lightbus, Message, State, errors
 from lightbus.testing import TestBus
 from lightbus.transport import Channel, Delivery
@@ -634,32 +630,3 @@ def test_an_app_without_a_lifespan_does_not_start_where_its_value_is_asked_for()
         "handler 'handle' of app 'billing' asks for the lifespan's value (State[...]), but the app has no lifespan. "
         "Pass one that yields the value: Lightbus(..., lifespan=...)."
     )
-
-
-# --- the cost ---------------------------------------------------------------------------------
-
-
-def test_one_async_generator_costs_few_calls_an_event(app: Lightbus) -> None:
-    """8 calls within Lightbus: decode and arguments (3), the run, the two callers, the tear-down and one to decide."""
-
-    @app.on("order.placed")
-    async def handle(order: Order, session: OpenSession) -> None: ...
-
-    handler = app.subscriptions()[0].handlers["handle"]
-    folder = str(Path(lightbus.__file__).parent)
-    calls: list[str] = []
-
-    def count(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(folder):
-            calls.append(frame.f_code.co_qualname)
-
-    async def handle_some() -> None:
-        for _ in range(100):
-            await handler.function(*handler.arguments(DELIVERY))
-
-    sys.setprofile(count)
-    try:
-        asyncio.run(handle_some())
-    finally:
-        sys.setprofile(None)
-    assert len(calls) <= 100 * 8, calls[:12]
