@@ -231,9 +231,10 @@ async def test_dependencies_run_inside_of_the_middleware(shop: Lightbus, billing
         await eventually(lambda: log, ["middleware", "open", "handle", "commit", "close", "end of the middleware"])
 
 
+@pytest.mark.parametrize("resets", [True, False])
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_a_context_variable_that_a_dependency_sets_is_seen_by_the_handler_alone(
-    shop: Lightbus, billing: Lightbus, is_async: bool
+    shop: Lightbus, billing: Lightbus, is_async: bool, resets: bool
 ) -> None:
     tenant = contextvars.ContextVar("tenant", default="nobody")
 
@@ -241,7 +242,8 @@ async def test_a_context_variable_that_a_dependency_sets_is_seen_by_the_handler_
         log.append(tenant.get())
         token = tenant.set("somebody")
         yield
-        tenant.reset(token)
+        if resets:
+            tenant.reset(token)
 
     async def handle(set_: Annotated[None, Depends(set_tenant)]) -> None:
         log.append(tenant.get())
@@ -263,18 +265,23 @@ async def test_a_dependency_may_be_a_task_group_that_ends_before_the_ack(shop: L
         async with anyio.create_task_group() as group:
             yield group
 
-    async def note(number: int) -> None:
+    async def work(number: int) -> None:
         await anyio.lowlevel.checkpoint()
         log.append(str(number))
+        if number == 7:
+            await anyio.sleep_forever()
 
     @billing.on("order.placed")
     async def handle(order: OrderPlaced, group: Annotated[anyio.abc.TaskGroup, Depends(open_group)]) -> None:
-        group.start_soon(note, order.number)
+        group.start_soon(work, order.number)
 
-    async with running(shop, billing):
+    async with running(shop, billing) as both:
+        (consumer,) = both.consumers["billing"]
         await shop.publish_many([OrderPlaced(number=n) for n in range(30)])
         await eventually(lambda: sorted(map(int, log)), [*range(30)])
-    assert await left_in(billing) == []
+        await eventually(lambda: consumer.handled, 29)
+        assert not await both.stop(billing, grace=0)
+    assert order_numbers(await left_in(billing)) == [7]
     assert await left_in(billing, "billing.dead") == []
 
 
