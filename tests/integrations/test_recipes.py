@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,7 +93,7 @@ async def place(bus: TestBus, *orders: dict[str, Any], headers: dict[str, Any] |
 
 
 def invoices(folder: Path) -> list[tuple[int, int]]:
-    with sqlite3.connect(folder / "billing.db") as database:
+    with closing(sqlite3.connect(folder / "billing.db")) as database:
         return database.execute("SELECT order_id, amount FROM invoice ORDER BY order_id").fetchall()
 
 
