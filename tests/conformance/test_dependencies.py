@@ -49,11 +49,11 @@ class Session:
         self.thread = threading.get_ident()
 
 
-async def open_async() -> AsyncGenerator[Session]:
+@contextlib.contextmanager
+def noted(kind: str) -> Generator[Session]:
     log.append("open")
-    await anyio.lowlevel.checkpoint()
     try:
-        yield Session("async generator")
+        yield Session(kind)
     except BaseException as error:
         log.append(f"roll back: {type(error).__name__}")
         raise
@@ -61,19 +61,17 @@ async def open_async() -> AsyncGenerator[Session]:
         log.append("commit")
     finally:
         log.append("close")
+
+
+async def open_async() -> AsyncGenerator[Session]:
+    with noted("async generator") as session:
+        await anyio.lowlevel.checkpoint()
+        yield session
 
 
 def open_sync() -> Generator[Session]:
-    log.append("open")
-    try:
-        yield Session("generator")
-    except BaseException as error:
-        log.append(f"roll back: {type(error).__name__}")
-        raise
-    else:
-        log.append("commit")
-    finally:
-        log.append("close")
+    with noted("generator") as session:
+        yield session
 
 
 async def make_async() -> Session:
