@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any
 
@@ -81,8 +80,9 @@ async def empty(message: Message, call_next: Next) -> None:
 
 
 def _session() -> Any:
-    depends: Any = importlib.import_module("lightbus.dependencies").Depends
-    return Annotated[Session, depends(open_session)]
+    from lightbus import Depends  # an app without dependencies does not import it
+
+    return Annotated[Session, Depends(open_session)]
 
 
 def rejecting(meter: Callable[[int], None], cls: type[Any]) -> Callable[..., Any]:

@@ -197,20 +197,20 @@ async def test_a_failure_whose_copy_is_on_its_way_when_the_worker_is_ended_does_
 
 
 async def test_a_handler_that_cancels_its_own_task_fails_alone(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[int] = []
+    received: list[int] = []
 
     @billing.on("order.placed")
     async def handle(order: OrderPlaced) -> None:
         if order.number == 3:
             _current_task().cancel()
         await anyio.sleep(0.01)
-        heard.append(order.number)
+        received.append(order.number)
 
     async with running(shop, billing):
         await shop.publish_many([OrderPlaced(number=number) for number in range(40)])
         (dead,) = await dead_letters(billing)
         await shop.publish(OrderPlaced(number=40))
-        await eventually(lambda: sorted(heard), [number for number in range(41) if number != 3])
+        await eventually(lambda: sorted(received), [number for number in range(41) if number != 3])
     assert reason(dead).startswith("lightbus.errors.HandlerCancelled: handler 'handle' cancelled its own task")
     assert dead.properties["headers"]["lightbus-attempt"] == 3
     assert await left_in(billing) == []

@@ -107,16 +107,16 @@ async def test_a_header_that_the_broker_would_route_by_is_refused_at_the_publish
 
 
 async def test_the_same_name_in_other_letters_is_a_header_like_any_other(shop: Lightbus, billing: Lightbus) -> None:
-    heard: list[Any] = []
+    received: list[Any] = []
 
     @billing.on("order.placed")
     async def note(message: Message) -> None:
-        heard.append(dict(message.headers))
+        received.append(dict(message.headers))
 
     headers = {"cc": "a@example.com", "Cc": "b@example.com", "bcc": "c@example.com", "Bcc": "d@example.com"}
     async with running(shop, billing):
         await shop.publish(OrderPlaced(number=1), headers=headers)
-        await eventually(lambda: heard, [headers])
+        await eventually(lambda: received, [headers])
 
 
 # --- moved by hand ----------------------------------------------------------------------------

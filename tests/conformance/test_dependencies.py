@@ -49,11 +49,11 @@ class Session:
         self.thread = threading.get_ident()
 
 
-async def open_async() -> AsyncGenerator[Session]:
+@contextlib.contextmanager
+def noted(kind: str) -> Generator[Session]:
     log.append("open")
-    await anyio.lowlevel.checkpoint()
     try:
-        yield Session("async generator")
+        yield Session(kind)
     except BaseException as error:
         log.append(f"roll back: {type(error).__name__}")
         raise
@@ -61,19 +61,17 @@ async def open_async() -> AsyncGenerator[Session]:
         log.append("commit")
     finally:
         log.append("close")
+
+
+async def open_async() -> AsyncGenerator[Session]:
+    with noted("async generator") as session:
+        await anyio.lowlevel.checkpoint()
+        yield session
 
 
 def open_sync() -> Generator[Session]:
-    log.append("open")
-    try:
-        yield Session("generator")
-    except BaseException as error:
-        log.append(f"roll back: {type(error).__name__}")
-        raise
-    else:
-        log.append("commit")
-    finally:
-        log.append("close")
+    with noted("generator") as session:
+        yield session
 
 
 async def make_async() -> Session:
@@ -205,7 +203,7 @@ async def test_a_dependency_is_made_once_for_an_event_however_often_it_is_asked_
     ) -> None:
         handle_plainly(session, service, repository)
 
-    billing.on("order.placed")(handle if is_async else handle_plainly)
+    billing.on("order.placed", concurrency=1)(handle if is_async else handle_plainly)  # both runs use one log
     async with running(shop, billing):
         for number in range(2):
             await shop.publish(OrderPlaced(number=number))
@@ -231,9 +229,10 @@ async def test_dependencies_run_inside_of_the_middleware(shop: Lightbus, billing
         await eventually(lambda: log, ["middleware", "open", "handle", "commit", "close", "end of the middleware"])
 
 
+@pytest.mark.parametrize("resets", [True, False])
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_a_context_variable_that_a_dependency_sets_is_seen_by_the_handler_alone(
-    shop: Lightbus, billing: Lightbus, is_async: bool
+    shop: Lightbus, billing: Lightbus, is_async: bool, resets: bool
 ) -> None:
     tenant = contextvars.ContextVar("tenant", default="nobody")
 
@@ -241,7 +240,8 @@ async def test_a_context_variable_that_a_dependency_sets_is_seen_by_the_handler_
         log.append(tenant.get())
         token = tenant.set("somebody")
         yield
-        tenant.reset(token)
+        if resets:
+            tenant.reset(token)
 
     async def handle(set_: Annotated[None, Depends(set_tenant)]) -> None:
         log.append(tenant.get())
@@ -249,7 +249,7 @@ async def test_a_context_variable_that_a_dependency_sets_is_seen_by_the_handler_
     def handle_plainly(set_: Annotated[None, Depends(set_tenant)]) -> None:
         log.append(tenant.get())
 
-    billing.on("order.placed")(handle if is_async else handle_plainly)
+    billing.on("order.placed", concurrency=1)(handle if is_async else handle_plainly)  # both runs use one log
     async with running(shop, billing):
         for number in range(2):
             await shop.publish(OrderPlaced(number=number))
@@ -263,18 +263,23 @@ async def test_a_dependency_may_be_a_task_group_that_ends_before_the_ack(shop: L
         async with anyio.create_task_group() as group:
             yield group
 
-    async def note(number: int) -> None:
+    async def work(number: int) -> None:
         await anyio.lowlevel.checkpoint()
         log.append(str(number))
+        if number == 7:
+            await anyio.sleep_forever()
 
     @billing.on("order.placed")
     async def handle(order: OrderPlaced, group: Annotated[anyio.abc.TaskGroup, Depends(open_group)]) -> None:
-        group.start_soon(note, order.number)
+        group.start_soon(work, order.number)
 
-    async with running(shop, billing):
+    async with running(shop, billing) as both:
+        (consumer,) = both.consumers["billing"]
         await shop.publish_many([OrderPlaced(number=n) for n in range(30)])
         await eventually(lambda: sorted(map(int, log)), [*range(30)])
-    assert await left_in(billing) == []
+        await eventually(lambda: consumer.handled, 29)
+        assert not await both.stop(billing, grace=0)
+    assert order_numbers(await left_in(billing)) == [7]
     assert await left_in(billing, "billing.dead") == []
 
 

@@ -407,7 +407,7 @@ async def test_all_properties_of_another_client_are_passed_on(shop: Lightbus, bi
 class TestForeignClients:
     """Programs with py-amqp and pika, on RabbitMQ."""
 
-    async def _heard(self, make_app: MakeApp, publish: Callable[[str], None], url: str) -> list[tuple[int, str]]:
+    async def _received(self, make_app: MakeApp, publish: Callable[[str], None], url: str) -> list[tuple[int, str]]:
         shop, billing = make_app("shop"), make_app("billing")
         received: list[tuple[int, str]] = []
 
@@ -432,7 +432,7 @@ class TestForeignClients:
                     message = amqp.Message(json.dumps({"number": number}))
                     channel.basic_publish(message, exchange="shop", routing_key="order.placed")
 
-        received = await self._heard(make_rabbitmq_app, publish, rabbitmq_url)
+        received = await self._received(make_rabbitmq_app, publish, rabbitmq_url)
         assert received == [(1, "order.placed")] * 2 + [(2, "order.placed")] * 2
 
     async def test_pika(self, make_rabbitmq_app: MakeApp, rabbitmq_url: str) -> None:
@@ -445,7 +445,7 @@ class TestForeignClients:
                 for number in (1, 2):
                     channel.basic_publish("shop", "order.placed", json.dumps({"number": number}), mandatory=True)
 
-        received = await self._heard(make_rabbitmq_app, publish, rabbitmq_url)
+        received = await self._received(make_rabbitmq_app, publish, rabbitmq_url)
         assert received == [(1, "order.placed")] * 2 + [(2, "order.placed")] * 2
 
     async def test_another_client_reads_events_of_lightbus(self, make_rabbitmq_app: MakeApp, rabbitmq_url: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import anyio
@@ -31,18 +31,18 @@ class Notes:
         self.notes = notes
 
     async def handle(self, message: Message, call_next: Next) -> None:
-        self.notes.append(f"{self.name} begins {message.event}")
-        try:
+        with self.around(message):
             await call_next()
-        except BaseException as error:
-            self.notes.append(f"{self.name} sees {type(error).__name__}")
-            raise
-        self.notes.append(f"{self.name} ends")
 
     def handle_sync(self, message: Message, call_next: NextSync) -> None:
+        with self.around(message):
+            call_next()
+
+    @contextlib.contextmanager
+    def around(self, message: Message) -> Iterator[None]:
         self.notes.append(f"{self.name} begins {message.event}")
         try:
-            call_next()
+            yield
         except BaseException as error:
             self.notes.append(f"{self.name} sees {type(error).__name__}")
             raise

@@ -18,12 +18,12 @@ import pytest
 
 from lightbus import Lightbus, Message, Reject, Retry
 from tests.bus import OrderCancelled, OrderPlaced, dead_letters, eventually, left_in, reason, running
+from tests.patience import LIMIT
 
 pytestmark = pytest.mark.anyio
 
 MakeApp = Callable[..., Lightbus]
 
-LIMIT = 20.0
 BOTH_LOOPS = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 

@@ -35,7 +35,7 @@ def soon_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_handler_that_does_not_end_when_it_is_cancelled_fails_and_holds_nobody_up(
     shop: Lightbus, billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heard: list[int] = []
+    received: list[int] = []
     cancelled = 0
     go_on = anyio.Event()
 
@@ -49,13 +49,13 @@ async def test_a_handler_that_does_not_end_when_it_is_cancelled_fails_and_holds_
                 cancelled += 1
 
     @billing.on("order.cancelled")
-    async def hear(order: OrderCancelled) -> None:
-        heard.append(order.number)
+    async def handle(order: OrderCancelled) -> None:
+        received.append(order.number)
 
     async with running(shop, billing, concurrency=1):
         await shop.publish(OrderPlaced(number=1))
         await shop.publish(OrderCancelled(number=2))
-        await eventually(lambda: heard, [2])
+        await eventually(lambda: received, [2])
         dead = await eventually_dead(billing)
         assert dead == [1]
         assert 1 <= cancelled < 100  # once a second, not in each round of the event loop
@@ -73,7 +73,7 @@ async def test_handlers_that_do_not_end_are_few_and_the_worker_is_not_ready_for_
     shop: Lightbus, billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
     go_on, stop = anyio.Event(), anyio.Event()
-    heard: list[int] = []
+    received: list[int] = []
 
     @billing.on("order.placed", timeout=0.1, retry=Retry.none())
     async def stick() -> None:
@@ -81,8 +81,8 @@ async def test_handlers_that_do_not_end_are_few_and_the_worker_is_not_ready_for_
             await go_on.wait()
 
     @billing.on("order.cancelled")
-    async def hear(order: OrderCancelled) -> None:
-        heard.append(order.number)
+    async def handle(order: OrderCancelled) -> None:
+        received.append(order.number)
 
     async with running(shop):
         worker = Worker(billing, concurrency=1)
@@ -102,9 +102,9 @@ async def test_handlers_that_do_not_end_are_few_and_the_worker_is_not_ready_for_
             assert (over_timeout["count"], over_timeout["oldest"]["handler"]) == (3, "stick")
             assert not health.report(worker, now + health.STUCK_LOOP).live
             await eventually(lambda: "Its event stays unacknowledged" in caplog.text)
-            assert heard == []
+            assert received == []
             go_on.set()
-            await eventually(lambda: heard, [4])
+            await eventually(lambda: received, [4])
             await eventually(lambda: health.report(worker).ready)
             stop.set()
     assert len(await eventually_dead(billing, 2)) == 2  # the third ended well before its event was decided on
@@ -175,7 +175,7 @@ async def test_where_no_thread_can_be_started_plain_handlers_run_later(
     shop: Lightbus, billing: Lightbus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start, refused = threading.Thread.start, threading.Event()
-    heard: list[int] = []
+    received: list[int] = []
 
     def start_or_refuse(thread: threading.Thread) -> None:
         if thread.name.startswith("AnyIO worker") and not refused.is_set():
@@ -184,13 +184,13 @@ async def test_where_no_thread_can_be_started_plain_handlers_run_later(
         start(thread)
 
     @billing.on("order.placed")
-    def hear(order: OrderPlaced) -> None:
-        heard.append(order.number)
+    def handle(order: OrderPlaced) -> None:
+        received.append(order.number)
 
     async with running(shop, billing):
         monkeypatch.setattr(threading.Thread, "start", start_or_refuse)
         await shop.publish_many([OrderPlaced(number=number) for number in range(5)])
-        await eventually(lambda: sorted(heard), list(range(5)))
+        await eventually(lambda: sorted(received), list(range(5)))
     if refused.is_set():  # anyio may have had a thread left
         assert "Cannot start a thread for the sync handlers of 'billing.main': can't start new thread" in caplog.text
     assert await left_in(billing) == []

@@ -44,14 +44,14 @@ async def test_handlers_get_the_events_that_their_patterns_match(make_app: Calla
         "#.signed.#": {"user.signed.up"},
     }
 
-    def hear(pattern: str) -> None:
-        @stats.on(pattern, name=f"hear {pattern}")
+    def handle(pattern: str) -> None:
+        @stats.on(pattern, name=f"handle {pattern}")
         async def note(message: Message) -> None:
             if message.source == "shop" and message.event in names:
                 received[pattern].add(message.event)
 
     for pattern in wanted:
-        hear(pattern)
+        handle(pattern)
     async with running(shop, stats) as bus:
         for cls in classes.values():
             await shop.publish(cls())

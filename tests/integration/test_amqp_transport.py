@@ -427,7 +427,7 @@ def test_tls_verifies_the_host_and_transfers_messages(tmp_path: Path, rabbitmq_n
         f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate} "
         "-addext subjectAltName=IP:127.0.0.1"
     )
-    subprocess.run(command.split(), check=True, capture_output=True)
+    subprocess.run(command.split(), check=True, capture_output=True, timeout=LIMIT)
     key.chmod(0o644)
     rabbitmq_node(
         f"listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {certificate}\n"

@@ -60,8 +60,8 @@ def test_the_receipt_of_an_event_shows_whether_it_was_routed(folder: Path, url: 
     assert unrouted.returncode == 0
     assert "not routed (no queue is bound for it)" in unrouted.stdout
     with working("bus:app", folder=folder, url=url) as running:
-        heard = publish(folder, url, "invoice.paid", '{"number": "2", "amount": 2.5}', "--json", "--header", "a=b")
-        receipt = json.loads(heard.stdout)
+        done = publish(folder, url, "invoice.paid", '{"number": "2", "amount": 2.5}', "--json", "--header", "a=b")
+        receipt = json.loads(done.stdout)
         assert receipt == {"id": receipt["id"], "event": "invoice.paid", "routed": True}
         running.wait_for(r"""GOT \{.*"amount":"2.5",.*\} \{'a': 'b'\}""")
         typed = ["number=007", "amount=9.50", "lines=[1, 2]", "paid_at=2026-01-02T03:04:05Z", "note=[x]"]
@@ -267,8 +267,8 @@ def test_an_unused_binding_is_removed(folder: Path, url: str) -> None:
     with working("bus:app", folder=folder, url=url):
         pass  # it has declared the queue and the bindings
     (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "10").replace('"invoice.*"', '"order.*"'))
-    heard = publish(folder, url, "invoice.paid", "number=1")
-    assert "confirmed, routed" in heard.stdout
+    done = publish(folder, url, "invoice.paid", "number=1")
+    assert "confirmed, routed" in done.stdout
     done = lightbus("unbind", "bus:app", "invoice.*", folder=folder, url=url)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (

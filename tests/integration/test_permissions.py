@@ -42,7 +42,7 @@ billing = Lightbus("billing")
 async def handle(order: dict): ...
 
 @billing.on("order.*", source="shop", queue="slow")
-async def hear_slowly(order: dict): ...
+async def handle_slowly(order: dict): ...
 """
 
 
@@ -91,19 +91,19 @@ async def test_publishing_and_handling_work_with_these_permissions(users: Users)
     shop = Lightbus("shop", url=users.url("shop"))
     shop.event(OrderPlaced)
     billing = Lightbus("billing", url=users.url("billing"), retry=Retry(delays=(0.05,)))
-    heard: list[tuple[int, int, str]] = []
+    received: list[tuple[int, int, str]] = []
 
     @billing.on("order.*", source="shop")
     async def handle(order: OrderPlaced, message: Message) -> None:
-        heard.append((order.number, message.attempt, message.source))
+        received.append((order.number, message.attempt, message.source))
         if order.number == 2 and message.attempt == 1:
             raise LookupError("once")
         if order.number == 3:
             raise Reject("never")
 
     @billing.on("order.#", queue="slow")
-    async def hear_slowly(order: OrderPlaced) -> None:
-        heard.append((order.number, 0, "slow"))
+    async def handle_slowly(order: OrderPlaced) -> None:
+        received.append((order.number, 0, "slow"))
 
     async with running(shop, billing):
         for number in (1, 2, 3):
@@ -111,7 +111,7 @@ async def test_publishing_and_handling_work_with_these_permissions(users: Users)
         await shop.publish(OrderPlaced(number=4), delay=1)
         wanted = [(1, 1, "shop"), (2, 1, "shop"), (2, 2, "shop"), (3, 1, "shop"), (4, 1, "shop")]
         wanted += [(number, 0, "slow") for number in (1, 2, 3, 4)]
-        await eventually(lambda: sorted(heard), sorted(wanted))
+        await eventually(lambda: sorted(received), sorted(wanted))
         (dead_letter,) = await dead_letters(billing)
         assert reason(dead_letter) == "lightbus.errors.Reject: never"
 
@@ -120,7 +120,7 @@ async def test_the_commands_work_with_these_permissions(users: Users, folder: Pa
     url = users.url("billing")
     billing = Lightbus("billing", url=url)
     billing.on("order.*", source="shop", name="handle")(lambda body: None)
-    billing.on("order.*", source="shop", name="hear_slowly", queue="slow")(lambda body: None)
+    billing.on("order.*", source="shop", name="handle_slowly", queue="slow")(lambda body: None)
     with connected(users.url("shop")) as connection:
         declare(connection, publishing("shop"))
     with connected(url) as connection:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_interrupt import SCRIPT, STUCK
-from tests.patience import wait_until, within
+from tests.patience import LIMIT, wait_until, within
 from tests.processes import LIGHTBUS, Program, environment
 
 CONTAINER = ("unshare", "--pid", "--fork", "--kill-child")
@@ -24,7 +24,7 @@ APP = "from lightbus import Lightbus\napp = Lightbus('billing')\n@app.on('order.
 def container() -> tuple[str, ...]:
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare, to make a PID namespace with")
-    if subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode:
+    if subprocess.run([*CONTAINER, "true"], capture_output=True, check=False, timeout=LIMIT).returncode:
         pytest.skip("this user may not make a PID namespace")
     return CONTAINER
 

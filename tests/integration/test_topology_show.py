@@ -199,8 +199,8 @@ def test_the_flowchart_has_a_line_for_each_binding_and_each_dead_letter_exchange
         ("billing.reports", "after 20 deliveries", "billing.internal"),
         ("billing.reports.retry.1s", "after 1, 5, 60 s", "billing.internal"),
     ]
-    heard = re.findall(r"^  (\w+) --> (\w+)$", done.stdout, re.MULTILINE)
-    assert [(names[queue], names[handler]) for queue, handler in heard] == [
+    handled = re.findall(r"^  (\w+) --> (\w+)$", done.stdout, re.MULTILINE)
+    assert [(names[queue], names[handler]) for queue, handler in handled] == [
         ("billing.main", "keep_account"),
         ("billing.main", "charge"),
         ("billing.reports", "report"),

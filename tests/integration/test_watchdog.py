@@ -58,17 +58,17 @@ pytestmark = [pytest.mark.anyio]
 async def test_a_queue_that_is_deleted_and_declared_again_at_once_is_consumed_again(
     billing: Lightbus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heard: list[int] = []
-    billing.on(OrderPlaced, name="hear")(lambda order: heard.append(order["number"]))
+    received: list[int] = []
+    billing.on(OrderPlaced, name="handle")(lambda order: received.append(order["number"]))
     async with running(billing) as bus:
         (consumer,) = bus.consumers["billing"]
         await billing.publish(OrderPlaced(number=1))
-        await eventually(lambda: heard, [1])
+        await eventually(lambda: received, [1])
         await anyio.to_thread.run_sync(delete_and_declare_again, billing)
         look_often(consumer)
-        for number in (2, 3):  # RabbitMQ 3.10.8 gives these to a consumer that does not hear them
+        for number in (2, 3):  # RabbitMQ 3.10.8 gives these to a consumer that does not handle them
             await billing.publish(OrderPlaced(number=number))
-        await eventually(lambda: sorted(heard), [1, 2, 3])
+        await eventually(lambda: sorted(received), [1, 2, 3])
         await eventually(lambda: consumer.consumers[0].watch.proven)
         assert consumer.consumers[0].watch.rebuilds == 0
 

@@ -26,7 +26,8 @@ def test_a_worker_commits_a_payment(example: Callable[[str], Example], url: str)
         cents: int
 
     ledger = example("dependencies")
-    with ledger.start("worker", "ledger:app", url=url) as worker, billing:
+    extra = {"LEDGER_DB": "ledger.sqlite3"}  # not the developer's
+    with ledger.start("worker", "ledger:app", url=url, extra=extra) as worker, billing:
         worker.wait_for("Ready")
         billing.publish_sync(InvoicePaid(invoice_id="i-1", cents=950))
         with closing(sqlite3.connect(ledger.folder / "ledger.sqlite3")) as database:

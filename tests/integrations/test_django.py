@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from uuid import UUID
 
@@ -59,7 +60,7 @@ def shop(example: Callable[[str], Example]) -> Example:
 
 
 def confirmed(shop: Example) -> list[UUID]:
-    with sqlite3.connect(shop.folder / "db.sqlite3") as database:
+    with closing(sqlite3.connect(shop.folder / "db.sqlite3")) as database:
         return [UUID(row[0]) for row in database.execute("SELECT id FROM orders_order WHERE confirmed")]
 
 
@@ -137,7 +138,7 @@ def test_a_missing_broker_causes_a_503_and_the_order_is_kept(shop: Example) -> N
         assert web.end(signal.SIGTERM) == 0
     assert answer.status == 503
     assert answer.headers["Retry-After"] == "5"
-    with sqlite3.connect(shop.folder / "db.sqlite3") as database:
+    with closing(sqlite3.connect(shop.folder / "db.sqlite3")) as database:
         assert database.execute("SELECT count(*) FROM orders_order").fetchone() == (1,)
 
 

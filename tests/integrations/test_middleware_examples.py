@@ -75,9 +75,14 @@ async def test_slow_events_are_logged(
 @BOTH_LOOPS
 async def test_a_class_wraps_both_kinds_and_a_handlers_own_middleware_only_that_handler(load: Load) -> None:
     module = load("both")
+    added: list[int] = []
+    add = module.counter.add
+    module.counter.add = lambda number: (added.append(number), add(number))
     async with TestBus(module.app) as bus:
         await place(bus, "shop", "test")
         assert bus.failed() == []
+    assert sorted(added) == [-1] * 4 + [1] * 4  # two handlers, two events
+    assert module.counter.running == 0
     assert sorted(module.notes) == [
         "order 1: charged for shop",
         "order 1: printed for shop",

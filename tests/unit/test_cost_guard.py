@@ -27,7 +27,7 @@ import pytest
 from amqp import serialization
 
 import lightbus
-from lightbus import Lightbus, Message, Next, NextSync
+from lightbus import Depends, Lightbus, Message, Next, NextSync
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.transport.amqp.connection import Connection
 from tests.patience import LIMIT
@@ -359,10 +359,6 @@ async def open_session() -> AsyncIterator[Session]:
     yield Session()
 
 
-def depends_on(function: Callable[..., Any]) -> Any:
-    return pytest.importorskip("lightbus.dependencies").Depends(function)
-
-
 async def consume(
     sockets: list[ScriptedSocket],
     monkeypatch: pytest.MonkeyPatch,
@@ -392,7 +388,7 @@ async def consume(
     function = handle_plainly if plain else handle_with_session if around == "depends" else handle
     function.__annotations__["event"] = order
     if around == "depends":
-        function.__annotations__["session"] = Annotated[Session, depends_on(open_session)]
+        function.__annotations__["session"] = Annotated[Session, Depends(open_session)]
     if around == "middleware":
         app.middleware(Empty)
     app.on("order.placed")(function)

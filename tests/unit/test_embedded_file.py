@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -262,23 +263,33 @@ from lightbus.transport.sqlite.connection import Connection
 def use():
     connection = Connection("memory://here")
     connection.channel().queue_declare("q")
+    assert any(name.startswith("lightbus-memory-") for name in os.listdir(os.environ["TMPDIR"]))
     return connection
 """
 
 
-def _start(folder: Path, code: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def _started(folder: Path, code: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that runs this code. It is killed at the end of the block, or after LIMIT seconds."""
+    with subprocess.Popen(
         [sys.executable, "-c", USES_MEMORY + textwrap.dedent(code)],
         env={**os.environ, "TMPDIR": str(folder)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        guard = threading.Timer(LIMIT, process.kill)
+        guard.start()
+        try:
+            yield process
+        finally:
+            guard.cancel()
+            process.kill()
 
 
 def _run(folder: Path, code: str) -> int:
-    with _start(folder, code) as process:
-        process.communicate(timeout=LIMIT)
+    with _started(folder, code) as process:
+        process.communicate()
     return process.returncode
 
 
@@ -287,23 +298,47 @@ def _left(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("code", "status"),
     [
-        pytest.param("use()", id="ends"),
-        pytest.param("use(); sys.exit(3)", id="exits"),
+        pytest.param("use()", 0, id="ends"),
+        pytest.param("use(); sys.exit(3)", 3, id="exits"),
         pytest.param(
             """
             child = multiprocessing.get_context("fork").Process(target=use)
             child.start()
             child.join()
+            sys.exit(child.exitcode)
             """,
+            0,
             id="has a child of multiprocessing",
         ),
     ],
 )
-def test_a_process_removes_its_memory_brokers_at_its_end(tmp_path: Path, code: str) -> None:
-    _run(tmp_path, code)
+def test_a_process_removes_its_memory_brokers_at_its_end(tmp_path: Path, code: str, status: int) -> None:
+    assert _run(tmp_path, code) == status
     assert _left(tmp_path) == []
+
+
+def test_a_child_that_uses_many_memory_brokers_has_one_function_for_its_end(tmp_path: Path) -> None:
+    many = """
+    from multiprocessing import util
+    from lightbus.transport.sqlite.place import forget_memory
+
+    def use_many():
+        before = len(util._finalizer_registry)
+        for _ in range(50):
+            use().close()
+            forget_memory("here")
+        print(len(util._finalizer_registry) - before, flush=True)
+
+    use().close()
+    child = multiprocessing.get_context("fork").Process(target=use_many)
+    child.start()
+    child.join()
+    """
+    with _started(tmp_path, many) as process:
+        output, _ = process.communicate()
+    assert output == "1\n"
 
 
 @pytest.mark.parametrize(
@@ -341,11 +376,11 @@ def test_the_memory_brokers_of_a_living_process_are_kept(tmp_path: Path) -> None
     input()
     print(connection.channel().queue_declare("q", passive=True).queue)
     """
-    with _start(tmp_path, lives_on) as process:
+    with _started(tmp_path, lives_on) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         assert _run(tmp_path, "use()") == 0
         assert len(_left(tmp_path)) == 1
-        output, _ = process.communicate("go on\n", timeout=LIMIT)
+        output, _ = process.communicate("go on\n")
     assert output == "q\n"
     assert _left(tmp_path) == []

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import sys
 import uuid
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -159,7 +160,8 @@ def test_a_handler_that_stores_ids_ignores_duplicates(tmp_path: Path, monkeypatc
     order, first = module.Order(customer="c-1", amount=5), message()
     for one in (first, first, message()):
         module.add_points(order, one)
-    assert sqlite3.connect(module.DATABASE).execute("SELECT * FROM points").fetchall() == [("c-1", 10)]
+    with closing(sqlite3.connect(module.DATABASE)) as database:
+        assert database.execute("SELECT * FROM points").fetchall() == [("c-1", 10)]
 
 
 def test_the_replacement_of_a_celery_task_sends_the_mail(monkeypatch: pytest.MonkeyPatch) -> None:

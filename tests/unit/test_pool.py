@@ -17,8 +17,8 @@ from lightbus.consuming.subscription import HandlerRun, Subscription, Subscripti
 from lightbus.consuming.threads import Pool
 from lightbus.consuming.turns import Turns
 from lightbus.transport import Channel, Delivery
+from tests.patience import LIMIT, wait_until
 
-LIMIT = 20.0
 NOW = cast(Channel, object())
 BEFORE = cast(Channel, object())
 IN_THE_LOOP = cast(anyio.CancelScope, None)
@@ -94,7 +94,8 @@ def test_a_thread_that_has_nothing_to_do_is_called_again_before_another_is_start
     made.append(threads)
     for number in range(1, 50):
         threads.give(threads.run())
-        threads.until(lambda number=number: len(threads.begun) == number and threads.pool.running == 0)  # type: ignore[misc]
+        threads.until(lambda number=number: len(threads.begun) == number)  # type: ignore[misc]
+        wait_until(lambda: threads.pool.running == 0, "the thread has nothing to do")
     assert len(threads.threads) == 1
 
 

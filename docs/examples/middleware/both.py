@@ -9,7 +9,6 @@ from lightbus import Lightbus, Message, Next, NextSync, current_message
 app = Lightbus("billing")
 
 
-@app.middleware
 class Counter:
     """Counts the handlers that run at the moment."""
 
@@ -34,6 +33,9 @@ class Counter:
             call_next()
         finally:
             self.add(-1)
+
+
+counter = app.middleware(Counter())
 
 
 async def only_from_the_shop(message: Message, call_next: Next) -> None:

@@ -43,6 +43,8 @@ MEMORY_PREFIX = "lightbus-memory-"
 _memory_folders: dict[str, _MemoryFolder] = {}
 _memory_lock = threading.Lock()
 _cleaned_up = False
+_finalized_process = 0
+"""The child of multiprocessing, by its pid, that removes its folders at its end."""
 standing_clocks: dict[Path, float] = {}
 """The clocks of `memory://` brokers that a test has stopped: the time at which they stand, before they are advanced."""
 
@@ -94,8 +96,7 @@ def _memory_file(name: str) -> Path:
             if not _cleaned_up:
                 _cleaned_up = True
                 _remove_abandoned_folders()
-            if not _memory_folders:
-                _remove_folders_at_exit()
+            _finalize_in_multiprocessing()
             _memory_folders[name] = _create_memory_folder()
         return _memory_folders[name].path / "bus.db"
 
@@ -168,10 +169,14 @@ def _remove_memory_folders() -> None:
         forget_memory(name)
 
 
-def _remove_folders_at_exit() -> None:
-    # A child of multiprocessing ends with `os._exit`, after its own exit functions.
+def _finalize_in_multiprocessing() -> None:
+    """In a child of multiprocessing, which ends with `os._exit` after its own finalizers, add one for the folders."""
+    global _finalized_process
     processes = sys.modules.get("multiprocessing.util")
-    if processes is not None and sys.modules["multiprocessing"].parent_process() is not None:
+    if processes is None or sys.modules["multiprocessing"].parent_process() is None:
+        return
+    if _finalized_process != os.getpid():
+        _finalized_process = os.getpid()
         processes.Finalize(None, _remove_memory_folders, exitpriority=0)
 
 
