@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from lightbus.connection.counts import queue_counts
 from lightbus.connection.diagnosis import LOST
 from lightbus.connection.loop_reader import Loop
 from lightbus.consuming.credit import Credit
@@ -382,9 +383,16 @@ class Consumer:
         """Ask the broker about the queue. Why nothing arrives although events are waiting, once two looks agree."""
         assert self.channel is not None
         # On the consuming channel itself: a broker that does not answer ends the epoch.
-        _, ready, consumers = self.channel.queue_declare(self.name, passive=True)
+        counts = queue_counts(self.channel, self.name)
+        if not counts.known:
+            self.watch.postpone(time.monotonic())
+            return None
         arrived, before = self.deliveries.count, self._seen_by_watch
         self._seen_by_watch = arrived
         return self.watch.look(
-            time.monotonic(), ready=ready, consumers=consumers, received=arrived > before, room=self.room
+            time.monotonic(),
+            ready=counts.ready,
+            consumers=counts.consumers,
+            received=arrived > before,
+            room=self.room,
         )

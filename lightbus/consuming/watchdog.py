@@ -46,6 +46,10 @@ class Watch:
         self.next_look = math.inf
         self.renewal_due = False
 
+    def postpone(self, now: float) -> None:
+        """The broker did not know: look again, and keep the suspicion."""
+        self.next_look = now + min(self.interval, SECOND_LOOK)
+
     def look(self, now: float, *, ready: int, consumers: int, received: bool, room: bool) -> str | None:
         """Why the consumer is stalled, once two looks in a row say so; else None.
 

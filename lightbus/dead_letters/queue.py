@@ -28,6 +28,7 @@ import amqp.exceptions
 
 from lightbus import errors
 from lightbus.app import Lightbus
+from lightbus.connection.counts import TRIES, queue_counts
 from lightbus.connection.diagnosis import LOST, describe
 from lightbus.connection.dial import address_of
 from lightbus.dead_letters.letter import DeadLetter, Filter, read_dead_letter
@@ -47,7 +48,7 @@ QUIET = 0.1
 """Seconds without a delivery after which the queue's length is checked."""
 FEW = 5000
 """Up to this length, the whole queue is read before anything is returned: this keeps the order."""
-PATIENCE = 2.0
+PATIENCE = 5.0
 """Seconds without a delivery, although the queue is not empty, after which `basic.get` is used."""
 IN_ORDER = 32
 """Maximum number of dead letters in one nack. For more, RabbitMQ (3.10.8) does not keep the order."""
@@ -172,7 +173,7 @@ class DeadQueue:
 
     def ready(self) -> int:
         """The number of ready messages in the queue now."""
-        return int(self.channel.queue_declare(self.name, passive=True)[1])
+        return queue_counts(self.channel, self.name, tries=TRIES).ready
 
     def ack(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Delete them from the queue, and return when the broker has done it."""

@@ -13,6 +13,7 @@ import attrs
 
 from lightbus.app import Lightbus
 from lightbus.connection.address import Address
+from lightbus.connection.counts import TRIES, queue_counts
 from lightbus.connection.declare import exchange_exists
 from lightbus.connection.diagnosis import LOST, describe
 from lightbus.connection.dial import address_of
@@ -97,12 +98,12 @@ def queue_states(connection: Connection, names: Sequence[str]) -> list[QueueStat
     for name in names:
         channel = connection.channel()
         try:
-            _, ready, consumers = channel.queue_declare(name, passive=True)
+            counts = queue_counts(channel, name, tries=TRIES)
         except amqp.exceptions.NotFound:
             found.append(QueueState(name, False))
         else:
             channel.close()
-            found.append(QueueState(name, True, int(ready), int(consumers)))
+            found.append(QueueState(name, True, counts.ready, counts.consumers))
     return found
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import amqp
 import anyio
 import pytest
 
 from lightbus import Lightbus, errors
+from lightbus.connection.counts import queue_counts
 from lightbus.connection.declare import declare
 from lightbus.consuming.consumer import SUSPECT
 from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.consuming.watchdog import REBUILDS
+from lightbus.dead_letters.queue import DeadQueue
 from tests.bus import LIMIT, QUICK, OrderPlaced, connected, eventually, running
 from tests.bus import declare as declare_app
 from tests.processes import Program
+from tests.rabbitmq import Node
 
 SOON = 0.15
 
@@ -102,6 +109,68 @@ def cancel_behind_its_back(consumer: Dispatcher) -> None:
 
     connection.work = cancel_then_work
     connection.wake()
+
+
+@pytest.mark.rabbitmq
+async def test_a_queue_whose_leader_does_not_answer_in_time_is_not_stalled(
+    billing: Lightbus, rabbitmq: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RabbitMQ then answers 0 messages and 0 consumers, as for a queue that nobody consumes."""
+    received: list[int] = []
+    billing.on(OrderPlaced, name="handle")(lambda order: received.append(order["number"]))
+    async with running(billing) as bus:
+        (consumer,) = bus.consumers["billing"]
+        with leader_suspended(rabbitmq, billing, "billing.main"):
+            looks = count_calls(consumer.consumers[0], "look")
+            look_often(consumer)
+            await eventually(lambda: len(looks) >= 4)
+        assert consumer.consumers[0].watch.rebuilds == 0
+        await billing.publish(OrderPlaced(number=1))
+        await eventually(lambda: received, [1])
+    assert errors_logged(caplog, "stalled") == []
+
+
+@pytest.mark.rabbitmq
+async def test_dead_letters_are_counted_although_the_queue_does_not_answer_at_first(
+    billing: Lightbus, rabbitmq: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightbus.dead_letters.queue.TRIES", 1000)
+    await declare_app(billing)
+    with connected(billing) as connection:
+        channel = connection.channel()
+        channel.basic_publish(amqp.Message("{}"), routing_key="billing.dead")
+        await eventually(lambda: queue_counts(channel, "billing.dead").ready)
+        with leader_suspended(rabbitmq, billing, "billing.dead") as resume:
+            assert queue_counts(channel, "billing.dead") == (0, 0, False)
+            later = threading.Thread(target=resume)
+            later.start()
+            assert DeadQueue(billing, connection).count == 1
+            later.join()
+
+
+def count_calls(owner: object, method: str) -> list[None]:
+    calls: list[None] = []
+    call = getattr(owner, method)
+
+    def counted() -> Any:
+        calls.append(None)
+        return call()
+
+    setattr(owner, method, counted)
+    return calls
+
+
+@contextlib.contextmanager
+def leader_suspended(node: Node, app: Lightbus, queue: str) -> Iterator[Callable[[], object]]:
+    """Suspend the Erlang process of the queue's leader. Gives the function that resumes it."""
+    virtual_host = app.broker.addresses[0].plain.rpartition("/")[2]
+    leader = f"whereis('{virtual_host}_{queue}')"
+    node.ctl("eval", f"sys:suspend({leader}).")
+    resume = functools.partial(node.ctl, "eval", f"sys:resume({leader}).")
+    try:
+        yield resume
+    finally:
+        resume()
 
 
 @pytest.mark.rabbitmq

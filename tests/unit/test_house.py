@@ -72,7 +72,7 @@ INNER_ORDER = {
         "channel",
         "connection",
     ],
-    "connection": ["loop_reader", "wake_up", "reading", "address", "diagnosis", "dial", "declare", "thread"],
+    "connection": ["loop_reader", "wake_up", "reading", "address", "diagnosis", "dial", "declare", "counts", "thread"],
     "publishing": ["confirms", "connection", "publisher", "observed"],
     "consuming": [
         "acks",
