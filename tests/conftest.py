@@ -1,4 +1,6 @@
-"""Fixtures that give each test its own broker: an embedded one, or a virtual host of a private RabbitMQ node."""
+"""Fixtures that give each test its own broker (an embedded one, or a virtual host of a private RabbitMQ node) and its
+own database of a private PostgreSQL cluster.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import postgres as clusters
 from tests import rabbitmq as nodes
 from tests.integrations.example import MISSING
 
@@ -22,17 +25,19 @@ _vhost_numbers = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rabbitmq: needs an installed RabbitMQ server (it does not need to run)")
+    config.addinivalue_line("markers", "postgres: needs an installed PostgreSQL server (it does not need to run)")
     # xdist's processes ignore Ctrl-C, and child processes inherit that, including the commands that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if nodes.INSTALL in str(report.longrepr)]
-    if skipped:
-        terminalreporter.section("RABBITMQ IS MISSING", red=True, bold=True)
-        terminalreporter.line(f"{len(skipped)} TESTS WERE SKIPPED WITHOUT RABBITMQ. {nodes.INSTALL}", red=True)
     lines = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for server, install in (("RABBITMQ", nodes.INSTALL), ("POSTGRESQL", clusters.INSTALL)):
+        skipped = sum(install in line for line in lines)
+        if skipped:
+            terminalreporter.section(f"{server} IS MISSING", red=True, bold=True)
+            terminalreporter.line(f"{skipped} TESTS WERE SKIPPED WITHOUT {server}. {install}", red=True)
     missing = sorted({line[line.rfind("Skipped: ") + 9 :].rstrip("')") for line in lines if MISSING in line})
     if missing:
         terminalreporter.section("PROGRAMS ARE MISSING", red=True, bold=True)
@@ -60,6 +65,14 @@ def need_rabbitmq() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(nodes.INSTALL, pytrace=False)
         pytest.skip(nodes.INSTALL)
+
+
+def need_postgres() -> None:
+    """Skip the test if PostgreSQL is not installed; in CI, fail it."""
+    if clusters.find() is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(clusters.INSTALL, pytrace=False)
+        pytest.skip(clusters.INSTALL)
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +117,22 @@ def _vhosts(rabbitmq: nodes.Node) -> Iterator[str]:
 def rabbitmq_url(rabbitmq: nodes.Node, _vhosts: Iterator[str]) -> str:
     """The URL of a virtual host of the shared node that no other test has used."""
     return rabbitmq.vhost_url(next(_vhosts))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[clusters.Postgres]:
+    """The PostgreSQL cluster that all tests share. Leave it as it is: a test that breaks one starts its own."""
+    need_postgres()
+    with clusters.Postgres() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def postgres_url(postgres: clusters.Postgres) -> Iterator[str]:
+    """The URL (for SQLAlchemy, with the driver psycopg) of an empty database for this test alone."""
+    database = postgres.create_database()
+    yield postgres.url(database)
+    postgres.drop_database(database)  # Each takes about 8 MB.
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
