@@ -20,15 +20,18 @@ READY := $(VENV)/ready-in
 TEMPLATE := 'cookiecutter/{{cookiecutter.__slug}}'
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet --quiet
 POLICY := /usr/sbin/policy-rc.d
+NO_CLUSTER := /etc/postgresql-common/createcluster.d/lightbus-tests.conf
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
 RABBITMQ_FOLDERS := $(if $(LIGHTBUS_RABBITMQ),$(LIGHTBUS_RABBITMQ):)/usr/lib/rabbitmq/bin:/usr/sbin:/opt/homebrew/sbin:/usr/local/sbin
+POSTGRES_FOLDERS := $(if $(LIGHTBUS_POSTGRES),$(LIGHTBUS_POSTGRES):)/opt/homebrew/bin:/usr/local/bin
+POSTGRES_OF_DEBIAN := /usr/lib/postgresql/*/bin/postgres
 
 # A clone that was moved or copied needs a new environment: the paths in it are absolute.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 
-.PHONY: help demo test lint docs pictures bench faults setup rabbitmq lock clean
+.PHONY: help demo test lint docs pictures bench faults setup servers lock clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -41,8 +44,8 @@ demo:  ## three services over the embedded broker; options go in ARGS, as in ARG
 	else $(MAKE) $(READY) || exit; fi; \
 	$$python -m lightbus demo $(ARGS)
 
-# Four files at a time, since tests wait most of the time. Each of the four processes starts its own RabbitMQ node.
-test: $(READY) rabbitmq  ## all tests; some of them with pytest's options in ARGS, as in ARGS="tests/unit -x"
+# Four files at a time, since tests wait most of the time. Each of the four processes starts its own servers.
+test: $(READY) servers  ## all tests; some of them with pytest's options in ARGS, as in ARGS="tests/unit -x"
 	@$(PYTHON) -m pytest $(or $(ARGS),-n 4 --dist loadfile)
 
 lint: $(READY)  ## ruff, mypy and pyright
@@ -60,14 +63,14 @@ pictures: $(READY)  ## draw and record the pictures of the documentation again
 	@$(PYTHON) docs/site/pictures.py
 	@$(PYTHON) docs/site/recordings.py
 
-bench: $(READY) rabbitmq  ## measure against the peers (under 30 minutes), or a part of it, as in CASE=consume (under 3)
+bench: $(READY) servers  ## measure against the peers (under 30 minutes), or a part of it, as in CASE=consume (under 3)
 	@$(PYTHON) -m benchmarks $(if $(CASE),--case $(CASE)) $(ARGS)
 
-faults: $(READY) rabbitmq  ## faults on real brokers, and 100,000 hostile messages (25 minutes); one, as in ARGS=broker_killed
+faults: $(READY) servers  ## faults on real brokers, and 100,000 hostile messages (25 minutes); one, as in ARGS=broker_killed
 	@$(PYTHON) -m tests.faults $(ARGS)
 	@$(if $(ARGS),true,LIGHTBUS_HOSTILE=100000 $(PYTHON) -m pytest -q --no-header -s tests/security/test_hostile.py)
 
-setup: $(READY) rabbitmq  ## only set up: the environment, and RabbitMQ for the tests
+setup: $(READY) servers  ## only set up: the environment, and RabbitMQ and PostgreSQL for the tests
 
 # Exact versions, so that a test that passes today also passes tomorrow.
 $(READY): pyproject.toml requirements-dev.txt
@@ -108,12 +111,14 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi;
 endef
 
-# The tests start their own nodes, so the service of the package must not start: policy-rc.d prevents it.
+# The tests start their own servers, so the services of the packages must not start: policy-rc.d prevents it. The file
+# NO_CLUSTER, which exists only during the installation, prevents that Debian's package creates a PostgreSQL cluster.
 # amqp-tools contains amqp-publish, which one example uses.
 # The test of the site's layout needs a browser: only continuous integration installs one.
-rabbitmq:
+servers:
 	@packages=; \
 	PATH="$(RABBITMQ_FOLDERS):$$PATH" command -v rabbitmq-server >/dev/null || packages=rabbitmq-server; \
+	PATH="$(POSTGRES_FOLDERS):$$PATH" command -v postgres >/dev/null || ls $(POSTGRES_OF_DEBIAN) >/dev/null 2>&1 || packages="$${packages:+$$packages }postgresql"; \
 	command -v amqp-publish >/dev/null || packages="$${packages:+$$packages }amqp-tools"; \
 	if [ "$$CI" = true ] && ! { command -v chromium || command -v google-chrome; } >/dev/null; then packages="$${packages:+$$packages }chromium"; fi; \
 	if [ -z "$$packages" ]; then exit 0; fi; \
@@ -122,10 +127,15 @@ rabbitmq:
 	  exit 0; \
 	fi; \
 	echo "Installing with apt-get (no service will run): $$packages ..."; \
+	ours=; trap 'rm -f $$ours; rmdir -p $(dir $(NO_CLUSTER)) 2>/dev/null || true' EXIT; trap 'exit 130' INT TERM; \
 	if [ ! -e $(POLICY) ]; then \
-	  trap 'rm -f $(POLICY)' EXIT; trap 'exit 130' INT TERM; \
+	  ours=$(POLICY); \
 	  printf '#!/bin/sh\nexit 101\n' > $(POLICY); chmod 755 $(POLICY); \
 	fi; \
+	case " $$packages " in *" postgresql "*) \
+	  ours="$$ours $(NO_CLUSTER)"; \
+	  mkdir -p $(dir $(NO_CLUSTER)); echo 'create_main_cluster = false' > $(NO_CLUSTER);; \
+	esac; \
 	log=$$(mktemp); \
 	$(APT_GET) update </dev/null >$$log 2>&1 || true; \
 	for package in $$packages; do \

@@ -1,22 +1,24 @@
-"""Make never changes an environment that the README made, and has its own."""
+"""Make never changes an environment that the README made, and has its own. The servers that it installs do not run."""
 
 from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests import wheelhouse
+from tests.patience import LIMIT
 from tests.processes import ROOT
 
 README = (ROOT / "README.md").read_text()
 FILES = ("Makefile", "pyproject.toml", "README.md", "LICENSE", "lightbus", "cookiecutter", "docs/examples")
 TOOLS = ("editables", "hatchling", "pytest")
 """What stands for requirements-dev.txt here: enough for an editable install, and for `make test ARGS=--version`."""
-TESTS = ("make", "-o", "rabbitmq", f"PYTHONS={sys.executable}", "test", "ARGS=--version")
+TESTS = ("make", "-o", "servers", f"PYTHONS={sys.executable}", "test", "ARGS=--version")
 DEMO = ("make", "demo", "ARGS=--events 100")
 
 
@@ -83,3 +85,54 @@ def test_an_interrupted_setup_is_done_again(clone: Path, wheels: Path) -> None:
     (clone / ".venv" / "made-by-make").touch()
     assert "Setting up .venv " in wheelhouse.run(TESTS, clone, wheels)
     assert not (clone / ".make").exists()
+
+
+APT_GET = """\
+#!/bin/sh
+for package in rabbitmq-server postgresql; do
+  case "$*" in *"install"*" $package") echo "$package; $(cat policy-rc.d d/cluster.conf 2>/dev/null)";; esac
+done >> installed
+"""
+"""Writes the package's name, and the files that exist during the installation."""
+
+
+@pytest.mark.parametrize("policy", ["", "of this machine"])
+def test_servers_are_installed_without_a_service_and_a_cluster(tmp_path: Path, policy: str) -> None:
+    installed = install_servers(tmp_path, present=("amqp-publish",), policy=policy)
+    rule = policy or "#!/bin/sh\nexit 101"
+    assert installed == f"rabbitmq-server; {rule}\ncreate_main_cluster = false\n" + (
+        f"postgresql; {rule}\ncreate_main_cluster = false\n"
+    )
+    left = {path.name for path in tmp_path.iterdir()} - {"bin", "installed"}
+    assert left == ({"policy-rc.d"} if policy else set())
+
+
+def test_only_a_missing_server_is_installed(tmp_path: Path) -> None:
+    installed = install_servers(tmp_path, present=("amqp-publish", "postgres"))
+    assert installed == "rabbitmq-server; #!/bin/sh\nexit 101\n"
+
+
+def install_servers(folder: Path, present: tuple[str, ...], policy: str = "") -> str:
+    """Run `make servers` as if by root, on a machine with these programs only; returns what `apt-get` wrote."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in ("cat", "chmod", "ls", "mkdir", "mktemp", "rm", "rmdir", "tail"):
+        (programs / name).symlink_to(shutil.which(name) or "")
+    for name, script in {
+        "apt-get": APT_GET,
+        "id": "#!/bin/sh\necho 0\n",
+        **dict.fromkeys(present, "#!/bin/sh\n"),
+    }.items():
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    if policy:
+        (folder / "policy-rc.d").write_text(policy + "\n")
+    nowhere = folder / "nowhere"
+    command = [
+        *(shutil.which("make") or "", "-f", ROOT / "Makefile", "servers"),
+        *("POLICY=policy-rc.d", "NO_CLUSTER=d/cluster.conf", f"POSTGRES_OF_DEBIAN={nowhere}"),
+        *(f"POSTGRES_FOLDERS={nowhere}", f"RABBITMQ_FOLDERS={nowhere}"),
+    ]
+    subprocess.run(command, cwd=folder, env={"PATH": str(programs)}, check=True, capture_output=True, timeout=LIMIT)
+    written = folder / "installed"
+    return written.read_text() if written.exists() else ""
