@@ -22,7 +22,7 @@ import attrs
 from lightbus import errors, event_loop, handler, options
 from lightbus import event as events
 from lightbus.event import EventType
-from lightbus.handler import Handler
+from lightbus.handler import Handler, Inbox
 from lightbus.message import Receipt
 from lightbus.retry import Retry
 from lightbus.transport import Publication
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lightbus.modules import Included
     from lightbus.outcome import Observe
     from lightbus.publishing.publisher import Publisher
+    from lightbus.service import Service
 
 PUBLISH_TIMEOUT = 10.0
 """Seconds."""
@@ -171,6 +172,8 @@ class Lightbus:
         self._middleware: list[Middleware] = []
         self._on_publish: list[OnPublish] = []
         self._observers: list[Observe] = []
+        self.services: list[Service] = []
+        """What runs in each worker beside the handlers, such as an outbox's relay."""
         self._states: list[list[Any]] = []
         """What lifespans that run now have yielded, the last one at the end."""
         self._overrides: dict[Any, Callable[..., Any]] = {}
@@ -268,6 +271,7 @@ class Lightbus:
         concurrency: int | None = None,
         name: str | None = None,
         middleware: Sequence[Any] = (),
+        inbox: Inbox | None = None,
     ) -> Callable[[F], F]:
         """Handle events: `@app.on("user.registered")`, `@app.on("user.*", "invoice.#")`, `@app.on(UserRegistered)`.
 
@@ -283,6 +287,8 @@ class Lightbus:
             name: the handler's name in retries and dead letters; by default the function's name. Keep it when you
                 rename the function.
             middleware: for this handler only, inside of the app's middleware; see `middleware`.
+            inbox: of `lightbus.outbox` or `lightbus.django`: the handler's effects in the database happen once, however
+                often the event is delivered.
 
         Raises:
             errors.InvalidMiddleware: one of `middleware` is none.
@@ -309,6 +315,7 @@ class Lightbus:
                 concurrency=concurrency,
                 name=name,
                 local_names=local_names,
+                inbox=inbox,
             )
             if made.parameters:
                 made = self._with_dependencies(made, local_names)
@@ -579,6 +586,24 @@ class Lightbus:
                 codec.set_envelope(publication.properties, None, correlation_id, None)
         return self.publisher.publish_many_sync(publications, timeout=self._timeout(timeout))
 
+    def prepare(
+        self,
+        event: object,
+        *,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
+        correlation_id: str | None = None,
+        time: datetime | None = None,
+    ) -> Publication:
+        """The message that `publish` would send, with an id, without sending it: for an outbox.
+
+        Arguments and errors are those of `publish`. Functions of `on_publish` are called.
+        """
+        publication, _ = self._publication(event, None, headers)
+        if id is not None or correlation_id is not None or time is not None:
+            codec.set_envelope(publication.properties, id, correlation_id, time)
+        return publication
+
     def _publication(
         self, event: object, delay: float | timedelta | None, headers: Mapping[str, Any] | None
     ) -> tuple[Publication, int | None]:
@@ -782,6 +807,8 @@ class Lightbus:
         if one.dependencies is not None:
             one.dependencies.check_state(has_lifespan=self.lifespan is not None)
             one = one.dependencies.around(one)
+        if one.inbox is not None:
+            one = one.inbox.around(one)
         stack = (*self._middleware, *one.middleware)
         if not stack:
             return one

@@ -454,7 +454,7 @@ class Dependencies:
         except BaseException as error:  # noqa: BLE001  # raised below, after the tear-downs
             failure = error
             if opened and not isinstance(error, (Exception, GeneratorExit, KeyboardInterrupt, SystemExit)):
-                await _let_cancellation_pass()
+                await let_cancellation_pass()
         while opened:
             step, generator = opened.pop()
             if step.kind is Kind.ASYNC_GENERATOR:
@@ -502,7 +502,7 @@ def _first(step: Step, generator: Any) -> Any:
         raise _never_yielded(step) from None
 
 
-async def _let_cancellation_pass() -> None:
+async def let_cancellation_pass() -> None:
     """Let the worker stop cancelling a handler that exceeded its timeout, so that its tear-downs can await.
 
     It cancels a handler for one round of the event loop (see `consuming.timeouts`).

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import msgspec
@@ -34,6 +34,25 @@ class Injected:
     """Marks a parameter in `Annotated` that something other than the delivery fills: see `lightbus.dependencies`."""
 
     __slots__ = ()
+
+
+class Inbox(Protocol):
+    """What `@app.on(inbox=...)` takes; see `lightbus.outbox.Inbox`."""
+
+    def check(self, app: str, handler: Handler) -> None:
+        """
+        Raises:
+            errors.InvalidHandler: it cannot run this handler; says why.
+        """
+        ...
+
+    def injected(self, annotation: Any) -> Injected | None:
+        """What fills a parameter with this annotation; None if the inbox does not."""
+        ...
+
+    def around(self, handler: Handler) -> Handler:
+        """The handler within the inbox's transaction."""
+        ...
 
 
 @attrs.frozen(eq=False)
@@ -66,6 +85,8 @@ class Handler:
     """The parameters that are filled, if dependencies fill some of them; `arguments` has the values of the others."""
     dependencies: Any = None
     """`dependencies.Dependencies`, which fill the other parameters; None where there are none."""
+    inbox: Inbox | None = None
+    """Runs the handler once per event: inside of the middleware, outside of the dependencies."""
 
     def matches(self, source: str, event: str) -> bool:
         return (self.source is None or self.source == source) and any(
@@ -88,6 +109,7 @@ def build(
     name: str | None,
     local_names: Mapping[str, Any],
     middleware: Sequence[Any] = (),
+    inbox: Inbox | None = None,
 ) -> Handler:
     """Check the arguments of `@app.on`, and resolve them.
 
@@ -111,8 +133,8 @@ def build(
     own_retry = default_retry if retry is None else check_retry(retry, owner)
     seconds = TIMEOUT if timeout is None else options.check_timeout(timeout, owner, LONGEST_TIMEOUT)
     at_once = None if concurrency is None else options.check_count(concurrency, owner, "concurrency", 10_000)
-    arguments, parameters = read_signature(app, check_function(function, owner), owner, local_names)
-    return Handler(
+    arguments, parameters = read_signature(app, check_function(function, owner), owner, local_names, inbox)
+    made = Handler(
         name=own_name,
         patterns=patterns,
         source=own_source,
@@ -125,7 +147,11 @@ def build(
         arguments=arguments,
         middleware=tuple(middleware),
         parameters=parameters,
+        inbox=inbox,
     )
+    if inbox is not None:
+        inbox.check(app, made)
+    return made
 
 
 def _place(other: Handler) -> str:
@@ -269,7 +295,11 @@ def check_call(
 
 
 def read_signature(
-    app: str, function: Callable[..., Any], owner: str, local_names: Mapping[str, Any]
+    app: str,
+    function: Callable[..., Any],
+    owner: str,
+    local_names: Mapping[str, Any],
+    inbox: Inbox | None = None,
 ) -> tuple[Callable[[Delivery], Arguments], tuple[inspect.Parameter, ...]]:
     """A function that fills the positional parameters from a delivery; and the filled parameters, if dependencies
     fill some of them.
@@ -286,6 +316,9 @@ def read_signature(
     )
     _refuse_unbound(parameters, owner)
     for parameter in parameters:
+        marker = None if inbox is None else inbox.injected(parameter.annotation)
+        if marker is not None:
+            parameter = parameter.replace(annotation=typing.Annotated[parameter.annotation, marker])
         if injected(parameter, owner) is not None:
             filled.append(parameter)
         elif parameter.annotation is Message:

@@ -482,7 +482,7 @@ def read_message(app: str, delivery: Delivery) -> Message:
     properties = read_properties(delivery)
     headers = _headers(properties)
     version = headers.get(VERSION)
-    message_id = _text(properties.get("message_id")) or _remembered_id(delivery)
+    message_id = _text(properties.get("message_id")) or remembered_id(delivery)
     return Message(
         id=message_id,
         event=envelope.event,
@@ -519,7 +519,7 @@ def read_cause(delivery: Delivery) -> tuple[str, str]:
         properties = read_properties(delivery)
     except errors.DecodeError:
         properties = {}
-    message_id = _text(properties.get("message_id")) or _remembered_id(delivery)
+    message_id = _text(properties.get("message_id")) or remembered_id(delivery)
     return message_id, _text(properties.get("correlation_id")) or message_id
 
 
@@ -579,7 +579,7 @@ def copy_properties(
         del copied["reply_to"]
     if expiration is not None:
         copied["expiration"] = str(max(1, round(expiration * 1000)))
-    copied["message_id"] = _remembered_id(delivery)
+    copied["message_id"] = remembered_id(delivery)
     copied["delivery_mode"] = PERSISTENT
     copied["headers"] = headers
     return copied
@@ -678,7 +678,7 @@ def _time(properties: Properties) -> datetime:
         return datetime.fromtimestamp(now, UTC)
 
 
-def _remembered_id(delivery: Delivery) -> str:
+def remembered_id(delivery: Delivery) -> str:
     """The id of a message. One without an id (of another program) gets one, which its delivery keeps."""
     try:
         properties = delivery.properties

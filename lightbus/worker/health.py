@@ -86,6 +86,7 @@ def report(worker: Worker, now: float | None = None) -> Report:
             "ended": consumer.handled,
         },
     }
+    body |= {service.name: dict(service.health()) for service in worker.app.services}
     return Report(live, not problems, problems, body)
 
 

@@ -115,13 +115,27 @@ class Worker:
 
     async def _consume(self, on_started: Callable[[], object] | None) -> None:
         try:
-            async with anyio.create_task_group() as tasks:
+            async with self._services(), anyio.create_task_group() as tasks:
                 await tasks.start(self.consumer.run)
                 self.started = True
                 if on_started is not None:
                     on_started()
         except BaseExceptionGroup as group:
             raise errors.without_groups(group) from None
+
+    @contextlib.asynccontextmanager
+    async def _services(self) -> AsyncGenerator[None]:
+        """Run the app's services: from before the first event until after the last handler."""
+        if not self.app.services:
+            yield
+            return
+        stopping = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            for service in self.app.services:
+                tasks.start_soon(service.run, stopping, name=service.name)
+            yield
+            stopping.set()
+            tasks.cancel_scope.deadline = anyio.current_time() + LAST_STEPS / 2
 
     async def _stop_when_asked(self, stop: anyio.Event, starting: anyio.CancelScope) -> None:
         await stop.wait()

@@ -1,0 +1,201 @@
+"""A `Store` for SQLAlchemy: on an Engine, whose calls run in threads, or on an AsyncEngine, in its event loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from lightbus import errors
+from lightbus.outbox import statements
+from lightbus.outbox.rows import OUTBOX, Row
+from lightbus.outbox.store import CHANNEL, Batch, Depth, Problem, Refused
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ALIVE = 30.0
+"""Seconds without a notification after which the listening connection is checked."""
+
+
+class _Connection:
+    """One connection with one transaction, whichever kind of engine it comes from."""
+
+    def __init__(self, engine: sa.Engine | AsyncEngine, threads: anyio.CapacityLimiter) -> None:
+        self._engine = engine
+        self._threads = threads
+        self._sync: sa.Connection | None = None
+        self._async: AsyncConnection | None = None
+
+    async def __aenter__(self) -> _Connection:
+        if isinstance(self._engine, AsyncEngine):
+            self._async = await self._engine.connect()
+        else:
+            self._sync = await self._in_thread(self._engine.connect)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Roll back what was not committed."""
+        with anyio.CancelScope(shield=True):
+            if self._async is not None:
+                await self._async.close()
+            elif self._sync is not None:
+                await self._in_thread(self._sync.close)
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        # It ends within the database's own limits: abandoned, it would use the connection beside `close`.
+        return await anyio.to_thread.run_sync(function, limiter=self._threads)
+
+    async def run(self, function: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **named: P.kwargs) -> T:
+        if self._async is not None:
+            return await self._async.run_sync(function, *args, **named)
+        connection = self._sync
+        assert connection is not None
+        return await self._in_thread(lambda: function(connection, *args, **named))
+
+    async def commit(self) -> None:
+        await self.run(sa.Connection.commit)
+
+    async def driver(self) -> Any:
+        """The driver's own connection."""
+        if self._async is not None:
+            return (await self._async.get_raw_connection()).driver_connection
+        assert self._sync is not None
+        return self._sync.connection.driver_connection
+
+    def no_pool(self) -> None:
+        """Let the pool forget it: it listens, and is closed at the end."""
+        if self._async is not None:
+            assert self._async.sync_connection is not None
+            self._async.sync_connection.detach()
+        elif self._sync is not None:
+            self._sync.detach()
+
+
+class _Batch:
+    """Rows within the transaction that has claimed them."""
+
+    def __init__(self, connection: _Connection, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.settled = False
+        self._connection = connection
+
+    async def settle(self, sent: Sequence[int], refused: Mapping[int, Refused]) -> None:
+        await self._connection.run(statements.settle, [row.id for row in self.rows], sent, refused)
+        await self._connection.commit()
+        self.settled = True
+
+
+class EngineStore:
+    """The outbox of one app in the database of an engine."""
+
+    def __init__(self, app: str, engine: sa.Engine | AsyncEngine) -> None:
+        self.app = app
+        self.engine = engine
+        self.name = repr(engine.url.render_as_string(hide_password=True))
+        self._threads = anyio.CapacityLimiter(3)  # the relay, its notifications, its measurements
+
+    def _connect(self) -> _Connection:
+        return _Connection(self.engine, self._threads)
+
+    @contextlib.asynccontextmanager
+    async def claim(self, limit: int, after: int) -> AsyncGenerator[Batch]:
+        async with self._connect() as connection:
+            rows = await connection.run(statements.claim, self.app, limit, after)
+            batch = _Batch(connection, rows)
+            leased = bool(rows) and not statements.skips_locked(self.engine.dialect.name)
+            if leased:
+                await connection.commit()  # a lock would keep all others from writing while the broker confirms
+            try:
+                yield batch
+            finally:
+                if leased and not batch.settled:
+                    with anyio.CancelScope(shield=True):
+                        await connection.run(sa.Connection.rollback)
+                        await connection.run(statements.release, [row.id for row in rows])
+                        await connection.commit()
+
+    async def depth(self) -> Depth:
+        async with self._connect() as connection:
+            return await connection.run(statements.depth, self.app)
+
+    async def problems(self, limit: int) -> list[Problem]:
+        async with self._connect() as connection:
+            return await connection.run(statements.problems, self.app, limit)
+
+    async def retry(self, ids: Sequence[int] | None) -> int:
+        async with self._connect() as connection:
+            count = await connection.run(statements.retry, self.app, ids)
+            await connection.commit()
+            return count
+
+    async def purge(self, ids: Sequence[int] | None) -> int:
+        async with self._connect() as connection:
+            count = await connection.run(statements.purge, self.app, ids)
+            await connection.commit()
+            return count
+
+    # --- LISTEN
+
+    async def notifications(self) -> AsyncGenerator[None]:
+        if self.engine.dialect.name != "postgresql":
+            return
+        async with self._connect() as connection:
+            driver = await connection.driver()
+            connection.no_pool()
+            add_listener = getattr(driver, "add_listener", None)
+            if add_listener is not None:  # asyncpg
+                news = anyio.Event()
+
+                def notified(*_: object) -> None:
+                    news.set()
+
+                await add_listener(CHANNEL, notified)
+                yield
+                while True:
+                    with anyio.move_on_after(ALIVE):
+                        await news.wait()
+                    if news.is_set():
+                        news = anyio.Event()
+                        yield
+                    else:
+                        await self._ask(connection)
+            fileno = getattr(driver, "fileno", None)
+            if fileno is None:
+                return
+            # psycopg (2 and 3): the answer to any statement brings the notifications along.
+            await connection.run(lambda one: one.exec_driver_sql(f"LISTEN {CHANNEL}"))
+            await connection.commit()
+            yield
+            while True:
+                arrived = False
+                with anyio.move_on_after(ALIVE):
+                    await anyio.wait_readable(fileno())
+                    arrived = True
+                await self._ask(connection)
+                if arrived:
+                    yield
+
+    async def _ask(self, connection: _Connection) -> None:
+        await connection.run(lambda one: one.exec_driver_sql("SELECT 1"))
+        await connection.commit()
+
+    # --- errors
+
+    def is_temporary(self, error: BaseException) -> bool:
+        return isinstance(error, (DBAPIError, PoolTimeout, OSError))
+
+    def describe(self, error: BaseException) -> str:
+        if isinstance(error, DBAPIError):
+            text = errors.summary(error.orig or error).strip()
+            if isinstance(error, (ProgrammingError, OperationalError)) and OUTBOX in text:
+                return f"{text}. Create the tables with a migration: lightbus outbox sql prints the statements"
+            return text
+        return errors.summary(error)

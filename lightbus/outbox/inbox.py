@@ -1,0 +1,272 @@
+"""`Inbox`: what a handler does to the database happens once, however often its event is delivered."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import attrs
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from lightbus import errors
+from lightbus.app import Lightbus
+from lightbus.dependencies import Depends, let_cancellation_pass
+from lightbus.handler import Handler, Injected
+from lightbus.middleware import SKIPPED, the_delivery
+from lightbus.outbox.rows import check_app, check_keep
+from lightbus.outbox.tables import inbox
+from lightbus.transport import Delivery
+from lightbus.wire import codec
+
+logger = logging.getLogger("lightbus")
+
+KEEP = timedelta(days=7)
+SWEEP = 3600.0
+"""Seconds between two sweeps."""
+FIRST_SWEEP = 60.0
+SWEPT = 5_000
+"""Rows that one statement of a sweep deletes."""
+
+_current: ContextVar[Any] = ContextVar("lightbus_inbox_session")
+"""The session of the handler that runs."""
+
+
+class Inbox:
+    """The inbox of an app: `@app.on("order.placed", inbox=inbox)`.
+
+    The handler runs in a transaction that begins with the id of the event, in the table `lightbus_inbox`, and is
+    committed when the handler has returned; then the event is acknowledged. If the id is there already, the event is
+    acknowledged, and the handler does not run. If the handler fails, nothing of it stays, and its retry is no
+    duplicate.
+
+    A parameter of the handler that is annotated with Session or AsyncSession gets the session of this transaction; a
+    dependency gets it with `Annotated[AsyncSession, Depends(inbox.session)]`.
+    """
+
+    def __init__(
+        self,
+        app: Lightbus,
+        sessions: sessionmaker[Any] | async_sessionmaker[Any],
+        *,
+        keep: timedelta = KEEP,
+    ) -> None:
+        """
+        Args:
+            sessions: makes the session of each event: a sessionmaker for sync handlers, an async_sessionmaker for async
+                ones.
+            keep: for how long ids are kept. A duplicate that comes later is handled again.
+
+        Raises:
+            errors.InvalidOption: not a Lightbus app, not a sessionmaker, or `keep` is not positive.
+        """
+        check_app(app, "Inbox", "sessions")
+        _check_sessions(app.name, sessions)
+        self.app = app
+        self.name = "inbox"
+        self.is_async = isinstance(sessions, async_sessionmaker)
+        self.keep = check_keep(app.name, keep)
+        """Seconds."""
+        self.deleted = 0
+        """Rows that the sweeps of this process have deleted."""
+        self.trouble: str | None = None
+        """Why the last sweep failed."""
+        self._sessions: Any = sessions
+        self._depends = Depends(self.session)
+        app.services.append(self)
+
+    def session(self) -> Any:
+        """The session of the event that is being handled: `Depends(inbox.session)`.
+
+        Raises:
+            errors.DependencyError: no handler with this inbox runs.
+        """
+        try:
+            return _current.get()
+        except LookupError:
+            raise errors.DependencyError(
+                f"app {self.app.name!r}: the inbox has no session here. Its handlers have: @app.on(..., inbox=inbox)."
+            ) from None
+
+    # --- what `@app.on` calls
+
+    def check(self, app: str, handler: Handler) -> None:
+        """
+        Raises:
+            errors.InvalidHandler: it is of another app, or its kind does not fit the sessions.
+        """
+        owner = f"handler {handler.name!r} of app {app!r}"
+        if app != self.app.name:
+            raise errors.InvalidHandler(
+                f"{owner}: inbox= is of app {self.app.name!r}. Pass one that was made for {app!r}."
+            )
+        if handler.is_async and not self.is_async:
+            raise errors.InvalidHandler(
+                f"{owner} is async, and the sessions of its inbox are not: they would block the event loop. Pass an "
+                "async_sessionmaker to Inbox(), or make the handler `def`."
+            )
+        if self.is_async and not handler.is_async:
+            raise errors.InvalidHandler(
+                f"{owner} is a sync function, and the sessions of its inbox are async. Pass a sessionmaker to Inbox(), "
+                "or make the handler `async def`."
+            )
+
+    def injected(self, annotation: Any) -> Injected | None:
+        wanted = AsyncSession if self.is_async else Session
+        return self._depends if isinstance(annotation, type) and issubclass(annotation, wanted) else None
+
+    def around(self, handler: Handler) -> Handler:
+        around = self._around if handler.is_async else self._around_sync
+        return attrs.evolve(handler, function=around(handler), arguments=the_delivery)
+
+    def _around(self, handler: Handler) -> Callable[[Delivery], Awaitable[Any]]:
+        arguments, function, key = handler.arguments, handler.function, f"{self.app.name}.{handler.name}"
+
+        async def run(delivery: Delivery) -> Any:
+            async with self._sessions() as session, _transaction(session):
+                statement, row = _claim(session, key, delivery)
+                if not (await session.execute(statement, row)).rowcount:
+                    return SKIPPED
+                before = _current.set(session)
+                try:
+                    return await function(*arguments(delivery))
+                finally:
+                    _current.reset(before)
+
+        return run
+
+    def _around_sync(self, handler: Handler) -> Callable[[Delivery], Any]:
+        arguments, function, key = handler.arguments, handler.function, f"{self.app.name}.{handler.name}"
+        name = handler.name
+
+        def run(delivery: Delivery) -> Any:
+            with self._sessions() as session, session.begin():
+                statement, row = _claim(session, key, delivery)
+                if not session.execute(statement, row).rowcount:
+                    return SKIPPED
+                before = _current.set(session)
+                try:
+                    returned = function(*arguments(delivery))
+                finally:
+                    _current.reset(before)
+                if inspect.isawaitable(returned):
+                    if inspect.iscoroutine(returned):
+                        returned.close()
+                    raise errors.DependencyError(
+                        f"handler {name!r} is a sync function that returns an awaitable, which would run after its "
+                        "transaction. Make it `async def`."
+                    )
+                return returned
+
+        return run
+
+    # --- as a service
+
+    async def run(self, stopping: anyio.Event) -> None:
+        """Delete the ids that are older than `keep`, every hour."""
+        seconds = FIRST_SWEEP
+        while True:
+            with anyio.move_on_after(seconds):
+                await stopping.wait()
+            if stopping.is_set():
+                return
+            seconds = SWEEP
+            try:
+                await self.sweep()
+                self.trouble = None
+            except (SQLAlchemyError, OSError) as error:
+                self.trouble = errors.summary(error)
+                logger.warning(
+                    "The inbox of app %r could not be swept: %s. The next sweep is in an hour.",
+                    self.app.name,
+                    self.trouble,
+                )
+
+    async def sweep(self) -> int:
+        """Delete the ids that are older than `keep`, 5,000 at a time. Returns how many."""
+        before, at_start = time.time() - self.keep, self.deleted
+        more = True
+        while more:
+            if self.is_async:
+                async with self._sessions() as session, session.begin():
+                    count, more = await session.run_sync(_delete_oldest, before)
+            else:
+                count, more = await anyio.to_thread.run_sync(self._delete_oldest, before)
+            self.deleted += count
+        return self.deleted - at_start
+
+    def _delete_oldest(self, before: float) -> tuple[int, bool]:
+        with self._sessions() as session, session.begin():
+            return _delete_oldest(session, before)
+
+    def health(self) -> Mapping[str, Any]:
+        return {"error": self.trouble, "deleted": self.deleted}
+
+
+def _check_sessions(app: str, sessions: object) -> None:
+    """
+    Raises:
+        errors.InvalidOption: it is no sessionmaker.
+    """
+    if not isinstance(sessions, sessionmaker | async_sessionmaker):
+        raise errors.InvalidOption(
+            f"Inbox({app!r}): sessions={sessions!r} is not a sessionmaker. Pass sessionmaker(engine) for sync "
+            "handlers, or async_sessionmaker(engine) for async handlers."
+        )
+
+
+@contextlib.asynccontextmanager
+async def _transaction(session: Any) -> AsyncGenerator[None]:
+    """`session.begin()`, whose rollback also runs where the handler was cancelled."""
+    transaction = await session.begin()
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            await let_cancellation_pass()
+        with anyio.CancelScope(shield=True):
+            await transaction.rollback()
+        raise
+    await transaction.commit()
+
+
+_TABLE: Any = inbox  # of type FromClause, for type checkers
+_KEPT: Any = {"preserve_rowcount": True}  # of an INSERT, psycopg does not keep it
+_insert = {
+    "postgresql": postgresql.insert(_TABLE).on_conflict_do_nothing().execution_options(**_KEPT),
+    "sqlite": sqlite.insert(_TABLE).on_conflict_do_nothing().execution_options(**_KEPT),
+    "mysql": sa.insert(_TABLE).prefix_with("IGNORE").execution_options(**_KEPT),
+    "mariadb": sa.insert(_TABLE).prefix_with("IGNORE").execution_options(**_KEPT),
+}
+
+
+def _claim(session: Any, key: str, delivery: Delivery) -> tuple[Any, dict[str, Any]]:
+    """A statement that inserts the id, and changes no row if it is there. A second transaction waits for the first."""
+    dialect = session.get_bind().dialect.name
+    try:
+        statement = _insert[dialect]
+    except KeyError:
+        raise errors.DependencyError(
+            f"the inbox does not know the database {dialect!r}. It knows {', '.join(_insert)}."
+        ) from None
+    return statement, {"handler": key, "message_id": codec.remembered_id(delivery), "handled_at": time.time()}
+
+
+def _delete_oldest(session: Session, before: float) -> tuple[int, bool]:
+    """Delete about `SWEPT` of the ids that were handled before. Returns how many, and whether there are more."""
+    handled_at = inbox.c.handled_at
+    old = handled_at < before
+    last = session.execute(sa.select(handled_at).where(old).order_by(handled_at).offset(SWEPT).limit(1)).scalar()
+    deleted: Any = session.execute(sa.delete(inbox).where(old if last is None else handled_at <= last))
+    return deleted.rowcount, last is not None

@@ -1,0 +1,141 @@
+"""The SQL of the relay, on an open connection."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import sqlalchemy as sa
+
+from lightbus.outbox.rows import SET_ASIDE, WAITING, Row
+from lightbus.outbox.store import LEASE, Depth, Problem, Refused
+from lightbus.outbox.tables import outbox
+
+_COLUMNS = [outbox.c[field.name] for field in attrs.fields(Row)]
+FAR = 600.0
+"""Seconds: no retry and no lease is due later."""
+_SKIPS_LOCKED = ("postgresql", "mysql", "mariadb")
+_ids: sa.BindParameter[Any] = sa.bindparam("the_ids", expanding=True)
+_mine = sa.and_(outbox.c.app == sa.bindparam("the_app"), outbox.c.state == WAITING)
+_new = (
+    sa.select(*_COLUMNS)
+    .where(_mine, outbox.c.due == 0, outbox.c.id > sa.bindparam("the_after"))
+    .order_by(outbox.c.id)
+    .limit(sa.bindparam("the_limit"))
+)
+_again = (
+    sa.select(*_COLUMNS)
+    .where(
+        _mine,
+        outbox.c.due > 0,
+        # The latter if the clock was set back: a retry is due within minutes, and would wait for hours.
+        sa.or_(outbox.c.due <= sa.bindparam("the_now"), outbox.c.due > sa.bindparam("the_now") + FAR),
+    )
+    .order_by(outbox.c.due)
+    .limit(sa.bindparam("the_limit"))
+)
+_delete = sa.delete(outbox).where(outbox.c.id.in_(_ids))
+_set_due = sa.update(outbox).where(outbox.c.id.in_(_ids)).values(due=sa.bindparam("the_at"))
+
+
+def skips_locked(dialect: str) -> bool:
+    """Whether a claim is a lock on the rows, which ends with the transaction. Else it is a lease in the rows."""
+    return dialect in _SKIPS_LOCKED
+
+
+def claim(connection: sa.Connection, app: str, limit: int, after: int) -> list[Row]:
+    """Rows that no other relay has: first those whose retry is due. Without SKIP LOCKED: commit, then send them."""
+    now = time.time()
+    by_lock = skips_locked(connection.dialect.name)
+    rows: list[Row] = []
+    for select, given in ((_again, {"the_now": now}), (_new, {"the_after": after})):
+        statement: Any = select.with_for_update(skip_locked=True) if by_lock else _leased(select)
+        values = {"the_app": app, "the_limit": limit - len(rows), **given}
+        if not by_lock:
+            values["the_until"] = now + LEASE
+        found = [Row(*row) for row in connection.execute(statement, values)]
+        rows += sorted(found, key=lambda row: row.id)  # RETURNING has no order
+        if len(rows) >= limit:
+            break
+    return rows
+
+
+@functools.cache
+def _leased(select: sa.Select[Any]) -> Any:
+    """One statement, so that no other relay reads the rows in between."""
+    ids = select.with_only_columns(outbox.c.id)
+    return sa.update(outbox).where(outbox.c.id.in_(ids)).values(due=sa.bindparam("the_until")).returning(*_COLUMNS)
+
+
+def settle(
+    connection: sa.Connection, claimed: Sequence[int], sent: Sequence[int], refused: Mapping[int, Refused]
+) -> None:
+    if sent:
+        connection.execute(_delete, {"the_ids": sent})
+    for id_, one in refused.items():
+        connection.execute(
+            sa.update(outbox)
+            .where(outbox.c.id == id_)
+            .values(
+                error=one.error,
+                attempts=outbox.c.attempts + 1,
+                state=SET_ASIDE if one.retry_at is None else WAITING,
+                due=one.retry_at or 0,
+            )
+        )
+    if not skips_locked(connection.dialect.name):
+        release(connection, list({*claimed} - refused.keys() - {*sent}))
+
+
+def release(connection: sa.Connection, ids: Sequence[int]) -> None:
+    """End the lease of rows that were not settled."""
+    if ids:
+        connection.execute(_set_due, {"the_ids": ids, "the_at": 0})
+
+
+def depth(connection: sa.Connection, app: str) -> Depth:
+    counted = connection.execute(
+        sa.select(outbox.c.state, sa.func.count(), sa.func.min(outbox.c.added_at))
+        .where(outbox.c.app == app)
+        .group_by(outbox.c.state)
+    )
+    found = {state: (count, oldest) for state, count, oldest in counted}
+    waiting, oldest = found.get(WAITING, (0, None))
+    return Depth(
+        waiting=waiting,
+        oldest_seconds=0.0 if oldest is None else max(0.0, time.time() - oldest),
+        set_aside=found.get(SET_ASIDE, (0, None))[0],
+    )
+
+
+def problems(connection: sa.Connection, app: str, limit: int) -> list[Problem]:
+    c = outbox.c
+    found = connection.execute(
+        sa.select(c.id, c.event, c.message_id, c.added_at, c.attempts, c.error, c.state, c.body)
+        .where(c.app == app, c.error.is_not(None))
+        .order_by(c.id)
+        .limit(limit)
+    )
+    return [
+        Problem(set_aside=row["state"] == SET_ASIDE, **{name: row[name] for name in row if name != "state"})
+        for row in found.mappings()
+    ]
+
+
+def retry(connection: sa.Connection, app: str, ids: Sequence[int] | None) -> int:
+    statement = sa.update(outbox).where(*_set_aside(app, ids)).values(state=WAITING, due=0, attempts=0, error=None)
+    return connection.execute(statement).rowcount
+
+
+def purge(connection: sa.Connection, app: str, ids: Sequence[int] | None) -> int:
+    return connection.execute(sa.delete(outbox).where(*_set_aside(app, ids))).rowcount
+
+
+def _set_aside(app: str, ids: Sequence[int] | None) -> list[Any]:
+    conditions: list[Any] = [outbox.c.app == app, outbox.c.state == SET_ASIDE]
+    if ids is not None:
+        conditions.append(outbox.c.id.in_(ids))
+    return conditions
