@@ -334,8 +334,8 @@ CASES = tuple(
             "Consume with middleware and dependencies",
             Suite.consume,
             _around(),
-            "Added: what a row costs more than the row of the same library without; the difference of their medians. "
-            "Its ratio compares the libraries.",
+            "Added: what a row costs more than the row of the same library without; the difference of their lowest "
+            "runs. Its ratio compares the libraries.",
             5,
             "Lightbus",
             WITHOUT,

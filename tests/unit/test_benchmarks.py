@@ -44,9 +44,12 @@ def test_a_failing_contestant_is_a_row_of_the_table_and_is_skipped_later(error: 
 def test_what_a_row_adds_is_the_difference_to_the_same_contestant_without_it() -> None:
     def runs(label: str, without: float, within: float) -> list[dict[str, Any]]:
         return [
-            {"round": number, "label": label, "group": group, "lacks": "", "parts": {"": {"cpu_us": cpu + number}}}
+            {"round": number, "label": label, "group": group, "lacks": "", "parts": {"": {"cpu_us": cpu + noise}}}
             for number in (1, 2, 3)
-            for group, cpu in (("without", without), ("one middleware", within))
+            for group, cpu, noise in (
+                ("without", without, number - 1),
+                ("one middleware", within, 50 * (number - 1)),
+            )
         ]
 
     measured = [*runs("Lightbus", 10.0, 12.0), *runs("another", 200.0, 240.0), *runs("noise", 200.0, 199.0)]
