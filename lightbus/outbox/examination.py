@@ -38,7 +38,7 @@ async def examine(store: Store, target: str) -> list[Finding]:
             Finding(
                 "warn",
                 "outbox",
-                f"{store.name}: {depth.set_aside:,} set aside, which the broker has refused.",
+                f"{store.name}: {depth.set_aside:,} set aside, which could not be sent.",
                 f"lightbus outbox list {target}",
             )
         )
