@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -186,7 +187,7 @@ def test_the_list_shows_what_was_refused(folder: Path, database: Database) -> No
         connection.execute(
             sa.update(table)
             .where(table.c.message_id == again)
-            .values(error="The queue is full.", attempts=4, due=time.time() + 1000)
+            .values(error="The queue is full.", attempts=4, due=time.time() + 3590)
         )
     done = run("outbox", "list", "orders:app", folder=folder, database=database)
     lines = done.stdout.splitlines()
@@ -195,7 +196,7 @@ def test_the_list_shows_what_was_refused(folder: Path, database: Database) -> No
     assert lines[2].split()[:3] == ["1", "order.placed", refused]
     assert lines[2].endswith(" 1  set aside  The broker refuses it.")
     assert lines[3].split()[:3] == ["2", "order.placed", again]
-    assert lines[3].endswith(" 4  in 17m     The queue is full.")
+    assert re.search(r" 4  in 5[0-9]m     The queue is full\.$", lines[3])
     assert lines[4:] == ["", "After fixing the cause: lightbus outbox retry orders:app --id ID"]
     found = json.loads(run("outbox", "list", "orders:app", "--json", folder=folder, database=database).stdout)
     assert [(one["id"], one["set_aside"], one["next_try"] is None, one["body"]) for one in found] == [
@@ -380,9 +381,9 @@ def test_a_database_that_does_not_answer_is_an_error_without_its_password(folder
     done = run("outbox", "list", "orders:app", folder=folder, database=url)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: The outbox in 'postgresql+psycopg://ann:***@127.0.0.1:")
-    assert "Connection refused" in done.stderr
+    assert done.stderr.endswith(" failed: Connection refused.\n")
+    assert done.stderr.count("\n") == 1
     assert "secret" not in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 # --- doctor -----------------------------------------------------------------------------------
@@ -427,7 +428,7 @@ def test_doctor_finds_a_missing_table(folder: Path) -> None:
 @pytest.mark.postgres
 def test_doctor_finds_a_missing_table_in_postgresql(folder: Path, postgres_url: str) -> None:
     (found,) = findings(folder, postgres_url)
-    assert 'relation "lightbus_outbox" does not exist' in found["text"]
+    assert found["text"].endswith(': UndefinedTable: relation "lightbus_outbox" does not exist.')
     assert found["next"] == "Create the tables with a migration: lightbus outbox sql prints the statements"
 
 
@@ -435,8 +436,9 @@ def test_doctor_finds_a_database_that_does_not_answer(folder: Path) -> None:
     url = f"postgresql+psycopg://ann:secret@127.0.0.1:{free_port()}/orders"
     (found,) = findings(folder, url)
     assert found["level"] == "fail"
-    assert "does not answer: OperationalError: " in found["text"]
+    assert "cannot be used: OperationalError: " in found["text"]
+    assert found["text"].endswith(" failed: Connection refused.")
     assert "secret" not in found["text"]
     assert found["next"] == (
-        "Start the database, or correct the engine's URL. Until then, nothing in the outbox is sent."
+        "Check that the database runs, its URL, and the user's permissions. Until then, nothing is sent."
     )

@@ -92,12 +92,14 @@ def ask(store: Store, question: Callable[[*Given], Awaitable[T]], *given: *Given
     Raises:
         click.ClickException: the database does not answer, or has no table.
     """
+    from lightbus.cli import tables
+
     try:
         return run(store, question, *given)
     except Exception as error:
         if not store.is_temporary(error):
             raise
-        reason = store.describe(error).rstrip(".")
+        reason = tables.printable(store.describe(error)).rstrip(".")
         raise click.ClickException(f"The outbox in {store.name} cannot be used: {reason}.") from error
 
 
