@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from sqlalchemy.orm import Session
 from lightbus import Lightbus
 from lightbus.outbox import Outbox, metadata
 from lightbus.outbox.tables import outbox as table
-from tests.processes import environment, lightbus
+from tests.processes import Program, environment, lightbus
 from tests.rabbitmq import free_port
 
 ORDERS = """
@@ -196,7 +198,7 @@ def test_the_list_shows_what_was_refused(folder: Path, database: Database) -> No
     assert lines[2].split()[:3] == ["1", "order.placed", refused]
     assert lines[2].endswith(" 1  set aside  The broker refuses it.")
     assert lines[3].split()[:3] == ["2", "order.placed", again]
-    assert re.search(r" 4  in 5[0-9]m     The queue is full\.$", lines[3])
+    assert re.search(r" 4  in (5[0-9]|60)m     The queue is full\.$", lines[3])
     assert lines[4:] == ["", "After fixing the cause: lightbus outbox retry orders:app --id ID"]
     found = json.loads(run("outbox", "list", "orders:app", "--json", folder=folder, database=database).stdout)
     assert [(one["id"], one["set_aside"], one["next_try"] is None, one["body"]) for one in found] == [
@@ -384,6 +386,16 @@ def test_a_database_that_does_not_answer_is_an_error_without_its_password(folder
     assert done.stderr.endswith(" failed: Connection refused.\n")
     assert done.stderr.count("\n") == 1
     assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "stats"])
+def test_ctrl_c_ends_a_command_whose_database_hangs(folder: Path, command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never answers
+        url = f"postgresql+psycopg://127.0.0.1:{silent.getsockname()[1]}/orders"
+        with Program("outbox", command, "orders:app", folder=folder, url="memory://", extra={"DATABASE": url}) as one:
+            connection, _ = silent.accept()
+            assert (one.end(signal.SIGINT), one.output) == (130, "Interrupted.")
+        connection.close()
 
 
 # --- doctor -----------------------------------------------------------------------------------

@@ -295,7 +295,7 @@ def test_a_second_signal_ends_a_relay_at_once(
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never answers
         url = f"amqp://127.0.0.1:{silent.getsockname()[1]}/"
         with relaying(folder=folder, url=url) as relay:
-            silent.accept()
+            connection, _ = silent.accept()
             relay.signal(number)
             relay.wait_for(f"Stopping \\({number.name}\\): sending what is left, up to 30 s. Press Ctrl-C again")
 
@@ -307,6 +307,7 @@ def test_a_second_signal_ends_a_relay_at_once(
 
             wait_until(is_over, "the relay ends")
             assert relay.end() == status
+        connection.close()
     assert relay.lines[-1] == "Stopped at once. What was not sent stays in the outbox."
     assert database.rows() == {1: 0}
 
@@ -315,6 +316,7 @@ def test_a_database_that_hangs_does_not_keep_a_relay_from_stopping(folder: Path)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql+psycopg://127.0.0.1:{silent.getsockname()[1]}/orders"
         with relaying("--grace", "1", folder=folder, url=f"sqlite:///{folder}/bus.db", database=url) as relay:
-            silent.accept()
+            connection, _ = silent.accept()
             assert relay.end(signal.SIGTERM) == 1
+        connection.close()
     assert "ERROR    Not finished within 1 s: outbox (1). What was not sent stays in the outbox." in relay.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
@@ -83,7 +84,12 @@ def run(store: Store, question: Callable[[*Given], Awaitable[T]], *given: *Given
             if hasattr(engine, "sync_engine"):  # an AsyncEngine, whose connections belong to this event loop
                 await engine.dispose()
 
-    return anyio.run(within, backend="asyncio")
+    try:
+        return anyio.run(within, backend="asyncio")
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        sys.stderr.flush()
+        os._exit(130)  # the interpreter would wait for a thread that waits for the database
 
 
 def ask(store: Store, question: Callable[[*Given], Awaitable[T]], *given: *Given) -> T:
