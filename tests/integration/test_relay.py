@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from lightbus import Lightbus
+from lightbus.worker.health import SLOW_LOOP, STUCK_LOOP, report
+from lightbus.worker.services import ServiceRunner
 from tests.integration.test_cli_outbox import ORDERS, Database
 from tests.integration.test_health import probe
 from tests.patience import wait_until
@@ -194,6 +197,17 @@ def test_a_relay_runs_within_the_lifespan_sweeps_the_inbox_and_consumes_nothing(
     assert re.findall("lifespan .*|handled .*", relay.output) == ["lifespan begins", "lifespan ends"]
     with working("shop:app", folder=folder, url=sqlite_url) as worker:
         worker.wait_for("handled 1")
+
+
+def test_a_relay_whose_event_loop_is_blocked_is_not_ready_and_later_not_live() -> None:
+    runner = ServiceRunner(Lightbus("orders", url="memory://"))
+    assert report(runner, 1.0).problems == ["it has not started yet"]
+    runner.started, runner.beat = True, 0.0
+    assert report(runner, SLOW_LOOP - 1).ready
+    found = report(runner, SLOW_LOOP + 2)
+    assert (found.ready, found.live) == (False, True)
+    assert found.problems == ["the event loop has not run for 12 s: a call blocks it"]
+    assert not report(runner, STUCK_LOOP + 1).live
 
 
 @pytest.mark.usefixtures("database")
