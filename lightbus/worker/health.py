@@ -16,6 +16,7 @@ from lightbus.consuming.consumer import Consumer
 from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.consuming.runner import QueueRunner
 from lightbus.consuming.timeouts import STUCK
+from lightbus.worker.services import ServiceRunner
 from lightbus.worker.worker import Worker
 
 SLOW_LOOP = 10.0
@@ -36,9 +37,11 @@ class Report:
     body: dict[str, Any]
 
 
-def report(worker: Worker, now: float | None = None) -> Report:
-    """Report the health of a worker. Works from any thread, even if the event loop is blocked."""
+def report(worker: Worker | ServiceRunner, now: float | None = None) -> Report:
+    """Report the health of a worker or a relay. Works from any thread, even if the event loop is blocked."""
     now = time.monotonic() if now is None else now
+    if isinstance(worker, ServiceRunner):
+        return _of_services(worker, now)
     consumer = worker.consumer
     problems: list[str] = []
     live = True
@@ -87,6 +90,28 @@ def report(worker: Worker, now: float | None = None) -> Report:
         },
     }
     body |= {service.name: dict(service.health()) for service in worker.app.services}
+    return Report(live, not problems, problems, body)
+
+
+def _of_services(runner: ServiceRunner, now: float) -> Report:
+    """A relay is not ready while it cannot send."""
+    problems: list[str] = []
+    loop_age = None if runner.beat is None else max(0.0, now - runner.beat)
+    if loop_age is not None and loop_age > SLOW_LOOP:
+        problems.append(f"the event loop has not run for {loop_age:.0f} s: a call blocks it")
+    if not runner.started:
+        problems.append("it has not started yet")
+    services = {service.name: dict(service.health()) for service in runner.app.services}
+    problems += [f"{name}: {health['error']}" for name, health in services.items() if health.get("error")]
+    live = loop_age is None or loop_age < STUCK_LOOP
+    body = {
+        "live": live,
+        "ready": not problems,
+        "problems": problems,
+        "app": runner.app.name,
+        "event_loop": {"last_turn_seconds_ago": _rounded(loop_age)},
+        **services,
+    }
     return Report(live, not problems, problems, body)
 
 
