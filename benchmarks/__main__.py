@@ -63,7 +63,8 @@ def main() -> int:
                 node.vhost_url(case.name), own=str(own), peers=str(peers), folder=work / case.name, scale=options.scale
             )
             until = math.inf if options.rounds else measuring + limit
-            data["cases"][case.name] = run_case(case, suite, options.rounds or case.rounds, until, facts)
+            with contextlib.closing(suite):
+                data["cases"][case.name] = run_case(case, suite, options.rounds or case.rounds, until, facts)
             with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):  # it is deleted with the node
                 node.ctl("delete_vhost", case.name)
             # After each case, so that an interrupted run keeps its results.

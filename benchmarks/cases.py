@@ -273,6 +273,23 @@ def _embedded() -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _outbox() -> tuple[Row, ...]:
+    relay = {"handler": "relay"}
+    return (
+        Row("publish_many", "lightbus_", 15000, group="relay", settings={"in_flight": 0}),
+        Row("1,000 waiting", "outbox_", 20000, group="relay", settings={**relay, "waiting": 1000}),
+        Row("100,000 waiting", "outbox_", 20000, group="relay", settings={**relay, "filled": 100_000}),
+        Row("1,000,000 waiting", "outbox_", 20000, group="relay", settings={**relay, "filled": 1_000_000}),
+        Row("beside an older transaction", "outbox_", 20000, group="relay", settings={**relay, "dead": 200_000}),
+        *(
+            Row(label, "outbox_", count, group="add", settings={"handler": "add", "in_flight": orders})
+            for orders, count, label in ((1, 400, "1 order per transaction"), (10, 4000, "10 orders per transaction"))
+        ),
+        Row("own session", "outbox_", 4000, group="inbox", settings={"around": "session"}),
+        Row("inbox", "outbox_", 4000, group="inbox", settings={"around": "inbox"}),
+    )
+
+
 CASES = tuple(
     Case(*values)  # type: ignore[arg-type]
     for values in (
@@ -460,6 +477,22 @@ CASES = tuple(
             "Each rejected event is copied to the dead-letter queue with a confirm, then acked.",
             3,
             "0 dead letters",
+        ),
+        (
+            "outbox",
+            "Outbox and inbox, with SQLAlchemy on PostgreSQL",
+            Suite.outbox,
+            _outbox(),
+            "Group relay: `publish_many`, then a relay from PostgreSQL to RabbitMQ, measured over 20,000 events while "
+            "so many rows wait (1,000: 20 transactions, one after the other, from the commit to the last "
+            "DELETE); a ratio is `publish_many` over the relay. Dead rows: deleted, but kept by PostgreSQL because of "
+            "an older open transaction. Group add: CPU of the publishing process per order (lowest of 20 blocks): with "
+            "the order only, with one more ORM row that has the columns and values of an outbox row, and with "
+            "`outbox.add`. Added: the last less the second, so what `outbox.add` costs beside its INSERT. Group inbox: "
+            "an async handler that inserts one row, in its own transaction or in its inbox's. Add and inbox "
+            "use `synchronous_commit = off`.",
+            3,
+            "publish_many",
         ),
     )
 )

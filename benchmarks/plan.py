@@ -25,9 +25,9 @@ class Plan:
     size: int = 0
     handler: str = "async"
     """`async`, `sync`, `wait` (10 ms), `reject` (to the dead letters) or `hold` (until the end); for the limit `read`,
-    `read-ack` or `write`."""
+    `read-ack` or `write`; for the outbox `schema`, `add` or `relay`."""
     around: str = ""
-    """Around the handler: `middleware` (one, empty) or `depends` (one dependency, an async generator)."""
+    """Around the handler: `middleware` (one, empty), `depends` (one dependency, an async generator) or `inbox`."""
     queue_type: str = "quorum"
     prefetch: int | None = None
     """None: the contestant's default."""
@@ -51,6 +51,10 @@ class Plan:
     rate: float = 0.0
     """Events/s; 0: as fast as possible."""
     phases: tuple[int, ...] = ()
+    database: str = ""
+    """The outbox's, for SQLAlchemy."""
+    waiting: int = 0
+    """Rows of the outbox that are added at once; 0: the suite has added them."""
 
     @property
     def total(self) -> int:
@@ -79,6 +83,8 @@ class Meter:
         self.finished = threading.Event()
         self.marks: dict[int, tuple[float, float]] = {}
         self.stamps: list[tuple[int, float, float]] = []
+        self.more: dict[str, Any] = {}
+        """What else a contestant has measured."""
         self._plan = plan
         self._numbers = itertools.count(1)  # its next() is atomic: handlers may run in threads
         self._watched = {plan.warm, plan.warm + plan.count, plan.total}
@@ -116,6 +122,7 @@ class Meter:
             "cpu": end[1] - warm[1],
             "handled": len(handled),
             "right": handled[: len(wanted)] == sorted(wanted),
+            **self.more,
         }
 
 

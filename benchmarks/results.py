@@ -18,6 +18,7 @@ METRICS: dict[str, tuple[str, bool]] = {
     "milliseconds": ("ms", False),
     "cpu_ms": ("CPU, ms", False),
     "rss_mb": ("MB", False),
+    "statements": ("statements per event", False),
 }
 """Metrics with their heading, and whether higher is better."""
 
@@ -175,6 +176,37 @@ def _dispatch(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] 
     return (found[0], found[0] <= 1.3) if found else None
 
 
+def _lowest_relay_rate(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] | None:
+    """Of `publish_many` in the same round: with every number of rows, and beside an older transaction."""
+    relays = [line for line in summaries.get("outbox", []) if line["group"] == "relay" and line["label"] != MANY]
+    many = _median(summaries, "outbox", "rate", MANY, "relay")
+    rates = [line["metrics"]["rate"]["median"] for line in relays if "rate" in line["metrics"]]
+    if many is None or not rates or len(rates) < len(relays):
+        return None
+    lowest = min(rates)
+    return lowest, lowest >= 5000 * min(1.0, many / 15000)
+
+
+def _over(
+    metric: str, one: tuple[str, str, str], other: tuple[str, str, str], limit: float, *, less: bool = False
+) -> Callable[..., tuple[float, bool] | None]:
+    """One median over another, or less it, of lines (label, group, part) of the case `outbox`."""
+
+    def measured(summaries: dict[str, list[dict[str, Any]]]) -> tuple[float, bool] | None:
+        first, second = (_median(summaries, "outbox", metric, *line) for line in (one, other))
+        if first is None or not second:
+            return None
+        value = first - second if less else first / second
+        return value, value <= limit + 0.005
+
+    return measured
+
+
+MANY = "publish_many"
+ADDED = "with outbox.add"
+ONE_ORDER = "1 order per transaction"
+OLDER = "beside an older transaction"
+
 TARGETS = (
     Target(
         "consume, async handler: CPU per event, against FastStream",
@@ -269,6 +301,46 @@ TARGETS = (
         "/s",
     ),
     Target("1,000 handlers: dispatch, CPU per event, against one handler", "1.3x at most", "handlers", _dispatch),
+    Target(
+        "outbox.add, 10 orders per transaction: CPU beside the INSERT",
+        "30 us at most",
+        "outbox",
+        _below(30, "outbox", "added_us", "10 orders per transaction", group="add", part=ADDED),
+        "us",
+    ),
+    Target(
+        "... statements added per event, 1 order per transaction",
+        "1 at most",
+        "outbox",
+        _over("statements", (ONE_ORDER, "add", ADDED), (ONE_ORDER, "add", "the order only"), 1, less=True),
+        "",
+    ),
+    Target(
+        "relay, PostgreSQL to RabbitMQ: the lowest rate",
+        "at least 5,000/s (proportionally less if publish_many is below 15,000/s)",
+        "outbox",
+        _lowest_relay_rate,
+        "/s",
+    ),
+    Target(
+        "... 1,000,000 rows waiting: rate of 1,000 waiting over it",
+        "1.25x at most",
+        "outbox",
+        _over("rate", ("1,000 waiting", "relay", ""), ("1,000,000 waiting", "relay", ""), 1.25),
+    ),
+    Target(
+        "... an older transaction: rate without dead rows over that with 200,000",
+        "1.25x at most",
+        "outbox",
+        _over("rate", (OLDER, "relay", "no dead rows"), (OLDER, "relay", "200,000 dead rows"), 1.25),
+    ),
+    Target(
+        "inbox: statements added per event",
+        "1 at most",
+        "outbox",
+        _over("statements", ("inbox", "inbox", ""), ("own session", "inbox", ""), 1, less=True),
+        "",
+    ),
 )
 
 
@@ -287,6 +359,6 @@ def targets(summaries: dict[str, list[dict[str, Any]]]) -> Iterable[tuple[Target
         else:
             yield (
                 target,
-                f"{shown}{'' if target.unit in ('x', '/s') else ' '}{target.unit}",
+                f"{shown}{'' if target.unit in ('x', '/s', '') else ' '}{target.unit}",
                 "reached" if reached else "**not reached**",
             )

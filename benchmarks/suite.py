@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import psycopg
 
 from benchmarks import broker
 from benchmarks.process import Failed, Process
+from tests.postgres import Postgres
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 90.0
@@ -50,6 +52,12 @@ class Suite:
         self.folder = folder
         self.scale = scale
         self._templates: dict[str, list[broker.Template]] = {}
+        self._postgres: Postgres | None = None
+        self._databases: dict[str, str] = {}
+
+    def close(self) -> None:
+        if self._postgres is not None:
+            self._postgres.close()
 
     # --- plans and processes
 
@@ -65,7 +73,7 @@ class Suite:
         return {"url": self.url, "name": name, **measured, **row.settings, **changes}
 
     def python(self, row: Row) -> str:
-        return self.own if row.peer in ("lightbus_", "limit_") else self.peers
+        return self.own if row.peer in ("lightbus_", "limit_", "outbox_") else self.peers
 
     def start(self, row: Row, plan: Mapping[str, Any], name: str = "run") -> Process:
         known = {field: value for field, value in plan.items() if field in PLAN_FIELDS}
@@ -86,7 +94,7 @@ class Suite:
 
     def _queue_of(self, row: Row, name: str) -> str:
         match row.peer:
-            case "lightbus_":
+            case "lightbus_" | "outbox_":
                 return f"{name}.main"
             case "nameko_":
                 return f"evt-source-order.placed--{name}.handle"
@@ -375,6 +383,105 @@ class Suite:
             self._single(row, plan, "fill", role="publish", in_flight=0, count=waiting, greet=0)
             making.rename(folder)
         return folder
+
+    # --- the outbox and the inbox
+
+    def outbox(self, row: Row) -> dict[str, Result]:
+        match row.settings.get("handler"):
+            case "add":
+                return self._outbox_add(row)
+            case "relay":
+                return self._outbox_relay(row)
+            case _ if "around" in row.settings:
+                return self._inbox(row)
+            case _:
+                return self.publish(row)
+
+    def _outbox_add(self, row: Row) -> dict[str, Result]:
+        plan = self._on_database(row)
+        with self.start(row, {**plan, "role": "raw"}) as process:
+            result = process.read(LIMIT)
+        parts: dict[str, Result] = result["parts"]
+        parts["with outbox.add"]["added_us"] = result["added_us"]
+        return parts
+
+    def _outbox_relay(self, row: Row) -> dict[str, Result]:
+        """Rows are sent while so many wait. A queue of one app gets the events."""
+        warm = self.count(attrs.evolve(row, count=1000))
+        plan = self._on_database(row, role="raw")
+        plan["phases"] = [warm, warm + plan["count"]]
+        self.templates(row, plan)
+        filled = round(row.settings.get("filled", 0) * self.scale) + warm + plan["count"]
+        with self._sql(plan) as connection, self._sql(plan) as older:
+            if not (dead := round(row.settings.get("dead", 0) * self.scale)):
+                return {"": self._relayed(row, plan, connection, filled)}
+            older.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            older.execute("SELECT count(*) FROM lightbus_seed")
+            first = self._relayed(row, plan, connection, filled)
+            self._fill(connection, filled + dead)
+            connection.execute(
+                b"DELETE FROM lightbus_outbox WHERE id IN (SELECT id FROM lightbus_outbox ORDER BY id LIMIT %d)" % dead
+            )
+            return {"no dead rows": first, f"{dead:,} dead rows": self._relayed(row, plan, connection, filled)}
+
+    def _relayed(self, row: Row, plan: Mapping[str, Any], connection: psycopg.Connection[Any], filled: int) -> Result:
+        queue = self.queue(row, plan)
+        broker.purge(self.url, queue)
+        if "waiting" not in plan:
+            self._fill(connection, filled)
+        with self.start(row, plan) as process:
+            result = process.read(LIMIT)
+        # Each row that is gone was published. The last batch may be published and not deleted.
+        left, sent = _single(connection, "SELECT count(*) FROM lightbus_outbox"), result["sent"]
+        arrived = broker.until_waiting(self.url, queue, sent + 1000, fewer=1000)
+        if ("waiting" not in plan and filled - left != sent) or not sent <= arrived <= sent + 1000:
+            raise Failed(f"{filled - left} rows are deleted, {sent} were confirmed, {arrived} are in the queue")
+        broker.purge(self.url, queue)
+        return _rated(result)
+
+    def _fill(self, connection: psycopg.Connection[Any], count: int) -> None:
+        """Have so many rows wait."""
+        from benchmarks.peers.outbox_ import COPIES
+
+        there = _single(connection, "SELECT count(*) FROM lightbus_outbox")
+        connection.execute(COPIES.format(count=count - there).encode())
+        connection.execute("ANALYZE lightbus_outbox")
+        connection.execute("CHECKPOINT")  # not while the relay is measured
+
+    def _inbox(self, row: Row) -> dict[str, Result]:
+        plan = self._on_database(row)
+        with self._sql(plan) as connection:
+            connection.execute("TRUNCATE bill, lightbus_inbox")
+        result = self.consume(attrs.evolve(row, settings={**row.settings, "database": plan["database"]}))[""]
+        if result["rows"] != result["handled"]:
+            raise Failed(f"{result['rows']} rows for {plan['count']} events")
+        return {"": result}
+
+    def _on_database(self, row: Row, **changes: Any) -> dict[str, Any]:
+        """The plan with the row's own database, which has the tables."""
+        key = repr(row)
+        plan = self.plan(row, **changes)
+        if key not in self._databases:
+            if self._postgres is None:
+                self._postgres = Postgres(POSTGRES, durable=True)
+                self._postgres.start()
+            url = self._postgres.url(self._postgres.create_database())
+            with self.start(row, {**plan, "role": "raw", "handler": "schema", "database": url}, "schema") as process:
+                process.read(LIMIT)
+            self._databases[key] = url
+        return {**plan, "database": self._databases[key]}
+
+    def _sql(self, plan: Mapping[str, Any]) -> psycopg.Connection[Any]:
+        return psycopg.connect(plan["database"].replace("+psycopg", ""), autocommit=True)
+
+
+POSTGRES = "shared_buffers = 256MB\nmax_wal_size = 4GB\n"
+"""Its defaults otherwise: each commit waits for the disk, autovacuum runs."""
+
+
+def _single(connection: psycopg.Connection[Any], query: str) -> int:
+    (value,) = connection.execute(query.encode()).fetchone() or (0,)
+    return int(value)
 
 
 PLAN_FIELDS: frozenset[str]
