@@ -300,3 +300,22 @@ print(*sorted(sys.modules))
 """
     printed = _printed_by(code)
     assert set(printed) & {*HEAVY, "lightbus.dependencies"} == set()
+
+
+def test_the_parts_of_the_outbox_for_any_database_library_do_without_sqlalchemy() -> None:
+    code = """
+import sys
+sys.modules["sqlalchemy"] = None  # as if it was not installed
+import lightbus.outbox.rows, lightbus.outbox.store
+from lightbus.outbox import Relay
+print(Relay.__name__)
+try:
+    from lightbus.outbox import Outbox
+except ImportError:
+    print("Outbox needs it")
+"""
+    assert " ".join(_printed_by(code)) == "Relay Outbox needs it"
+    import lightbus.outbox
+
+    with pytest.raises(AttributeError, match=r"module 'lightbus\.outbox' has no attribute 'Sender'"):
+        lightbus.outbox.Sender  # type: ignore[attr-defined]  # noqa: B018
