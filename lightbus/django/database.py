@@ -58,20 +58,23 @@ def as_in_a_request() -> Generator[None]:
 
 
 class DatabaseThread:
-    """A thread, with the connection that this thread has to one database, until the end of the block."""
+    """A thread, with the connection that this thread has to one database, until it is closed."""
 
     def __init__(self, using: str) -> None:
         self._using = using
         self._limiter = anyio.CapacityLimiter(1)
-
-    async def __aenter__(self) -> DatabaseThread:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="lightbus database")
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
         with anyio.CancelScope(shield=True):
             await self.run(self._close)
         self._executor.shutdown(wait=False)
+
+    async def __aenter__(self) -> DatabaseThread:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def run(self, function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Call it in this thread. Not cancelled: it ends within the limits of the database."""

@@ -32,31 +32,32 @@ class DjangoStore:
         self.app = app
         self.using = using
         self.name = f"Django's database {using!r}"
-        self._kept: list[DatabaseThread] = []
-        """Threads, with open connections, that the next call may use."""
+        self._idle: list[DatabaseThread] = []
+        """With open connections, which the next calls use."""
+        self._keep = 0
+        """How many of them to keep: one for each `connected` block."""
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncGenerator[None]:
-        """Within this block, a claim does not open a connection of its own."""
-        async with DatabaseThread(self.using) as thread:
-            self._kept.append(thread)
-            try:
-                yield
-            finally:
-                if thread in self._kept:
-                    self._kept.remove(thread)
+        """Within this block, calls do not each open and close a connection. There may be several at once."""
+        self._keep += 1
+        try:
+            yield
+        finally:
+            self._keep -= 1
+            while len(self._idle) > self._keep:
+                await self._idle.pop().close()
 
     @contextlib.asynccontextmanager
     async def _thread(self) -> AsyncGenerator[DatabaseThread]:
-        if self._kept:
-            thread = self._kept.pop()
-            try:
-                yield thread
-            finally:
-                self._kept.append(thread)
-        else:
-            async with DatabaseThread(self.using) as thread:
-                yield thread
+        thread = self._idle.pop() if self._idle else DatabaseThread(self.using)
+        try:
+            yield thread
+        finally:
+            if len(self._idle) < self._keep:
+                self._idle.append(thread)
+            else:
+                await thread.close()
 
     @contextlib.asynccontextmanager
     async def claim(self, limit: int, after: int) -> AsyncGenerator[Batch]:

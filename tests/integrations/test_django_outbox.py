@@ -261,6 +261,25 @@ def test_a_relay_does_not_take_what_another_one_has(database: None, shop: Lightb
     anyio.run(both)
 
 
+def test_a_batch_may_be_open_when_drain_ends(postgres_database: None, shop: Lightbus) -> None:
+    """A relay that runs and its `drain` use the same store at the same time."""
+    outbox = Outbox(shop)
+    outbox.add(OrderPlaced(number=1))
+
+    async def settle_late() -> None:
+        store = DjangoStore("shop", "default")
+        async with store.connected():  # the relay that runs
+            async with contextlib.AsyncExitStack() as ending:
+                async with store.connected():  # drain
+                    batch = await ending.enter_async_context(store.claim(10, 0))
+                    assert (await store.depth()).waiting == 1
+                await batch.settle([row.id for row in batch.rows], {})
+            assert (await store.depth()).waiting == 0
+
+    anyio.run(settle_late)
+    wait_until(lambda: not rows(OTHERS), "all connections are closed")
+
+
 def test_two_workers_send_each_event_once(database: None, shop: Lightbus, audit: Audit, url: str) -> None:
     outbox = Outbox(shop)
     second = Lightbus("shop", url=url)
