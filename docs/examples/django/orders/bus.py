@@ -7,7 +7,12 @@ from django.conf import settings
 
 from lightbus import Lightbus
 
-bus = Lightbus("shop", url=settings.LIGHTBUS_URL, publish_timeout=3)  # seconds: an HTTP client waits for the publish
+bus = Lightbus(
+    "shop",
+    url=settings.LIGHTBUS_URL,
+    publish_timeout=3,  # seconds: an HTTP client waits for the publish
+    include=["orders.handlers"],  # imported by the worker
+)
 
 
 @bus.event  # published as "order.placed"
