@@ -66,7 +66,7 @@ pictures: $(READY)  ## draw and record the pictures of the documentation again
 bench: $(READY) servers  ## measure against the peers (under 30 minutes), or a part of it, as in CASE=consume (under 3)
 	@$(PYTHON) -m benchmarks $(if $(CASE),--case $(CASE)) $(ARGS)
 
-faults: $(READY) servers  ## faults on real brokers, and 100,000 hostile messages (25 minutes); one, as in ARGS=broker_killed
+faults: $(READY) servers  ## faults on real brokers and databases, and 100,000 hostile messages (over 30 minutes); one, as in ARGS=broker_killed
 	@$(PYTHON) -m tests.faults $(ARGS)
 	@$(if $(ARGS),true,LIGHTBUS_HOSTILE=100000 $(PYTHON) -m pytest -q --no-header -s tests/security/test_hostile.py)
 

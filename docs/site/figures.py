@@ -27,7 +27,7 @@ class Figure:
 
 @attrs.frozen
 class Faults:
-    """The sums of the table in docs/reliability.md."""
+    """The sums of the first table in docs/reliability.md."""
 
     scenarios: int
     confirmed: int
@@ -35,7 +35,8 @@ class Faults:
 
 
 def faults() -> Faults:
-    table = re.findall(r"^\|.*\|$", RELIABILITY.read_text().partition("<!-- written by `make faults`")[2], re.MULTILINE)
+    written = RELIABILITY.read_text().partition("<!-- written by `make faults`: begin -->")[2].partition("<!--")[0]
+    table = re.findall(r"^\|.*\|$", written, re.MULTILINE)
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
 
     def total(column: str) -> int:

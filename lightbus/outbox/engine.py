@@ -25,6 +25,11 @@ ALIVE = 30.0
 """Seconds without a notification after which the listening connection is checked."""
 
 
+def from_asyncpg(error: BaseException) -> bool:
+    """Whether it is asyncpg's own error: SQLAlchemy 2.0 does not wrap what it raises while it connects."""
+    return type(error).__module__.partition(".")[0] == "asyncpg"
+
+
 class _Connection:
     """One connection with one transaction, whichever kind of engine it comes from."""
 
@@ -190,7 +195,7 @@ class EngineStore:
     # --- errors
 
     def is_temporary(self, error: BaseException) -> bool:
-        return isinstance(error, (DBAPIError, PoolTimeout, OSError))
+        return isinstance(error, (DBAPIError, PoolTimeout, OSError)) or from_asyncpg(error)
 
     def describe(self, error: BaseException) -> str:
         if isinstance(error, DBAPIError):

@@ -25,6 +25,7 @@ from lightbus.app import Lightbus
 from lightbus.dependencies import Depends, let_cancellation_pass
 from lightbus.handler import Handler, Injected
 from lightbus.middleware import SKIPPED, the_delivery
+from lightbus.outbox.engine import from_asyncpg
 from lightbus.outbox.rows import check_app, check_keep
 from lightbus.outbox.tables import inbox
 from lightbus.transport import Delivery
@@ -185,7 +186,9 @@ class Inbox:
             try:
                 await self.sweep()
                 self.trouble = None
-            except (SQLAlchemyError, OSError) as error:
+            except Exception as error:
+                if not (isinstance(error, (SQLAlchemyError, OSError)) or from_asyncpg(error)):
+                    raise
                 self.trouble = errors.summary(error)
                 logger.warning(
                     "The inbox of app %r could not be swept: %s. The next sweep is in an hour.",

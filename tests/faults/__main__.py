@@ -1,6 +1,7 @@
 """`make faults`: run every scenario at full length, and write the table in docs/reliability.md.
 
-`python -m tests.faults NAME ...` runs the scenarios whose names contain one of these, and does not change the page.
+`python -m tests.faults NAME ...` runs the scenarios whose names contain one of these. The page has two tables: one is
+written if all of its scenarios ran and passed, so `python -m tests.faults outbox-` writes the second one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import attrs
+import psycopg
+import sqlalchemy
+
+from tests.faults.order_scene import OrderRow
 from tests.faults.plan import PLAN
 from tests.faults.scenarios import CannotRun
 from tests.faults.scene import Row
@@ -20,6 +26,10 @@ from tests.faults.stage import Stage, connect
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by `make faults`: begin -->", "<!-- written by `make faults`: end -->"
+OUTBOX_BEGIN, OUTBOX_END = (
+    "<!-- written by `make faults`, outbox: begin -->",
+    "<!-- written by `make faults`, outbox: end -->",
+)
 HEADS = (
     "fault",
     "times",
@@ -32,22 +42,38 @@ HEADS = (
     "lost",
     "recovery",
 )
+ORDER_HEADS = (
+    "fault",
+    "times",
+    "orders",
+    "rolled back",
+    "invoices",
+    "sent again",
+    "skipped by the inbox",
+    "lost",
+    "done twice",
+    "recovery",
+)
 
 
 def main(wanted: Sequence[str]) -> int:
     chosen = [planned for planned in PLAN if not wanted or any(word in planned.name for word in wanted)]
     rows: list[Row] = []
+    order_rows: list[OrderRow] = []
     skipped: list[str] = []
     failed: list[str] = []
     began = time.monotonic()
-    version = ""
+    version = postgres_version = ""
     with Stage() as stage:
         for number, planned in enumerate(chosen, 1):
             print(f"[{number}/{len(chosen)}] {planned.name} ... ", end="", flush=True)
             start = time.monotonic()
             try:
                 row = planned.full(stage)
-                rows.append(row)
+                if isinstance(row, OrderRow):
+                    order_rows.append(row)
+                else:
+                    rows.append(row)
                 row.check()
                 print(f"{time.monotonic() - start:.0f} s")
             except CannotRun as why:
@@ -61,14 +87,53 @@ def main(wanted: Sequence[str]) -> int:
                 connection = connect(stage.node.url)
                 version = str(connection.server_properties["version"])
                 connection.close()
+            if planned.postgres and not postgres_version and stage.postgres.process is not None:
+                with psycopg.connect(stage.postgres.url(driver=None)) as database:
+                    number = database.info.server_version
+                    postgres_version = f"{number // 10_000}.{number % 10_000}"
     took = f"{(time.monotonic() - began) / 60:.0f} minutes"
-    table = aligned([HEADS, *(cells(row) for row in rows)])
-    print("\n" + "\n".join(table))
-    print("\n" + "\n".join(notes(rows, skipped)))
+    about = f"{datetime.now(UTC):%Y-%m-%d}, RabbitMQ {version}, "
+    python = f"Python {platform.python_version()}, {took}."
+    tables = (
+        Table(False, BEGIN, END, about + python, HEADS, [cells(row) for row in rows], notes(rows, skipped)),
+        Table(
+            True,
+            OUTBOX_BEGIN,
+            OUTBOX_END,
+            f"{about}PostgreSQL {postgres_version}, SQLAlchemy {sqlalchemy.__version__}, {python}",
+            ORDER_HEADS,
+            [order_cells(row) for row in order_rows],
+            notes(order_rows, []),
+        ),
+    )
+    for table in tables:
+        if table.rows:
+            print("\n" + "\n".join(table.lines()))
+        if not failed and {one.name for one in PLAN if one.postgres == table.outbox} <= {one.name for one in chosen}:
+            table.write()
     print(f"\n{took}. " + (f"FAILED: {', '.join(failed)}" if failed else "All scenarios passed."))
-    if not wanted and not failed:
-        write_page(rows, skipped, version, took)
     return 1 if failed else 0
+
+
+@attrs.frozen
+class Table:
+    """A table of the page, between two comments."""
+
+    outbox: bool
+    begin: str
+    end: str
+    about: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+    def lines(self) -> list[str]:
+        return [self.about, "", *aligned([self.heads, *self.rows]), *([""] if self.notes else []), *self.notes]
+
+    def write(self) -> None:
+        before, rest = PAGE.read_text().split(self.begin)
+        PAGE.write_text(before + "\n".join([self.begin, *self.lines(), self.end]) + rest.split(self.end)[1])
+        print(f"Written to {PAGE.relative_to(PAGE.parents[1])}.")
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -80,6 +145,14 @@ def cells(row: Row) -> tuple[str, ...]:
     return (row.fault, str(row.times), *shown, duplicates, str(len(row.lost)), row.recovery)
 
 
+def order_cells(row: OrderRow) -> tuple[str, ...]:
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(row.skipped.items()))
+    skipped = f"{row.skipped.total():,} ({reasons})" if reasons else "0"
+    numbers = (row.orders, row.rolled_back, row.invoices, row.sent_again)
+    bad = (str(len(row.lost)), str(len(row.twice | row.phantoms)))
+    return (row.fault, str(row.times), *(f"{number:,}" for number in numbers), skipped, *bad, row.recovery)
+
+
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
@@ -88,18 +161,8 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
-def notes(rows: Sequence[Row], skipped: Sequence[str]) -> list[str]:
+def notes(rows: Sequence[Row | OrderRow], skipped: Sequence[str]) -> list[str]:
     return [*(f"- {row.fault}: {row.note}." for row in rows if row.note), *(f"- {line}" for line in skipped)]
-
-
-def write_page(rows: Sequence[Row], skipped: Sequence[str], version: str, took: str) -> None:
-    day = datetime.now(UTC).strftime("%Y-%m-%d")
-    about = f"{day}, RabbitMQ {version}, Python {platform.python_version()}, {took}."
-    new = [BEGIN, about, "", *aligned([HEADS, *(cells(row) for row in rows)]), "", *notes(rows, skipped), END]
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    PAGE.write_text(before + "\n".join(new) + rest.split(END)[1])
-    print(f"Written to {PAGE.relative_to(PAGE.parents[1])}.")
 
 
 if __name__ == "__main__":

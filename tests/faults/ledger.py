@@ -21,7 +21,15 @@ UNROUTED = "unrouted"
 FAILED = "failed"
 """The publish raised an error, so the event may be lost."""
 HANDLED = "handled"
-"""Written by the handler as its last step."""
+"""Written by the handler as its last step; with an inbox: after its transaction."""
+SKIPPED = "skipped"
+"""Delivered once more, and skipped by the inbox."""
+HELD = "held"
+"""A handler keeps its transaction open."""
+PLACED = "placed"
+"""The transaction of an order has committed."""
+ROLLED_BACK = "rolled-back"
+"""The transaction of an order, or its savepoint, was rolled back."""
 
 
 @attrs.frozen

@@ -7,11 +7,13 @@ from functools import partial
 
 import attrs
 
-from tests.faults import scenarios
+from tests.faults import outbox_scenarios, scenarios
+from tests.faults.order_scene import OrderRow
 from tests.faults.scene import Row
 from tests.faults.stage import Stage
 
-Play = Callable[[Stage], Row]
+Result = Row | OrderRow
+Play = Callable[[Stage], Result]
 
 
 @attrs.frozen
@@ -21,13 +23,19 @@ class Planned:
     short: Play | None
     """None: it takes too long for `make test`."""
     rabbitmq: bool = True
+    postgres: bool = False
 
 
-def _planned(scenario: Callable[..., Row], full: dict[str, object], short: dict[str, object] | None) -> Planned:
+def _planned(scenario: Callable[..., Result], full: dict[str, object], short: dict[str, object] | None) -> Planned:
     fixed = "-".join(str(value) for key, value in full.items() if key in ("how", "prefetch", "workers"))
     name = f"{scenario.__name__}-{fixed}" if fixed else scenario.__name__
     quick = None if short is None else partial(scenario, **short)
-    return Planned(name, partial(scenario, **full), quick, not scenario.__name__.startswith("embedded"))
+    with_outbox = scenario.__module__ == outbox_scenarios.__name__
+    if with_outbox:
+        name = f"outbox-{name}"
+    return Planned(
+        name, partial(scenario, **full), quick, not scenario.__name__.startswith("embedded"), postgres=with_outbox
+    )
 
 
 PLAN = [
@@ -75,6 +83,26 @@ PLAN = [
     _planned(scenarios.embedded_file_unusable, {"how": "read-only"}, {"how": "read-only"}),
     _planned(scenarios.embedded_file_unusable, {"how": "corrupted"}, {"how": "corrupted"}),
     _planned(scenarios.embedded_file_unusable, {"how": "of another version"}, {"how": "of another version"}),
+    *(
+        _planned(scenario, {**given, "orders": 10_000}, None if short is None else {**given, **short})
+        for scenario, given, short in (
+            (outbox_scenarios.relay_killed, {"how": "psycopg", "times": 20}, {"times": 2, "orders": 300}),
+            (outbox_scenarios.inbox_worker_killed, {"how": "psycopg", "times": 20}, {"times": 1, "orders": 300}),
+            (outbox_scenarios.inbox_worker_killed, {"how": "asyncpg", "times": 20}, {"times": 1, "orders": 300}),
+            (outbox_scenarios.broker_killed_with_outbox, {"times": 5}, None),
+            (outbox_scenarios.database_killed, {"how": "psycopg", "times": 5}, None),
+            (outbox_scenarios.database_killed, {"how": "asyncpg", "times": 5}, {"times": 1, "orders": 300}),
+            (outbox_scenarios.commit_cut, {"how": "psycopg", "times": 18}, {"times": 6, "orders": 300}),
+            (outbox_scenarios.commit_cut, {"how": "asyncpg", "times": 18}, None),
+            (outbox_scenarios.connections_ended, {"times": 10}, None),
+            (outbox_scenarios.relays_share, {"relays": 3}, {"relays": 2, "orders": 1000}),
+            (outbox_scenarios.late_commit, {"times": 20}, {"times": 2, "orders": 300}),
+            (outbox_scenarios.placer_killed, {"times": 20}, {"times": 2, "orders": 300}),
+            (outbox_scenarios.handlers_deadlock, {"how": "psycopg"}, {"orders": 300}),
+            (outbox_scenarios.claim_of_a_dead_worker, {"times": 6}, {"times": 1, "orders": 300}),
+            (outbox_scenarios.clock_jumps, {"times": 12}, {"times": 2, "orders": 300}),
+        )
+    ),
     # Last: three nodes replace the single node.
     _planned(scenarios.cluster_nodes_killed, {"rounds": 2}, None),
 ]

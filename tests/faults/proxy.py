@@ -41,6 +41,9 @@ class Proxy:
         self.target = target
         self.delay = 0.0
         """Seconds of additional delay, in each direction."""
+        self.trap: bytes | None = None
+        """When a client sends this, its connection is closed; see `cut_at`."""
+        self._forward = False
         self.links: list[Link] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -74,6 +77,12 @@ class Proxy:
         for link in self.living:
             link.truncate = True
 
+    def cut_at(self, data: bytes, *, forward: bool) -> None:
+        """Close the connection of the next client that sends this: after the server has it (but the client gets no
+        answer), or before. Then `trap` is None again."""
+        self._forward = forward
+        self.trap = data
+
     def _accept(self) -> None:
         while not self._closed:
             try:
@@ -106,6 +115,13 @@ class Proxy:
                         break
                     if link.truncate and sink is link.client and len(data) > 20:
                         sink.sendall(data[: -(len(data) // 2) or None])
+                        link.close(reset=False)
+                        return
+                    trap = self.trap
+                    if trap is not None and source is link.client and trap in data:
+                        self.trap = None
+                        if self._forward:
+                            sink.sendall(data)
                         link.close(reset=False)
                         return
                     later.append((time.monotonic() + self.delay, data))

@@ -58,18 +58,22 @@ class Row:
 
     @property
     def recovery(self) -> str:
-        """Median and worst, in seconds."""
-        if not self.recoveries:
-            return "-"
-        worst = max(self.recoveries)
-        if len(self.recoveries) == 1:
-            return f"{worst:.1f} s"
-        return f"{statistics.median(self.recoveries):.1f} s, worst {worst:.1f} s"
+        return recovery(self.recoveries)
 
     def check(self) -> None:
         assert not self.lost, f"{self.fault}: LOST {len(self.lost)} confirmed events: {sorted(self.lost)[:20]}"
         assert not self.unexplained, f"{self.fault}: {self.unexplained} unexplained duplicates"
         assert self.confirmed, f"{self.fault}: nothing was confirmed, so nothing was tested"
+
+
+def recovery(seconds: Sequence[float]) -> str:
+    """Median and worst."""
+    if not seconds:
+        return "-"
+    worst = max(seconds)
+    if len(seconds) == 1:
+        return f"{worst:.1f} s"
+    return f"{statistics.median(seconds):.1f} s, worst {worst:.1f} s"
 
 
 WORKER = ("lightbus", "worker", "tests.faults.handlers:app")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.transport import Connection
-from tests import rabbitmq
+from tests import postgres, rabbitmq
 
 
 class Stage:
@@ -17,6 +17,7 @@ class Stage:
     def __init__(self) -> None:
         self._node: rabbitmq.Node | None = None
         self._cluster: list[rabbitmq.Node] | None = None
+        self._postgres: postgres.Postgres | None = None
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Stage:
@@ -26,6 +27,8 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         for node in reversed([*([self._node] if self._node else []), *(self._cluster or [])]):
             node.close()
+        if self._postgres is not None:
+            self._postgres.close()
         self._folder.cleanup()
 
     @property
@@ -58,6 +61,20 @@ class Stage:
         name = f"faults-{next(self._numbers)}"
         self.cluster[0].add_vhosts([name])
         return ";".join(node.vhost_url(name) + options for node in self.cluster)
+
+    @property
+    def postgres(self) -> postgres.Postgres:
+        """A PostgreSQL cluster. It is running, unless a scenario has stopped it."""
+        if self._postgres is None:
+            self._postgres = postgres.Postgres("deadlock_timeout = 50ms\n")
+            self._postgres.start()
+        return self._postgres
+
+    def database(self) -> str:
+        """The URL of a fresh database on the cluster."""
+        if self.postgres.process is None:  # after a failed scenario
+            self.postgres.start()
+        return self.postgres.url(self.postgres.create_database())
 
     def file(self) -> str:
         """The URL of an embedded broker whose file does not exist yet."""

@@ -11,7 +11,7 @@ from tests.faults.plan import PLAN, Planned
 from tests.faults.scenarios import CannotRun
 from tests.faults.stage import Stage
 
-SHORT = [planned for planned in PLAN if planned.short is not None]
+SHORT = [planned for planned in PLAN if planned.short is not None and not planned.postgres]
 
 
 @pytest.fixture(scope="module")
