@@ -35,7 +35,7 @@ def require(found: Sequence[Relay], app: Lightbus) -> None:
     if not found:
         raise errors.TargetError(
             f"app {app.name!r} has no outbox with a database. Create one where the app is imported from: "
-            "outbox = Outbox(app, engine)"
+            "outbox = Outbox(app, engine), or with Django Outbox(app)."
         )
 
 
