@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from lightbus import Lightbus
-from lightbus.outbox import Outbox, metadata, statements
+from lightbus.outbox import Outbox, Relay, metadata, statements
 from lightbus.outbox.rows import Row
 from lightbus.testing import TestBus
 from tests.patience import LIMIT
@@ -60,5 +60,35 @@ async def test_a_sync_session_that_blocks_the_event_loop_does_not_wait_for_the_r
         with Session(engine) as session, session.begin():
             outbox.add(session, Placed(number=1))
         await outbox.relay.drain()
+        assert bus.published(Placed) == [Placed(number=1)]
+    engine.dispose()
+
+
+async def test_drain_waits_for_the_batch_that_the_relay_of_the_testbus_is_sending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db")
+    app, outbox = shop_with(engine)
+    relay = outbox.relay
+    assert isinstance(relay, Relay)
+    entered, release, drained = anyio.Event(), anyio.Event(), False
+    async with TestBus(app) as bus:
+        publish_many = app.publisher.publish_many
+
+        async def slowly(*args: Any, **options: Any) -> Any:
+            entered.set()
+            await release.wait()
+            return await publish_many(*args, **options)
+
+        monkeypatch.setattr(app.publisher, "publish_many", slowly)
+        with Session(engine) as session, session.begin():
+            outbox.add(session, Placed(number=1))
+        await entered.wait()
+        with anyio.move_on_after(0.5):
+            await relay.drain()
+            drained = True
+        assert not drained
+        release.set()
+        await relay.drain()
         assert bus.published(Placed) == [Placed(number=1)]
     engine.dispose()
