@@ -14,11 +14,13 @@ from lightbus import __version__
 
 COMMANDS = {
     "worker": "lightbus.cli.worker:worker",
+    "relay": "lightbus.cli.relay:relay",
     "publish": "lightbus.cli.publish:publish",
     "tail": "lightbus.cli.tail:tail",
     "events": "lightbus.cli.events:events",
     "schema": "lightbus.cli.schema:schema",
     "dead": "lightbus.cli.dead:dead",
+    "outbox": "lightbus.cli.outbox:outbox",
     "doctor": "lightbus.cli.doctor:doctor",
     "health": "lightbus.cli.health:health",
     "topology": "lightbus.cli.topology:topology",
@@ -30,6 +32,7 @@ COMMANDS = {
 
 PRELOADED = {
     "worker": ("connection.thread", "consuming.dispatcher", "worker.process"),
+    "relay": ("connection.thread", "worker.process"),
     "tail": ("connection.thread", "consuming.dispatcher", "tail"),
 }
 """Modules that are imported before Ctrl-C raises KeyboardInterrupt. An import can lose that exception, and these

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +13,7 @@ import click
 from lightbus.cli import output, tables
 
 if TYPE_CHECKING:
+    from lightbus import Lightbus
     from lightbus.inspection.finding import Finding
 
 EPILOG = """\b
@@ -35,7 +38,7 @@ _COLORS = {"ok": "green", "note": "bright_black", "warn": "yellow", "fail": "red
 @click.option("--json", "as_json", is_flag=True, help="A JSON object with all findings.")
 def doctor(target: str, strict: bool, as_json: bool) -> None:
     """Check a broker and an app: connection, version, encryption, exchanges and queues, consumers, waiting events and
-    dead letters, permissions, clocks.
+    dead letters, permissions, clocks; and the app's outboxes.
 
     The command changes nothing. It publishes one test message through temporary queues, which no handler receives.
     """
@@ -48,7 +51,7 @@ def doctor(target: str, strict: bool, as_json: bool) -> None:
     app = None if "://" in target or "@" in target else targets.load_app(target)
     broker = BrokerAddresses.parse(target) if app is None else app.broker
     findings: list[Finding] = []
-    for finding in examine(broker, app, target):
+    for finding in itertools.chain(examine(broker, app, target), _outboxes(app, target)):
         findings.append(finding)
         if not as_json:
             _show(finding)
@@ -61,6 +64,17 @@ def doctor(target: str, strict: bool, as_json: bool) -> None:
     else:
         _sum_up(findings)
     sys.exit(1 if bad else 0)
+
+
+def _outboxes(app: Lightbus | None, target: str) -> Iterator[Finding]:
+    import anyio
+
+    from lightbus.cli.outbox import stores
+
+    for relay in [] if app is None else stores.relays(app):
+        from lightbus.outbox.examination import examine
+
+        yield from anyio.run(examine, relay.store, target, backend="asyncio")
 
 
 def _show(finding: Finding) -> None:

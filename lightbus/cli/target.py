@@ -34,6 +34,32 @@ def find_app(target: str) -> Lightbus:
     """
     from lightbus import Lightbus, errors
 
+    module, found = _find(target)
+    if not isinstance(found, Lightbus):
+        what = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
+        raise errors.TargetError(f"{target} is {what}, not a Lightbus. {_apps_in(module)}")
+    return found
+
+
+def find_outbox(target: str) -> tuple[Lightbus, Any]:
+    """An app, and the outbox if that is what `billing.bus:outbox` names, else None.
+
+    Raises:
+        errors.TargetError: there is neither, or the module cannot be imported.
+    """
+    from lightbus import Lightbus
+
+    _, found = _find(target)
+    app = getattr(found, "app", None)
+    if isinstance(app, Lightbus) and hasattr(found, "relay"):
+        return app, found
+    return find_app(target), None
+
+
+def _find(target: str) -> tuple[ModuleType, Any]:
+    """The module, and what is named in it."""
+    from lightbus import errors
+
     module_name, _, attribute = target.partition(":")
     _check_spelling(target, module_name)
     folder = os.getcwd()
@@ -43,17 +69,14 @@ def find_app(target: str) -> Lightbus:
     _check_name(module_name.partition(".")[0], folder)
     module = _import(module_name, folder)
     if not attribute:
-        return _only_app(module)
+        return module, _only_app(module)
     found: Any = module
     for name in attribute.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
             raise errors.TargetError(f"module {module_name!r} has no {attribute!r}. {_apps_in(module)}") from None
-    if not isinstance(found, Lightbus):
-        what = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
-        raise errors.TargetError(f"{target} is {what}, not a Lightbus. {_apps_in(module)}")
-    return found
+    return module, found
 
 
 def load_handlers(app: Lightbus) -> None:

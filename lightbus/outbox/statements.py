@@ -114,13 +114,17 @@ def depth(connection: sa.Connection, app: str) -> Depth:
 def problems(connection: sa.Connection, app: str, limit: int) -> list[Problem]:
     c = outbox.c
     found = connection.execute(
-        sa.select(c.id, c.event, c.message_id, c.added_at, c.attempts, c.error, c.state, c.body)
+        sa.select(c.id, c.event, c.message_id, c.added_at, c.attempts, c.error, c.state, c.body, c.due)
         .where(c.app == app, c.error.is_not(None))
         .order_by(c.id)
         .limit(limit)
     )
     return [
-        Problem(set_aside=row["state"] == SET_ASIDE, **{name: row[name] for name in row if name != "state"})
+        Problem(
+            set_aside=row["state"] == SET_ASIDE,
+            retry_at=None if row["state"] == SET_ASIDE else row["due"],
+            **{name: row[name] for name in row if name not in ("state", "due")},
+        )
         for row in found.mappings()
     ]
 

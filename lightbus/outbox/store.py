@@ -50,6 +50,8 @@ class Problem:
     error: str
     set_aside: bool
     body: bytes
+    retry_at: float | None = None
+    """When the relay tries again, in seconds since 1970; None if it is set aside."""
 
 
 class Batch(Protocol):

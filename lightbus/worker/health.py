@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -16,6 +17,8 @@ from lightbus.consuming.consumer import Consumer
 from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.consuming.runner import QueueRunner
 from lightbus.consuming.timeouts import STUCK
+from lightbus.service import Service
+from lightbus.worker.services import ServiceRunner
 from lightbus.worker.worker import Worker
 
 SLOW_LOOP = 10.0
@@ -36,9 +39,11 @@ class Report:
     body: dict[str, Any]
 
 
-def report(worker: Worker, now: float | None = None) -> Report:
-    """Report the health of a worker. Works from any thread, even if the event loop is blocked."""
+def report(worker: Worker | ServiceRunner, now: float | None = None) -> Report:
+    """Report the health of a worker or a relay. Works from any thread, even if the event loop is blocked."""
     now = time.monotonic() if now is None else now
+    if isinstance(worker, ServiceRunner):
+        return _of_services(worker, now)
     consumer = worker.consumer
     problems: list[str] = []
     live = True
@@ -86,8 +91,41 @@ def report(worker: Worker, now: float | None = None) -> Report:
             "ended": consumer.handled,
         },
     }
-    body |= {service.name: dict(service.health()) for service in worker.app.services}
+    body |= _services(worker.app.services)
     return Report(live, not problems, problems, body)
+
+
+def _of_services(runner: ServiceRunner, now: float) -> Report:
+    """A relay is not ready while it cannot send."""
+    problems: list[str] = []
+    loop_age = None if runner.beat is None else max(0.0, now - runner.beat)
+    if loop_age is not None and loop_age > SLOW_LOOP:
+        problems.append(f"the event loop has not run for {loop_age:.0f} s: a call blocks it")
+    if not runner.started:
+        problems.append("it has not started yet")
+    services = _services(runner.app.services)
+    problems += [f"{name}: {health['error']}" for name, health in services.items() if health.get("error")]
+    live = loop_age is None or loop_age < STUCK_LOOP
+    body = {
+        "live": live,
+        "ready": not problems,
+        "problems": problems,
+        "app": runner.app.name,
+        "event_loop": {"last_turn_seconds_ago": _rounded(loop_age)},
+        **services,
+    }
+    return Report(live, not problems, problems, body)
+
+
+def _services(services: Sequence[Service]) -> dict[str, dict[str, Any]]:
+    """The health of each, by its name. A second one of the same name is `outbox_2`."""
+    counts: Counter[str] = Counter()
+    found: dict[str, dict[str, Any]] = {}
+    for service in services:
+        counts[service.name] += 1
+        number = counts[service.name]
+        found[service.name if number == 1 else f"{service.name}_{number}"] = dict(service.health())
+    return found
 
 
 def _queue(consumer: Consumer, now: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import attrs
 
 from lightbus import errors
 from lightbus.worker.health import report
+from lightbus.worker.services import ServiceRunner
 from lightbus.worker.worker import Worker
 
 logger = logging.getLogger("lightbus")
@@ -41,7 +42,7 @@ class HealthServer:
     keep connections open and send nothing.
     """
 
-    def __init__(self, worker: Worker, host: str, port: int) -> None:
+    def __init__(self, worker: Worker | ServiceRunner, host: str, port: int) -> None:
         """
         Raises:
             errors.WorkerError: the port is not available.

@@ -1,4 +1,4 @@
-"""The process of `lightbus worker`: runs a worker, and handles signals, the supervisor and the exit.
+"""The process of `lightbus worker` and `lightbus relay`: handles signals, the supervisor and the exit.
 
 A thread, not the event loop, ends the worker: a handler may block the event loop.
 """
@@ -19,14 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import anyio
 
 from lightbus import errors
 from lightbus.connection.diagnosis import FATAL
 from lightbus.connection.loop_reader import Schedule, current_loop
-from lightbus.worker.worker import LAST_STEPS, Worker
+from lightbus.worker.worker import LAST_STEPS
 
 logger = logging.getLogger("lightbus")
 
@@ -43,8 +43,23 @@ WATCH, END = b"W", b"\0"
 """Around the path of a file that the worker has imported from elsewhere than the current folder: for --reload."""
 
 
+class Runnable(Protocol):
+    """What a process runs: a `Worker`, or a `ServiceRunner`. All but `serve` is called in any thread."""
+
+    noun: str
+    grace: float
+    started: bool
+    unfinished: list[str] | None
+
+    async def serve(self, stop: anyio.Event, on_started: Callable[[], object] | None = None) -> bool: ...
+    def pending(self) -> str: ...
+    def in_flight(self) -> list[str]: ...
+    def left_behind(self) -> list[str]: ...
+    def consequence(self, unfinished: Sequence[str]) -> str: ...
+
+
 def run(
-    worker: Worker,
+    worker: Runnable,
     *,
     backend: str = "asyncio",
     supervisor: socket.socket | None = None,
@@ -85,7 +100,7 @@ def run(
         except BaseException as error:  # including SystemExit(0) of a user's task: the worker was not asked to stop
             when = "while it ran" if worker.started else "at its start"
             exc_info, frames = errors.for_log(errors.without_machinery(errors.without_groups(error)))
-            logger.error("The worker failed %s.%s", when, frames, exc_info=exc_info)
+            logger.error("The %s failed %s.%s", worker.noun, when, frames, exc_info=exc_info)
             return 1
     if not all_ended:
         shutdown.exit(worker.unfinished or [])
@@ -99,7 +114,7 @@ def _backend_options(backend: str) -> dict[str, Any]:
 class _Shutdown:
     """Stops the worker after a signal or a message of the supervisor, and ends the process if that takes too long."""
 
-    def __init__(self, worker: Worker, supervisor: socket.socket | None, second_signal_text: str) -> None:
+    def __init__(self, worker: Runnable, supervisor: socket.socket | None, second_signal_text: str) -> None:
         self.worker = worker
         self.supervisor = supervisor
         self.second_signal_text = ("\n" + second_signal_text).encode() if second_signal_text else b""
@@ -161,10 +176,10 @@ class _Shutdown:
     def _run(self) -> None:
         """Wait for a reason to stop, and stop the worker. End the process if the event loop does not answer in time."""
         reason = self._reasons.get()
-        running = self.worker.in_flight()
-        waiting = f"{_count(running)} in flight, up to {self.worker.grace:g} s" if running else "no events in flight"
+        pending = self.worker.pending()
+        waiting = f"{pending}, up to {self.worker.grace:g} s" if pending else "no events in flight"
         again = "" if self.supervisor is not None else " Press Ctrl-C again to stop at once."
-        logger.info("Stopping (%s): %s.%s", reason, waiting, again if running else "")
+        logger.info("Stopping (%s): %s.%s", reason, waiting, again if pending else "")
         with self._lock:
             self._stopping = True
             if self._schedule is not None and self._stop is not None:
@@ -186,7 +201,7 @@ class _Shutdown:
                 logger.error("Handlers that exceeded their timeout do not stop: %s.", _named(late))
             else:
                 logger.error(
-                    "The handlers have finished, but the lifespan or the connection did not close within %g s.",
+                    "Everything has finished, but the lifespan or the connection did not close within %g s.",
                     LAST_STEPS,
                 )
         self.exit(self.worker.unfinished or [])
@@ -204,10 +219,10 @@ class _Shutdown:
         """End the process without waiting for threads that run handlers: a thread cannot be stopped."""
         if unfinished:
             logger.error(
-                "Not finished within %g s: %s. %s redelivered.",
+                "Not finished within %g s: %s. %s",
                 self.worker.grace,
                 _named(unfinished),
-                "Its event will be" if len(unfinished) == 1 else "Their events will be",
+                self.worker.consequence(unfinished),
             )
         _flush()
         os._exit(1)
@@ -254,7 +269,3 @@ def _holds_up_exit(thread: threading.Thread) -> bool:
 
 def _named(handlers: Sequence[str]) -> str:
     return ", ".join(f"{name} ({handlers.count(name)})" for name in sorted(set(handlers)))
-
-
-def _count(handlers: Sequence[str]) -> str:
-    return f"{len(handlers)} handler{'s' if len(handlers) != 1 else ''}"

@@ -58,8 +58,22 @@ async def serve(
     return await worker.serve(anyio.Event() if stop is None else stop, on_started)
 
 
+@contextlib.asynccontextmanager
+async def lifespan_of(app: Lightbus) -> AsyncGenerator[None]:
+    """Around what an app runs: what its lifespan yields is there for handlers."""
+    if app.lifespan is None:
+        yield
+    else:
+        async with app.lifespan(app) as state:
+            with app.with_state(state):
+                yield
+
+
 class Worker:
     """Consumes the queues of one app within its lifespan."""
+
+    noun = "worker"
+    """For the log."""
 
     def __init__(
         self,
@@ -92,7 +106,7 @@ class Worker:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._stop_when_asked, stop, tasks.cancel_scope)
                 try:
-                    async with self._lifespan():
+                    async with lifespan_of(self.app) if self._with_lifespan else contextlib.nullcontext():
                         await self._consume(on_started)
                 except Exception as error:  # noqa: BLE001 - raised again below, outside of the task group, which would wrap it
                     failure = error
@@ -103,15 +117,6 @@ class Worker:
         if failure is not None:
             raise failure
         return not self.unfinished
-
-    @contextlib.asynccontextmanager
-    async def _lifespan(self) -> AsyncGenerator[None]:
-        if self.app.lifespan is None or not self._with_lifespan:
-            yield
-        else:
-            async with self.app.lifespan(self.app) as state:
-                with self.app.with_state(state):
-                    yield
 
     async def _consume(self, on_started: Callable[[], object] | None) -> None:
         try:
@@ -164,6 +169,15 @@ class Worker:
     def left_behind(self) -> list[str]:
         """The names of the handlers that exceeded their timeout and still run. Their events are settled."""
         return [late.handler for runner in self.consumer.runners for late in self.consumer.late(runner)[1]]
+
+    def pending(self) -> str:
+        """What a stop waits for; empty if for nothing. Works from any thread."""
+        count = len(self.in_flight())
+        return f"{count} handler{'s' if count != 1 else ''} in flight" if count else ""
+
+    def consequence(self, unfinished: Sequence[str]) -> str:
+        """What happens to the events of handlers that did not finish."""
+        return f"{'Its event' if len(unfinished) == 1 else 'Their events'} will be redelivered."
 
     def in_flight(self) -> list[str]:
         """The names of the running handlers. Works from any thread, even if the event loop is blocked."""

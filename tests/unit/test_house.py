@@ -100,9 +100,9 @@ INNER_ORDER = {
         "dispatcher",
     ],
     "dead_letters": ["letter", "queue", "actions"],
-    "outbox": ["rows", "store", "relay", "tables", "statements", "engine", "outbox", "inbox"],
+    "outbox": ["rows", "store", "relay", "tables", "statements", "engine", "outbox", "inbox", "examination"],
     "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
-    "worker": ["worker", "process", "reload", "supervisor", "health", "health_server"],
+    "worker": ["worker", "services", "process", "reload", "supervisor", "health", "health_server"],
     "testing": ["messages", "records", "apps", "recorder", "host", "session", "drain", "bus"],
 }
 """The same within a package."""
