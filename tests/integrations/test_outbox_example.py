@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.integrations.example import NO_BROKER, SERVES, UVICORN, Example, put
+from tests.integrations.example import NO_BROKER, ORDER, SERVES, UVICORN, Example, put
 from tests.patience import wait_until
 from tests.postgres import Postgres
+from tests.processes import LIGHTBUS
+
+SHOP = "shop.bus:bus"
 
 
 class Database:
@@ -28,8 +33,9 @@ class Database:
     def __call__(self, query: str) -> list[tuple[object, ...]]:
         if self._cluster:
             with psycopg.connect(self._cluster.url(self._name, driver=None)) as connection:
-                return connection.execute(query.encode()).fetchall()
-        with closing(sqlite3.connect(self._file, timeout=60)) as file:
+                cursor = connection.execute(query.encode())
+                return cursor.fetchall() if cursor.description else []
+        with closing(sqlite3.connect(self._file, timeout=60)) as file, file:
             return file.execute(query).fetchall()
 
     def drop(self) -> None:
@@ -82,6 +88,31 @@ def test_each_order_has_one_invoice_and_one_event_although_it_is_taken_without_a
     assert sorted((str(order).replace("-", ""), cents) for order, cents in found) == [(order, 950) for order in placed]
     assert services.shop("SELECT count(*) FROM lightbus_outbox") == [(0,)]
     assert services.billing("SELECT count(*) FROM lightbus_inbox") == [(5,)]
+
+
+def test_the_commands_of_the_pages_work(services: Services, tmp_path: Path) -> None:
+    example, url = services.example, f"sqlite:///{tmp_path}/bus.db"
+    shop = {"DATABASE_URL": services.shop.url}
+
+    def lightbus(*words: str, status: int = 0) -> str:
+        done = example.run(*LIGHTBUS, *words, url=url, extra=shop)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout
+
+    with example.start("shop.main:api", program=UVICORN, url=NO_BROKER, extra=shop) as server:
+        assert put(f"{server.wait_for(SERVES)[1]}/orders/{ORDER}", {"cents": 950}).status == 201
+    assert re.search(r": 1 waiting, the oldest for \d+s, 0 set aside\nHealthy.\n$", lightbus("outbox", "stats", SHOP))
+    services.shop("UPDATE lightbus_outbox SET state = 1, error = 'no such permission'")  # as the relay does
+    assert "0 waiting, 1 set aside" in lightbus("outbox", "stats", SHOP, status=1)
+    assert "no such permission" in lightbus("outbox", "list", SHOP)
+    assert lightbus("outbox", "retry", SHOP, "--all") == "1 event retried. The next relay or worker sends it.\n"
+    with (
+        example.audit(url) as audit,
+        example.start("relay", "shop.bus:outbox", url=url, extra=shop) as relay,
+    ):
+        audit.wait_for(f"order.placed from shop: .*{ORDER}")
+        assert relay.end(signal.SIGTERM) == 0
+    assert services.shop("SELECT count(*) FROM lightbus_outbox") == [(0,)]
 
 
 def test_the_tests_of_the_example_pass(example: Callable[[str], Example]) -> None:
