@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -26,6 +29,7 @@ from lightbus.testing import TestBus
 from tests.integrations.example import EXAMPLES
 from tests.patience import LIMIT, wait_until
 from tests.postgres import Postgres
+from tests.processes import ROOT, environment
 
 pytestmark = pytest.mark.anyio
 
@@ -224,3 +228,56 @@ async def test_the_replacement_of_delay_on_commit(tmp_path: Path, monkeypatch: p
         await module.outbox.relay.drain()
         assert [one.email for one in bus.published(module.OrderPlaced)] == ["a@example.com"]
     module.engine.dispose()
+
+
+# --- Alembic
+
+
+def fragments(name: str) -> list[str]:
+    """The blocks of a page of docs/howto that are not in a file."""
+    text = (ROOT / "docs" / "howto" / f"{name}.md").read_text()
+    return re.findall(r"^<!-- fragment -->\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.postgres
+def test_alembic_creates_the_tables_and_the_trigger(postgres_url: str, tmp_path: Path) -> None:
+    def alembic(*arguments: str) -> None:
+        command = [sys.executable, "-m", "alembic", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    target, upgrade = fragments("outbox")
+    alembic("init", "migrations")
+    settings = tmp_path / "alembic.ini"
+    settings.write_text(re.sub("(?m)^sqlalchemy.url = .*$", f"sqlalchemy.url = {postgres_url}", settings.read_text()))
+    env = tmp_path / "migrations" / "env.py"
+    base = "from sqlalchemy.orm import DeclarativeBase\n\nclass Base(DeclarativeBase): ...\n"
+    assert "target_metadata = None\n" in env.read_text()
+    env.write_text(env.read_text().replace("target_metadata = None\n", base + target))
+    alembic("revision", "--autogenerate", "-m", "outbox")
+    [revision] = (tmp_path / "migrations" / "versions").glob("*_outbox.py")
+    by_hand = upgrade[upgrade.index("    op.execute") :]
+    assert "# ### end Alembic commands ###\n" in revision.read_text()
+    revision.write_text(revision.read_text().replace("end Alembic commands ###\n", f"end ###\n{by_hand}", 1))
+    alembic("upgrade", "head")
+    alembic("check")  # nothing differs
+
+    engine = sa.create_engine(postgres_url)
+    assert {"lightbus_outbox", "lightbus_inbox"} <= {*sa.inspect(engine).get_table_names()}
+    query = "SELECT pg_get_triggerdef(oid), pg_get_functiondef(tgfoid) FROM pg_trigger WHERE tgname = '{}'"
+    by_migration = definitions(engine, query.format("lightbus_outbox_notify"))
+    with engine.begin() as connection:
+        metadata.drop_all(connection)
+        metadata.create_all(connection)
+    assert by_migration == definitions(engine, query.format("lightbus_outbox_notify"))
+    engine.dispose()
+
+
+def definitions(engine: sa.Engine, query: str) -> list[list[str]]:
+    """Without their whitespace."""
+    with engine.connect() as connection:
+        found = [[" ".join(str(text).split()) for text in row] for row in connection.exec_driver_sql(query)]
+    assert found
+    return found
