@@ -45,7 +45,7 @@ ARGUMENTS: dict[type[BaseException], tuple[Any, ...]] = {
 def all_errors() -> list[type[BaseException]]:
     """Every exception class of the package, whichever module it is in."""
     for module in pkgutil.walk_packages(lightbus.__path__, "lightbus."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and module.name != "lightbus.django.models":  # needs Django's settings
             importlib.import_module(module.name)
 
     def below(cls: type[BaseException]) -> Iterator[type[BaseException]]:

@@ -43,9 +43,9 @@ ORDER = [
     "tail",
     "worker",
     "outbox",
-    "django",
     "testing",
     "cli",
+    "django",
     "pytest_plugin",
     "__main__",
 ]
@@ -101,6 +101,18 @@ INNER_ORDER = {
     ],
     "dead_letters": ["letter", "queue", "actions"],
     "outbox": ["rows", "store", "relay", "tables", "statements", "engine", "outbox", "inbox", "examination"],
+    "django": [
+        "database",
+        "store",
+        "outbox",
+        "inbox",
+        "models",
+        "migrations",
+        "migrations.0001_initial",
+        "target",
+        "checks",
+        "apps",
+    ],
     "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
     "worker": ["worker", "services", "process", "reload", "supervisor", "health", "health_server"],
     "testing": ["messages", "records", "apps", "recorder", "host", "session", "drain", "bus"],
@@ -115,10 +127,12 @@ HEAVY = {
     "amqp",
     "cookiecutter",
     "cryptography",
+    "django",
     "hypothesis",
     "kombu",
     "lightbus.cli",
     "lightbus.connection",
+    "lightbus.django",
     "lightbus.pytest_plugin",
     "lightbus.testing",
     "lightbus.transport.amqp",
@@ -300,3 +314,22 @@ print(*sorted(sys.modules))
 """
     printed = _printed_by(code)
     assert set(printed) & {*HEAVY, "lightbus.dependencies"} == set()
+
+
+def test_the_parts_of_the_outbox_for_any_database_library_do_without_sqlalchemy() -> None:
+    code = """
+import sys
+sys.modules["sqlalchemy"] = None  # as if it was not installed
+import lightbus.outbox.rows, lightbus.outbox.store
+from lightbus.outbox import Relay
+print(Relay.__name__)
+try:
+    from lightbus.outbox import Outbox
+except ImportError:
+    print("Outbox needs it")
+"""
+    assert " ".join(_printed_by(code)) == "Relay Outbox needs it"
+    import lightbus.outbox
+
+    with pytest.raises(AttributeError, match=r"module 'lightbus\.outbox' has no attribute 'Sender'"):
+        lightbus.outbox.Sender  # type: ignore[attr-defined]  # noqa: B018

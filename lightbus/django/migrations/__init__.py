@@ -1,0 +1,1 @@
+"""Django's migrations of `lightbus_outbox` and `lightbus_inbox`."""
