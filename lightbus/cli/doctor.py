@@ -67,14 +67,12 @@ def doctor(target: str, strict: bool, as_json: bool) -> None:
 
 
 def _outboxes(app: Lightbus | None, target: str) -> Iterator[Finding]:
-    import anyio
-
     from lightbus.cli.outbox import stores
 
     for relay in [] if app is None else stores.relays(app):
         from lightbus.outbox.examination import examine
 
-        yield from anyio.run(examine, relay.store, target, backend="asyncio")
+        yield from stores.run(relay.store, examine, relay.store, target)
 
 
 def _show(finding: Finding) -> None:

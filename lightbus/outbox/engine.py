@@ -212,7 +212,9 @@ class EngineStore:
 
     def describe(self, error: BaseException) -> str:
         if isinstance(error, DBAPIError):
-            text = errors.summary(error.orig or error).strip()
+            text = (
+                errors.summary(error.orig or error).strip().partition("\n")[0]
+            )  # PostgreSQL adds where it is in the SQL
             if isinstance(error, (ProgrammingError, OperationalError)) and OUTBOX in text:
                 return f"{text}. Create the tables with a migration: lightbus outbox sql prints the statements"
             return text

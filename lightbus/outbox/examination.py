@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from lightbus.inspection.finding import Finding
-from lightbus.outbox.rows import OUTBOX
 from lightbus.outbox.store import Store
 
 OLD = 60.0
 """Seconds: a relay that runs sends much earlier."""
+
+CREATE = "Create the tables"
+"""How the next step begins in what a `Store` says about a missing table."""
 
 
 async def examine(store: Store, target: str) -> list[Finding]:
@@ -21,15 +23,15 @@ async def examine(store: Store, target: str) -> list[Finding]:
         if not store.is_temporary(error):
             raise
         text = store.describe(error).rstrip(".")
-        if OUTBOX in text:
-            cause, _, step = text.rpartition(". ")
-            return [Finding("fail", "outbox", f"{store.name}: {cause or text}.", step or "lightbus outbox sql")]
+        cause, missing, how = text.partition(f". {CREATE}")
+        if missing:
+            return [Finding("fail", "outbox", f"{store.name}: {cause}.", CREATE + how)]
         return [
             Finding(
                 "fail",
                 "outbox",
-                f"{store.name} does not answer: {text}.",
-                "Start the database, or correct the engine's URL. Until then, nothing in the outbox is sent.",
+                f"{store.name} cannot be used: {text}.",
+                "Check that the database runs, its URL, and the user's permissions. Until then, nothing is sent.",
             )
         ]
     found: list[Finding] = []
@@ -38,7 +40,7 @@ async def examine(store: Store, target: str) -> list[Finding]:
             Finding(
                 "warn",
                 "outbox",
-                f"{store.name}: {depth.set_aside:,} set aside, which the broker has refused.",
+                f"{store.name}: {depth.set_aside:,} set aside, which could not be sent.",
                 f"lightbus outbox list {target}",
             )
         )

@@ -6,7 +6,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects import registry as dialects
 from sqlalchemy.orm import registry
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -85,7 +84,7 @@ def ddl(dialect: str) -> str:
     """
     if dialect not in DIALECTS:
         raise errors.InvalidOption(f"dialect={dialect!r}: use one of {', '.join(DIALECTS)}.")
-    compiler = dialects.load(dialect)()
+    compiler = sa.make_url(f"{dialect}://").get_dialect()()
     statements: list[str] = []
     for table in (outbox, inbox):
         statements.append(str(CreateTable(table).compile(dialect=compiler)).strip())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -17,7 +16,6 @@ from lightbus.consuming.consumer import Consumer
 from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.consuming.runner import QueueRunner
 from lightbus.consuming.timeouts import STUCK
-from lightbus.service import Service
 from lightbus.worker.services import ServiceRunner
 from lightbus.worker.worker import Worker
 
@@ -91,7 +89,7 @@ def report(worker: Worker | ServiceRunner, now: float | None = None) -> Report:
             "ended": consumer.handled,
         },
     }
-    body |= _services(worker.app.services)
+    body |= {service.name: dict(service.health()) for service in worker.app.services}
     return Report(live, not problems, problems, body)
 
 
@@ -103,7 +101,7 @@ def _of_services(runner: ServiceRunner, now: float) -> Report:
         problems.append(f"the event loop has not run for {loop_age:.0f} s: a call blocks it")
     if not runner.started:
         problems.append("it has not started yet")
-    services = _services(runner.app.services)
+    services = {service.name: dict(service.health()) for service in runner.app.services}
     problems += [f"{name}: {health['error']}" for name, health in services.items() if health.get("error")]
     live = loop_age is None or loop_age < STUCK_LOOP
     body = {
@@ -115,17 +113,6 @@ def _of_services(runner: ServiceRunner, now: float) -> Report:
         **services,
     }
     return Report(live, not problems, problems, body)
-
-
-def _services(services: Sequence[Service]) -> dict[str, dict[str, Any]]:
-    """The health of each, by its name. A second one of the same name is `outbox_2`."""
-    counts: Counter[str] = Counter()
-    found: dict[str, dict[str, Any]] = {}
-    for service in services:
-        counts[service.name] += 1
-        number = counts[service.name]
-        found[service.name if number == 1 else f"{service.name}_{number}"] = dict(service.health())
-    return found
 
 
 def _queue(consumer: Consumer, now: float) -> dict[str, Any]:

@@ -99,5 +99,6 @@ class ServiceRunner:
     def left_behind(self) -> list[str]:
         return []
 
-    def consequence(self, _unfinished: Sequence[str]) -> str:
+    def consequence(self, unfinished: Sequence[str]) -> str:
+        """The same for any of them."""
         return "What was not sent stays in the outbox."

@@ -52,7 +52,7 @@ def list_(target: str, limit: int, as_json: bool) -> None:
         return
     for name, problems in found:
         if not problems:
-            output.write(f"{name}: the broker has refused nothing.")
+            output.write(f"{name}: nothing was refused.")
         else:
             output.write(f"{name}:")
             show(problems)

@@ -63,7 +63,7 @@ def stats(target: str, max_age: float, as_json: bool) -> None:
 def _problems(name: str, depth: Depth, max_age: float, target: str) -> Iterator[str]:
     if depth.set_aside:
         yield (
-            f"{depth.set_aside:,} set aside in {name}, which the broker has refused. To see why: "
+            f"{depth.set_aside:,} set aside in {name}, which could not be sent. To see why: "
             f"lightbus outbox list {target}"
         )
     if depth.oldest_seconds > max_age:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 import click
 
@@ -20,7 +21,8 @@ Given = TypeVarTuple("Given")
 def relays(app: Lightbus) -> list[Relay]:
     """The relays of an app, one for each database with an outbox."""
     module = sys.modules.get("lightbus.outbox.relay")  # an app with an outbox has imported it
-    return [] if module is None else [one for one in app.services if isinstance(one, module.Relay)]
+    found: list[Any] = [] if module is None else [one for one in app.services if isinstance(one, module.Relay)]
+    return found
 
 
 def require(found: Sequence[Relay], app: Lightbus) -> None:
@@ -70,20 +72,40 @@ def find(target: str) -> list[Store]:
     return [one.store for one in found]
 
 
-def ask(store: Store, question: Callable[[*Given], Awaitable[T]], *given: *Given) -> T:
-    """The answer of a database, from an event loop of asyncio: an AsyncEngine needs one.
-
-    Raises:
-        click.ClickException: it does not answer, or has no table.
-    """
+def run(store: Store, question: Callable[[*Given], Awaitable[T]], *given: *Given) -> T:
+    """Ask a database, in an event loop of asyncio: an AsyncEngine needs one."""
     import anyio
 
+    async def within() -> T:
+        try:
+            return await question(*given)
+        finally:
+            engine: Any = getattr(store, "engine", None)
+            if hasattr(engine, "sync_engine"):  # an AsyncEngine, whose connections belong to this event loop
+                await engine.dispose()
+
     try:
-        return anyio.run(question, *given, backend="asyncio")
+        return anyio.run(within, backend="asyncio")
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        sys.stderr.flush()
+        os._exit(130)  # the interpreter would wait for a thread that waits for the database
+
+
+def ask(store: Store, question: Callable[[*Given], Awaitable[T]], *given: *Given) -> T:
+    """The same for a command that cannot go on without an answer.
+
+    Raises:
+        click.ClickException: the database does not answer, or has no table.
+    """
+    from lightbus.cli import tables
+
+    try:
+        return run(store, question, *given)
     except Exception as error:
         if not store.is_temporary(error):
             raise
-        reason = store.describe(error).rstrip(".")
+        reason = tables.printable(store.describe(error)).rstrip(".")
         raise click.ClickException(f"The outbox in {store.name} cannot be used: {reason}.") from error
 
 
