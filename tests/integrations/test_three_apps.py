@@ -20,7 +20,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import unquote
 
-import attrs
 import psycopg
 import pytest
 
@@ -44,10 +43,13 @@ KILLS = {
 """Each happens once, in addition to those of the test."""
 
 
-@attrs.frozen
 class Database:
-    cluster: Postgres
-    name: str
+    """A database of the cluster, and one connection to it."""
+
+    def __init__(self, cluster: Postgres) -> None:
+        self.cluster = cluster
+        self.name = cluster.create_database()
+        self._connection = psycopg.connect(cluster.url(self.name, driver=None), autocommit=True)
 
     def environment(self) -> dict[str, str]:
         return {
@@ -57,11 +59,14 @@ class Database:
         }
 
     def ids(self, query: str) -> list[str]:
-        with psycopg.connect(self.cluster.url(self.name, driver=None)) as connection:
-            return [str(row[0]) for row in connection.execute(query.encode())]
+        return [str(row[0]) for row in self._connection.execute(query.encode())]
 
     def count(self, table: str) -> int:
         return int(self.ids(f"SELECT count(*) FROM {table}")[0])
+
+    def drop(self) -> None:
+        self._connection.close()
+        self.cluster.drop_database(self.name)
 
 
 class Service:
@@ -142,20 +147,26 @@ def database(postgres: Postgres) -> Iterator[Callable[[], Database]]:
     made: list[Database] = []
 
     def make() -> Database:
-        made.append(Database(postgres, postgres.create_database()))
+        made.append(Database(postgres))
         return made[-1]
 
     yield make
     for one in made:
-        postgres.drop_database(one.name)
+        one.drop()
 
 
 def test_each_order_has_each_effect_once_although_processes_are_killed(
     tmp_path: Path, database: Callable[[], Database], rabbitmq: Node, rabbitmq_url: str
 ) -> None:
-    shop = Service(tmp_path / "shop", "order.placed", "cart.submitted", database())
-    billing = Service(tmp_path / "billing", "invoice.written", "order.placed", database())
-    ledger = Service(tmp_path / "ledger", "entry.made", "invoice.written", database())
+    with ThreadPoolExecutor() as at_once:
+        shop, billing, ledger = at_once.map(
+            lambda one: Service(tmp_path / one[0], one[1], one[2], database()),
+            [
+                ("shop", "order.placed", "cart.submitted"),
+                ("billing", "invoice.written", "order.placed"),
+                ("ledger", "entry.made", "invoice.written"),
+            ],
+        )
     for service in (shop, ledger):
         create = f"import asyncio, {service.name}.bus as bus; asyncio.run(bus.create_tables())"
         service.run(sys.executable, "-c", create)
