@@ -24,12 +24,12 @@ exclude_patterns = ["_build", "examples", "site"]
 nitpicky = True
 # Names of other packages have no page here.
 nitpick_ignore_regex = [("py:.*", r"(?!lightbus\.|errors\.).*")]
-# Type variables, and a type that only type checkers use.
+# Type variables, a type that only type checkers use, and protocols between the parts of Lightbus.
 nitpick_ignore = [
     ("py:class", f"lightbus.{name}")
     for name in (
         *("app.C", "app.F", "app.M", "app.Observer", "app.P", "app._EventDecorator"),
-        *("options.R", "testing.bus.E"),
+        *("handler.Inbox", "options.R", "outbox.store.Store", "testing.bus.E"),
     )
 ]
 smartquotes = False

@@ -82,6 +82,20 @@ class Arrow:
 
 
 @attrs.frozen
+class Frame:
+    """A dashed line around what belongs together."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def __str__(self) -> str:
+        place = f'x="{self.x:g}" y="{self.y:g}" width="{self.width:g}" height="{self.height:g}"'
+        return f'<rect {place} rx="8" fill="none" stroke="currentColor" stroke-dasharray="5 4" stroke-opacity="0.6"/>'
+
+
+@attrs.frozen
 class Label:
     at: Point
     label: str
@@ -99,7 +113,7 @@ def text(at: Point, label: str, *, bold: bool = False, small: bool = False, anch
     return f"<text {place}{size}{weight}>{html.escape(label, quote=False)}</text>"
 
 
-def drawing(name: str, title: str, size: tuple[int, int], parts: Sequence[Box | Arrow | Label]) -> str:
+def drawing(name: str, title: str, size: tuple[int, int], parts: Sequence[Box | Arrow | Frame | Label]) -> str:
     """The picture as SVG. The title is for screen readers."""
     width, height = size
     head = '<marker id="{}-{}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
@@ -293,7 +307,51 @@ def delay() -> str:
     )
 
 
-PICTURES = {"one-event": one_event, "failure": failure, "task-or-event": task_or_event, "delay": delay}
+def outbox() -> str:
+    shop = Box(20, 74, 140, "shop", "request or handler")
+    orders = Box(230, 50, 150, "orders", "+ 1 order")
+    rows = Box(230, 110, 150, "lightbus_outbox", "+ 1 event")
+    relay = Box(460, 110, 120, "relay", "in the worker")
+    queue = Box(670, 110, 140, "billing.main", "", QUEUE)
+    bill = Box(670, 282, 140, "bill", "inbox=inbox")
+    inbox = Box(400, 258, 150, "lightbus_inbox", "+ the event's id")
+    invoices = Box(400, 318, 150, "invoices", "+ 1 invoice")
+    below = relay.bottom()[0], 192
+    return drawing(
+        "outbox",
+        "The shop commits the order and its event in one transaction. The relay publishes the event, then deletes it. "
+        "Billing commits the id of the event and the invoice in one transaction, then acknowledges the event.",
+        (960, 394),
+        [
+            Frame(214, 40, 182, 130),
+            Label((305, 30), "one transaction", anchor="middle"),
+            Frame(384, 248, 182, 130),
+            Label((475, 238), "one transaction", anchor="middle"),
+            *(shop, orders, rows, relay, queue, bill, inbox, invoices),
+            Arrow([shop.right, (190, 96), (190, 72), orders.left]),
+            Arrow([shop.right, (190, 96), (190, 132), rows.left]),
+            Arrow([rows.right, relay.left], "reads", (430, 124)),
+            Arrow([relay.right, queue.left], "publishes", (625, 124)),
+            Arrow(
+                [relay.bottom(), below, (rows.bottom()[0], 192), rows.bottom()],
+                "deletes, when the broker has confirmed",
+                (412, 208),
+            ),
+            Arrow([queue.bottom(0.3), bill.top(0.3)], "delivered", (704, 222), "end"),
+            Arrow([bill.left, (625, 304), (625, 280), inbox.right]),
+            Arrow([bill.left, (625, 304), (625, 340), invoices.right]),
+            Arrow([bill.top(0.7), queue.bottom(0.7)], "ack, after the commit", (776, 222), "start"),
+        ],
+    )
+
+
+PICTURES = {
+    "one-event": one_event,
+    "failure": failure,
+    "task-or-event": task_or_event,
+    "delay": delay,
+    "outbox": outbox,
+}
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)

@@ -69,6 +69,8 @@ class Relay:
         self._next_sweep = 0.0
         self._swept = False
         """Whether the last read was from the beginning."""
+        self._sending = 0
+        """Batches that are being sent: more than one only during `drain`."""
         self._next_measurement = 0.0
         self._next_record = 0.0
         self._idle: anyio.CancelScope | None = None
@@ -115,12 +117,16 @@ class Relay:
     async def drain(self) -> int:
         """Send what waits now, and return how many rows were sent: for scripts and tests.
 
+        Where this relay also runs in a worker, or in a TestBus, it waits for the batch that is being sent there.
+
         Raises:
             errors.PublishError: the broker does not take them.
         """
         before, self._next_sweep = self.sent, 0.0
-        while await self.step() or not self._swept:
+        while await self.step() or not self._swept or self._sending:
             self._next_sweep = 0.0
+            if self._sending:
+                await anyio.sleep(0.001)
         return self.sent - before
 
     async def _wait(self, seconds: float, *, for_news: bool = True) -> None:
@@ -178,6 +184,13 @@ class Relay:
         Raises:
             errors.PublishError: the broker does not take them. They are still in the outbox.
         """
+        self._sending += 1
+        try:
+            return await self._step()
+        finally:
+            self._sending -= 1
+
+    async def _step(self) -> bool:
         began = time.monotonic()
         self._swept = began >= self._next_sweep
         async with self.store.claim(self._batch, 0 if self._swept else self._last) as batch:

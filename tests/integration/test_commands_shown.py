@@ -33,6 +33,8 @@ RUN_ELSEWHERE = {
     "larger-applications.md": "tests/integrations/test_larger.py",
     "new-service.md": "tests/integration/test_new.py",
     "install.md": "tests/integration/test_install.py",
+    "outbox.md": "tests/integrations/test_outbox_example.py",
+    "operations.md": "tests/integrations/test_outbox_example.py",
 }
 """Pages whose commands another test runs."""
 APPS = {"billing.bus:app", "auth:app", "welcome:app", "kitchen:app", "accounts:app"}

@@ -25,7 +25,7 @@ def example(tmp_path: Path) -> Callable[[str], Example]:
     """`example("flask")`: a copy of docs/examples/flask, in which its programs may write files."""
 
     def copy(name: str) -> Example:
-        ignored = shutil.ignore_patterns("__pycache__", "node_modules", "*.sqlite3")
+        ignored = shutil.ignore_patterns("__pycache__", "node_modules", "*.sqlite3", "*.db")
         return Example(Path(shutil.copytree(EXAMPLES / name, tmp_path / name, ignore=ignored)))
 
     return copy

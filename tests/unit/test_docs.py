@@ -24,7 +24,19 @@ from tests.patience import LIMIT
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").rglob("*.py"))
-PROJECTS = {"cron", "dependencies", "django", "fastapi", "flask", "larger", "node", "script", "shell", "testing"}
+PROJECTS = {
+    "cron",
+    "dependencies",
+    "django",
+    "fastapi",
+    "flask",
+    "larger",
+    "node",
+    "outbox",
+    "script",
+    "shell",
+    "testing",
+}
 """Folders of docs/examples that tests/integrations runs as complete projects, with their frameworks."""
 PACKAGE = str(Path(lightbus.__file__).parent)
 

@@ -20,6 +20,7 @@ from lightbus import Lightbus, Message, Reject, Retry, app, errors, handler, pyd
 from lightbus.connection import address
 from lightbus.consuming import failure
 from lightbus.handler import Handler
+from lightbus.outbox import inbox, relay, store
 from lightbus.retry import DeadLetter, RetryIn
 from lightbus.testing import TestBus
 from lightbus.wire.codec import MAX_BODY_BYTES
@@ -77,6 +78,14 @@ def seconds(figure: float) -> str:
             f"lists {pydantic_models.SHOWN_ERRORS} of them, and of more than {pydantic_models.MOST_LISTED:,} only",
         ),
         ("first-errors", f"for {seconds(app.PUBLISH_TIMEOUT)} seconds (`publish_timeout=`"),
+        ("outbox", f"It reads up to {relay.BATCH} rows"),
+        ("outbox", f"a row belongs to a relay for {store.LEASE:g} seconds"),
+        ("outbox", f"it looks every {relay.POLL:g} seconds"),
+        (
+            "outbox",
+            f"again after {relay.FIRST_BACKOFF:g} seconds, doubled each time up to {relay.LAST_BACKOFF:g}",
+        ),
+        ("outbox", f"Ids are kept for {inbox.KEEP.days} days"),
     ],
 )
 def test_a_figure_on_a_page_matches_the_code(name: str, words: str) -> None:
