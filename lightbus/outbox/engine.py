@@ -101,8 +101,7 @@ class _Batch:
         self._connection = connection
 
     async def settle(self, sent: Sequence[int], refused: Mapping[int, Refused]) -> None:
-        await self._connection.run(statements.settle, [row.id for row in self.rows], sent, refused)
-        await self._connection.commit()
+        await self._connection.run(_settle, [row.id for row in self.rows], sent, refused)
         self.settled = True
 
 
@@ -121,19 +120,15 @@ class EngineStore:
     @contextlib.asynccontextmanager
     async def claim(self, limit: int, after: int) -> AsyncGenerator[Batch]:
         async with self._connect() as connection:
-            rows = await connection.run(statements.claim, self.app, limit, after)
+            rows = await connection.run(_claim, self.app, limit, after)
             batch = _Batch(connection, rows)
             leased = bool(rows) and not statements.skips_locked(self.engine.dialect.name)
             try:
-                if leased:  # a lock would keep all others from writing while the broker confirms
-                    await connection.commit()
                 yield batch
             finally:
                 if leased and not batch.settled:
                     with anyio.move_on_after(CLOSE, shield=True):
-                        await connection.run(sa.Connection.rollback)
-                        await connection.run(statements.release, [row.id for row in rows])
-                        await connection.commit()
+                        await connection.run(_release, [row.id for row in rows])
 
     async def depth(self) -> Depth:
         async with self._connect() as connection:
@@ -224,6 +219,30 @@ class EngineStore:
                 return f"{text}. Create the tables with a migration: lightbus outbox sql prints the statements"
             return text
         return errors.summary(error).strip().partition("\n")[0]
+
+
+# Each to its commit in one call. In between, a sync session in the event loop's thread would wait for SQLite's lock,
+# and the commit for the event loop.
+
+
+def _claim(connection: sa.Connection, app: str, limit: int, after: int) -> list[Row]:
+    rows = statements.claim(connection, app, limit, after)
+    if not statements.skips_locked(connection.dialect.name):
+        connection.commit()  # a lock would keep all others from writing while the broker confirms
+    return rows
+
+
+def _settle(
+    connection: sa.Connection, claimed: Sequence[int], sent: Sequence[int], refused: Mapping[int, Refused]
+) -> None:
+    statements.settle(connection, claimed, sent, refused)
+    connection.commit()
+
+
+def _release(connection: sa.Connection, ids: Sequence[int]) -> None:
+    connection.rollback()
+    statements.release(connection, ids)
+    connection.commit()
 
 
 def _ignore(_: object) -> None:
