@@ -906,8 +906,8 @@ def test_each_service_has_its_own_name(tmp_path: Path, url: str) -> None:
     assert [one.name for one in app.services] == ["outbox", "outbox-2", "outbox-3"]
 
 
-def test_add_takes_at_most_30_microseconds(url: str) -> None:
-    """Process time, on a session that does not flush; measured as 28 us on the machine of the tests."""
+def test_add_takes_less_than_60_microseconds(url: str) -> None:
+    """Process time, on a session that does not flush: twice what was measured, for slower machines."""
     app = make_app("shop", url)
     outbox, event = Outbox(app), OrderPlaced(number=1)
 
