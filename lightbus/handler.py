@@ -123,6 +123,8 @@ def build(
     """
     own_name = check_name(name, function)
     owner = f"handler {own_name!r} of app {app!r}"
+    if inbox is not None:
+        _check_inbox(inbox, owner)
     if own_name in taken:
         raise errors.InvalidHandler(
             f"{owner}: a handler with this name already exists{_place(taken[own_name])}. Pass a different name=."
@@ -152,6 +154,20 @@ def build(
     if inbox is not None:
         inbox.check(app, made)
     return made
+
+
+def _check_inbox(inbox: object, owner: str) -> None:
+    """
+    Raises:
+        errors.InvalidOption: it is no inbox.
+    """
+    if isinstance(inbox, type) or not all(
+        callable(getattr(inbox, one, None)) for one in ("check", "injected", "around")
+    ):
+        raise errors.InvalidOption(
+            f"{owner}: inbox={inbox!r} is not an inbox. Pass a lightbus.outbox.Inbox, as in "
+            "inbox = Inbox(app, sessions); @app.on(..., inbox=inbox)."
+        )
 
 
 def _place(other: Handler) -> str:

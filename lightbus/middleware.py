@@ -291,7 +291,7 @@ def _called_twice(name: str) -> errors.MiddlewareError:
 def _compose_sync(handler: Handler, stack: Iterable[Middleware]) -> _LayerSync:
     arguments, function, name = handler.arguments, handler.function, handler.name
 
-    def innermost(delivery: Delivery, message: Message) -> None:
+    def innermost(delivery: Delivery, message: Message) -> Any:
         returned = function(*arguments(delivery))
         if returned is not None and inspect.isawaitable(returned):
             if inspect.iscoroutine(returned):
@@ -300,6 +300,7 @@ def _compose_sync(handler: Handler, stack: Iterable[Middleware]) -> _LayerSync:
                 f"handler {name!r} is a sync function that returns an awaitable, which sync middleware cannot wrap. "
                 "Make it `async def`; if a decorator hides that, give its wrapper `async def` too."
             )
+        return returned
 
     layer: _LayerSync = innermost
     for middleware in reversed([*stack]):

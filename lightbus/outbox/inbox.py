@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 import time
+import typing
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from datetime import timedelta
@@ -16,7 +17,6 @@ import anyio.to_thread
 import attrs
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -25,9 +25,8 @@ from lightbus.app import Lightbus
 from lightbus.dependencies import Depends, let_cancellation_pass
 from lightbus.handler import Handler, Injected
 from lightbus.middleware import SKIPPED, the_delivery
-from lightbus.outbox.engine import from_asyncpg
-from lightbus.outbox.rows import check_app, check_keep
-from lightbus.outbox.tables import inbox
+from lightbus.outbox.rows import check_app, check_keep, free_name
+from lightbus.outbox.tables import DIALECTS, inbox
 from lightbus.transport import Delivery
 from lightbus.wire import codec
 
@@ -75,7 +74,7 @@ class Inbox:
         check_app(app, "Inbox", "sessions")
         _check_sessions(app.name, sessions)
         self.app = app
-        self.name = "inbox"
+        self.name = free_name(app, "inbox")
         self.is_async = isinstance(sessions, async_sessionmaker)
         self.keep = check_keep(app.name, keep)
         """Seconds."""
@@ -122,10 +121,16 @@ class Inbox:
                 f"{owner} is a sync function, and the sessions of its inbox are async. Pass a sessionmaker to Inbox(), "
                 "or make the handler `async def`."
             )
+        wanted, other = (AsyncSession, Session) if self.is_async else (Session, AsyncSession)
+        for parameter in handler.parameters:
+            if self._depends in typing.get_args(parameter.annotation) and _is_a(parameter.annotation, other):
+                raise errors.InvalidHandler(
+                    f"{owner}: the parameter {parameter.name!r} is annotated with {other.__name__}, and the sessions "
+                    f"of the inbox are of type {wanted.__name__}. Annotate it with {wanted.__name__}."
+                )
 
     def injected(self, annotation: Any) -> Injected | None:
-        wanted = AsyncSession if self.is_async else Session
-        return self._depends if isinstance(annotation, type) and issubclass(annotation, wanted) else None
+        return self._depends if _is_a(annotation, (Session, AsyncSession)) else None  # `check` refuses one of them
 
     def around(self, handler: Handler) -> Handler:
         around = self._around if handler.is_async else self._around_sync
@@ -136,6 +141,7 @@ class Inbox:
 
         async def run(delivery: Delivery) -> Any:
             async with self._sessions() as session, _transaction(session):
+                _refuse_its_end(session.sync_session)
                 statement, row = _claim(session, key, delivery)
                 if not (await session.execute(statement, row)).rowcount:
                     return SKIPPED
@@ -153,6 +159,7 @@ class Inbox:
 
         def run(delivery: Delivery) -> Any:
             with self._sessions() as session, session.begin():
+                _refuse_its_end(session)
                 statement, row = _claim(session, key, delivery)
                 if not session.execute(statement, row).rowcount:
                     return SKIPPED
@@ -186,9 +193,7 @@ class Inbox:
             try:
                 await self.sweep()
                 self.trouble = None
-            except Exception as error:
-                if not (isinstance(error, (SQLAlchemyError, OSError)) or from_asyncpg(error)):
-                    raise
+            except Exception as error:  # noqa: BLE001  # the next sweep does it: no reason to end the worker
                 self.trouble = errors.summary(error)
                 logger.warning(
                     "The inbox of app %r could not be swept: %s. The next sweep is in an hour.",
@@ -203,7 +208,7 @@ class Inbox:
         while more:
             if self.is_async:
                 async with self._sessions() as session, session.begin():
-                    count, more = await session.run_sync(_delete_oldest, before)
+                    count, more = await session.run_sync(_delete_oldest, self.app.name, before)
             else:
                 count, more = await anyio.to_thread.run_sync(self._delete_oldest, before)
             self.deleted += count
@@ -211,7 +216,7 @@ class Inbox:
 
     def _delete_oldest(self, before: float) -> tuple[int, bool]:
         with self._sessions() as session, session.begin():
-            return _delete_oldest(session, before)
+            return _delete_oldest(session, self.app.name, before)
 
     def health(self) -> Mapping[str, Any]:
         return {"error": self.trouble, "deleted": self.deleted}
@@ -227,6 +232,30 @@ def _check_sessions(app: str, sessions: object) -> None:
             f"Inbox({app!r}): sessions={sessions!r} is not a sessionmaker. Pass sessionmaker(engine) for sync "
             "handlers, or async_sessionmaker(engine) for async handlers."
         )
+    dialect = getattr(getattr(sessions.kw.get("bind"), "dialect", None), "name", DIALECTS[0])
+    if dialect not in DIALECTS:
+        raise errors.InvalidOption(
+            f"Inbox({app!r}): the inbox does not know the database {dialect!r}. It knows {', '.join(DIALECTS)}."
+        )
+
+
+def _is_a(annotation: Any, types: Any) -> bool:
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return isinstance(annotation, type) and issubclass(annotation, types)
+
+
+def _refuse_its_end(session: Any) -> None:
+    """The handler must not end the transaction: what follows would not be done again, or would be done twice."""
+    session.commit = session.rollback = _not_in_a_handler
+
+
+def _not_in_a_handler() -> None:
+    raise errors.DependencyError(
+        "session.commit() and session.rollback() do not work in a handler with inbox=: its transaction is committed "
+        "when the handler has returned. Use session.flush() to send statements to the database, and `with "
+        "session.begin_nested():` (`async with` for an AsyncSession) to undo a part."
+    )
 
 
 @contextlib.asynccontextmanager
@@ -263,13 +292,19 @@ def _claim(session: Any, key: str, delivery: Delivery) -> tuple[Any, dict[str, A
         raise errors.DependencyError(
             f"the inbox does not know the database {dialect!r}. It knows {', '.join(_insert)}."
         ) from None
-    return statement, {"handler": key, "message_id": codec.remembered_id(delivery), "handled_at": time.time()}
+    return statement, {"handler": key, "message_id": _id(delivery), "handled_at": time.time()}
 
 
-def _delete_oldest(session: Session, before: float) -> tuple[int, bool]:
+def _id(delivery: Delivery) -> str:
+    """The message's id. Those of other programs may have characters that a database refuses."""
+    found = codec.remembered_id(delivery)
+    return found if found.isprintable() else found.encode("unicode_escape", "surrogatepass").decode()
+
+
+def _delete_oldest(session: Session, app: str, before: float) -> tuple[int, bool]:
     """Delete about `SWEPT` of the ids that were handled before. Returns how many, and whether there are more."""
     handled_at = inbox.c.handled_at
-    old = handled_at < before
+    old = sa.and_(inbox.c.handler.startswith(f"{app}.", autoescape=True), handled_at < before)
     last = session.execute(sa.select(handled_at).where(old).order_by(handled_at).offset(SWEPT).limit(1)).scalar()
-    deleted: Any = session.execute(sa.delete(inbox).where(old if last is None else handled_at <= last))
+    deleted: Any = session.execute(sa.delete(inbox).where(old if last is None else sa.and_(old, handled_at <= last)))
     return deleted.rowcount, last is not None

@@ -10,13 +10,14 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from lightbus import errors
 from lightbus.app import Lightbus
 from lightbus.outbox.engine import EngineStore
 from lightbus.outbox.relay import Relay
 from lightbus.outbox.rows import check_app, new_row
-from lightbus.outbox.tables import OutboxRow, outbox
+from lightbus.outbox.tables import DIALECTS, OutboxRow, outbox
 
 Where = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any] | sa.Connection
 
@@ -72,15 +73,15 @@ class Outbox:
         Raises:
             errors.UnknownEvent, errors.InvalidPayload, errors.InvalidOption: as `app.publish`. Nothing was added.
         """
+        given: Any = where
+        if not isinstance(given, _USABLE):
+            raise errors.InvalidOption(_not_usable(given))
         options = {"headers": headers, "id": id, "correlation_id": correlation_id, "time": time}
         row = attrs.asdict(new_row(self.app, event, delay, options))
-        given: Any = where
-        if isinstance(given, sa.Connection):
-            given.execute(_insert, row)
-        elif isinstance(given, _SESSIONS):
-            given.add(OutboxRow(**row))
+        if isinstance(where, sa.Connection):
+            where.execute(_insert, row)
         else:
-            raise errors.InvalidOption(_not_usable(given))
+            where.add(OutboxRow(**row))
         message_id: str = row["message_id"]
         return message_id
 
@@ -95,9 +96,19 @@ def _check_engine(app: str, engine: object) -> None:
             f"Outbox({app!r}): engine={engine!r} is not an Engine or AsyncEngine. Pass what create_engine() or "
             "create_async_engine() returned."
         )
+    if engine.dialect.name not in DIALECTS:
+        raise errors.InvalidOption(
+            f"Outbox({app!r}): the relay does not know the database {engine.dialect.name!r}. It knows "
+            f"{', '.join(DIALECTS)}."
+        )
+    if isinstance(engine.pool, SingletonThreadPool | StaticPool):
+        raise errors.InvalidOption(
+            f"Outbox({app!r}): the relay needs a connection of its own, and the pool of {str(engine.url)!r} is a "
+            f"{type(engine.pool).__name__}: SQLite in memory has one database a connection. Use a file."
+        )
 
 
-_SESSIONS: Any = (Session, AsyncSession, scoped_session, async_scoped_session)
+_USABLE: Any = (Session, AsyncSession, scoped_session, async_scoped_session, sa.Connection)
 _insert = sa.insert(outbox)
 
 

@@ -22,8 +22,8 @@ import anyio
 from lightbus import errors
 from lightbus.app import Lightbus
 from lightbus.message import Receipt
-from lightbus.outbox.rows import Row
-from lightbus.outbox.store import Depth, Refused, Store, health
+from lightbus.outbox.rows import Row, free_name
+from lightbus.outbox.store import Depth, PerLoop, Refused, Store, health
 from lightbus.transport import Publication
 
 logger = logging.getLogger("lightbus")
@@ -42,6 +42,8 @@ MEASURE = 10.0
 """Seconds between two measurements of the depth."""
 PUBLISH_TIMEOUT = 20.0
 """Seconds, at most, for the confirms of a batch: less than `store.LEASE`."""
+SETTLE = 30.0
+"""Seconds, at most, until the database has noted what was sent. With PUBLISH_TIMEOUT, less than `store.LEASE`."""
 REPEAT = 10.0
 """Seconds between two log records about the same trouble."""
 
@@ -55,7 +57,7 @@ class Relay:
     def __init__(self, app: Lightbus, store: Store, *, batch: int = BATCH, poll: float = POLL) -> None:
         self.app = app
         self.store = store
-        self.name = "outbox"
+        self.name = free_name(app, "outbox")
         self.sent = 0
         """Rows that this relay has sent."""
         self.depth: Depth | None = None
@@ -69,10 +71,11 @@ class Relay:
         self._next_sweep = 0.0
         self._swept = False
         """Whether the last read was from the beginning."""
-        self._sending = 0
-        """Batches that are being sent: more than one only during `drain`."""
         self._next_measurement = 0.0
         self._next_record = 0.0
+        self._next_nack_record = 0.0
+        self._turn = PerLoop(anyio.Lock)
+        """For one batch at a time: `drain` in a test also waits for what the worker is sending."""
         self._idle: anyio.CancelScope | None = None
         self._news: anyio.Event | None = None
 
@@ -89,28 +92,27 @@ class Relay:
             backoff = FIRST_BACKOFF
             while True:
                 ending = stopping.is_set()
-                if ending:
-                    self._next_sweep = 0.0
                 self._news = anyio.Event()
                 more, trouble = False, None
                 try:
-                    more = await self.step()
+                    more = await self.step(sweep=ending)
                     await self._measure()
-                except Exception as group:
-                    trouble = errors.without_groups(group)
-                    if not (isinstance(trouble, errors.LightbusError) or self.store.is_temporary(trouble)):
+                except Exception as error:
+                    if not self._is_temporary(error):
                         raise
+                    trouble = errors.without_groups(error)
                 self._note(trouble)
                 if trouble is None:
                     backoff = FIRST_BACKOFF
                     if ending and not more:
                         break
                     if not more:
-                        await self._wait(self._poll if self._swept else self._next_sweep - time.monotonic())
+                        left = self._poll if self._swept else self._next_sweep - time.monotonic()
+                        await self._wait(min(left, self._poll), stopping)
                 elif ending:
                     break
                 else:
-                    await self._wait(backoff, for_news=False)
+                    await self._wait(backoff, stopping, for_news=False)
                     backoff = min(2 * backoff, LAST_BACKOFF)
             tasks.cancel_scope.cancel()
 
@@ -122,14 +124,20 @@ class Relay:
         Raises:
             errors.PublishError: the broker does not take them.
         """
-        before, self._next_sweep = self.sent, 0.0
-        while await self.step() or not self._swept or self._sending:
-            self._next_sweep = 0.0
-            if self._sending:
-                await anyio.sleep(0.001)
+        before = self.sent
+        while await self.step(sweep=True):
+            pass
         return self.sent - before
 
-    async def _wait(self, seconds: float, *, for_news: bool = True) -> None:
+    def _is_temporary(self, error: BaseException) -> bool:
+        inner = errors.members(error)
+        if inner:
+            return all(map(self._is_temporary, inner))
+        return isinstance(error, errors.LightbusError) or self.store.is_temporary(error)
+
+    async def _wait(self, seconds: float, stopping: anyio.Event, *, for_news: bool = True) -> None:
+        if stopping.is_set():  # `_wake_at_end` has nothing to cancel yet
+            return
         with anyio.move_on_after(seconds) as self._idle:
             if for_news and self._news is not None:
                 await self._news.wait()
@@ -143,14 +151,17 @@ class Relay:
 
     async def _listen(self) -> None:
         """Wake the relay when rows are committed. Where that is not possible, it looks every `POLL` seconds."""
+        backoff = FIRST_BACKOFF
         while True:
             with contextlib.suppress(Exception):  # the database does not answer: the relay itself reports that
                 async with contextlib.aclosing(self.store.notifications()) as notifications:
                     async for _ in notifications:
+                        backoff = FIRST_BACKOFF
                         if self._news is not None:
                             self._news.set()
                     return
-            await anyio.sleep(LAST_BACKOFF)
+            await anyio.sleep(backoff)
+            backoff = min(2 * backoff, LAST_BACKOFF)
 
     def _note(self, trouble: BaseException | None) -> None:
         if trouble is None:
@@ -168,6 +179,19 @@ class Relay:
                 self.trouble.rstrip("."),
             )
 
+    def _note_nack(self, row: Row, error: Exception) -> None:
+        now = time.monotonic()
+        if now >= self._next_nack_record:
+            self._next_nack_record = now + REPEAT
+            logger.warning(
+                "The broker does not take event %r (id %s) now. It waits in the outbox, and is tried again within "
+                "%g s: %s",
+                row.event,
+                row.message_id,
+                LAST_RETRY,
+                error,
+            )
+
     async def _measure(self) -> None:
         now = time.monotonic()
         if now < self._next_measurement:
@@ -178,21 +202,21 @@ class Relay:
 
     # --- one batch
 
-    async def step(self) -> bool:
+    async def step(self, *, sweep: bool = False) -> bool:
         """Send one batch. Returns whether there was one.
+
+        Args:
+            sweep: read from the beginning, though the last sweep was a moment ago.
 
         Raises:
             errors.PublishError: the broker does not take them. They are still in the outbox.
         """
-        self._sending += 1
-        try:
-            return await self._step()
-        finally:
-            self._sending -= 1
+        async with self._turn.get():
+            return await self._step(sweep)
 
-    async def _step(self) -> bool:
+    async def _step(self, sweep: bool) -> bool:
         began = time.monotonic()
-        self._swept = began >= self._next_sweep
+        self._swept = sweep or began >= self._next_sweep
         async with self.store.claim(self._batch, 0 if self._swept else self._last) as batch:
             if self._swept:
                 self._next_sweep = began + (time.monotonic() - began) / SHARE
@@ -200,7 +224,8 @@ class Relay:
             if not rows:
                 return False
             sent, refused, trouble = await self._send(rows)
-            await batch.settle(sent, refused)
+            with anyio.fail_after(SETTLE, shield=True):  # cancelled, all that was confirmed would be sent again
+                await batch.settle(sent, refused)
         self._last = max((row.id for row in rows if not row.attempts), default=self._last)
         self.sent += len(sent)
         if trouble is not None:
@@ -220,16 +245,11 @@ class Relay:
                 case Exception() if isinstance(outcome, _TROUBLE):
                     trouble = outcome
                 case errors.PublishRefused():
-                    refused[row.id] = Refused(str(outcome), None)
-                    logger.error(
-                        "The broker refuses event %r (id %s), so it is set aside: %s Next: lightbus outbox list.",
-                        row.event,
-                        row.message_id,
-                        outcome,
-                    )
+                    refused[row.id] = _set_aside(row, f"The broker refuses it: {outcome}")
                 case _:  # PublishNacked
                     wait = min(LAST_RETRY, 2.0 ** min(row.attempts, 10))
                     refused[row.id] = Refused(str(outcome), time.time() + wait)
+                    self._note_nack(row, outcome)
         return sent, refused, trouble
 
     async def _publish(self, rows: Sequence[Row], refused: dict[int, Refused]) -> list[tuple[Row, Receipt | Exception]]:
@@ -239,7 +259,7 @@ class Relay:
             try:
                 publication, level = row.publication()
             except ValueError as error:  # not written by this version of Lightbus
-                refused[row.id] = Refused(f"the row cannot be read: {error}", None)
+                refused[row.id] = _set_aside(row, f"Row {row.id} cannot be sent: {error}")
                 continue
             if level is None:
                 at_once.append((row, publication))
@@ -269,3 +289,10 @@ class Relay:
                     results = [error] * len(at_once)
                 outcomes += zip([row for row, _ in at_once], results, strict=True)
         return outcomes
+
+
+def _set_aside(row: Row, why: str) -> Refused:
+    logger.error(
+        "Event %r (id %s) is set aside in the outbox. %s Next: lightbus outbox list.", row.event, row.message_id, why
+    )
+    return Refused(why, None)

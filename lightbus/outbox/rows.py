@@ -65,13 +65,24 @@ class Row:
         Raises:
             ValueError: the row cannot be read.
         """
-        message = Publication(self.app, self.event, self.body, decode_table(self.properties))
+        try:
+            properties = decode_table(self.properties)
+            _ = properties["message_id"], properties["headers"].keys()
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, OSError) as error:
+            raise ValueError(f"its properties cannot be read: {errors.summary(error)}") from error
+        message = Publication(self.app, self.event, self.body, properties)
         if not self.delay:
             return message, None
         left = min(self.delay, math.ceil(self.added_at + self.delay - time.time()))
         if left <= 0:
             return message, None
         return topology.delayed(message, left)
+
+
+def free_name(app: Lightbus, name: str) -> str:
+    """A service's name, which no other service of the app has: `outbox`, then `outbox-2`."""
+    taken = {service.name for service in app.services}
+    return next(one for one in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if one not in taken)
 
 
 def check_app(app: object, owner: str, second: str) -> None:

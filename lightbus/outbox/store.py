@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
+from anyio.lowlevel import RunVar
 
 from lightbus.outbox.rows import Row
+
+T = TypeVar("T")
 
 CHANNEL = "lightbus_outbox"
 """Of NOTIFY, on PostgreSQL."""
@@ -100,6 +103,22 @@ class Store(Protocol):
     def describe(self, error: BaseException) -> str:
         """The error in one line; with the next step, where the table is missing."""
         ...
+
+
+class PerLoop(Generic[T]):
+    """An object for each event loop: a lock or a limiter works in one only, and an outbox outlives it."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made = RunVar[T](f"lightbus_outbox_{id(self)}")
+
+    def get(self) -> T:
+        try:
+            return self._made.get()
+        except LookupError:
+            made = self._make()
+            self._made.set(made)
+            return made
 
 
 def health(depth: Depth | None) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.databases import POSTGRES, SQLITE, Database, opened
 
 
 @pytest.fixture
@@ -27,3 +30,14 @@ def url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty broker, of each kind that several processes can use."""
     found: str = request.getfixturevalue(f"{request.param}_url")
     return found
+
+
+@pytest.fixture(
+    params=[*SQLITE, *(pytest.param(driver, marks=pytest.mark.postgres) for driver in POSTGRES)],
+)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database with the tables of the outbox and the inbox, for each driver."""
+    driver: str = request.param
+    url = request.getfixturevalue("postgres_url") if driver in POSTGRES else f"sqlite:///{tmp_path}/data.db"
+    with opened(driver, url) as database:
+        yield database

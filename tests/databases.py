@@ -1,0 +1,130 @@
+"""Databases for tests of the outbox and the inbox: each database and driver, behind the same few calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import attrs
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
+
+from lightbus.outbox import metadata
+
+ASYNC = {"aiosqlite", "psycopg_async", "asyncpg"}
+SQLITE = ["pysqlite", "aiosqlite"]
+POSTGRES = ["psycopg", "psycopg_async", "asyncpg"]
+BUSY = {"timeout": 60}
+"""Seconds that SQLite waits for another writer, on a busy machine."""
+
+entries = sa.Table("entries", sa.MetaData(), sa.Column("name", sa.String(50), nullable=False))
+"""What handlers and transactions of tests write beside the outbox."""
+
+
+@attrs.frozen
+class Database:
+    """A database with both tables, and `entries`."""
+
+    driver: str
+    url: sa.URL
+    """For the driver."""
+    admin: sa.Engine
+    """A sync engine, for what the test itself looks up."""
+
+    @property
+    def is_async(self) -> bool:
+        return self.driver in ASYNC
+
+    @property
+    def is_postgres(self) -> bool:
+        return self.driver in POSTGRES
+
+    def engine(self, **options: Any) -> Any:
+        """An Engine or an AsyncEngine. `dispose` it."""
+        if not self.is_postgres:
+            options["connect_args"] = BUSY
+        return create_async_engine(self.url, **options) if self.is_async else sa.create_engine(self.url, **options)
+
+    def sessions(self, engine: Any) -> Any:
+        return async_sessionmaker(engine) if self.is_async else sessionmaker(engine)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, engine: Any, sessions: Any = None) -> AsyncGenerator[Any]:
+        """A session in a transaction, which is committed at the end."""
+        if self.is_async:
+            async with (sessions or self.sessions(engine)).begin() as session:
+                yield session
+        else:
+            with (sessions or self.sessions(engine)).begin() as session:
+                yield session
+
+    def rows(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+        with self.admin.begin() as connection:
+            return [tuple(row) for row in connection.execute(sa.text(statement), values)]
+
+    def execute(self, statement: str, **values: Any) -> None:
+        with self.admin.begin() as connection:
+            connection.execute(sa.text(statement), values)
+
+    def waiting(self) -> int:
+        """How many rows the outbox has."""
+        return int(self.rows("SELECT count(*) FROM lightbus_outbox")[0][0])
+
+    def entries(self) -> list[str]:
+        return [name for (name,) in self.rows("SELECT name FROM entries ORDER BY name")]
+
+    def handled(self) -> list[tuple[str, str]]:
+        """(handler, message id) of the inbox."""
+        return [(one, two) for one, two in self.rows("SELECT handler, message_id FROM lightbus_inbox ORDER BY 1, 2")]
+
+
+@contextlib.contextmanager
+def opened(driver: str, url: str) -> Any:
+    """
+    Args:
+        url: of an empty database, for a sync driver.
+    """
+    admin = sa.create_engine(url, connect_args={} if driver in POSTGRES else BUSY)
+    metadata.create_all(admin)
+    entries.metadata.create_all(admin)
+    scheme = {"pysqlite": "sqlite", "aiosqlite": "sqlite+aiosqlite", "psycopg_async": "postgresql+psycopg"}
+    parsed = sa.make_url(url).set(drivername=scheme.get(driver, f"postgresql+{driver}"))
+    yield Database(driver, parsed, admin)
+    admin.dispose()
+
+
+async def dispose(*engines: Any) -> None:
+    for engine in engines:
+        if isinstance(engine, AsyncEngine):
+            await engine.dispose()
+        else:
+            engine.dispose()
+
+
+@contextlib.contextmanager
+def lost_connections_reported() -> Iterator[None]:
+    """asyncpg reports a connection whose `connect` was cancelled to the event loop's handler, and the test would fail:
+    "unexpected connection_lost() call".
+    """
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if "unexpected connection_lost()" not in str(context.get("exception")):
+            (before or asyncio.AbstractEventLoop.default_exception_handler)(loop, context)
+
+    loop.set_exception_handler(handle)
+    try:
+        yield
+    finally:
+        gc.collect()  # it is reported when the future is deleted
+        loop.set_exception_handler(before)
+
+
+def checked_out(engine: Any) -> int:
+    """How many connections of its pool are in use."""
+    return int(engine.pool.checkedout())
