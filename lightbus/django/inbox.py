@@ -20,9 +20,8 @@ from lightbus.app import Lightbus
 from lightbus.django.database import as_in_a_request, atomic, check_database, model
 from lightbus.handler import Handler, Injected
 from lightbus.middleware import SKIPPED, the_delivery
-from lightbus.outbox.rows import INBOX, check_app, check_keep
+from lightbus.outbox.rows import INBOX, check_app, check_keep, free_name, message_id_of
 from lightbus.transport import Delivery
-from lightbus.wire import codec
 
 logger = logging.getLogger("lightbus")
 
@@ -63,7 +62,7 @@ class Inbox:
         check_database(f"Inbox({app.name!r})", using)
         self.app = app
         self.using = using
-        self.name = "inbox"
+        self.name = free_name(app, "inbox")
         self.keep = check_keep(app.name, keep)
         """Seconds."""
         self.deleted = 0
@@ -102,7 +101,7 @@ class Inbox:
         def once(delivery: Delivery, kept: bool) -> Any:
             with atomic(using=self.using):
                 try:
-                    is_new = self._insert(key, codec.remembered_id(delivery))
+                    is_new = self._insert(key, message_id_of(delivery))
                 except Error as error:
                     if kept and not connections[self.using].is_usable():
                         raise _ConnectionLost from error
@@ -159,7 +158,7 @@ class Inbox:
             try:
                 await self.sweep()
                 self.trouble = None
-            except (Error, OSError) as error:
+            except Exception as error:  # noqa: BLE001  # the next sweep does it: no reason to end the worker
                 self.trouble = errors.summary(error)
                 logger.warning(
                     "The inbox of app %r could not be swept: %s. The next sweep is in an hour.",
@@ -179,7 +178,8 @@ class Inbox:
     def _delete_oldest(self, before: float) -> tuple[int, bool]:
         """Delete about `SWEPT` of the ids that were handled before. Returns how many, and whether there are more."""
         try:
-            old = model("InboxRow").objects.using(self.using).filter(handled_at__lt=before)
+            ours = model("InboxRow").objects.using(self.using).filter(handler__startswith=f"{self.app.name}.")
+            old = ours.filter(handled_at__lt=before)
             last = old.order_by("handled_at").values_list("handled_at", flat=True)[SWEPT : SWEPT + 1].first()
             count, _ = (old if last is None else old.filter(handled_at__lte=last)).delete()
             return count, last is not None

@@ -232,10 +232,11 @@ class _Claim:
         self._leased = [row.id for row in rows]
         return rows
 
-    def _read(self, limit: int, *queries: Any) -> list[Row]:
+    def _read(self, limit: int, again: Any, new: Any) -> list[Row]:
+        """Retries are half of them at most, so that new rows do not wait for a full queue."""
         rows: list[Row] = []
-        for query in queries:
-            found = [Row(**row) for row in query[: limit - len(rows)].values(*_COLUMNS)]
+        for query, most in ((again, max(1, limit // 2)), (new, limit)):
+            found = [Row(**row) for row in query[: min(most, limit - len(rows))].values(*_COLUMNS)]
             rows += sorted(found, key=lambda row: row.id)
             if len(rows) >= limit:
                 break
@@ -248,7 +249,7 @@ class _Claim:
             self._rows.filter(id__in=sent).delete()
         for id_, one in refused.items():
             self._rows.filter(id=id_).update(
-                error=one.error,
+                error=one.error.replace("\0", ""),  # PostgreSQL's text has none
                 attempts=F("attempts") + 1,
                 state=SET_ASIDE if one.retry_at is None else WAITING,
                 due=one.retry_at or 0,

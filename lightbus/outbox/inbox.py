@@ -25,10 +25,9 @@ from lightbus.app import Lightbus
 from lightbus.dependencies import Depends, let_cancellation_pass
 from lightbus.handler import Handler, Injected
 from lightbus.middleware import SKIPPED, the_delivery
-from lightbus.outbox.rows import check_app, check_keep, free_name
+from lightbus.outbox.rows import check_app, check_keep, free_name, message_id_of
 from lightbus.outbox.tables import DIALECTS, inbox
 from lightbus.transport import Delivery
-from lightbus.wire import codec
 
 logger = logging.getLogger("lightbus")
 
@@ -292,13 +291,7 @@ def _claim(session: Any, key: str, delivery: Delivery) -> tuple[Any, dict[str, A
         raise errors.DependencyError(
             f"the inbox does not know the database {dialect!r}. It knows {', '.join(_insert)}."
         ) from None
-    return statement, {"handler": key, "message_id": _id(delivery), "handled_at": time.time()}
-
-
-def _id(delivery: Delivery) -> str:
-    """The message's id. Those of other programs may have characters that a database refuses."""
-    found = codec.remembered_id(delivery)
-    return found if found.isprintable() else found.encode("unicode_escape", "surrogatepass").decode()
+    return statement, {"handler": key, "message_id": message_id_of(delivery), "handled_at": time.time()}
 
 
 def _delete_oldest(session: Session, app: str, before: float) -> tuple[int, bool]:

@@ -11,9 +11,9 @@ import attrs
 
 from lightbus import errors, options
 from lightbus.app import Lightbus
-from lightbus.transport import Publication
+from lightbus.transport import Delivery, Publication
 from lightbus.transport.sqlite.tables import decode_table, encode_properties
-from lightbus.wire import topology
+from lightbus.wire import codec, topology
 
 OUTBOX = "lightbus_outbox"
 """The table of events that wait to be sent."""
@@ -77,6 +77,12 @@ class Row:
         if left <= 0:
             return message, None
         return topology.delayed(message, left)
+
+
+def message_id_of(delivery: Delivery) -> str:
+    """The id for the inbox. Those of other programs may have characters that a database refuses."""
+    found = codec.remembered_id(delivery)
+    return found if found.isprintable() else found.encode("unicode_escape", "surrogatepass").decode()
 
 
 def free_name(app: Lightbus, name: str) -> str:

@@ -547,9 +547,23 @@ def test_old_ids_are_swept(database: None, shop: Lightbus, monkeypatch: pytest.M
     for number in range(7):
         age = 7200 + number if number < 5 else 60
         rows("INSERT INTO lightbus_inbox VALUES ('shop.bill', %s, %s)", str(number), time.time() - age)
+    rows("INSERT INTO lightbus_inbox VALUES ('billing.bill', 'of another app', %s)", time.time() - 7200)
     assert anyio.run(inbox.sweep) == 5
-    assert rows("SELECT message_id FROM lightbus_inbox ORDER BY message_id") == [("5",), ("6",)]
+    assert rows("SELECT message_id FROM lightbus_inbox ORDER BY message_id") == [("5",), ("6",), ("of another app",)]
     assert inbox.health() == {"error": None, "deleted": 5}
+
+
+def test_retries_are_half_of_a_batch_at_most(database: None, shop: Lightbus) -> None:
+    outbox = Outbox(shop)
+    for number in range(8):
+        outbox.add(OrderPlaced(number=number))
+    rows("UPDATE lightbus_outbox SET due = 1, attempts = 1 WHERE id <= (SELECT min(id) + 5 FROM lightbus_outbox)")
+
+    async def attempts() -> list[int]:
+        async with outbox.relay.store.claim(4, 0) as batch:
+            return sorted(row.attempts for row in batch.rows)
+
+    assert anyio.run(attempts) == [0, 0, 1, 1]
 
 
 # --- what is refused --------------------------------------------------------------------------
