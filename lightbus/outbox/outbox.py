@@ -42,11 +42,23 @@ class Outbox:
         if engine is not None:
             _check_engine(app.name, engine)
         self.app = app
-        self.relay: Relay | None = None
-        """Sends the events; None without an engine."""
+        self._relay: Relay | None = None
         if engine is not None:
-            self.relay = Relay(app, EngineStore(app.name, engine))
-            app.services.append(self.relay)
+            self._relay = Relay(app, EngineStore(app.name, engine))
+            app.services.append(self._relay)
+
+    @property
+    def relay(self) -> Relay:
+        """Sends the events: `await outbox.relay.drain()` sends those that wait now.
+
+        Raises:
+            errors.InvalidOption: the outbox has no engine.
+        """
+        if self._relay is None:
+            raise errors.InvalidOption(
+                f"app {self.app.name!r}: this outbox has no engine, so it has no relay. Pass one: Outbox(app, engine)."
+            )
+        return self._relay
 
     def add(
         self,
