@@ -173,7 +173,7 @@ class DjangoStore:
 
     def describe(self, error: BaseException) -> str:
         if isinstance(error, Error):
-            text = errors.summary(error.__cause__ or error).strip()
+            text = errors.summary(error.__cause__ or error).strip().partition("\n")[0]
             if isinstance(error, (ProgrammingError, OperationalError)) and OUTBOX in text:
                 return f"{text}. Create the tables: manage.py migrate lightbus --database {self.using}"
             return text
