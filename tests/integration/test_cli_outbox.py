@@ -365,7 +365,7 @@ def test_an_app_without_an_outbox_is_an_error_with_the_next_step(folder: Path, c
         2,
         "",
         "Error: app 'bare' has no outbox with a database. Create one where the app is imported from: "
-        "outbox = Outbox(app, engine)\n",
+        "outbox = Outbox(app, engine), or with Django Outbox(app).\n",
     )
 
 
