@@ -14,7 +14,7 @@ from tests.patience import wait_until
 
 pytestmark = pytest.mark.anyio
 
-APPS = 200
+APPS = 60
 
 
 def _used(broker_url: str) -> Lightbus:
