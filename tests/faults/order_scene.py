@@ -65,11 +65,11 @@ class OrderRow:
         return recovery(self.recoveries)
 
     def check(self) -> None:
+        assert not self.dead, f"{self.fault}: {self.dead} dead letters"  # first: their orders have no invoice
         for what in ("lost", "twice", "phantoms"):
             found: set[str] = getattr(self, what)
             assert not found, f"{self.fault}: {what}: {len(found)} orders: {sorted(found)[:20]}"
         assert not self.skipped["unexplained"], f"{self.fault}: {self.skipped} skipped"
-        assert not self.dead, f"{self.fault}: {self.dead} dead letters"
         assert self.orders == self.invoices
         assert self.orders, f"{self.fault}: no order was committed, so nothing was tested"
 
@@ -210,6 +210,11 @@ class OrderScene(Scene):
     def invoiced(self, id: str) -> bool:
         return self.count(sa.select(sa.func.count()).select_from(Invoice).where(Invoice.order_id == id)) > 0
 
+    def look_for_deadlocks(self, after: str) -> None:
+        """PostgreSQL looks for a deadlock after a second. With many of them, all handlers would mostly wait."""
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER DATABASE {self.engine.url.database} SET deadlock_timeout = '{after}'")
+
     # --- the result
 
     def recoveries(self) -> list[float]:
@@ -242,9 +247,8 @@ class OrderScene(Scene):
         assert orders <= tried, "bug in the harness: an order that was never tried"
         assert not self.ledger.ids(ROLLED_BACK) & orders, "PostgreSQL has kept orders that were rolled back"
         assert not left, f"{len(left)} rows are left in the outbox: {left[:5]}"
-        assert total == expected, f"handlers have counted {total}, and should have {expected}"
         sent = self._tapped()
-        return OrderRow(
+        row = OrderRow(
             fault=fault,
             times=times,
             orders=len(orders),
@@ -259,12 +263,17 @@ class OrderScene(Scene):
             recoveries=self.recoveries() if recoveries is None else recoveries,
             note=note,
         )
+        if not row.lost and not row.twice:
+            assert total == expected, f"handlers have counted {total}, and should have {expected}"
+        return row
 
     def _skipped(self, sent: Counter[str]) -> Counter[str]:
         reasons: Counter[str] = Counter()
+        # A worker that was stopped still has the first copies, which the broker has given to another one meanwhile.
+        second = {entry.id for entry in self.ledger.entries(HANDLED) if entry.fields[1] == "1"}
         for entry in self.ledger.entries(SKIPPED):
             _, redelivered, attempt = entry.fields
-            if redelivered == "1":
+            if redelivered == "1" or entry.id in second:
                 reasons["redelivered"] += 1
             elif int(attempt) > 1:
                 reasons["retried"] += 1

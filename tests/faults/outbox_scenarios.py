@@ -179,9 +179,10 @@ def placer_killed(stage: Stage, *, times: int, orders: int) -> OrderRow:
 
 def handlers_deadlock(stage: Stage, *, how: str, orders: int) -> OrderRow:
     with OrderScene(stage) as scene:
+        scene.look_for_deadlocks("20ms")
         worker = scene.billing(how)
         scene.relay()
-        scene.placer("--do", "deadlock", "--share", "0.3")
+        scene.placer("--do", "deadlock", "--share", "0.1")
         for _ in scene.rounds(1, orders):
             pass
         scene.settle()
