@@ -38,8 +38,9 @@ FIRST_SWEEP = 60.0
 SWEPT = 5_000
 """Rows that one statement of a sweep deletes."""
 
-_current: ContextVar[Any] = ContextVar("lightbus_inbox_session")
-"""The session of the handler that runs."""
+
+_current: ContextVar[tuple[Any, Any]] = ContextVar("lightbus_inbox_session")
+"""The inbox of the handler that runs, and its session."""
 
 
 class Inbox:
@@ -91,12 +92,12 @@ class Inbox:
         Raises:
             errors.DependencyError: no handler with this inbox runs.
         """
-        try:
-            return _current.get()
-        except LookupError:
+        inbox, session = _current.get((None, None))
+        if inbox is not self:
             raise errors.DependencyError(
-                f"app {self.app.name!r}: the inbox has no session here. Its handlers have: @app.on(..., inbox=inbox)."
-            ) from None
+                f"app {self.app.name!r}: this inbox has no session here. Its handlers have: @app.on(..., inbox=inbox)."
+            )
+        return session
 
     # --- what `@app.on` calls
 
@@ -144,7 +145,7 @@ class Inbox:
                 statement, row = _claim(session, key, delivery)
                 if not (await session.execute(statement, row)).rowcount:
                     return SKIPPED
-                before = _current.set(session)
+                before = _current.set((self, session))
                 try:
                     return await function(*arguments(delivery))
                 finally:
@@ -162,7 +163,7 @@ class Inbox:
                 statement, row = _claim(session, key, delivery)
                 if not session.execute(statement, row).rowcount:
                     return SKIPPED
-                before = _current.set(session)
+                before = _current.set((self, session))
                 try:
                     returned = function(*arguments(delivery))
                 finally:

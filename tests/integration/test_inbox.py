@@ -420,8 +420,19 @@ async def test_a_dependency_gets_the_session_of_the_transaction(billing: Billing
     assert len({id(one) for one in seen}) == 2
     assert billing.database.entries() == ["customer"]
     assert billing.database.handled() == [("billing.bill", "a"), ("billing.without", "a")]
-    with pytest.raises(errors.DependencyError, match="the inbox has no session here"):
+    with pytest.raises(errors.DependencyError, match="this inbox has no session here"):
         inbox.session()
+
+
+async def test_the_session_of_another_inbox_is_refused(billing: Billing) -> None:
+    """It would be a session of another database, or of another transaction."""
+    other = Inbox(billing.app, billing.database.sessions(billing.engine))
+    billing.on(lambda session, message: other.session() and None, retry=Retry.none())
+    async with billing.running():
+        await billing.publish(1)
+        await eventually(billing.kinds, ["dead"])
+    assert "this inbox has no session here" in str(billing.outcomes[-1].error)
+    assert billing.database.entries() == []
 
 
 async def test_events_that_a_handler_adds_to_the_outbox_commit_with_it(billing: Billing) -> None:
