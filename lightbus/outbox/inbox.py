@@ -38,6 +38,8 @@ FIRST_SWEEP = 60.0
 SWEPT = 5_000
 """Rows that one statement of a sweep deletes."""
 
+ROLLBACK = 10.0
+"""Seconds for the rollback of an async handler that has failed, at most. After it, the connection is closed."""
 
 _current: ContextVar[tuple[Any, Any]] = ContextVar("lightbus_inbox_session")
 """The inbox of the handler that runs, and its session."""
@@ -267,7 +269,7 @@ async def _transaction(session: Any) -> AsyncGenerator[None]:
     except BaseException as error:
         if not isinstance(error, Exception):
             await let_cancellation_pass()
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(ROLLBACK, shield=True):
             await transaction.rollback()
         raise
     await transaction.commit()
