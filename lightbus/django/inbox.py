@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -20,24 +19,16 @@ from lightbus.app import Lightbus
 from lightbus.django.database import as_in_a_request, atomic, check_database, model
 from lightbus.handler import Handler, Injected
 from lightbus.middleware import SKIPPED, the_delivery
-from lightbus.outbox.rows import INBOX, check_app, check_keep, free_name, message_id_of
+from lightbus.outbox.rows import INBOX, check_app, message_id_of
+from lightbus.outbox.sweep import KEEP, SWEPT, Sweep
 from lightbus.transport import Delivery
-
-logger = logging.getLogger("lightbus")
-
-KEEP = timedelta(days=7)
-SWEEP = 3600.0
-"""Seconds between two sweeps."""
-FIRST_SWEEP = 60.0
-SWEPT = 5_000
-"""Rows that one statement of a sweep deletes."""
 
 
 class _ConnectionLost(Exception):
     """Before the handler ran, on a connection that an earlier event has left open."""
 
 
-class Inbox:
+class Inbox(Sweep):
     """The inbox of an app: `@app.on("order.placed", inbox=inbox)`, for sync handlers.
 
     The handler runs in `transaction.atomic`, which begins with the id of the event, in the table `lightbus_inbox`, and
@@ -60,15 +51,8 @@ class Inbox:
         """
         check_app(app, "Inbox", 'using="default"')
         check_database(f"Inbox({app.name!r})", using)
-        self.app = app
+        super().__init__(app, keep)
         self.using = using
-        self.name = free_name(app, "inbox")
-        self.keep = check_keep(app.name, keep)
-        """Seconds."""
-        self.deleted = 0
-        """Rows that the sweeps of this process have deleted."""
-        self.trouble: str | None = None
-        """Why the last sweep failed."""
         app.services.append(self)
 
     # --- what `@app.on` calls
@@ -144,39 +128,12 @@ class Inbox:
             cursor.execute(statement, (key, message_id, time.time()))
             return bool(cursor.rowcount)
 
-    # --- as a service
+    # --- the sweep
 
-    async def run(self, stopping: anyio.Event) -> None:
-        """Delete the ids that are older than `keep`, every hour."""
-        seconds = FIRST_SWEEP
-        while True:
-            with anyio.move_on_after(seconds):
-                await stopping.wait()
-            if stopping.is_set():
-                return
-            seconds = SWEEP
-            try:
-                await self.sweep()
-                self.trouble = None
-            except Exception as error:  # noqa: BLE001  # the next sweep does it: no reason to end the worker
-                self.trouble = errors.summary(error)
-                logger.warning(
-                    "The inbox of app %r could not be swept: %s. The next sweep is in an hour.",
-                    self.app.name,
-                    self.trouble,
-                )
-
-    async def sweep(self) -> int:
-        """Delete the ids that are older than `keep`, 5,000 at a time. Returns how many."""
-        before, at_start = time.time() - self.keep, self.deleted
-        more = True
-        while more:
-            count, more = await anyio.to_thread.run_sync(self._delete_oldest, before)
-            self.deleted += count
-        return self.deleted - at_start
+    async def delete_oldest(self, before: float) -> tuple[int, bool]:
+        return await anyio.to_thread.run_sync(self._delete_oldest, before)
 
     def _delete_oldest(self, before: float) -> tuple[int, bool]:
-        """Delete about `SWEPT` of the ids that were handled before. Returns how many, and whether there are more."""
         try:
             ours = model("InboxRow").objects.using(self.using).filter(handler__startswith=f"{self.app.name}.")
             old = ours.filter(handled_at__lt=before)
@@ -185,6 +142,3 @@ class Inbox:
             return count, last is not None
         finally:
             connections[self.using].close()
-
-    def health(self) -> Mapping[str, Any]:
-        return {"error": self.trouble, "deleted": self.deleted}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import time
 import typing
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -25,18 +24,10 @@ from lightbus.app import Lightbus
 from lightbus.dependencies import Depends, let_cancellation_pass
 from lightbus.handler import Handler, Injected
 from lightbus.middleware import SKIPPED, the_delivery
-from lightbus.outbox.rows import check_app, check_keep, free_name, message_id_of
+from lightbus.outbox.rows import check_app, message_id_of
+from lightbus.outbox.sweep import KEEP, SWEPT, Sweep
 from lightbus.outbox.tables import DIALECTS, inbox
 from lightbus.transport import Delivery
-
-logger = logging.getLogger("lightbus")
-
-KEEP = timedelta(days=7)
-SWEEP = 3600.0
-"""Seconds between two sweeps."""
-FIRST_SWEEP = 60.0
-SWEPT = 5_000
-"""Rows that one statement of a sweep deletes."""
 
 ROLLBACK = 10.0
 """Seconds for the rollback of an async handler that has failed, at most. After it, the connection is closed."""
@@ -45,7 +36,7 @@ _current: ContextVar[tuple[Any, Any]] = ContextVar("lightbus_inbox_session")
 """The inbox of the handler that runs, and its session."""
 
 
-class Inbox:
+class Inbox(Sweep):
     """The inbox of an app: `@app.on("order.placed", inbox=inbox)`.
 
     The handler runs in a transaction that begins with the id of the event, in the table `lightbus_inbox`, and is
@@ -75,15 +66,8 @@ class Inbox:
         """
         check_app(app, "Inbox", "sessions")
         _check_sessions(app.name, sessions)
-        self.app = app
-        self.name = free_name(app, "inbox")
+        super().__init__(app, keep)
         self.is_async = isinstance(sessions, async_sessionmaker)
-        self.keep = check_keep(app.name, keep)
-        """Seconds."""
-        self.deleted = 0
-        """Rows that the sweeps of this process have deleted."""
-        self.trouble: str | None = None
-        """Why the last sweep failed."""
         self._sessions: Any = sessions
         self._depends = Depends(self.session)
         app.services.append(self)
@@ -181,47 +165,16 @@ class Inbox:
 
         return run
 
-    # --- as a service
-
-    async def run(self, stopping: anyio.Event) -> None:
-        """Delete the ids that are older than `keep`, every hour."""
-        seconds = FIRST_SWEEP
-        while True:
-            with anyio.move_on_after(seconds):
-                await stopping.wait()
-            if stopping.is_set():
-                return
-            seconds = SWEEP
-            try:
-                await self.sweep()
-                self.trouble = None
-            except Exception as error:  # noqa: BLE001  # the next sweep does it: no reason to end the worker
-                self.trouble = errors.summary(error)
-                logger.warning(
-                    "The inbox of app %r could not be swept: %s. The next sweep is in an hour.",
-                    self.app.name,
-                    self.trouble,
-                )
-
-    async def sweep(self) -> int:
-        """Delete the ids that are older than `keep`, 5,000 at a time. Returns how many."""
-        before, at_start = time.time() - self.keep, self.deleted
-        more = True
-        while more:
-            if self.is_async:
-                async with self._sessions() as session, session.begin():
-                    count, more = await session.run_sync(_delete_oldest, self.app.name, before)
-            else:
-                count, more = await anyio.to_thread.run_sync(self._delete_oldest, before)
-            self.deleted += count
-        return self.deleted - at_start
+    async def delete_oldest(self, before: float) -> tuple[int, bool]:
+        if self.is_async:
+            async with self._sessions() as session, session.begin():
+                found: tuple[int, bool] = await session.run_sync(_delete_oldest, self.app.name, before)
+                return found
+        return await anyio.to_thread.run_sync(self._delete_oldest, before)
 
     def _delete_oldest(self, before: float) -> tuple[int, bool]:
         with self._sessions() as session, session.begin():
             return _delete_oldest(session, self.app.name, before)
-
-    def health(self) -> Mapping[str, Any]:
-        return {"error": self.trouble, "deleted": self.deleted}
 
 
 def _check_sessions(app: str, sessions: object) -> None:

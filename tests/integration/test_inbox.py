@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import Session, sessionmaker
 
 from lightbus import Depends, Lightbus, Message, Outcome, Retry, errors
-from lightbus.outbox import Inbox, Outbox
+from lightbus.outbox import Inbox, Outbox, sweep
 from lightbus.outbox import inbox as inboxes
 from lightbus.worker.worker import serve
 from tests.bus import Bus, OrderPlaced, dead_letters, declare, eventually, publish_plainly, reason, running, stranger
@@ -522,8 +522,8 @@ async def test_a_sweep_deletes_what_is_older_than_keep(billing: Billing, monkeyp
 async def test_a_worker_sweeps_and_a_sweep_that_fails_does_not_end_it(
     billing: Billing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(inboxes, "FIRST_SWEEP", 0.01)
-    monkeypatch.setattr(inboxes, "SWEEP", 0.01)
+    monkeypatch.setattr(sweep, "FIRST_SWEEP", 0.01)
+    monkeypatch.setattr(sweep, "SWEEP", 0.01)
     insert = "INSERT INTO lightbus_inbox VALUES ('billing.bill', 'a', 0)"
     billing.database.execute(insert)
     stopping = anyio.Event()

@@ -100,7 +100,7 @@ INNER_ORDER = {
         "dispatcher",
     ],
     "dead_letters": ["letter", "queue", "actions"],
-    "outbox": ["rows", "store", "relay", "tables", "statements", "engine", "outbox", "inbox", "examination"],
+    "outbox": ["rows", "store", "relay", "tables", "statements", "engine", "sweep", "outbox", "inbox", "examination"],
     "django": [
         "database",
         "store",

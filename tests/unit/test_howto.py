@@ -20,7 +20,7 @@ from lightbus import Lightbus, Message, Reject, Retry, app, errors, handler, pyd
 from lightbus.connection import address
 from lightbus.consuming import failure
 from lightbus.handler import Handler
-from lightbus.outbox import inbox, relay, store
+from lightbus.outbox import relay, store, sweep
 from lightbus.retry import DeadLetter, RetryIn
 from lightbus.testing import TestBus
 from lightbus.wire.codec import MAX_BODY_BYTES
@@ -85,7 +85,7 @@ def seconds(figure: float) -> str:
             "outbox",
             f"again after {relay.FIRST_BACKOFF:g} seconds, doubled each time up to {relay.LAST_BACKOFF:g}",
         ),
-        ("outbox", f"Ids are kept for {inbox.KEEP.days} days"),
+        ("outbox", f"Ids are kept for {sweep.KEEP.days} days"),
     ],
 )
 def test_a_figure_on_a_page_matches_the_code(name: str, words: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from lightbus import Lightbus
-from lightbus.outbox import Inbox, inbox
+from lightbus.outbox import Inbox, sweep
 from lightbus.outbox.engine import EngineStore
 from tests.patience import LIMIT
 
@@ -32,7 +32,7 @@ async def test_a_sweep_that_fails_does_not_end_the_worker(monkeypatch: pytest.Mo
         async def __aenter__(self) -> AsyncSession:
             raise STARTING
 
-    monkeypatch.setattr(inbox, "FIRST_SWEEP", 0.0)
+    monkeypatch.setattr(sweep, "FIRST_SWEEP", 0.0)
     swept = Inbox(Lightbus("shop"), async_sessionmaker(create_async_engine(URL), class_=Starting))
     stopping = anyio.Event()
     with anyio.fail_after(LIMIT):
