@@ -117,8 +117,11 @@ async def use_the_whole_prefetch(jobs: Jobs, consumers: list[Dispatcher]) -> Non
     queue_consumers = [consumer.consumers[0] for consumer in consumers]
     for queue_consumer in queue_consumers:
         queue_consumer.credit.window = queue_consumer.prefetch
+    published = 0
     while any(queue_consumer.prefetch_now < queue_consumer.prefetch - 4 for queue_consumer in queue_consumers):
         await jobs.shop.publish_many([OrderPlaced(number=0)] * 4)
+        published += 4
+        await eventually(lambda: sum(jobs.begun.values()), published)
         await eventually(lambda: not any(queue_consumer.in_hand for queue_consumer in queue_consumers))
 
 

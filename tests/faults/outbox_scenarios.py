@@ -183,13 +183,14 @@ def handlers_deadlock(stage: Stage, *, how: str, orders: int) -> OrderRow:
         worker = scene.billing(how)
         scene.relay()
         scene.placer("--do", "deadlock", "--share", "0.1")
+
+        def deadlocks() -> int:
+            return worker.log.lower().count("deadlock detected")
+
         for _ in scene.rounds(1, orders):
-            pass
+            scene.until(deadlocks, "handlers block each other", worker)
         scene.settle()
-        deadlocks = worker.log.lower().count("deadlock detected")
-        row = scene.order_row(f"deadlocks of handlers, {how}", deadlocks, recoveries=[])
-        assert deadlocks, f"there was no deadlock:\n{worker.log[-3000:]}"
-        return row
+        return scene.order_row(f"deadlocks of handlers, {how}", deadlocks(), recoveries=[])
 
 
 def claim_of_a_dead_worker(stage: Stage, *, times: int, orders: int) -> OrderRow:
