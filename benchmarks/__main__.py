@@ -129,7 +129,6 @@ def run_case(case: Case, suite: Suite, rounds: int, until: float, facts: dict[st
         "note": case.note,
         "rounds": rounds,
         "baseline": case.baseline,
-        **({"added_to": case.added_to} if case.added_to else {}),
         "machine": facts,
         "runs": runs,
     }

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import payload
+from benchmarks import around, payload
 from benchmarks.plan import Latencies, Meter, Plan, cpu_seconds
 
 ACK_TIME = 0.5
@@ -50,6 +50,8 @@ def main() -> None:
             _publish(peer, plan, seed=False)
         case "raw":
             emit(**peer.run(plan))
+        case "around":
+            emit(parts=asyncio.run(around.measure(peer, plan)))
         case _:
             _consume(peer, plan)
     sys.stderr.flush()

@@ -37,30 +37,7 @@ def summarise(case: dict[str, Any]) -> list[dict[str, Any]]:
                 keys.append(key)
     # If a contestant failed in one round, its parts come from another round.
     keys = [key for key in keys if key[2] or not any(key[:2] == other[:2] and other[2] for other in keys)]
-    lines = [_line(case, runs, *key) for key in keys]
-    if "added_to" in case:
-        _add_added(lines, case["added_to"], case["baseline"])
-    return lines
-
-
-def _add_added(lines: list[dict[str, Any]], without: str, baseline: str) -> None:
-    """The CPU that each line costs more than the line with the same label in the group `without`.
-
-    From the lowest run of each: other work on the machine only adds. The difference of the medians varies by 1 to 3 %
-    of what a whole event costs, which is more than a middleware costs.
-    """
-    cpu = {(line["label"], line["group"]): line["metrics"].get("cpu_us", {}).get("min") for line in lines}
-    added = {
-        (label, group): value - cpu[label, without]
-        for (label, group), value in cpu.items()
-        if group != without and value is not None and cpu.get((label, without)) is not None
-    }
-    for line in lines:
-        value, other = added.get((line["label"], line["group"])), added.get((baseline, line["group"]))
-        if value is not None:
-            # A difference of zero or less is below what the runs can show.
-            ratio = value / other if other is not None and min(value, other) > 0 else None
-            line["metrics"]["added_us"] = {"median": value, "min": value, "max": value, "rounds": 1, "ratio": ratio}
+    return [_line(case, runs, *key) for key in keys]
 
 
 def _line(case: dict[str, Any], runs: list[dict[str, Any]], label: str, group: str, part: str) -> dict[str, Any]:
@@ -229,23 +206,20 @@ TARGETS = (
     Target("... the same with its own prefetch of 200", "at least 0.6x", "consume", _reader_share(True)),
     *(
         target
-        for what, group, limit in (
-            ("one empty middleware", "one empty middleware", 3),
-            ("one Depends on an async generator", "one `Depends` on an async generator", 10),
-        )
+        for part, limit in (("one empty middleware", 3), ("one `Depends` on an async generator", 10))
         for target in (
             Target(
-                f"{what}: CPU added per event",
+                f"{part}: CPU added per event",
                 f"below {limit} us",
                 "consume-middleware",
-                _below(limit, "consume-middleware", "added_us", "Lightbus", group=group),
+                _below(limit, "consume-middleware", "added_us", "Lightbus", part=part),
                 "us",
             ),
             Target(
                 "... against FastStream",
                 "1/10 at most",
                 "consume-middleware",
-                _at_least(10, _ratios("consume-middleware", "added_us", "FastStream", group=group)),
+                _at_least(10, _ratios("consume-middleware", "added_us", "FastStream", part=part)),
             ),
         )
     ),

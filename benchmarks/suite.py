@@ -188,6 +188,13 @@ class Suite:
             broker.purge(self.url, queue)
         return {"": _rated(result)}
 
+    def around(self, row: Row) -> dict[str, Result]:
+        """Middleware and dependencies, in one process and without a server."""
+        plan = {**self.plan(row, role="around"), "warm": 100}
+        with self.start(row, plan) as process:
+            parts: dict[str, Result] = process.read(LIMIT)["parts"]
+        return parts
+
     def fan_out(self, row: Row) -> dict[str, Result]:
         """Publish one event to several apps, then handle it in all of them, in one process."""
         published = self.publish(row)[""]

@@ -8,10 +8,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
 from faststream import BaseMiddleware, Depends
-from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
+from faststream.rabbit import (
+    Channel,
+    ExchangeType,
+    QueueType,
+    RabbitBroker,
+    RabbitExchange,
+    RabbitQueue,
+    TestRabbitBroker,
+)
+from faststream.rabbit.testing import build_message
 from pydantic import BaseModel
 
 from benchmarks import payload
+from benchmarks.around import Block, Span
 from benchmarks.plan import Plan, Session, handler, open_session
 
 
@@ -71,6 +81,23 @@ async def consuming(plan: Plan, meter: Callable[[int], None]) -> AsyncIterator[N
     await broker.start()
     yield
     await broker.stop()
+
+
+@contextlib.asynccontextmanager
+async def around(plan: Plan, span: Span) -> AsyncIterator[Block]:
+    broker = _broker(plan)
+    session = Annotated[Session, Depends(open_session)]
+    subscriber = broker.subscriber(plan.name)
+    subscriber(handler(plan, span, MODELS[plan.kind], session))
+    message = await build_message(payload.make(plan.kind, payload.FIRST), plan.name)
+
+    async def block() -> None:
+        """As aio-pika calls it for each message. The message of their test broker has nothing to ack."""
+        for _ in range(plan.warm + plan.count):
+            await subscriber.consume(message)
+
+    async with TestRabbitBroker(broker):
+        yield block
 
 
 def make(plan: Plan, number: int, index: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import anyio
 
 from benchmarks import payload
+from benchmarks.around import Block, Span
 from benchmarks.plan import Plan, Session, handler, open_session
 from lightbus import Lightbus, Message, Next, Reject
 
@@ -107,6 +109,28 @@ async def consuming(plan: Plan, meter: Callable[[int], None]) -> AsyncIterator[N
             yield
             for consumer in consumers:
                 await consumer.stop(5)
+
+
+@contextlib.asynccontextmanager
+async def around(plan: Plan, span: Span) -> AsyncIterator[Block]:
+    app = consuming_app(dataclasses.replace(plan, url=f"memory://{plan.name}"), plan.name, span)
+    event = make(plan, payload.FIRST, 0)
+
+    async def block() -> None:
+        """The events wait in the queue before they are consumed."""
+        await app.publish_many([event] * (plan.warm + plan.count))
+        async with anyio.create_task_group() as tasks:
+            consumer = app.consumer()
+            await tasks.start(consumer.run)
+            await span.finished.wait()
+            await consumer.stop(5)
+
+    async with app:
+        async with anyio.create_task_group() as tasks:  # declares the queue
+            consumer = app.consumer()
+            await tasks.start(consumer.run)
+            await consumer.stop(5)
+        yield block
 
 
 def make(plan: Plan, number: int, index: int) -> Any:
