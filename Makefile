@@ -45,8 +45,9 @@ demo:  ## three services over the embedded broker; options go in ARGS, as in ARG
 	$$python -m lightbus demo $(ARGS)
 
 # Four files at a time, since tests wait most of the time. Each of the four processes starts its own servers.
+# tests/conftest.py has the files that take longest run first.
 test: $(READY) servers  ## all tests; some of them with pytest's options in ARGS, as in ARGS="tests/unit -x"
-	@$(PYTHON) -m pytest $(or $(ARGS),-n 4 --dist loadfile)
+	@$(PYTHON) -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
 
 lint: $(READY)  ## ruff, mypy and pyright
 	@$(PYTHON) -m ruff check .

@@ -31,6 +31,32 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOW_FILES = (
+    "integration/test_install.py",
+    "faults/test_faults_short.py",
+    "faults/test_outbox_short.py",
+    "integration/test_new.py",
+    "integration/test_makefile.py",
+    "integration/test_permissions.py",
+    "integrations/test_three_apps.py",
+    "integration/test_worker.py",
+    "integration/test_relay.py",
+    "integration/test_tutorial.py",
+    "integration/test_outbox.py",
+    "integration/test_inbox.py",
+    "integration/test_dead.py",
+    "integration/test_refused_publisher.py",
+    "unit/test_site.py",
+)
+"""Each takes a minute or more of one process, so none may be the last to start."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    order = {root / name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     for server, install in (("RABBITMQ", nodes.INSTALL), ("POSTGRESQL", clusters.INSTALL)):

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 INSTALL = (
@@ -225,7 +225,7 @@ class Node:
 
     def add_vhosts(self, names: list[str]) -> None:
         """Create virtual hosts with all permissions for `guest`: all in one call, since each call costs a second."""
-        binaries = ", ".join(f'<<"{name}">>' for name in names)
+        binaries = ", ".join(map(_binary, names))
         # In parallel: one by one, each takes as long as a test.
         self.ctl(
             "eval",
@@ -233,6 +233,17 @@ class Node:
             '[rabbit_auth_backend_internal:set_permissions(<<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<>>) '
             "|| V <- Names], ok.",
         )
+
+    def add_users(self, vhost: str, permissions: Mapping[str, Sequence[str]], password: str) -> None:
+        """Create users by name, with their regular expressions to configure, write and read: all in one call."""
+        steps = []
+        for user, patterns in permissions.items():
+            name, host, secret, *expressions = (_binary(text) for text in (user, vhost, password, *patterns))
+            steps.append(f"ok = rabbit_auth_backend_internal:add_user({name}, {secret}, <<>>)")
+            steps.append(
+                f"ok = rabbit_auth_backend_internal:set_permissions({name}, {host}, {', '.join(expressions)}, <<>>)"
+            )
+        self.ctl("eval", f"{', '.join(steps)}.")
 
     def close(self) -> None:
         """Kill the node and its epmd, and delete its folder."""
@@ -286,6 +297,12 @@ class Node:
             process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its child processes, such as Erlang's resolver
+
+
+def _binary(text: str) -> str:
+    """In Erlang."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'<<"{escaped}">>'
 
 
 def start_cluster(size: int, config: str = "") -> list[Node]:
