@@ -132,7 +132,7 @@ class Basket:
 async def test_a_commit_publishes(shop: Shop) -> None:
     async with shop.transaction() as session:
         shop.outbox.add(session, OrderPlaced(number=1))
-        assert not shop.database.is_postgres or shop.database.waiting() == 0
+        assert shop.database.is_sqlite or shop.database.waiting() == 0
     assert shop.database.waiting() == 1
     assert await shop.numbers() == []
     assert await shop.relay.drain() == 1
@@ -412,7 +412,7 @@ async def test_two_relays_share_the_rows(shop: Shop) -> None:
 
 
 async def test_a_late_commit_with_a_lower_id_is_sent(shop: Shop) -> None:
-    if not shop.database.is_postgres:
+    if shop.database.is_sqlite:
         pytest.skip("SQLite has one transaction that writes at a time")
     async with relaying(Relay(shop.app, shop.relay.store, poll=0.05)):
         async with shop.transaction() as early:
@@ -459,15 +459,12 @@ async def test_a_killed_relay_holds_rows_for_the_lease_at_most(shop: Shop) -> No
     await shop.add(1, 2)
     store = shop.relay.store
     engine = shop.database.engine()
-    if shop.database.is_postgres:
+    if not shop.database.is_sqlite:
         claim = EngineStore("shop", engine).claim(10, 0)
         batch = await claim.__aenter__()
         assert len(batch.rows) == 2
         assert await shop.relay.drain() == 0
-        shop.database.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction' "
-            "AND datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        shop.database.cut_connections("idle in transaction")
         await eventually_drained(shop)
         with contextlib.suppress(Exception):
             await claim.__aexit__(None, None, None)
@@ -720,7 +717,7 @@ async def test_a_database_that_was_down_is_used_again(
 async def test_a_relay_whose_connections_are_cut_goes_on(
     database: Database, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not database.is_postgres:
+    if database.is_sqlite:
         pytest.skip("SQLite has no connections that could be cut")
     monkeypatch.setattr(relays, "FIRST_BACKOFF", 0.05)
     other = database.engine(pool_pre_ping=True)
@@ -728,17 +725,11 @@ async def test_a_relay_whose_connections_are_cut_goes_on(
         for number in range(20):
             async with database.transaction(other) as session:
                 shop.outbox.add(session, OrderPlaced(number=number))
-            database.execute(CUT)
+            database.cut_connections()
         await eventually(database.waiting, 0)
         await eventually(lambda: shop.relay.trouble, None)
         assert {*await shop.numbers()} == {*range(20)}
     await dispose(other)
-
-
-CUT = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-)
 
 
 def test_errors_that_may_pass(tmp_path: Path) -> None:
@@ -782,7 +773,7 @@ def listening(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
 async def test_a_commit_wakes_the_relay(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     if not shop.database.is_postgres:
-        pytest.skip("SQLite does not notify")
+        pytest.skip("only PostgreSQL notifies")
     relay = Relay(shop.app, shop.relay.store, poll=LONG)
     began = listening(relay, monkeypatch)
     async with relaying(relay):
@@ -801,7 +792,7 @@ async def test_a_relay_listens_again_when_its_connection_was_cut(
     database: Database, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not database.is_postgres:
-        pytest.skip("SQLite does not notify")
+        pytest.skip("only PostgreSQL notifies")
     monkeypatch.setattr(relays, "FIRST_BACKOFF", 0.05)
     async with open_shop(database, url, pool_pre_ping=True) as shop:
         relay = Relay(shop.app, shop.relay.store, poll=LONG)
@@ -811,7 +802,7 @@ async def test_a_relay_listens_again_when_its_connection_was_cut(
                 await eventually(lambda number=number: len(began), number + 1)
                 await shop.add(number)
                 await eventually(lambda number=number: relay.sent, number + 1)
-                shop.database.execute(CUT)
+                shop.database.cut_connections()
         assert await shop.numbers() == [*range(4)]
 
 
