@@ -12,7 +12,7 @@ import attrs
 
 from lightbus import errors, options
 from lightbus.app import Lightbus
-from lightbus.transport import Delivery, Publication
+from lightbus.transport import Delivery, Publication, StoredPublication
 from lightbus.transport.sqlite.tables import decode_table, encode_properties
 from lightbus.wire import codec, topology
 
@@ -78,13 +78,14 @@ class Row:
             _ = properties["message_id"], properties["headers"].keys()
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError, OSError) as error:
             raise ValueError(f"its properties cannot be read: {errors.summary(error)}") from error
-        message = Publication(self.app, self.event, self.body, properties)
+        message = StoredPublication(self.app, self.event, self.body, properties, added_at=self.added_at)
         if not self.delay:
             return message, None
         left = min(self.delay, math.ceil(self.added_at + self.delay - time.time()))
         if left <= 0:
             return message, None
-        return topology.delayed(message, left)
+        delayed, level = topology.delayed(message, left)
+        return attrs.evolve(message, exchange=delayed.exchange, properties=delayed.properties), level
 
 
 def message_id_of(delivery: Delivery) -> str:

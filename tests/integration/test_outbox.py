@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_scoped_session, create_asy
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from lightbus import Lightbus, errors
+from lightbus import Lightbus, Outcome, errors
 from lightbus.outbox import Outbox, Relay, metadata, statements
 from lightbus.outbox import relay as relays
 from lightbus.outbox.engine import EngineStore
@@ -560,6 +560,23 @@ def file_database(tmp_path: Path) -> Iterator[Database]:
         yield database
 
 
+async def test_an_outcome_says_how_long_the_event_waited(file_database: Database, url: str) -> None:
+    app, outcomes = make_app("shop", url), list[Outcome]()
+    app.observe(outcomes.append)
+    engine = file_database.engine()
+    outbox = Outbox(app, engine)
+    async with app:
+        with Session(engine) as session, session.begin():
+            ids = [outbox.add(session, OrderPlaced(number=number), delay=7200 * number) for number in (0, 1)]
+        file_database.execute("UPDATE lightbus_outbox SET added_at = added_at - 600")
+        await outbox.relay.drain()
+        ids.append((await app.publish(OrderPlaced(number=2))).id)
+    engine.dispose()
+    waited = {one.message.id: one.waited for one in outcomes}
+    ten_minutes = pytest.approx(600 + DELAY / 2, abs=DELAY / 2)
+    assert waited == {ids[0]: ten_minutes, ids[1]: ten_minutes, ids[2]: None}
+
+
 @pytest.mark.rabbitmq
 async def test_an_event_that_the_broker_refuses_is_set_aside(
     file_database: Database, rabbitmq_node: Callable[..., Node], caplog: pytest.LogCaptureFixture
@@ -620,6 +637,7 @@ async def test_an_unreachable_broker_is_logged_once_and_the_events_arrive_once_i
 ) -> None:
     monkeypatch.setattr(relays, "FIRST_BACKOFF", 0.05)
     monkeypatch.setattr(relays, "LAST_BACKOFF", 0.1)
+    monkeypatch.setattr(relays, "MEASURE", 0.01)
     port, virtual_host = free_port(), rabbitmq_url.rpartition("/")[2]
     billing = Lightbus("billing", url=rabbitmq_url)
     billing.on("order.placed")(lambda: None)
@@ -643,6 +661,8 @@ async def test_an_unreachable_broker_is_logged_once_and_the_events_arrive_once_i
     async with relaying(relay), anyio.create_task_group() as tasks:
         await eventually(lambda: tries > 4)
         assert file_database.rows("SELECT state, attempts, error FROM lightbus_outbox") == [(0, 0, None)]
+        await eventually(lambda: (relay.health()["oldest_seconds"] or 0) > 0.3)  # for the alert
+        assert relay.health()["waiting"] == 1
         assert "was not sent" in str(relay.health()["error"])
         assert caplog.text.count("The outbox in") == 1
         forwarder = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
