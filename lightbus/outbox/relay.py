@@ -89,8 +89,8 @@ class Relay:
         - `set_aside`: rows that the broker has refused for good.
 
         The last three are None before the first measurement. They are measured every 10 seconds; while the broker does
-        not answer, after each try (at most 50 seconds apart). Counting takes 5 % of the relay's time at most: if it takes
-        long, it happens less often. 1,000,000 waiting rows take 1.5 s on PostgreSQL and 1.1 s on MariaDB.
+        not answer, after each try (at most 50 seconds apart). Counting takes 5 % of the relay's time at most: if it is
+        slow, it happens less often. 1,000,000 waiting rows take 1.5 s on PostgreSQL and 1.1 s on MariaDB.
         """
         return {"error": self.trouble, "sent": self.sent, **health(self.depth)}
 
