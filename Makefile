@@ -25,6 +25,7 @@ APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
 RABBITMQ_FOLDERS := $(if $(LIGHTBUS_RABBITMQ),$(LIGHTBUS_RABBITMQ):)/usr/lib/rabbitmq/bin:/usr/sbin:/opt/homebrew/sbin:/usr/local/sbin
 POSTGRES_FOLDERS := $(if $(LIGHTBUS_POSTGRES),$(LIGHTBUS_POSTGRES):)/opt/homebrew/bin:/usr/local/bin
 POSTGRES_OF_DEBIAN := /usr/lib/postgresql/*/bin/postgres
+MARIADB_FOLDERS := $(if $(LIGHTBUS_MARIADB),$(LIGHTBUS_MARIADB):)/usr/sbin:/opt/homebrew/bin:/usr/local/bin
 
 # A clone that was moved or copied needs a new environment: the paths in it are absolute.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
@@ -71,7 +72,7 @@ faults: $(READY) servers  ## faults on real brokers and databases, and 100,000 h
 	@$(PYTHON) -m tests.faults $(ARGS)
 	@$(if $(ARGS),true,LIGHTBUS_HOSTILE=100000 $(PYTHON) -m pytest -q --no-header -s tests/security/test_hostile.py)
 
-setup: $(READY) servers  ## only set up: the environment, and RabbitMQ and PostgreSQL for the tests
+setup: $(READY) servers  ## only set up: the environment, and RabbitMQ, PostgreSQL and MariaDB for the tests
 
 # Exact versions, so that a test that passes today also passes tomorrow.
 $(READY): pyproject.toml requirements-dev.txt
@@ -120,6 +121,7 @@ servers:
 	@packages=; \
 	PATH="$(RABBITMQ_FOLDERS):$$PATH" command -v rabbitmq-server >/dev/null || packages=rabbitmq-server; \
 	PATH="$(POSTGRES_FOLDERS):$$PATH" command -v postgres >/dev/null || ls $(POSTGRES_OF_DEBIAN) >/dev/null 2>&1 || packages="$${packages:+$$packages }postgresql"; \
+	PATH="$(MARIADB_FOLDERS):$$PATH" command -v mariadbd >/dev/null || packages="$${packages:+$$packages }mariadb-server"; \
 	command -v amqp-publish >/dev/null || packages="$${packages:+$$packages }amqp-tools"; \
 	if [ "$$CI" = true ] && ! { command -v chromium || command -v google-chrome; } >/dev/null; then packages="$${packages:+$$packages }chromium"; fi; \
 	if [ -z "$$packages" ]; then exit 0; fi; \

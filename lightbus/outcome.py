@@ -43,6 +43,10 @@ class Outcome:
     """Seconds until the retry, or of a delayed publish."""
     receipt: Receipt | None = None
     """Of a publish that was confirmed."""
+    waited: float | None = None
+    """Of a publish by the relay of an outbox: the seconds from `outbox.add` until the relay sent it. It contains the
+    time until the commit, and compares the clocks of two programs. None for any other publish.
+    """
 
 
 Observe = Callable[[Outcome], object]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import mariadb as mariadbs
 from tests import postgres as clusters
 from tests import rabbitmq as nodes
 from tests.integrations.example import MISSING
@@ -26,6 +27,7 @@ _vhost_numbers = itertools.count(1)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rabbitmq: needs an installed RabbitMQ server (it does not need to run)")
     config.addinivalue_line("markers", "postgres: needs an installed PostgreSQL server (it does not need to run)")
+    config.addinivalue_line("markers", "mariadb: needs an installed MariaDB server (it does not need to run)")
     # xdist's processes ignore Ctrl-C, and child processes inherit that, including the commands that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,7 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
-    for server, install in (("RABBITMQ", nodes.INSTALL), ("POSTGRESQL", clusters.INSTALL)):
+    servers = (("RABBITMQ", nodes.INSTALL), ("POSTGRESQL", clusters.INSTALL), ("MARIADB", mariadbs.INSTALL))
+    for server, install in servers:
         skipped = sum(install in line for line in lines)
         if skipped:
             terminalreporter.section(f"{server} IS MISSING", red=True, bold=True)
@@ -99,6 +102,14 @@ def need_postgres() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(clusters.INSTALL, pytrace=False)
         pytest.skip(clusters.INSTALL)
+
+
+def need_mariadb() -> None:
+    """Skip the test if MariaDB is not installed; in CI, fail it."""
+    if mariadbs.find() is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(mariadbs.INSTALL, pytrace=False)
+        pytest.skip(mariadbs.INSTALL)
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +170,22 @@ def postgres_url(postgres: clusters.Postgres) -> Iterator[str]:
     database = postgres.create_database()
     yield postgres.url(database)
     postgres.drop_database(database)  # Each takes about 8 MB.
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[mariadbs.MariaDB]:
+    """The MariaDB server that all tests share. Leave it as it is."""
+    need_mariadb()
+    with mariadbs.MariaDB() as server:
+        yield server
+
+
+@pytest.fixture
+def mariadb_url(mariadb: mariadbs.MariaDB) -> Iterator[str]:
+    """The URL (for SQLAlchemy, with the driver pymysql) of an empty database for this test alone."""
+    database = mariadb.create_database()
+    yield mariadb.url(database)
+    mariadb.drop_database(database)
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])

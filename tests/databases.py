@@ -15,9 +15,10 @@ from sqlalchemy.orm import sessionmaker
 
 from lightbus.outbox import metadata
 
-ASYNC = {"aiosqlite", "psycopg_async", "asyncpg"}
+ASYNC = {"aiosqlite", "psycopg_async", "asyncpg", "asyncmy"}
 SQLITE = ["pysqlite", "aiosqlite"]
 POSTGRES = ["psycopg", "psycopg_async", "asyncpg"]
+MARIADB = [PYMYSQL := "pymysql", ASYNCMY := "asyncmy"]
 BUSY = {"timeout": 60}
 """Seconds that SQLite waits for another writer, on a busy machine."""
 
@@ -43,9 +44,14 @@ class Database:
     def is_postgres(self) -> bool:
         return self.driver in POSTGRES
 
+    @property
+    def is_sqlite(self) -> bool:
+        """One writer at a time, and no connections that could be cut."""
+        return self.driver in SQLITE
+
     def engine(self, **options: Any) -> Any:
         """An Engine or an AsyncEngine. `dispose` it."""
-        if not self.is_postgres:
+        if self.is_sqlite:
             options["connect_args"] = BUSY
         return create_async_engine(self.url, **options) if self.is_async else sa.create_engine(self.url, **options)
 
@@ -70,6 +76,26 @@ class Database:
         with self.admin.begin() as connection:
             connection.execute(sa.text(statement), values)
 
+    def cut_connections(self, state: str = "") -> None:
+        """End all connections to this database on the server's side, except for this one.
+
+        Args:
+            state: only those in this state: "idle in transaction".
+        """
+        if self.is_postgres:
+            self.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid() AND state LIKE :state",
+                state=state or "%",
+            )
+            return
+        found = "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()"
+        if state:
+            found += " AND id IN (SELECT trx_mysql_thread_id FROM information_schema.innodb_trx)"
+        for (one,) in self.rows(found):
+            with contextlib.suppress(sa.exc.OperationalError):  # it has ended by itself
+                self.execute(f"KILL CONNECTION {one}")
+
     def waiting(self) -> int:
         """How many rows the outbox has."""
         return int(self.rows("SELECT count(*) FROM lightbus_outbox")[0][0])
@@ -88,11 +114,12 @@ def opened(driver: str, url: str) -> Any:
     Args:
         url: of an empty database, for a sync driver.
     """
-    admin = sa.create_engine(url, connect_args={} if driver in POSTGRES else BUSY)
+    admin = sa.create_engine(url, connect_args=BUSY if driver in SQLITE else {})
     metadata.create_all(admin)
     entries.metadata.create_all(admin)
-    scheme = {"pysqlite": "sqlite", "aiosqlite": "sqlite+aiosqlite", "psycopg_async": "postgresql+psycopg"}
-    parsed = sa.make_url(url).set(drivername=scheme.get(driver, f"postgresql+{driver}"))
+    scheme = {"pysqlite": "sqlite", "psycopg_async": "postgresql+psycopg"}
+    parsed = sa.make_url(url)
+    parsed = parsed.set(drivername=scheme.get(driver, f"{parsed.get_backend_name()}+{driver}"))
     yield Database(driver, parsed, admin)
     admin.dispose()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from django.db.models import Count, F, Min, Q
 
 from lightbus import errors
 from lightbus.django.database import DatabaseThread, atomic, model
-from lightbus.outbox.rows import OUTBOX, SET_ASIDE, WAITING, Row
+from lightbus.outbox.rows import DELETE_ON_MARIADB, OUTBOX, SET_ASIDE, WAITING, Row
 from lightbus.outbox.store import CHANNEL, LEASE, Batch, Depth, Problem, Refused
 
 ALIVE = 30.0
@@ -245,7 +246,10 @@ class _Claim:
     def settle(self, sent: Sequence[int], refused: Mapping[int, Refused]) -> None:
         if self._transaction is None:
             self._begin()
-        if sent:
+        if sent and connections[self._using].vendor == "mysql":  # MariaDB too
+            with connections[self._using].cursor() as cursor:
+                cursor.execute(DELETE_ON_MARIADB.format(ids="%s"), [json.dumps([*sent])])
+        elif sent:
             self._rows.filter(id__in=sent).delete()
         for id_, one in refused.items():
             self._rows.filter(id=id_).update(

@@ -215,6 +215,8 @@ class EngineStore:
     def describe(self, error: BaseException) -> str:
         if isinstance(error, DBAPIError) and error.orig is not None:
             text = errors.summary(error.orig).strip().partition("\n")[0]
+            if self.engine.dialect.name in ("mysql", "mariadb") and "'SKIP LOCKED'" in text:
+                return f"{text}. The relay needs SKIP LOCKED: MariaDB 10.6 or later, MySQL 8.0.4 or later"
             if isinstance(error, (ProgrammingError, OperationalError)) and _is_missing_table(text):
                 return f"{text}. Create the tables with a migration: lightbus outbox sql prints the statements"
             return text

@@ -24,6 +24,7 @@ from lightbus.app import Lightbus
 from lightbus.dependencies import Depends, let_cancellation_pass
 from lightbus.handler import Handler, Injected
 from lightbus.middleware import SKIPPED, the_delivery
+from lightbus.outbox import statements
 from lightbus.outbox.rows import check_app, message_id_of
 from lightbus.outbox.sweep import KEEP, SWEPT, Sweep
 from lightbus.outbox.tables import DIALECTS, inbox
@@ -252,6 +253,7 @@ def _claim(session: Any, key: str, delivery: Delivery) -> tuple[Any, dict[str, A
 
 def _delete_oldest(session: Session, app: str, before: float) -> tuple[int, bool]:
     """Delete about `SWEPT` of the ids that were handled before. Returns how many, and whether there are more."""
+    statements.leave_gaps(session.connection())
     handled_at = inbox.c.handled_at
     old = sa.and_(inbox.c.handler.startswith(f"{app}.", autoescape=True), handled_at < before)
     last = session.execute(sa.select(handled_at).where(old).order_by(handled_at).offset(SWEPT).limit(1)).scalar()

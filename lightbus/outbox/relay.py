@@ -80,6 +80,18 @@ class Relay:
         self._news: anyio.Event | None = None
 
     def health(self) -> Mapping[str, Any]:
+        """What `/readyz` shows, and what metrics read. It asks no database: the relay measures as it runs.
+
+        - `error`: why nothing can be sent now, a string; None if there is no trouble.
+        - `sent`: rows that this relay has sent since it was made.
+        - `waiting`: rows that are to be sent, of all relays of this app in this database.
+        - `oldest_seconds`: the age of the oldest of them, when it was measured; 0.0 if there is none.
+        - `set_aside`: rows that the broker has refused for good.
+
+        The last three are None before the first measurement. They are measured every 10 seconds; while the broker does
+        not answer, after each try (at most 50 seconds apart). Counting takes 5 % of the relay's time at most: if it is
+        slow, it happens less often. 1,000,000 waiting rows take 1.5 s on PostgreSQL and 1.1 s on MariaDB.
+        """
         return {"error": self.trouble, "sent": self.sent, **health(self.depth)}
 
     # --- as a service
@@ -95,7 +107,11 @@ class Relay:
                 self._news = anyio.Event()
                 more, trouble = False, None
                 try:
-                    more = await self.step(sweep=ending)
+                    try:
+                        more = await self.step(sweep=ending)
+                    except errors.PublishError:  # the rows grow older
+                        await self._measure()
+                        raise
                     await self._measure()
                 except Exception as error:
                     if not self._is_temporary(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,14 +12,15 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from lightbus.outbox.rows import SET_ASIDE, WAITING, Row
+from lightbus.outbox.rows import DELETE_ON_MARIADB, SET_ASIDE, WAITING, Row
 from lightbus.outbox.store import LEASE, Depth, Problem, Refused
 from lightbus.outbox.tables import outbox
 
 _COLUMNS = [outbox.c[field.name] for field in attrs.fields(Row)]
 FAR = 600.0
 """Seconds: no retry and no lease is due later."""
-_SKIPS_LOCKED = ("postgresql", "mysql", "mariadb")
+_LOCK_GAPS = ("mysql", "mariadb")
+_SKIPS_LOCKED = ("postgresql", *_LOCK_GAPS)
 _ids: sa.BindParameter[Any] = sa.bindparam("the_ids", expanding=True)
 _mine = sa.and_(outbox.c.app == sa.bindparam("the_app"), outbox.c.state == WAITING)
 _new = (
@@ -41,6 +43,7 @@ _again = (
 _delete = sa.delete(outbox).where(outbox.c.id.in_(_ids))
 _delete_array = sa.delete(outbox).where(outbox.c.id == sa.any_(sa.bindparam("the_ids", type_=ARRAY(sa.BigInteger))))
 """One parameter, where `IN` has one for each id: a fifth of the client's CPU, half of the time (500 ids)."""
+_delete_json = sa.text(DELETE_ON_MARIADB.format(ids=":the_ids"))
 _refuse = (
     sa.update(outbox)
     .where(outbox.c.id == sa.bindparam("the_id"))
@@ -54,6 +57,16 @@ _refuse = (
 _set_due = sa.update(outbox).where(outbox.c.id.in_(_ids)).values(due=sa.bindparam("the_at"))
 
 
+def leave_gaps(connection: sa.Connection) -> None:
+    """The first statement of a transaction that locks a range of rows.
+
+    By default (REPEATABLE READ), MariaDB and MySQL also lock the gaps between the rows: while the broker confirms a
+    batch, no other transaction could add an event.
+    """
+    if connection.dialect.name in _LOCK_GAPS:
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
 def skips_locked(dialect: str) -> bool:
     """Whether a claim is a lock on the rows, which ends with the transaction. Else it is a lease in the rows."""
     return dialect in _SKIPS_LOCKED
@@ -63,6 +76,7 @@ def claim(connection: sa.Connection, app: str, limit: int, after: int) -> list[R
     """Rows that no other relay has: first those whose retry is due, which are half of them at most, so that new ones
     do not wait for a full queue. Without SKIP LOCKED: commit, then send them.
     """
+    leave_gaps(connection)
     now = time.time()
     by_lock = skips_locked(connection.dialect.name)
     rows: list[Row] = []
@@ -88,9 +102,11 @@ def _leased(select: sa.Select[Any]) -> Any:
 def settle(
     connection: sa.Connection, claimed: Sequence[int], sent: Sequence[int], refused: Mapping[int, Refused]
 ) -> None:
-    if sent:
-        by_array = connection.dialect.name == "postgresql"
-        connection.execute(_delete_array if by_array else _delete, {"the_ids": list(sent)})
+    dialect = connection.dialect.name
+    if sent and dialect in _LOCK_GAPS:
+        connection.execute(_delete_json, {"the_ids": json.dumps(list(sent))})
+    elif sent:
+        connection.execute(_delete_array if dialect == "postgresql" else _delete, {"the_ids": list(sent)})
     if refused:
         connection.execute(
             _refuse,
@@ -104,7 +120,7 @@ def settle(
                 for id_, one in refused.items()
             ],
         )
-    if not skips_locked(connection.dialect.name):
+    if not skips_locked(dialect):
         release(connection, list({*claimed} - refused.keys() - {*sent}))
 
 
@@ -148,11 +164,13 @@ def problems(connection: sa.Connection, app: str, limit: int) -> list[Problem]:
 
 
 def retry(connection: sa.Connection, app: str, ids: Sequence[int] | None) -> int:
+    leave_gaps(connection)
     statement = sa.update(outbox).where(*_set_aside(app, ids)).values(state=WAITING, due=0, attempts=0, error=None)
     return connection.execute(statement).rowcount
 
 
 def purge(connection: sa.Connection, app: str, ids: Sequence[int] | None) -> int:
+    leave_gaps(connection)
     return connection.execute(sa.delete(outbox).where(*_set_aside(app, ids))).rowcount
 
 

@@ -17,6 +17,13 @@ metadata = sa.MetaData()
 """Both tables: `metadata.create_all(engine)`, or one of Alembic's `target_metadata`."""
 
 _BIG = 2**32 - 1  # MariaDB needs a length for more than 64 KB
+# Of MariaDB and MySQL: transactions and row locks, each character, upper and lower case distinguished. Their defaults
+# may have none of that.
+_MARIADB: Any = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+}
 
 outbox = sa.Table(
     OUTBOX,
@@ -34,6 +41,7 @@ outbox = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("error", sa.Text),
     sa.Index(f"{OUTBOX}_due", "app", "state", "due", "id"),
+    **_MARIADB,
 )
 """
 `state`: 0 waits, 1 is set aside with its `error`. `due`: 0 for a new row; else when it may be tried again, in seconds
@@ -47,6 +55,7 @@ inbox = sa.Table(
     sa.Column("message_id", sa.String(255), primary_key=True),
     sa.Column("handled_at", sa.Double, nullable=False),
     sa.Index(f"{INBOX}_handled_at", "handled_at"),
+    **_MARIADB,
 )
 """`handler`: `billing.bill`, the app and the handler. `handled_at`: seconds since 1970."""
 

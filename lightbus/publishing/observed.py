@@ -12,7 +12,7 @@ from lightbus.message import Receipt
 from lightbus.outcome import Observe, Outcome
 from lightbus.publishing.confirms import PendingPublish
 from lightbus.publishing.publisher import Publisher
-from lightbus.transport import Delivery, Publication
+from lightbus.transport import Delivery, Publication, StoredPublication
 from lightbus.wire import codec, topology
 from lightbus.wire.topology import QueueType
 
@@ -93,15 +93,19 @@ class ObservedPublisher(Publisher):
         # Reported already; or a copy for a retry, which the consuming side reports.
         if began is None or publication.exchange == self._internal:
             return
+        seconds, waited = time.monotonic() - began, None
+        if isinstance(publication, StoredPublication):
+            waited = max(0.0, time.time() - seconds - publication.added_at)
         self._observe(
             Outcome(
                 kind="failed" if receipt is None else "published",
                 app=self.app,
                 message=codec.message_of(self.app, _as_delivery(publication)),
-                seconds=time.monotonic() - began,
+                seconds=seconds,
                 error=error,
                 delay=topology.delay_of(publication.properties.get("headers") or {}) or None,
                 receipt=receipt,
+                waited=waited,
             )
         )
 

@@ -59,6 +59,14 @@ class Publication:
     mandatory: bool = True
 
 
+@attrs.frozen
+class StoredPublication(Publication):
+    """One that a relay sends from an outbox."""
+
+    added_at: float = attrs.field(kw_only=True)
+    """When it was added to the outbox, in seconds since 1970, by the clock of the program that added it."""
+
+
 class Unencodable(ValueError):
     """A message cannot be sent as it is. Nothing of its batch was sent."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import POSTGRES, SQLITE, Database, opened
+from tests.databases import ASYNCMY, POSTGRES, SQLITE, Database, opened
 
 
 @pytest.fixture
@@ -33,11 +33,17 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(
-    params=[*SQLITE, *(pytest.param(driver, marks=pytest.mark.postgres) for driver in POSTGRES)],
+    params=[
+        *SQLITE,
+        *(pytest.param(driver, marks=pytest.mark.postgres) for driver in POSTGRES),
+        pytest.param(ASYNCMY, marks=pytest.mark.mariadb),  # test_mariadb.py has tests with the other one
+    ],
 )
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A database with the tables of the outbox and the inbox, for each driver."""
     driver: str = request.param
-    url = request.getfixturevalue("postgres_url") if driver in POSTGRES else f"sqlite:///{tmp_path}/data.db"
+    url = f"sqlite:///{tmp_path}/data.db"
+    if driver not in SQLITE:
+        url = request.getfixturevalue("postgres_url" if driver in POSTGRES else "mariadb_url")
     with opened(driver, url) as database:
         yield database

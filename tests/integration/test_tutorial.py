@@ -30,6 +30,8 @@ WHAT_DIFFERS = {
     r"\d+s ago": "AGE ago",
     r" +\d+s  ": " AGE  ",
     r" in \d+\.\d\ds": " in SECONDS",
+    r" oldest for \d+s": " oldest for AGE",
+    r" to (embedded|amqp:).*": " to BROKER",
     r'File ".*/': 'File ".../',
     r"(?m)^  broker .*$": "  broker",
     r"(?m)^# .*\n": "",
@@ -59,6 +61,7 @@ class Reader:
             self.environment["LIGHTBUS_URL"] = url
         self.url = url
         self.worker: subprocess.Popen[str] | None = None
+        self.relay: subprocess.Popen[bytes] | None = None
         self.output = ""
         """Output of the worker that the page has not shown yet."""
         self.newest_id = ""
@@ -67,8 +70,8 @@ class Reader:
     def follow(self, page: str) -> None:
         position = 0
         for block in BLOCK.finditer(page):
-            if "with Ctrl-C" in page[position : block.start()] or "Stop the kitchen." in page[position : block.start()]:
-                self.stop_worker()
+            if "with Ctrl-C" in page[position : block.start()]:
+                self.stop()
             position = block.end()
             if block["file"] is not None:
                 self.write(ROOT / block["file"])
@@ -89,6 +92,8 @@ class Reader:
             elif command.startswith("export LIGHTBUS_URL="):
                 if self.url is None:
                     return False
+            elif " relay " in command:
+                self.start_relay(shlex.split(command), output)
             elif " worker " in command:
                 self.start_worker(shlex.split(command))
                 shown = output.removeprefix("...\n")
@@ -151,6 +156,30 @@ class Reader:
             assert as_shown(self.output) == wanted
         self.output = ""
 
+    # --- the third terminal
+
+    def start_relay(self, command: list[str], output: str) -> None:
+        log, deadline = self.folder / "relay.log", time.monotonic() + LIMIT
+        with log.open("wb") as file:
+            self.relay = subprocess.Popen(
+                self.program(command), cwd=self.folder, env=self.environment, stdout=file, stderr=file
+            )
+        while as_shown(log.read_text()) != as_shown(output):
+            assert time.monotonic() < deadline, f"the relay did not print:\n{output}\nbut:\n{log.read_text()}"
+            time.sleep(0.05)
+
+    def stop_relay(self) -> None:
+        if self.relay is not None:
+            relay, self.relay = self.relay, None
+            relay.send_signal(signal.SIGINT)
+            assert relay.wait(LIMIT) == 0
+
+    # --- both
+
+    def stop(self) -> None:
+        self.stop_relay()
+        self.stop_worker()
+
     def stop_worker(self) -> None:
         if self.worker is not None:
             worker, self.worker = self.worker, None
@@ -159,9 +188,10 @@ class Reader:
             self._reading.join(LIMIT)
 
     def leave(self) -> None:
-        if self.worker is not None:
-            self.worker.kill()
-            self.worker.wait()
+        for process in (self.worker, self.relay):
+            if process is not None:
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
@@ -176,11 +206,11 @@ def test_the_tutorial_works_as_shown(url: str | None, tmp_path: Path) -> None:
         reader.follow(PAGE.read_text())
     finally:
         reader.leave()
-    assert reader.commands == (8 if url is None else 9), "number of commands that were run"
+    assert reader.commands == (14 if url is None else 15), "number of commands that were run"
 
 
 def test_each_file_of_the_tutorial_is_shown() -> None:
     page = PAGE.read_text()
     for path in FILES.rglob("*.py"):
         shown = path.read_text() in page
-        assert shown or (path.parent.name == "fixed" and f"<!-- docs/examples/tutorial/fixed/{path.name} -->" in page)
+        assert shown or (f"<!-- {path.relative_to(ROOT)} -->" in page and path.parent != FILES)

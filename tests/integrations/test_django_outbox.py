@@ -18,6 +18,7 @@ from typing import Any
 
 import anyio
 import attrs
+import pymysql
 import pytest
 import sqlalchemy as sa
 from anyio.from_thread import start_blocking_portal
@@ -37,6 +38,7 @@ from lightbus.outbox.store import Refused
 from lightbus.worker import worker
 from tests.bus import InBackground, OrderPlaced
 from tests.conftest import need_postgres
+from tests.mariadb import MariaDB
 from tests.patience import LIMIT, wait_until
 from tests.postgres import Postgres
 
@@ -97,10 +99,26 @@ def sqlite_database(tmp_path: Path) -> Iterator[None]:
     leave_database()
 
 
+@pytest.fixture
+def mariadb_database(mariadb: MariaDB) -> Iterator[None]:
+    pymysql.install_as_MySQLdb()  # Django's own driver, mysqlclient, would need a C compiler
+    name = mariadb.create_database()
+    use_database("mysql", HOST="127.0.0.1", PORT=str(mariadb.port), USER="root", NAME=name)
+    create_tables()
+    yield
+    leave_database()
+    mariadb.drop_database(name)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest) -> None:
     """The database `default`, migrated and empty. The test runs once for each kind."""
     request.getfixturevalue(f"{request.param}_database")
+
+
+on_mariadb_too = pytest.mark.parametrize(
+    "database", ["sqlite", "postgres", pytest.param("mariadb", marks=pytest.mark.mariadb)], indirect=True
+)
 
 
 def rows(query: str, *values: Any) -> list[Any]:
@@ -176,6 +194,7 @@ def drain(outbox: Outbox) -> int:
 # --- the outbox -------------------------------------------------------------------------------
 
 
+@on_mariadb_too
 def test_an_event_is_published_if_its_transaction_commits(database: None, shop: Lightbus, audit: Audit) -> None:
     outbox = Outbox(shop)
     with transaction.atomic():
@@ -237,6 +256,7 @@ def test_in_an_event_loop_add_refuses_to_block(sqlite_database: None, shop: Ligh
         anyio.run(add)
 
 
+@on_mariadb_too
 def test_a_relay_does_not_take_what_another_one_has(database: None, shop: Lightbus) -> None:
     outbox = Outbox(shop)
     for number in range(5):
@@ -280,6 +300,7 @@ def test_a_batch_may_be_open_when_drain_ends(postgres_database: None, shop: Ligh
     wait_until(lambda: not rows(OTHERS), "all connections are closed")
 
 
+@on_mariadb_too
 def test_two_workers_send_each_event_once(database: None, shop: Lightbus, audit: Audit, url: str) -> None:
     outbox = Outbox(shop)
     second = Lightbus("shop", url=url)
@@ -311,6 +332,7 @@ LISTENING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()
 OTHERS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
+@on_mariadb_too
 def test_rows_that_were_refused_are_listed_retried_and_purged(database: None, shop: Lightbus) -> None:
     outbox = Outbox(shop)
     store = DjangoStore("shop", "default")
@@ -394,6 +416,7 @@ class Billing:
         wait_until(lambda: sorted(self.kinds()) == sorted(kinds), f"{kinds}, not {self.kinds()}")
 
 
+@on_mariadb_too
 def test_a_duplicate_is_handled_once(database: None, shop: Lightbus, url: str) -> None:
     billing = Billing(url)
     with shop, working(billing.app):
@@ -447,6 +470,7 @@ def test_nothing_stays_of_a_handler_that_fails_and_its_retry_is_no_duplicate(
     assert numbers() == [1]
 
 
+@on_mariadb_too
 def test_events_that_a_handler_adds_commit_with_it(database: None, shop: Lightbus, audit: Audit, url: str) -> None:
     accepting = Lightbus("accepting", url=url, retry=SOON)
     outbox, inbox = Outbox(shop), Inbox(shop)
@@ -541,6 +565,7 @@ def test_the_inbox_adds_one_statement(database: None, shop: Lightbus, url: str) 
     assert by_handler == "INSERT INTO invoice VALUES (%s)"
 
 
+@on_mariadb_too
 def test_old_ids_are_swept(database: None, shop: Lightbus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox_module, "SWEPT", 2)
     inbox = Inbox(shop, keep=timedelta(hours=1))
@@ -625,13 +650,15 @@ def test_lightbus_django_must_be_installed(
 # --- migrations -------------------------------------------------------------------------------
 
 
+@on_mariadb_too
 def test_the_tables_are_those_of_sqlalchemy(database: None) -> None:
     if connection.vendor == "sqlite":
         engine = sa.create_engine("sqlite:///" + str(connection.settings_dict["NAME"]))
         others = sa.create_engine("sqlite://")
     else:
         place = connection.settings_dict
-        engine = sa.create_engine(f"postgresql+psycopg://postgres@127.0.0.1:{place['PORT']}/{place['NAME']}")
+        kind = "postgresql+psycopg://postgres" if connection.vendor == "postgresql" else "mariadb+pymysql://root"
+        engine = sa.create_engine(f"{kind}@127.0.0.1:{place['PORT']}/{place['NAME']}")
         rows("CREATE SCHEMA other")
         others = engine.execution_options(schema_translate_map={None: "other"})
     found = [described(sa.inspect(engine), name, None) for name in ("lightbus_outbox", "lightbus_inbox")]
@@ -643,6 +670,9 @@ def test_the_tables_are_those_of_sqlalchemy(database: None) -> None:
         schema = None if connection.vendor == "sqlite" else "other"
         wanted = [described(sa.inspect(opened), name, schema) for name in ("lightbus_outbox", "lightbus_inbox")]
     engine.dispose()
+    if connection.vendor == "mysql":
+        rows("DROP SCHEMA other")
+        assert str(wanted).count("'utf8mb4_bin', 'InnoDB'") == 2
     assert found == wanted
 
 
@@ -650,14 +680,16 @@ def described(inspector: sa.Inspector, table: str, schema: str | None) -> Any:
     columns = [
         (
             one["name"],
-            type(one["type"]).__name__.replace("REAL", "DOUBLE"),
+            type(one["type"]).__name__.replace("REAL", "DOUBLE").replace("LONGTEXT", "TEXT"),
             getattr(one["type"], "length", None),
             one["nullable"],
         )
         for one in inspector.get_columns(table, schema)
     ]
     key = inspector.get_pk_constraint(table, schema)["constrained_columns"]
-    return columns, key, {one["name"]: one["column_names"] for one in inspector.get_indexes(table, schema)}
+    options: Any = inspector.get_table_options(table, schema)
+    collation = options.get("mariadb_collate"), options.get("mariadb_engine")
+    return columns, key, {one["name"]: one["column_names"] for one in inspector.get_indexes(table, schema)}, collation
 
 
 def test_models_and_migrations_match(sqlite_database: None) -> None:

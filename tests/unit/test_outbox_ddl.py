@@ -14,6 +14,9 @@ def test_each_database_has_its_statements(dialect: str) -> None:
     for table in ("lightbus_outbox", "lightbus_inbox"):
         assert f"CREATE TABLE {table} (" in statements
     assert ("AUTO_INCREMENT" in statements) == (dialect in ("mysql", "mariadb"))
+    assert statements.count("ENGINE=InnoDB CHARSET=utf8mb4 COLLATE utf8mb4_bin") == (
+        2 if dialect in ("mysql", "mariadb") else 0
+    )
     assert ("pg_notify" in statements) == (dialect == "postgresql")
 
 

@@ -1,4 +1,8 @@
-"""Creates both tables; on PostgreSQL also the trigger that wakes relays when a transaction with events commits."""
+"""Creates both tables.
+
+On PostgreSQL, it also creates the trigger that wakes relays when a transaction with events commits. On MariaDB and
+MySQL, it sets the character set and collation, which may not distinguish ids by default: see `lightbus.outbox.tables`.
+"""
 
 # pyright: reportArgumentType=false
 # (Django has no types: that of db_default is taken for the one of its default.)
@@ -21,14 +25,28 @@ DROP_TRIGGER = (
 )
 
 
+DISTINGUISH_IDS = tuple(
+    f"ALTER TABLE {table} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+    for table in ("lightbus_outbox", "lightbus_inbox")
+)
+
+
 class OnPostgreSQL(migrations.RunSQL):
+    vendor = "postgresql"
+
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        if schema_editor.connection.vendor == "postgresql":
+        if schema_editor.connection.vendor == self.vendor:
             super().database_forwards(app_label, schema_editor, from_state, to_state)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        if schema_editor.connection.vendor == "postgresql":
+        if schema_editor.connection.vendor == self.vendor:
             super().database_backwards(app_label, schema_editor, from_state, to_state)
+
+
+class OnMySQL(OnPostgreSQL):
+    """MariaDB too."""
+
+    vendor = "mysql"
 
 
 class Migration(migrations.Migration):
@@ -75,4 +93,5 @@ class Migration(migrations.Migration):
             },
         ),
         OnPostgreSQL(CREATE_TRIGGER, DROP_TRIGGER),
+        OnMySQL(DISTINGUISH_IDS, migrations.RunSQL.noop),
     )
