@@ -154,7 +154,7 @@ class QueueRunner:
             arguments = handler.arguments(delivery)
             if context is None:
                 context = self._context.copy()
-            context.run(codec.current_delivery.set, delivery)
+            context.run(codec.current_run.set, run)
             slot.deadline = time.monotonic() + handler.timeout
             slot.coroutine = handler.function(*arguments)
             await run_in_context(context, slot.coroutine, self.start_tasks)

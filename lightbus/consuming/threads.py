@@ -179,7 +179,7 @@ class Pool:
             slot.begin(run, handler.timeout)
             try:
                 context = contextvars.copy_context()
-                context.run(codec.current_delivery.set, delivery)
+                context.run(codec.current_run.set, run)
                 returned = context.run(handler.function, *handler.arguments(delivery))
                 if returned is not None and inspect.isawaitable(returned):
                     slot.returned, slot.context = returned, context
