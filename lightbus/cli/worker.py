@@ -85,7 +85,7 @@ Exit codes:
     help="How long running handlers may take to finish when the worker is stopped.",
 )
 @click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info", show_default=True)
-@click.option("--json-logs", is_flag=True, help="One JSON object per line: time, level, logger, message, exception.")
+@click.option("--json-logs", is_flag=True, help=logs.JSON_HELP)
 @click.option(
     "--backend",
     type=click.Choice(["asyncio", "trio"]),
@@ -158,7 +158,8 @@ def worker(
         app = targets.find_app(target)
         place.watch(files_of(app.include))  # first: a module that cannot be imported is corrected next
         targets.load_handlers(app)
-        one = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
+        with logs.outcomes_of(app):
+            one = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
         health = None if health_port is None else _serve_health(one, health_host, place.health_port(health_port))
     except errors.LightbusError:
         place.report_fatal()
@@ -169,7 +170,8 @@ def worker(
         about = banner.lines(app, target, one.consumer, processes=place.processes)
         banner.show(about, color=logs.use_color(sys.stderr))
     elif json_logs:
-        logger.info("%s on %s", banner.title(app, target), banner.broker_line(app.broker))
+        text = f"{banner.title(app, target)} on {banner.broker_line(app.broker)}"
+        logs.first_line(text, app=app.name, broker=banner.broker_name(app.broker))
     dial.warned = dial.warned or not place.processes  # another process logs the warning
     for hint in one.misspelt():
         logger.warning("%s", hint)

@@ -33,6 +33,8 @@ class TaskSlot:
     """What runs now, or is to be decided on."""
     error: BaseException | None = None
     """Why the run failed; None where it exceeded its timeout."""
+    seconds: float | None = None
+    """How long the handler ran that failed."""
     again: bool = False
     """The run did not fail: something cancelled its task, so another task starts it again."""
     coroutine: Any = None
@@ -45,6 +47,13 @@ class TaskSlot:
     """Where a decorator left a coroutine: the context it was made in, so that the handler sees what is set there."""
     left_behind: bool = False
     """Its event is decided on; the handler's result no longer counts."""
+
+    def elapsed(self) -> float | None:
+        """For how many seconds the handler has run; None where none runs."""
+        handler, deadline = None if self.run is None else self.run[1], self.deadline
+        if handler is None or deadline == math.inf:
+            return None
+        return max(0.0, time.monotonic() - deadline + handler.timeout)
 
     def exceeded(self, now: float) -> bool:
         """Whether the handler has exceeded its timeout."""
@@ -186,7 +195,7 @@ class ThreadSlot(TaskSlot):
     def fail(self, error: BaseException) -> bool:
         """The handler has raised this; the run stays in the slot, to be decided on. Returns whether it was in time."""
         with self._lock:
-            self.deadline = math.inf
+            self.seconds, self.deadline = self.elapsed(), math.inf
             if not self._exceeded:
                 self.error = error
             return not self._exceeded

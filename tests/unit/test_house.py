@@ -31,6 +31,7 @@ ORDER = [
     "middleware",
     "dependencies",
     "outcome",
+    "logs",
     "service",
     "unknown_events",
     "modules",
