@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LEVELS = ("debug", "info", "warning", "error")
 
 JSON_HELP = "One JSON object per line, with the event that is being handled, and everything of extra=."
+NO_CONFIGURE_HELP = "Configure no logging: what your app has configured applies (dictConfig, structlog)."
 
 INDENT = "    "
 
@@ -79,13 +80,16 @@ def _as_json() -> bool:
     )
 
 
-def first_line(text: str, **fields: str) -> None:
+def first_line(text: str, *, own_logging: bool, **fields: str) -> None:
     """Log it whatever `--log-level` is: operators look there for the broker.
 
     Args:
+        own_logging: the app has configured logging, so its level applies.
         fields: for JSON.
     """
     logger = logging.getLogger(_OWN)
+    if own_logging and not logger.isEnabledFor(logging.INFO):
+        return
     logger.handle(logger.makeRecord(_OWN, logging.INFO, __file__, 0, text, (), None, extra={ATTRIBUTE: Fields(fields)}))
 
 

@@ -46,6 +46,7 @@ STOPPED_AT_ONCE = "Stopped at once. What was not sent stays in the outbox.\n"
 )
 @click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info", show_default=True)
 @click.option("--json-logs", is_flag=True, help=logs.JSON_HELP)
+@click.option("--no-configure-logging", is_flag=True, help=logs.NO_CONFIGURE_HELP)
 @click.option(
     "--health-port",
     type=click.IntRange(0, 65_535),
@@ -60,6 +61,7 @@ def relay(
     grace: float,
     log_level: str,
     json_logs: bool,
+    no_configure_logging: bool,
     health_port: int | None,
     health_host: str,
 ) -> None:
@@ -75,7 +77,8 @@ def relay(
     from lightbus.worker.health_server import HealthServer
     from lightbus.worker.services import ServiceRunner
 
-    logs.configure(log_level, as_json=json_logs)
+    if not no_configure_logging:
+        logs.configure(log_level, as_json=json_logs)
     app, _ = targets.find_outbox(target)
     targets.load_handlers(app)
     require(relays(app), app)
@@ -84,7 +87,9 @@ def relay(
     health = None if health_port is None else HealthServer(runner, health_host, health_port)
     logger = logging.getLogger("lightbus")
     logger.disabled = False  # the app's logging configuration may have disabled existing loggers
-    logs.first_line(_title(app, target), app=app.name, broker=banner.broker_name(app.broker))
+    logs.first_line(
+        _title(app, target), own_logging=no_configure_logging, app=app.name, broker=banner.broker_name(app.broker)
+    )
     with logs.outcomes_of(app):
         _ = app.publisher  # made here, so that it is observed
     if health is not None:
@@ -95,7 +100,7 @@ def relay(
         process.run(
             runner,
             on_started=lambda: logger.info("Started: sends events as they are committed.%s", how),
-            second_signal_text="" if json_logs else STOPPED_AT_ONCE,
+            second_signal_text="" if json_logs or no_configure_logging else STOPPED_AT_ONCE,
         )
     )
 

@@ -86,6 +86,7 @@ Exit codes:
 )
 @click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info", show_default=True)
 @click.option("--json-logs", is_flag=True, help=logs.JSON_HELP)
+@click.option("--no-configure-logging", is_flag=True, help=logs.NO_CONFIGURE_HELP)
 @click.option(
     "--backend",
     type=click.Choice(["asyncio", "trio"]),
@@ -118,6 +119,7 @@ def worker(
     grace: float,
     log_level: str,
     json_logs: bool,
+    no_configure_logging: bool,
     backend: str,
     health_port: int | None,
     health_host: str,
@@ -148,12 +150,15 @@ def worker(
             f"--log-level={log_level}",
             f"--backend={backend}",
             *(["--json-logs"] if json_logs else []),
+            *(["--no-configure-logging"] if no_configure_logging else []),
             *([] if health_port is None else [f"--health-port={health_port}", f"--health-host={health_host}"]),
         ]
         folder = os.getcwd() if reload else None
         sys.exit(Supervisor(command, processes=processes, grace=grace, reload=folder).run())
     place = Place() if supervised is None else Place.of_supervised(supervised)
-    logs.configure(log_level, as_json=json_logs, label=place.label)
+    if not no_configure_logging:
+        logs.configure(log_level, as_json=json_logs, label=place.label)
+    as_text = not (json_logs or no_configure_logging)
     try:
         app = targets.find_app(target)
         place.watch(files_of(app.include))  # first: a module that cannot be imported is corrected next
@@ -166,12 +171,12 @@ def worker(
         raise
     logger = logging.getLogger("lightbus")
     logger.disabled = False  # the app's logging configuration may have disabled existing loggers
-    if place.processes and not json_logs:
+    if place.processes and as_text:
         about = banner.lines(app, target, one.consumer, processes=place.processes)
         banner.show(about, color=logs.use_color(sys.stderr))
-    elif json_logs:
+    elif not as_text:
         text = f"{banner.title(app, target)} on {banner.broker_line(app.broker)}"
-        logs.first_line(text, app=app.name, broker=banner.broker_name(app.broker))
+        logs.first_line(text, own_logging=no_configure_logging, app=app.name, broker=banner.broker_name(app.broker))
     dial.warned = dial.warned or not place.processes  # another process logs the warning
     for hint in one.misspelt():
         logger.warning("%s", hint)
@@ -184,7 +189,7 @@ def worker(
             backend=backend,
             supervisor=place.socket,
             on_started=lambda: logger.info("Ready: %r waits for events.%s", app.name, how),
-            second_signal_text="" if json_logs else process.STOPPED_AT_ONCE,
+            second_signal_text=process.STOPPED_AT_ONCE if as_text else "",
         )
     )
 
