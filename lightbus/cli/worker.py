@@ -88,6 +88,14 @@ Exit codes:
 @click.option("--json-logs", is_flag=True, help=logs.JSON_HELP)
 @click.option("--no-configure-logging", is_flag=True, help=logs.NO_CONFIGURE_HELP)
 @click.option(
+    "--blocked-after",
+    type=click.FloatRange(0, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Log a warning, with the stack, if an async handler blocks the event loop for longer. 0: never.",
+)
+@click.option(
     "--backend",
     type=click.Choice(["asyncio", "trio"]),
     default="asyncio",
@@ -120,6 +128,7 @@ def worker(
     log_level: str,
     json_logs: bool,
     no_configure_logging: bool,
+    blocked_after: float,
     backend: str,
     health_port: int | None,
     health_host: str,
@@ -149,6 +158,7 @@ def worker(
             f"--grace={grace}",
             f"--log-level={log_level}",
             f"--backend={backend}",
+            f"--blocked-after={blocked_after}",
             *(["--json-logs"] if json_logs else []),
             *(["--no-configure-logging"] if no_configure_logging else []),
             *([] if health_port is None else [f"--health-port={health_port}", f"--health-host={health_host}"]),
@@ -164,7 +174,14 @@ def worker(
         place.watch(files_of(app.include))  # first: a module that cannot be imported is corrected next
         targets.load_handlers(app)
         with logs.outcomes_of(app):
-            one = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
+            one = Worker(
+                app,
+                queues=queues,
+                prefetch=prefetch,
+                concurrency=concurrency,
+                grace=grace,
+                blocked_after=blocked_after,
+            )
         health = None if health_port is None else _serve_health(one, health_host, place.health_port(health_port))
     except errors.LightbusError:
         place.report_fatal()

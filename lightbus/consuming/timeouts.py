@@ -12,8 +12,9 @@ import anyio
 import anyio.lowlevel
 
 from lightbus.consuming.runner import QueueRunner
-from lightbus.consuming.slots import Late, TaskSlot, ThreadSlot, described
+from lightbus.consuming.slots import Late, TaskSlot, ThreadSlot
 from lightbus.consuming.stall import LOG_AGAIN
+from lightbus.consuming.subscription import HandlerRun, Subscription
 from lightbus.consuming.tasks import HandlerTasks
 
 logger = logging.getLogger("lightbus")
@@ -36,13 +37,8 @@ class Timeouts:
         """The worker starts."""
         self.beat = time.monotonic()
 
-    @property
-    def due(self) -> float:
-        """When the event loop should run again at the latest (monotonic clock)."""
-        return (self.beat or math.inf) + self._tick
-
-    def running_handler(self) -> str | None:
-        """The handler that the event loop is running right now. From another thread."""
+    def running(self) -> tuple[Subscription, HandlerRun] | None:
+        """The handler that the event loop is running right now, and on what. From another thread."""
         for runner in self._runners:
             for slot in copied(runner.slots):
                 run = slot.run
@@ -50,7 +46,7 @@ class Timeouts:
                     continue
                 decoding = slot.deadline == math.inf  # it has no deadline yet
                 if decoding or getattr(slot.coroutine, "cr_running", False):
-                    return described(slot.subscription, run)
+                    return slot.subscription, run
         return None
 
     async def watch(self, tasks: HandlerTasks) -> None:
