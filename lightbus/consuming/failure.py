@@ -15,10 +15,10 @@ from typing import Any
 import anyio
 import attrs
 
-from lightbus import errors, logs
+from lightbus import errors
 from lightbus.consuming.connection import ConsumerConnection
 from lightbus.consuming.routes import Routes
-from lightbus.consuming.slots import shown_id
+from lightbus.consuming.slots import fields, shown_id
 from lightbus.consuming.stall import LOG_AGAIN
 from lightbus.consuming.subscription import HandlerRun, Subscription
 from lightbus.consuming.tasks import HandlerTasks
@@ -70,6 +70,10 @@ class Failure:
             f"{what} {self.event!r} ({shown_id(self.delivery)}) in {self.subscription.name!r}, attempt {self.attempt}: "
             f"{errors.summary(self.reason).rstrip('.')}"
         )
+
+    def fields(self, **more: Any) -> dict[str, Any]:
+        """The same as `extra` of a log record."""
+        return fields(self.subscription, (self.delivery, self.handler, None), **more)
 
 
 class Failures:
@@ -177,7 +181,7 @@ class Failures:
                             subscription.name,
                             copy.routing_key,
                             error,
-                            extra=self._extra(failure),
+                            extra=failure.fields(),
                         )
                         return Result.REFUSED
                     if isinstance(error.__cause__, errors.TopologyMissing):
@@ -189,7 +193,7 @@ class Failures:
                         self._app,
                         copy.routing_key,
                         error,
-                        extra=self._extra(failure),
+                        extra=failure.fields(),
                     )
                 else:
                     if receipt.routed:
@@ -227,13 +231,8 @@ class Failures:
         if not logger.isEnabledFor(level):
             return
         exc_info, frames = errors.for_log(trace)
-        extra = self._extra(failure, outcome=outcome, delay=wait, seconds=_rounded(failure.seconds))
+        extra = failure.fields(outcome=outcome, delay=wait, seconds=_rounded(failure.seconds))
         logger.log(level, "%s; %s%s", failure, became, frames, exc_info=exc_info, extra=extra)
-
-    def _extra(self, failure: Failure, **more: Any) -> dict[str, Any]:
-        """What `--json-logs` shows of the failure as fields."""
-        name = None if failure.handler is None else failure.handler.name
-        return {logs.ATTRIBUTE: logs.fields_of(self._app, failure.delivery, name, failure.subscription.name, **more)}
 
     def _count_of_others(self, subscription: Subscription, delivery: Delivery, named: list[str]) -> None:
         self._of_others[subscription.name] += 1
@@ -249,7 +248,7 @@ class Failures:
             envelope.source,
             self._of_others[subscription.name],
             ", ".join(named),
-            extra={logs.ATTRIBUTE: logs.fields_of(self._app, delivery, None, subscription.name, outcome="skipped")},
+            extra=fields(subscription, (delivery, None, None), outcome="skipped"),
         )
 
     def _is_news(self, subscription: Subscription, event: str, attempt: int) -> bool:

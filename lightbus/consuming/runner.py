@@ -31,7 +31,7 @@ from lightbus.consuming.coroutines import (
 )
 from lightbus.consuming.failure import Failures, Result
 from lightbus.consuming.routes import Routes
-from lightbus.consuming.slots import TaskSlot, ThreadSlot, cancelled_error, described, timeout_error
+from lightbus.consuming.slots import TaskSlot, ThreadSlot, cancelled_error, described, fields, timeout_error
 from lightbus.consuming.subscription import HandlerRun, PendingHandlers
 from lightbus.consuming.tasks import HandlerTasks
 from lightbus.consuming.threads import Pool
@@ -197,6 +197,7 @@ class QueueRunner:
                 "The %s was interrupted: its task was cancelled, most likely by a timer of an earlier handler in the "
                 "same task. The handler runs again.",
                 described(self.subscription, slot.run),
+                extra=fields(self.subscription, slot.run),
             )
         elif slot.error is not None and errors.is_a(slot.error, anyio.get_cancelled_exc_class()):
             slot.error = cancelled_error(slot, cancelled, slot.error)

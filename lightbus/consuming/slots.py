@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import attrs
 
-from lightbus import errors
+from lightbus import errors, logs
 from lightbus.consuming import stall
 from lightbus.consuming.subscription import HandlerRun, Subscription
 from lightbus.transport import Delivery
@@ -89,6 +89,8 @@ class Late:
     timeout: float
     what: str
     """The handler and its event, for the log."""
+    extra: dict[str, Any]
+    """The same as fields."""
     since: float
     """When its time was over, on the monotonic clock."""
     cancel_again_at: float = 0.0
@@ -100,7 +102,8 @@ class Late:
         assert slot.run is not None
         handler = slot.run[1]
         assert handler is not None
-        return cls(handler.name, handler.timeout, described(slot.subscription, slot.run), min(slot.deadline, now))
+        what, extra = described(slot.subscription, slot.run), fields(slot.subscription, slot.run)
+        return cls(handler.name, handler.timeout, what, extra, min(slot.deadline, now))
 
 
 def described(subscription: Subscription, run: HandlerRun) -> str:
@@ -108,6 +111,14 @@ def described(subscription: Subscription, run: HandlerRun) -> str:
     delivery, handler, _ = run
     name = None if handler is None else handler.name
     return f"handler {name!r} on {delivery.routing_key!r} ({shown_id(delivery)}) in {subscription.name!r}"
+
+
+def fields(subscription: Subscription, run: HandlerRun, **more: Any) -> dict[str, Any]:
+    """The same as `extra` of a log record, for `--json-logs`."""
+    delivery, handler, _ = run
+    app = subscription.name.removesuffix(f".{subscription.config.suffix}")
+    name = None if handler is None else handler.name
+    return {logs.ATTRIBUTE: logs.fields_of(app, delivery, name, subscription.name, **more)}
 
 
 def shown_id(delivery: Delivery) -> str:

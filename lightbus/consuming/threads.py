@@ -146,7 +146,7 @@ class Pool:
         if late.logged_at > -math.inf or error is not None:
             how = "" if error is None else f", with {type(error).__name__}: {errors.message_of(error)}"
             after = time.monotonic() - late.since
-            logger.warning("The %s finished %.0f s after its timeout%s.", late.what, after, how)
+            logger.warning("The %s finished %.0f s after its timeout%s.", late.what, after, how, extra=late.extra)
         self.call()
 
     def all_left_behind(self) -> list[Late]:
