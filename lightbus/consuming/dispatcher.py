@@ -198,8 +198,8 @@ class Dispatcher:
         runs = [slot.run for runner in self.runners for slot in copied(runner.slots)]
         return [run[1].name for run in runs if run is not None and run[1] is not None]
 
-    def running_in_loop(self) -> tuple[Subscription, HandlerRun] | None:
-        """The handler that the event loop is running right now, and on what."""
+    def running_in_loop(self) -> tuple[Subscription, HandlerRun, float] | None:
+        """What the event loop is running right now, and for how many seconds so far."""
         return self._timeouts.running()
 
     def running(self, now: float) -> list[tuple[Handler, Delivery, float]]:

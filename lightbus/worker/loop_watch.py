@@ -8,6 +8,7 @@ where. An event costs nothing.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -18,11 +19,13 @@ import attrs
 from lightbus import logs
 from lightbus.connection.loop_reader import Schedule, current_loop
 from lightbus.consuming.dispatcher import Dispatcher
-from lightbus.consuming.slots import described
+from lightbus.consuming.slots import described, fields
 from lightbus.consuming.stall import shown, user_frames
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from lightbus.consuming.subscription import HandlerRun, Subscription
 
 logger = logging.getLogger("lightbus")
 
@@ -69,7 +72,9 @@ class BlockDetector:
         """Seconds between two looks."""
         return max(SHORTEST_PERIOD, self.after / LOOKS)
 
-    def look(self, now: float, what: object, used: float, waited: float, *, answered: bool = False) -> bool:
+    def look(
+        self, now: float, what: object, used: float, waited: float, *, ran: float = 0.0, answered: bool = False
+    ) -> bool:
         """Returns True once per block.
 
         Args:
@@ -77,6 +82,7 @@ class BlockDetector:
             what: the one thing that the loop runs (by identity), if its last answer is not new; else None.
             used: for how many seconds the loop's thread has used a processor, so far.
             waited: for how many seconds it has waited for one, so far; asked only if `what` is not None.
+            ran: for how many seconds `what` has run so far, if that is known.
             answered: the loop has answered since the last look.
         """
         since, busy, starved = now - self._last, used - self._used, waited - self._waited
@@ -84,13 +90,25 @@ class BlockDetector:
         most = LATE * self.period
         if what is None or answered or what is not self._what:
             self._what, self._reported = what, False
-            self._blocked = min(since, busy) if since > most else 0.0  # else it may have begun just now
+            self._blocked = min(since, busy, ran) if since > most else 0.0  # else it may have begun just now
         else:
             self._blocked += max(0.0, min(since, max(most, busy)) - starved)
         if what is None or self._reported or self._blocked < self.after:
             return False
         self._reported = True
         return True
+
+
+@attrs.frozen
+class Seen:
+    """What the loop runs at one look."""
+
+    what: object = None
+    """Its identity; None where the loop runs nothing of the user's."""
+    handled: tuple[Subscription, HandlerRun] | None = None
+    frames: list[FrameType] = attrs.field(factory=list)
+    ran: float = 0.0
+    """Seconds so far, if that is known."""
 
 
 class LoopWatch:
@@ -134,25 +152,24 @@ class LoopWatch:
             answered = self._answered
             # Where this look is late, the answer may be from before a block.
             idle = answered and now - self._answered_at < LATE * detector.period
-            what = None if idle else self._what_runs()
-            waited = 0.0 if what is None else self._seconds_waited()
-            if detector.look(now, what, self._seconds_used(), waited, answered=answered):
-                self._report()
-            del what  # a frame keeps its variables alive
+            seen = Seen() if idle else self._look()
+            waited = 0.0 if seen.what is None else self._seconds_waited()
+            if detector.look(now, seen.what, self._seconds_used(), waited, ran=seen.ran, answered=answered):
+                self._report(seen)
+            del seen  # a frame keeps its variables alive
 
     def _answer(self) -> None:
         """Runs in the loop."""
         self._answered, self._answered_at = True, time.monotonic()
 
-    def _what_runs(self) -> object:
-        running = self._consumer.running_in_loop()
+    def _look(self) -> Seen:
+        running, frames = self._consumer.running_in_loop(), user_frames(self._thread, until=_LOOP)
         if running is not None:
-            return running[1]
-        frames = self._frames()
-        return frames[0] if frames else None  # else the loop waits, or is about to run: for a processor, probably
-
-    def _frames(self) -> list[FrameType]:
-        return user_frames(self._thread, until=_LOOP)
+            subscription, run, ran = running
+            return Seen(run, (subscription, run), frames, ran)
+        if not frames:  # the loop waits, or is about to run: for a processor, probably
+            return Seen()
+        return Seen(frames[0], None, frames, math.inf if self.in_lifespan else 0.0)
 
     def _seconds_used(self) -> float:
         """For how long the loop's thread has used a processor. Not on macOS: there 0."""
@@ -169,10 +186,10 @@ class LoopWatch:
         except (OSError, ValueError, IndexError):
             return 0.0
 
-    def _report(self) -> None:
-        running, frames = self._consumer.running_in_loop(), self._frames()
+    def _report(self, seen: Seen) -> None:
+        frames = seen.frames
         stack = shown(frames) or "  (unknown)"
-        if running is None:
+        if seen.handled is None:
             name = LIFESPAN if self.in_lifespan else OTHER
             what = f"lifespan of app {self._app!r}" if self.in_lifespan else "code that runs beside the handlers"
             self._blocked[name] += 1
@@ -185,11 +202,10 @@ class LoopWatch:
                 extra={logs.ATTRIBUTE: logs.Fields(app=self._app)},
             )
             return
-        subscription, (delivery, handler, _) = running
-        name = "" if handler is None else handler.name
-        self._blocked[name] += 1
-        middleware = _middleware(frames)
-        what = described(subscription, running[1])
+        subscription, run = seen.handled
+        handler, middleware = run[1], _middleware(frames)
+        self._blocked["" if handler is None else handler.name] += 1
+        what = described(subscription, run)
         logger.warning(
             "The %s has blocked the event loop for %g s or more: no other task runs meanwhile, and %s timeout cannot "
             "stop it. %s, or await the blocking call. It is at:\n%s",
@@ -200,7 +216,7 @@ class LoopWatch:
             if middleware is None
             else "Run it in a thread (anyio.to_thread.run_sync)",
             stack,
-            extra={logs.ATTRIBUTE: logs.fields_of(self._app, delivery, name or None, subscription.name)},
+            extra=fields(subscription, run),
         )
 
 

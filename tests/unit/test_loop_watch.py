@@ -31,12 +31,15 @@ class Looks:
                 reported.append(round(self.now - began, 3))
         return reported
 
-    def after_a_pause(self, seconds: float, what: object, *, used: float = 0.0, answered: bool = False) -> bool:
+    def after_a_pause(
+        self, seconds: float, what: object, *, used: float = 0.0, ran: float | None = None, answered: bool = False
+    ) -> bool:
         """One look that comes this late."""
+        ran = seconds + 1.0 if ran is None else ran
         self.now += seconds
         self.used += used
         waited = 0.0 if what is None else self.waited
-        return self.detector.look(self.now, what, self.used, waited, answered=answered)
+        return self.detector.look(self.now, what, self.used, waited, ran=ran, answered=answered)
 
 
 def test_a_block_is_reported_once_after_a_second() -> None:
@@ -96,6 +99,8 @@ def test_a_call_that_keeps_pythons_lock_is_reported_though_no_look_came_meanwhil
     assert looks.for_seconds(5.0, HANDLER) == []
     looks = Looks()
     assert not looks.after_a_pause(5.0, HANDLER, used=0.5)
+    looks = Looks()
+    assert not looks.after_a_pause(5.0, OTHER, used=5.0, ran=0.1)  # it has begun since
 
 
 def test_a_busy_handler_that_lets_others_run_is_not_blocked_though_looks_come_late() -> None:
