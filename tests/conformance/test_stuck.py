@@ -142,6 +142,9 @@ async def test_threads_of_handlers_that_do_not_end_are_few_and_reported(
             await eventually(lambda: health.report(worker).ready)
             stop.set()
     assert "in block\n    go_on.wait(LIMIT)" in caplog.text
+    logged = next(record for record in caplog.records if "the thread cannot be stopped" in record.getMessage())
+    fields = logged.lightbus  # type: ignore[attr-defined]
+    assert (fields["app"], fields["event"], fields["handler"]) == ("billing", "order.placed", "block")
     assert await left_in(billing) == []
 
 
