@@ -109,6 +109,7 @@ class Seen:
     frames: list[FrameType] = attrs.field(factory=list)
     ran: float = 0.0
     """Seconds so far, if that is known."""
+    in_lifespan: bool = False
 
 
 class LoopWatch:
@@ -139,6 +140,7 @@ class LoopWatch:
 
     def _watch(self) -> None:
         detector = self._detector
+        detector.look(time.monotonic(), None, self._seconds_used(), 0.0)
         while True:
             if self._answered:
                 self._answered = False
@@ -169,7 +171,8 @@ class LoopWatch:
             return Seen(run, (subscription, run), frames, ran)
         if not frames:  # the loop waits, or is about to run: for a processor, probably
             return Seen()
-        return Seen(frames[0], None, frames, math.inf if self.in_lifespan else 0.0)
+        in_lifespan = self.in_lifespan
+        return Seen(frames[0], None, frames, math.inf if in_lifespan else 0.0, in_lifespan)
 
     def _seconds_used(self) -> float:
         """For how long the loop's thread has used a processor. Not on macOS: there 0."""
@@ -190,8 +193,8 @@ class LoopWatch:
         frames = seen.frames
         stack = shown(frames) or "  (unknown)"
         if seen.handled is None:
-            name = LIFESPAN if self.in_lifespan else OTHER
-            what = f"lifespan of app {self._app!r}" if self.in_lifespan else "code that runs beside the handlers"
+            name = LIFESPAN if seen.in_lifespan else OTHER
+            what = f"lifespan of app {self._app!r}" if seen.in_lifespan else "code that runs beside the handlers"
             self._blocked[name] += 1
             logger.warning(
                 "The %s has blocked the event loop for %g s or more: no handler runs meanwhile. Await the blocking "
