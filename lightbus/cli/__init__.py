@@ -98,7 +98,7 @@ class Commands(Group):
         try:
             return super().invoke(ctx)
         except errors.LightbusError as error:
-            click.echo(f"Error: {error}", err=True)
+            logs.show_error(str(error))
             usage = (errors.TargetError, errors.DeclarationError, errors.UnknownEvent)
             ctx.exit(2 if isinstance(error, usage) else 1)
         except KeyboardInterrupt:

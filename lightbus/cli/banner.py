@@ -34,7 +34,13 @@ def title(app: Lightbus, target: str) -> str:
 
 
 def broker_line(broker: BrokerAddresses) -> str:
-    """The broker that an app connects to, without the password."""
+    """The broker that an app connects to, without the password, and how to use another one."""
+    advice = "; set LIGHTBUS_URL to use RabbitMQ"
+    return ", or ".join(_place(one) + (advice if one.scheme == "sqlite" else "") for one in broker.addresses)
+
+
+def broker_name(broker: BrokerAddresses) -> str:
+    """The same without advice, as a field of a log record."""
     return ", or ".join(_place(address) for address in broker.addresses)
 
 
@@ -45,7 +51,7 @@ def _place(address: Address) -> str:
         return "embedded, in memory: only this process can use it"
     from lightbus.transport.sqlite.place import locate, short_path
 
-    return f"embedded (SQLite file {short_path(locate(address.plain).path)}); set LIGHTBUS_URL to use RabbitMQ"
+    return f"embedded (SQLite file {short_path(locate(address.plain).path)})"
 
 
 def _queues(consumer: Dispatcher) -> list[list[str]]:

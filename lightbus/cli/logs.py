@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import sys
-from datetime import UTC, datetime
-from typing import Any, TextIO
+import threading
+from datetime import datetime
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from lightbus.cli import output, tables
+from lightbus.logs import ATTRIBUTE, Fields, JSONLines, log_outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from lightbus import Lightbus
 
 LEVELS = ("debug", "info", "warning", "error")
+
+JSON_HELP = "One JSON object per line, with the event that is being handled, and everything of extra=."
+NO_CONFIGURE_HELP = "Configure no logging: what your app has configured applies (dictConfig, structlog)."
 
 INDENT = "    "
 
@@ -34,6 +44,61 @@ def configure(level: str, *, as_json: bool = False, label: str = "") -> None:
     root.setLevel(level.upper())
     for noisy in ("amqp", "kombu", "asyncio", "watchfiles"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    if as_json:  # what Python would write to stderr as lines of text
+        logging.captureWarnings(True)
+        threading.excepthook = _log_thread_failure
+
+
+def _log_thread_failure(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_type is SystemExit:
+        return
+    name = "unknown" if failed.thread is None else failed.thread.name
+    exc_info = None if failed.exc_value is None else (failed.exc_type, failed.exc_value, failed.exc_traceback)
+    logging.getLogger(_OWN).error("Thread %s failed.", name, exc_info=exc_info)
+
+
+def show_error(text: str) -> None:
+    """Show why a command failed: as a line on stderr, or as a record where logs are JSON."""
+    if _as_json():
+        logging.getLogger(_OWN).error("%s", text)
+    else:
+        click.echo(f"Error: {text}", err=True)
+
+
+def show_traceback(text: str) -> None:
+    """The same for a traceback."""
+    if _as_json():
+        text = text.rstrip()
+        logging.getLogger(_OWN).error("%s", text.splitlines()[-1], extra={ATTRIBUTE: Fields(exception=text)})
+    else:
+        click.echo(text, nl=False, err=True)
+
+
+def _as_json() -> bool:
+    return any(
+        isinstance(one, Handler) and isinstance(one.formatter, JSONLines) for one in logging.getLogger().handlers
+    )
+
+
+def first_line(text: str, *, own_logging: bool, **fields: str) -> None:
+    """Log it whatever `--log-level` is: operators look there for the broker.
+
+    Args:
+        own_logging: the app has configured logging, so its level applies.
+        fields: for JSON.
+    """
+    logger = logging.getLogger(_OWN)
+    if own_logging and not logger.isEnabledFor(logging.INFO):
+        return
+    logger.handle(logger.makeRecord(_OWN, logging.INFO, __file__, 0, text, (), None, extra={ATTRIBUTE: Fields(fields)}))
+
+
+@contextlib.contextmanager
+def outcomes_of(app: Lightbus) -> Generator[None]:
+    """Log each outcome, if the level is DEBUG: of the worker and the publisher that are made within this block."""
+    debug = logging.getLogger(_OWN).isEnabledFor(logging.DEBUG)
+    with app.observed_by(log_outcome) if debug else contextlib.nullcontext():
+        yield
 
 
 def use_color(stream: TextIO) -> bool:
@@ -97,30 +162,3 @@ class Lines(logging.Formatter):
             lines.append(self.formatStack(record.stack_info))
         text = tables.printable("\n".join(lines), kept="\n\t").rstrip("\n").replace("\n", f"\n{INDENT}")
         return f"{time}.{int(record.msecs):03d} {level} {text}"
-
-
-class JSONLines(logging.Formatter):
-    """`{"time": ..., "level": ..., "logger": ..., "message": ...}`, and `exception` if there is one."""
-
-    def __init__(self, label: str) -> None:
-        super().__init__()
-        self.label = label
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if self.label:
-            line["worker"] = self.label.strip("[]")
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        text = json.dumps(line, ensure_ascii=False, default=str)
-        # json.dumps does not escape these control characters: delete (U+007F), and U+0080 to U+009F.
-        return text if text.isprintable() else "".join(map(_escaped, text))
-
-
-def _escaped(character: str) -> str:
-    return character if character.isprintable() else json.dumps(character)[1:-1]

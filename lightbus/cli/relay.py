@@ -45,7 +45,8 @@ STOPPED_AT_ONCE = "Stopped at once. What was not sent stays in the outbox.\n"
     help="How long sending what is left may take when the relay is stopped.",
 )
 @click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info", show_default=True)
-@click.option("--json-logs", is_flag=True, help="One JSON object per line: time, level, logger, message, exception.")
+@click.option("--json-logs", is_flag=True, help=logs.JSON_HELP)
+@click.option("--no-configure-logging", is_flag=True, help=logs.NO_CONFIGURE_HELP)
 @click.option(
     "--health-port",
     type=click.IntRange(0, 65_535),
@@ -56,20 +57,28 @@ STOPPED_AT_ONCE = "Stopped at once. What was not sent stays in the outbox.\n"
     "--health-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where --health-port listens."
 )
 def relay(
-    target: str, grace: float, log_level: str, json_logs: bool, health_port: int | None, health_host: str
+    target: str,
+    grace: float,
+    log_level: str,
+    json_logs: bool,
+    no_configure_logging: bool,
+    health_port: int | None,
+    health_host: str,
 ) -> None:
     """Send the events of an app's outbox, until stopped. ATTR names the app, or an Outbox of it.
 
     Workers of the app do this, too. Run a relay for an app without workers, or to send without them. You can start any
     number of relays: they share the work. A relay consumes no events; it also sweeps the app's inbox.
     """
+    from lightbus.cli import banner
     from lightbus.cli import target as targets
     from lightbus.cli.outbox.stores import relays, require, require_shared_broker
     from lightbus.worker import process
     from lightbus.worker.health_server import HealthServer
     from lightbus.worker.services import ServiceRunner
 
-    logs.configure(log_level, as_json=json_logs)
+    if not no_configure_logging:
+        logs.configure(log_level, as_json=json_logs)
     app, _ = targets.find_outbox(target)
     targets.load_handlers(app)
     require(relays(app), app)
@@ -78,7 +87,11 @@ def relay(
     health = None if health_port is None else HealthServer(runner, health_host, health_port)
     logger = logging.getLogger("lightbus")
     logger.disabled = False  # the app's logging configuration may have disabled existing loggers
-    logger.info("%s", _title(app, target))
+    logs.first_line(
+        _title(app, target), own_logging=no_configure_logging, app=app.name, broker=banner.broker_name(app.broker)
+    )
+    with logs.outcomes_of(app):
+        _ = app.publisher  # made here, so that it is observed
     if health is not None:
         health.start()
         logger.info("Health: %s/livez and /readyz", health.url)
@@ -87,7 +100,7 @@ def relay(
         process.run(
             runner,
             on_started=lambda: logger.info("Started: sends events as they are committed.%s", how),
-            second_signal_text="" if json_logs else STOPPED_AT_ONCE,
+            second_signal_text="" if json_logs or no_configure_logging else STOPPED_AT_ONCE,
         )
     )
 

@@ -8,8 +8,6 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import click
-
 if TYPE_CHECKING:
     from lightbus import Lightbus
 
@@ -150,9 +148,10 @@ def _import(name: str, folder: str) -> ModuleType:
 def _show_traceback(error: BaseException) -> None:
     """Show the traceback with the frames of the user's code only."""
     from lightbus import errors, modules
+    from lightbus.cli import logs
 
     text = errors.format_traceback(error, hidden=lambda frame: modules.is_machinery(frame.f_code.co_filename))
-    click.echo(text, nl=False, err=True)
+    logs.show_traceback(text)
 
 
 def _apps(module: ModuleType) -> dict[str, Lightbus]:

@@ -85,7 +85,16 @@ Exit codes:
     help="How long running handlers may take to finish when the worker is stopped.",
 )
 @click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info", show_default=True)
-@click.option("--json-logs", is_flag=True, help="One JSON object per line: time, level, logger, message, exception.")
+@click.option("--json-logs", is_flag=True, help=logs.JSON_HELP)
+@click.option("--no-configure-logging", is_flag=True, help=logs.NO_CONFIGURE_HELP)
+@click.option(
+    "--blocked-after",
+    type=click.FloatRange(0, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Log a warning, with the stack, if an async handler blocks the event loop for longer. 0: never.",
+)
 @click.option(
     "--backend",
     type=click.Choice(["asyncio", "trio"]),
@@ -118,6 +127,8 @@ def worker(
     grace: float,
     log_level: str,
     json_logs: bool,
+    no_configure_logging: bool,
+    blocked_after: float,
     backend: str,
     health_port: int | None,
     health_host: str,
@@ -147,29 +158,42 @@ def worker(
             f"--grace={grace}",
             f"--log-level={log_level}",
             f"--backend={backend}",
+            f"--blocked-after={blocked_after}",
             *(["--json-logs"] if json_logs else []),
+            *(["--no-configure-logging"] if no_configure_logging else []),
             *([] if health_port is None else [f"--health-port={health_port}", f"--health-host={health_host}"]),
         ]
         folder = os.getcwd() if reload else None
         sys.exit(Supervisor(command, processes=processes, grace=grace, reload=folder).run())
     place = Place() if supervised is None else Place.of_supervised(supervised)
-    logs.configure(log_level, as_json=json_logs, label=place.label)
+    if not no_configure_logging:
+        logs.configure(log_level, as_json=json_logs, label=place.label)
+    as_text = not (json_logs or no_configure_logging)
     try:
         app = targets.find_app(target)
         place.watch(files_of(app.include))  # first: a module that cannot be imported is corrected next
         targets.load_handlers(app)
-        one = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
+        with logs.outcomes_of(app):
+            one = Worker(
+                app,
+                queues=queues,
+                prefetch=prefetch,
+                concurrency=concurrency,
+                grace=grace,
+                blocked_after=blocked_after,
+            )
         health = None if health_port is None else _serve_health(one, health_host, place.health_port(health_port))
     except errors.LightbusError:
         place.report_fatal()
         raise
     logger = logging.getLogger("lightbus")
     logger.disabled = False  # the app's logging configuration may have disabled existing loggers
-    if place.processes and not json_logs:
+    if place.processes and as_text:
         about = banner.lines(app, target, one.consumer, processes=place.processes)
         banner.show(about, color=logs.use_color(sys.stderr))
-    elif json_logs:
-        logger.info("%s on %s", banner.title(app, target), banner.broker_line(app.broker))
+    elif not as_text:
+        text = f"{banner.title(app, target)} on {banner.broker_line(app.broker)}"
+        logs.first_line(text, own_logging=no_configure_logging, app=app.name, broker=banner.broker_name(app.broker))
     dial.warned = dial.warned or not place.processes  # another process logs the warning
     for hint in one.misspelt():
         logger.warning("%s", hint)
@@ -182,7 +206,7 @@ def worker(
             backend=backend,
             supervisor=place.socket,
             on_started=lambda: logger.info("Ready: %r waits for events.%s", app.name, how),
-            second_signal_text="" if json_logs else process.STOPPED_AT_ONCE,
+            second_signal_text=process.STOPPED_AT_ONCE if as_text else "",
         )
     )
 

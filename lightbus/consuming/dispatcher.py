@@ -19,8 +19,7 @@ from lightbus.consuming.consumer import Consumer
 from lightbus.consuming.failure import Failures
 from lightbus.consuming.runner import QueueRunner
 from lightbus.consuming.slots import Late
-from lightbus.consuming.stall import LoopWatch
-from lightbus.consuming.subscription import Subscription, SubscriptionConfig
+from lightbus.consuming.subscription import HandlerRun, Subscription, SubscriptionConfig
 from lightbus.consuming.tasks import HandlerTasks
 from lightbus.consuming.timeouts import Timeouts, copied
 from lightbus.handler import Handler
@@ -93,7 +92,6 @@ class Dispatcher:
         """
         self._ready = anyio.Event()
         self._drained = anyio.Event()
-        watch = LoopWatch(self._timeouts)
         try:
             async with anyio.create_task_group() as group:
                 self._tasks = tasks = HandlerTasks(self.app, group)
@@ -113,7 +111,6 @@ class Dispatcher:
                         runner.let_go()
                 group.cancel_scope.cancel()
         finally:
-            watch.stop()
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self.connection.stop, 5.0)
         if self._failure is not None:
@@ -200,6 +197,10 @@ class Dispatcher:
         """The names of the handlers that are running now."""
         runs = [slot.run for runner in self.runners for slot in copied(runner.slots)]
         return [run[1].name for run in runs if run is not None and run[1] is not None]
+
+    def running_in_loop(self) -> tuple[Subscription, HandlerRun, float] | None:
+        """What the event loop is running right now, and for how many seconds so far."""
+        return self._timeouts.running()
 
     def running(self, now: float) -> list[tuple[Handler, Delivery, float]]:
         """The handlers that are running now, on what, and for how many seconds each."""

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
+from typing import Any
 
 import anyio
 import attrs
@@ -17,7 +18,7 @@ import attrs
 from lightbus import errors
 from lightbus.consuming.connection import ConsumerConnection
 from lightbus.consuming.routes import Routes
-from lightbus.consuming.slots import shown_id
+from lightbus.consuming.slots import fields, shown_id
 from lightbus.consuming.stall import LOG_AGAIN
 from lightbus.consuming.subscription import HandlerRun, Subscription
 from lightbus.consuming.tasks import HandlerTasks
@@ -60,6 +61,8 @@ class Failure:
     """With its traceback, for the log."""
     reason: BaseException
     """What counts as the cause: without exception groups, or the decision's own."""
+    seconds: float | None
+    """How long the handler ran; None where none did."""
 
     def __str__(self) -> str:
         what = "no handler for" if self.handler is None else f"{self.handler.name} failed on"
@@ -67,6 +70,10 @@ class Failure:
             f"{what} {self.event!r} ({shown_id(self.delivery)}) in {self.subscription.name!r}, attempt {self.attempt}: "
             f"{errors.summary(self.reason).rstrip('.')}"
         )
+
+    def fields(self, **more: Any) -> dict[str, Any]:
+        """The same as `extra` of a log record."""
+        return fields(self.subscription, (self.delivery, self.handler, None), **more)
 
 
 class Failures:
@@ -99,9 +106,18 @@ class Failures:
         return len(reasons), reasons[-1] if reasons else None
 
     async def handle(
-        self, subscription: Subscription, routes: Routes, run: HandlerRun, error: BaseException, tasks: HandlerTasks
+        self,
+        subscription: Subscription,
+        routes: Routes,
+        run: HandlerRun,
+        error: BaseException,
+        tasks: HandlerTasks,
+        seconds: float | None = None,
     ) -> tuple[Result, Failure | None]:
         """Decide what becomes of a failed delivery, keep a copy of it there, log it. The caller settles it then.
+
+        Args:
+            seconds: how long the handler ran; None where none did.
 
         The failure is None where the event is for other apps than those that the handlers name.
         """
@@ -126,7 +142,7 @@ class Failures:
                 properties["headers"] |= codec.error_headers(cause, error)
                 reason = cause
         event = self._event_of(delivery)
-        failure = Failure(subscription, delivery, handler, attempt, event, decision, error, reason)
+        failure = Failure(subscription, delivery, handler, attempt, event, decision, error, reason, seconds)
         copy = Publication(self._internal, key, delivery.body, properties)
         result = Result.REDELIVERED
         try:
@@ -160,7 +176,13 @@ class Failures:
                         if codec.ERROR_TRACEBACK in copy.properties["headers"]:  # the largest that Lightbus adds
                             copy = _without_details(copy)
                             continue
-                        logger.error("%s: the copy for %s was refused. %s", subscription.name, copy.routing_key, error)
+                        logger.error(
+                            "%s: the copy for %s was refused. %s",
+                            subscription.name,
+                            copy.routing_key,
+                            error,
+                            extra=failure.fields(),
+                        )
                         return Result.REFUSED
                     if isinstance(error.__cause__, errors.TopologyMissing):
                         self._connection.declare_again(f"the exchange {self._internal} no longer exists")
@@ -171,6 +193,7 @@ class Failures:
                         self._app,
                         copy.routing_key,
                         error,
+                        extra=failure.fields(),
                     )
                 else:
                     if receipt.routed:
@@ -188,12 +211,14 @@ class Failures:
         handler, error = failure.handler, failure.error
         # A left-over binding brings thousands of events that no handler matches: each is logged once in a while.
         quietly = handler is None and not self._is_news(failure.subscription, failure.event, failure.attempt)
-        trace = None
+        trace, outcome, wait = None, "dead", None
         match failure.decision, result:
             case _, Result.REDELIVERED:
                 level, became = logging.WARNING, "it will be redelivered, because no copy of it was confirmed"
+                outcome = "redelivered"
             case RetryIn(delay, _), Result.KEPT:
                 level, became = logging.WARNING, f"retry in {delay:g} s"
+                outcome, wait = "retried", delay
                 if logger.isEnabledFor(logging.DEBUG):  # else the last attempt shows it: one traceback per event
                     trace = error if errors.tells_where(error) else None
             case _, Result.KEPT:
@@ -202,8 +227,12 @@ class Failures:
             case _:
                 level = logging.ERROR
                 became = f"to be dead-lettered to {self._app}.dead by the broker, which refused a copy of it"
+        level = logging.DEBUG if quietly else level
+        if not logger.isEnabledFor(level):
+            return
         exc_info, frames = errors.for_log(trace)
-        logger.log(logging.DEBUG if quietly else level, "%s; %s%s", failure, became, frames, exc_info=exc_info)
+        extra = failure.fields(outcome=outcome, delay=wait, seconds=_rounded(failure.seconds))
+        logger.log(level, "%s; %s%s", failure, became, frames, exc_info=exc_info, extra=extra)
 
     def _count_of_others(self, subscription: Subscription, delivery: Delivery, named: list[str]) -> None:
         self._of_others[subscription.name] += 1
@@ -219,6 +248,7 @@ class Failures:
             envelope.source,
             self._of_others[subscription.name],
             ", ".join(named),
+            extra=fields(subscription, (delivery, None, None), outcome="skipped"),
         )
 
     def _is_news(self, subscription: Subscription, event: str, attempt: int) -> bool:
@@ -230,6 +260,10 @@ class Failures:
             self._logged.clear()
         self._logged[what] = now
         return True
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
 
 
 def _without_details(copy: Publication) -> Publication:

@@ -113,11 +113,11 @@ class ObservedRunner(QueueRunner):
         self._report(run, "skipped" if skipped else "handled", seconds)
         self.settle(run, accepted=accepted)
 
-    async def handle_failure(self, run: HandlerRun, error: BaseException) -> None:
+    async def handle_failure(self, run: HandlerRun, error: BaseException, seconds: float | None) -> None:
         delivery, handler, _ = run
-        seconds, _skipped = self._stopwatch.take(delivery, handler)
+        ran, (seconds, _skipped) = seconds, self._stopwatch.take(delivery, handler)
         try:
-            result, failure = await self.failures.handle(self.subscription, self.routes, run, error, self.tasks)
+            result, failure = await self.failures.handle(self.subscription, self.routes, run, error, self.tasks, ran)
         except BaseException:  # the worker ends before a copy was confirmed
             self._report(run, "redelivered", seconds, error=error)
             raise

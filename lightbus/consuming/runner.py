@@ -31,7 +31,7 @@ from lightbus.consuming.coroutines import (
 )
 from lightbus.consuming.failure import Failures, Result
 from lightbus.consuming.routes import Routes
-from lightbus.consuming.slots import TaskSlot, ThreadSlot, cancelled_error, described, timeout_error
+from lightbus.consuming.slots import TaskSlot, ThreadSlot, cancelled_error, described, fields, timeout_error
 from lightbus.consuming.subscription import HandlerRun, PendingHandlers
 from lightbus.consuming.tasks import HandlerTasks
 from lightbus.consuming.threads import Pool
@@ -154,16 +154,17 @@ class QueueRunner:
             arguments = handler.arguments(delivery)
             if context is None:
                 context = self._context.copy()
-            context.run(codec.current_delivery.set, delivery)
+            context.run(codec.current_run.set, run)
             slot.deadline = time.monotonic() + handler.timeout
             slot.coroutine = handler.function(*arguments)
             await run_in_context(context, slot.coroutine, self.start_tasks)
         except (anyio.get_cancelled_exc_class(), TaskClosed):
+            slot.seconds = slot.elapsed()
             raise  # what cancelled it can be seen outside of the slot's scope
         except BaseException as error:
             if is_interrupt(error):
                 raise
-            slot.error = error
+            slot.error, slot.seconds = error, slot.elapsed()
         else:
             if not slot.left_behind:
                 slot.run = None
@@ -196,6 +197,7 @@ class QueueRunner:
                 "The %s was interrupted: its task was cancelled, most likely by a timer of an earlier handler in the "
                 "same task. The handler runs again.",
                 described(self.subscription, slot.run),
+                extra=fields(self.subscription, slot.run),
             )
         elif slot.error is not None and errors.is_a(slot.error, anyio.get_cancelled_exc_class()):
             slot.error = cancelled_error(slot, cancelled, slot.error)
@@ -282,7 +284,7 @@ class QueueRunner:
         """Decide on the event of a handler that does not end, in another task, which gets its room."""
         if not self.pool.leave_behind(slot):
             return
-        left = TaskSlot(self.subscription, slot.scope, run=slot.run)
+        left = TaskSlot(self.subscription, slot.scope, run=slot.run, seconds=slot.elapsed())
         slot.left_behind, slot.run = True, None
         self.slots.discard(slot)
         self.tasks.group.start_soon(self._work, left)
@@ -292,12 +294,17 @@ class QueueRunner:
         if self.tasks.ends():
             return
         assert left.run is not None
+        seconds = left.elapsed() if left.seconds is None else left.seconds
         with self.tasks.deciding():
-            await self.handle_failure(left.run, left.error or timeout_error(left.run))
+            await self.handle_failure(left.run, left.error or timeout_error(left.run), seconds)
 
-    async def handle_failure(self, run: HandlerRun, error: BaseException) -> None:
-        """Keep a copy of a failed delivery where it belongs, then settle it."""
-        result, _ = await self.failures.handle(self.subscription, self.routes, run, error, self.tasks)
+    async def handle_failure(self, run: HandlerRun, error: BaseException, seconds: float | None) -> None:
+        """Keep a copy of a failed delivery where it belongs, then settle it.
+
+        Args:
+            seconds: how long the handler ran; None where none did.
+        """
+        result, _ = await self.failures.handle(self.subscription, self.routes, run, error, self.tasks, seconds)
         self.conclude(run, result)
 
     def conclude(self, run: HandlerRun, result: Result) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import attrs
 
-from lightbus import errors
+from lightbus import errors, logs
 from lightbus.consuming import stall
 from lightbus.consuming.subscription import HandlerRun, Subscription
 from lightbus.transport import Delivery
@@ -33,6 +33,8 @@ class TaskSlot:
     """What runs now, or is to be decided on."""
     error: BaseException | None = None
     """Why the run failed; None where it exceeded its timeout."""
+    seconds: float | None = None
+    """How long the handler ran that failed."""
     again: bool = False
     """The run did not fail: something cancelled its task, so another task starts it again."""
     coroutine: Any = None
@@ -45,6 +47,13 @@ class TaskSlot:
     """Where a decorator left a coroutine: the context it was made in, so that the handler sees what is set there."""
     left_behind: bool = False
     """Its event is decided on; the handler's result no longer counts."""
+
+    def elapsed(self) -> float | None:
+        """For how many seconds the handler has run; None where none runs."""
+        handler, deadline = None if self.run is None else self.run[1], self.deadline
+        if handler is None or deadline == math.inf:
+            return None
+        return max(0.0, time.monotonic() - deadline + handler.timeout)
 
     def exceeded(self, now: float) -> bool:
         """Whether the handler has exceeded its timeout."""
@@ -80,6 +89,8 @@ class Late:
     timeout: float
     what: str
     """The handler and its event, for the log."""
+    extra: dict[str, Any]
+    """The same as fields."""
     since: float
     """When its time was over, on the monotonic clock."""
     cancel_again_at: float = 0.0
@@ -91,7 +102,8 @@ class Late:
         assert slot.run is not None
         handler = slot.run[1]
         assert handler is not None
-        return cls(handler.name, handler.timeout, described(slot.subscription, slot.run), min(slot.deadline, now))
+        what, extra = described(slot.subscription, slot.run), fields(slot.subscription, slot.run)
+        return cls(handler.name, handler.timeout, what, extra, min(slot.deadline, now))
 
 
 def described(subscription: Subscription, run: HandlerRun) -> str:
@@ -99,6 +111,14 @@ def described(subscription: Subscription, run: HandlerRun) -> str:
     delivery, handler, _ = run
     name = None if handler is None else handler.name
     return f"handler {name!r} on {delivery.routing_key!r} ({shown_id(delivery)}) in {subscription.name!r}"
+
+
+def fields(subscription: Subscription, run: HandlerRun, **more: Any) -> dict[str, Any]:
+    """The same as `extra` of a log record, for `--json-logs`."""
+    delivery, handler, _ = run
+    app = subscription.name.removesuffix(f".{subscription.config.suffix}")
+    name = None if handler is None else handler.name
+    return {logs.ATTRIBUTE: logs.fields_of(app, delivery, name, subscription.name, **more)}
 
 
 def shown_id(delivery: Delivery) -> str:
@@ -186,7 +206,7 @@ class ThreadSlot(TaskSlot):
     def fail(self, error: BaseException) -> bool:
         """The handler has raised this; the run stays in the slot, to be decided on. Returns whether it was in time."""
         with self._lock:
-            self.deadline = math.inf
+            self.seconds, self.deadline = self.elapsed(), math.inf
             if not self._exceeded:
                 self.error = error
             return not self._exceeded

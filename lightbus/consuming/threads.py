@@ -146,7 +146,7 @@ class Pool:
         if late.logged_at > -math.inf or error is not None:
             how = "" if error is None else f", with {type(error).__name__}: {errors.message_of(error)}"
             after = time.monotonic() - late.since
-            logger.warning("The %s finished %.0f s after its timeout%s.", late.what, after, how)
+            logger.warning("The %s finished %.0f s after its timeout%s.", late.what, after, how, extra=late.extra)
         self.call()
 
     def all_left_behind(self) -> list[Late]:
@@ -179,7 +179,7 @@ class Pool:
             slot.begin(run, handler.timeout)
             try:
                 context = contextvars.copy_context()
-                context.run(codec.current_delivery.set, delivery)
+                context.run(codec.current_run.set, run)
                 returned = context.run(handler.function, *handler.arguments(delivery))
                 if returned is not None and inspect.isawaitable(returned):
                     slot.returned, slot.context = returned, context

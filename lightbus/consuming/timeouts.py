@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Collection, Sequence
 
@@ -12,8 +11,9 @@ import anyio
 import anyio.lowlevel
 
 from lightbus.consuming.runner import QueueRunner
-from lightbus.consuming.slots import Late, TaskSlot, ThreadSlot, described
+from lightbus.consuming.slots import Late, TaskSlot, ThreadSlot
 from lightbus.consuming.stall import LOG_AGAIN
+from lightbus.consuming.subscription import HandlerRun, Subscription
 from lightbus.consuming.tasks import HandlerTasks
 
 logger = logging.getLogger("lightbus")
@@ -36,21 +36,18 @@ class Timeouts:
         """The worker starts."""
         self.beat = time.monotonic()
 
-    @property
-    def due(self) -> float:
-        """When the event loop should run again at the latest (monotonic clock)."""
-        return (self.beat or math.inf) + self._tick
-
-    def running_handler(self) -> str | None:
-        """The handler that the event loop is running right now. From another thread."""
+    def running(self) -> tuple[Subscription, HandlerRun, float] | None:
+        """What the event loop is running right now, and for how many seconds so far (0 while it decodes). From another
+        thread.
+        """
         for runner in self._runners:
             for slot in copied(runner.slots):
                 run = slot.run
                 if run is None or isinstance(slot, ThreadSlot):
                     continue
-                decoding = slot.deadline == math.inf  # it has no deadline yet
-                if decoding or getattr(slot.coroutine, "cr_running", False):
-                    return described(slot.subscription, run)
+                seconds = slot.elapsed()
+                if seconds is None or getattr(slot.coroutine, "cr_running", False):
+                    return slot.subscription, run, seconds or 0.0
         return None
 
     async def watch(self, tasks: HandlerTasks) -> None:
@@ -115,6 +112,7 @@ def _log_stuck(runner: QueueRunner, slot: TaskSlot, late: Late, now: float) -> N
         now - late.since,
         became,
         slot.stack() or "  (unknown)",
+        extra=late.extra,
     )
 
 

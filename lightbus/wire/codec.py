@@ -91,8 +91,8 @@ _MAX_TRACEBACK = 4_000
 _MAX_MESSAGE = 1_000
 _MAX_TYPE = 200
 
-current_delivery: ContextVar[Delivery | None] = ContextVar("lightbus_current_delivery", default=None)
-"""The delivery that this task or thread handles: the cause of the events that it publishes."""
+current_run: ContextVar[Run | None] = ContextVar("lightbus_current_run", default=None)
+"""What this task or thread handles: its delivery is the cause of the events that it publishes."""
 current_app: ContextVar[str] = ContextVar("lightbus_current_app", default="")
 """The app whose handler runs in this task or thread; empty outside of a worker."""
 
@@ -105,6 +105,20 @@ _NULL = (msgspec.inspect.NoneType, msgspec.inspect.AnyType, msgspec.inspect.RawT
 
 _encoder = msgspec.json.Encoder()
 _coders: dict[Any, Coder] = {}
+
+
+class Named(Protocol):
+    """A handler, as far as this module needs to know."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def queue(self) -> str: ...
+
+
+Run = tuple[Delivery, "Named | None", Any]
+"""What is handled: a delivery, its handler, and what else `consuming` keeps of it."""
 
 
 class Coder(Protocol):
@@ -266,11 +280,11 @@ def event_properties(app: str, event_type: EventType, headers: Mapping[str, Any]
     """The AMQP properties of a new event. Its cause is the delivery that is being handled, if there is one."""
     message_id = new_id()
     table: dict[str, Any] = {VERSION: event_type.version}
-    cause = current_delivery.get()
-    if cause is None:
+    run = current_run.get()
+    if run is None:
         correlation_id = message_id
     else:
-        table[CAUSATION], correlation_id = read_cause(cause)
+        table[CAUSATION], correlation_id = read_cause(run[0])
     if headers:
         table.update(_checked_headers(event_type.name, headers))
     return {
@@ -509,8 +523,8 @@ def message_of(app: str, delivery: Delivery) -> Message:
 
 def current_message() -> Message | None:
     """The message that is being handled here, also in the functions that a handler calls; None outside of a handler."""
-    delivery = current_delivery.get()
-    return None if delivery is None else message_of(current_app.get(), delivery)
+    run = current_run.get()
+    return None if run is None else message_of(current_app.get(), run[0])
 
 
 def read_cause(delivery: Delivery) -> tuple[str, str]:

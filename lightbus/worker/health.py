@@ -72,6 +72,7 @@ def report(worker: Worker | ServiceRunner, now: float | None = None) -> Report:
         if one.watch.suspicion is not None
     ]
     publisher, why = _publisher(worker)
+    blocked = worker.blocked.copy()
     if publisher in ("unreachable", "blocked", "refused"):
         problems.append(f"publishing is not possible, so nothing can be retried: {why}")
     body = {
@@ -81,7 +82,11 @@ def report(worker: Worker | ServiceRunner, now: float | None = None) -> Report:
         "app": worker.app.name,
         "connection": {"state": connection, "error": error},
         "queues": queues,
-        "event_loop": {"last_turn_seconds_ago": _rounded(loop_age)},
+        "event_loop": {
+            "last_turn_seconds_ago": _rounded(loop_age),
+            "blocked": blocked.total(),
+            "blocked_by": dict(blocked),
+        },
         "publisher": {"state": publisher, "error": why},
         "handlers": {
             "running": _running(worker, now),

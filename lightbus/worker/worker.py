@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
 import anyio
 import anyio.to_thread
 
 from lightbus import errors
 from lightbus.app import Lightbus
+from lightbus.worker.loop_watch import BLOCKED_AFTER, LoopWatch
 
 GRACE = 30.0
 """Seconds that running handlers get to finish. Kubernetes waits 30 seconds by default: give it more than the worker."""
@@ -28,6 +30,7 @@ async def serve(
     prefetch: int | None = None,
     concurrency: int | None = None,
     grace: float = GRACE,
+    blocked_after: float = BLOCKED_AFTER,
     stop: anyio.Event | None = None,
     on_started: Callable[[], object] | None = None,
 ) -> bool:
@@ -41,6 +44,7 @@ async def serve(
         prefetch: maximum number of unacknowledged events, for each queue. Default: the app's.
         concurrency: maximum number of concurrent handlers, for each queue. Default: the app's.
         grace: seconds that running handlers get to finish after `stop` is set.
+        blocked_after: seconds after which code that blocks the event loop is logged, with its stack; 0: never.
         stop: set it to stop consuming, finish the running handlers, ack, and return.
         on_started: called when all queues are subscribed.
 
@@ -54,7 +58,9 @@ async def serve(
         errors.InvalidOption: the app has no such queue, or a number is out of range.
         errors.IncludeError: a module of the app's `include=` cannot be imported.
     """
-    worker = Worker(app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace)
+    worker = Worker(
+        app, queues=queues, prefetch=prefetch, concurrency=concurrency, grace=grace, blocked_after=blocked_after
+    )
     return await worker.serve(anyio.Event() if stop is None else stop, on_started)
 
 
@@ -83,14 +89,18 @@ class Worker:
         prefetch: int | None = None,
         concurrency: int | None = None,
         grace: float = GRACE,
+        blocked_after: float = BLOCKED_AFTER,
         lifespan: bool = True,
     ) -> None:
         """
         Args:
+            blocked_after: seconds after which code that blocks the event loop is logged and counted; 0: never.
             lifespan: whether the app's lifespan surrounds the worker; a test may do without.
         """
         if not 0 <= grace < math.inf:
             raise errors.InvalidOption(f"worker: grace={grace!r}: use seconds, 0 or more.")
+        if not 0 <= blocked_after < math.inf:
+            raise errors.InvalidOption(f"worker: blocked_after={blocked_after!r}: use seconds, or 0 for never.")
         self.app = app
         self.grace = float(grace)
         self.consumer = app.consumer(queues=queues, prefetch=prefetch, concurrency=concurrency)
@@ -98,25 +108,48 @@ class Worker:
         self.started = False
         self.unfinished: list[str] | None = None
         """The handlers that were still running at the end of the grace period. None until the worker has stopped."""
+        self.blocked: Counter[str] = Counter()
+        """How often code has blocked the event loop for more than `blocked_after` seconds, by the handler's name;
+        "(lifespan)" is the app's lifespan, "(other)" any other code. Works from any thread: read `blocked.copy()`."""
+        self._blocked_after = float(blocked_after)
+        self._watch: LoopWatch | None = None
 
     async def serve(self, stop: anyio.Event, on_started: Callable[[], object] | None = None) -> bool:
         """Like the function `serve`."""
         failure: Exception | None = None
+        if self._blocked_after:
+            self._watch = LoopWatch(self.app.name, self.consumer, self.blocked, self._blocked_after)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._stop_when_asked, stop, tasks.cancel_scope)
                 try:
-                    async with lifespan_of(self.app) if self._with_lifespan else contextlib.nullcontext():
-                        await self._consume(on_started)
+                    with self._in_lifespan():
+                        async with lifespan_of(self.app) if self._with_lifespan else contextlib.nullcontext():
+                            with self._in_lifespan(False):
+                                await self._consume(on_started)
                 except Exception as error:  # noqa: BLE001 - raised again below, outside of the task group, which would wrap it
                     failure = error
                 tasks.cancel_scope.cancel()
         finally:
+            if self._watch is not None:
+                self._watch.stop()
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self.app.publisher.close, LAST_STEPS / 2)
         if failure is not None:
             raise failure
         return not self.unfinished
+
+    @contextlib.contextmanager
+    def _in_lifespan(self, now: bool = True) -> Generator[None]:
+        """Let the log name the lifespan where its start or end blocks the event loop."""
+        if self._watch is None:
+            yield
+            return
+        before, self._watch.in_lifespan = self._watch.in_lifespan, now
+        try:
+            yield
+        finally:
+            self._watch.in_lifespan = before
 
     async def _consume(self, on_started: Callable[[], object] | None) -> None:
         try:

@@ -142,6 +142,9 @@ async def test_threads_of_handlers_that_do_not_end_are_few_and_reported(
             await eventually(lambda: health.report(worker).ready)
             stop.set()
     assert "in block\n    go_on.wait(LIMIT)" in caplog.text
+    logged = next(record for record in caplog.records if "the thread cannot be stopped" in record.getMessage())
+    fields = logged.lightbus  # type: ignore[attr-defined]
+    assert (fields["app"], fields["event"], fields["handler"]) == ("billing", "order.placed", "block")
     assert await left_in(billing) == []
 
 
@@ -156,10 +159,14 @@ async def test_a_handler_that_blocks_the_event_loop_is_named_with_where_it_is_an
             assert time.monotonic() < deadline
             time.sleep(0.02)  # noqa: ASYNC251
 
-    async with running(shop, billing) as bus:
-        (consumer,) = bus.consumers["billing"]
+    worker, stop = Worker(billing), anyio.Event()
+    async with running(shop), anyio.create_task_group() as tasks:
+        tasks.start_soon(worker.serve, stop)
+        await eventually(lambda: worker.started)
         await shop.publish(OrderPlaced(number=1))
-        await eventually(lambda: consumer.handled, 1)
+        await eventually(lambda: worker.consumer.handled, 1)
+        stop.set()
+    assert worker.blocked == {"block": 1}
     (logged,) = [record.getMessage() for record in caplog.records if "blocked the event loop" in record.getMessage()]
     assert logged.startswith("The handler 'block' on 'order.placed' (")
     assert "time.sleep(0.02)" in logged or "in block" in logged

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 
 from lightbus import Lightbus, Message, Retry
-from lightbus.wire.codec import current_delivery
+from lightbus.wire.codec import current_run
 from tests.faults.events import ThingHappened
 from tests.faults.ledger import HANDLED, Ledger
 
@@ -34,9 +34,9 @@ async def handle(thing: ThingHappened, message: Message) -> None:
                 await anyio.sleep(float(seconds))
         case "wrong ack":
             if not message.redelivered:
-                delivery = current_delivery.get()
-                assert delivery is not None
-                delivery.channel.basic_ack(10**6)
+                run = current_run.get()
+                assert run is not None
+                run[0].channel.basic_ack(10**6)
         case "fail once":
             if message.attempt == 1:
                 raise ValueError(f"{thing.id} fails at first")

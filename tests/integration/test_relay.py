@@ -25,6 +25,13 @@ from tests.rabbitmq import Node, free_port
 
 FILES = {
     "orders.py": ORDERS,
+    "logged.py": """
+import logging
+
+logging.basicConfig(format="own %(name)s %(message)s", level="INFO")
+
+from orders import app as app
+""",
     "billing.py": """
 from lightbus import Lightbus, Message
 
@@ -226,6 +233,15 @@ def test_the_first_line_names_the_app_the_database_and_the_broker(folder: Path) 
     logged = [json.loads(line) for line in relay.lines]
     assert re.match(r"Lightbus \S+ relay of app 'orders' \(orders:app\), from 'sqlite:", logged[0]["message"])
     assert [one["level"] for one in logged] == ["info"] * 3
+    assert (logged[0]["app"], logged[0]["broker"]) == ("orders", url.replace("secret", "**"))
+
+
+@pytest.mark.usefixtures("database")
+def test_a_relay_leaves_logging_to_an_app_that_configures_it(folder: Path, sqlite_url: str) -> None:
+    with relaying("--no-configure-logging", folder=folder, url=sqlite_url, target="logged:app") as relay:
+        assert relay.end(signal.SIGTERM) == 0
+    assert re.match(r"own lightbus Lightbus \S+ relay of app 'orders' \(logged:app\), from ", relay.lines[0])
+    assert all(line.startswith("own ") for line in relay.lines)
 
 
 def test_a_broker_in_memory_is_refused(folder: Path, database: Database) -> None:

@@ -321,8 +321,10 @@ def test_json_logs_are_one_object_per_line(folder: Path, sqlite_url: str) -> Non
         running.wait_for("dead-lettered")
         assert running.end(signal.SIGTERM) == 0
     records = [json.loads(line) for line in running.lines if not line.startswith("began")]
-    assert {"time", "level", "logger", "message"} == set(records[0])
+    assert {"time", "level", "logger", "message", "app", "broker"} == set(records[0])
+    assert {"time", "level", "logger", "message"} == set(records[1])
     (failure,) = [record for record in records if record["level"] == "error"]
+    assert (failure["handler"], failure["event"], failure["outcome"]) == ("handle", "invoice.paid", "dead")
     assert "LookupError: no such invoice" in failure["exception"]
 
 

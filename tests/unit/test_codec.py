@@ -272,11 +272,11 @@ def test_a_new_event_has_its_source_name_and_time() -> None:
 
 def test_an_event_published_by_a_handler_keeps_correlation_and_causation() -> None:
     first = codec.event_properties("auth", everything, None)
-    token = codec.current_delivery.set(delivery_of(properties=first))
+    token = codec.current_run.set((delivery_of(properties=first), None, None))
     try:
         second = codec.event_properties("billing", everything, None)
     finally:
-        codec.current_delivery.reset(token)
+        codec.current_run.reset(token)
     assert second["headers"]["lightbus-causation"] == first["message_id"]
     assert second["correlation_id"] == first["correlation_id"]
     assert second["message_id"] != first["message_id"]

@@ -31,6 +31,7 @@ PROJECTS = {
     "fastapi",
     "flask",
     "larger",
+    "logs",
     "node",
     "outbox",
     "script",

@@ -31,6 +31,7 @@ ORDER = [
     "middleware",
     "dependencies",
     "outcome",
+    "logs",
     "service",
     "unknown_events",
     "modules",
@@ -119,7 +120,7 @@ INNER_ORDER = {
         "management.commands.lightbus_worker",
     ],
     "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
-    "worker": ["worker", "services", "process", "reload", "supervisor", "health", "health_server"],
+    "worker": ["loop_watch", "worker", "services", "process", "reload", "supervisor", "health", "health_server"],
     "testing": ["messages", "records", "apps", "recorder", "host", "session", "drain", "bus"],
 }
 """The same within a package."""

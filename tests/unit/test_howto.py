@@ -24,7 +24,7 @@ from lightbus.outbox import relay, store, sweep
 from lightbus.retry import DeadLetter, RetryIn
 from lightbus.testing import TestBus
 from lightbus.wire.codec import MAX_BODY_BYTES
-from lightbus.worker import health, supervisor, worker
+from lightbus.worker import health, loop_watch, supervisor, worker
 from tests.patience import LIMIT
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +69,8 @@ def seconds(figure: float) -> str:
         ("deployment", f"`--prefetch` | {app.PREFETCH} |"),
         ("deployment", f"event loop has not run for {seconds(health.STUCK_LOOP)} s"),
         ("deployment", f"its loop has not run for {seconds(health.SLOW_LOOP)} s"),
+        ("logs", f"looks at the loop {('no', 'one', 'two', 'three', 'four', 'five')[loop_watch.LOOKS]} times"),
+        ("logs", f"a block is logged after 1 to {1 + 2 / loop_watch.LOOKS:g} times the limit"),
         ("rabbitmq", f"`?heartbeat={address.HEARTBEAT}`"),
         ("rabbitmq", f"`?connect_timeout={address.CONNECT_TIMEOUT:g}`"),
         ("rabbitmq", f"up to {MAX_BODY_BYTES // 1024**2} MiB"),

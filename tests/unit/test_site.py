@@ -115,6 +115,7 @@ def test_a_recording_is_the_terminals_last_screen(monkeypatch: pytest.MonkeyPatc
 def test_the_reference_has_every_public_name(pages: dict[Path, Page], site: Path) -> None:
     ids = pages[site / "reference" / "lightbus.html"].ids
     assert {f"lightbus.{name}" for name in lightbus.__all__} - {"lightbus.errors"} <= ids
+    assert {"lightbus.logs.current_fields", "lightbus.logs.JSONLines"} <= ids
     assert {f"lightbus.outbox.{name}" for name in outbox.__all__} <= pages[site / "reference" / "outbox.html"].ids
     for module, page in ((errors, "errors.html"), (testing, "testing.html")):
         classes = [one for _, one in inspect.getmembers(module, inspect.isclass)]
