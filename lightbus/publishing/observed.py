@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from lightbus import errors
 from lightbus.connection.dial import BrokerAddresses
@@ -12,7 +11,6 @@ from lightbus.message import Receipt
 from lightbus.outcome import Observe, Outcome
 from lightbus.publishing.confirms import PendingPublish
 from lightbus.publishing.publisher import Publisher
-from lightbus.transport import Delivery, Publication
 from lightbus.wire import codec, topology
 from lightbus.wire.topology import QueueType
 
@@ -97,16 +95,10 @@ class ObservedPublisher(Publisher):
             Outcome(
                 kind="failed" if receipt is None else "published",
                 app=self.app,
-                message=codec.message_of(self.app, _as_delivery(publication)),
+                message=codec.message_sent(self.app, publication),
                 seconds=time.monotonic() - began,
                 error=error,
                 delay=topology.delay_of(publication.properties.get("headers") or {}) or None,
                 receipt=receipt,
             )
         )
-
-
-def _as_delivery(publication: Publication) -> Delivery:
-    no_channel: Any = None
-    properties = dict(publication.properties)
-    return Delivery(no_channel, 0, False, publication.exchange, publication.routing_key, properties, publication.body)
