@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lightbus.telemetry import processes
 from tests.patience import LIMIT, wait_until
-from tests.processes import Program, lightbus
+from tests.processes import Program, children_of, lightbus
 from tests.rabbitmq import Node, free_port
 
 BUS = """\
@@ -86,11 +86,6 @@ class Worker:
 
     def __init__(self, program: Program, base: str) -> None:
         self.program, self.base = program, base
-
-    @property
-    def children(self) -> list[int]:
-        pid = self.program.process.pid
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @contextlib.contextmanager
@@ -177,7 +172,7 @@ def test_counters_survive_a_killed_process_and_gauges_do_not(folder: Path, sqlit
         assert shared.stat().st_mode & 0o777 == 0o700
         files = {file.name for file in shared.iterdir()}
         for round in range(3):
-            victim = worker.children[1]
+            victim = children_of(worker.program.process.pid)[1]
             # prometheus_client's issue 1199: a process that is killed while it creates a file leaves it empty.
             (shared / "counter_99999.db").touch()
             os.kill(victim, signal.SIGKILL)
