@@ -45,6 +45,9 @@ from lightbus.worker.worker import Worker
 
 logger = logging.getLogger("lightbus")
 
+ATTEMPTS: Final = ("handled", "skipped", "retried", "dead", "redelivered")
+PUBLISHES: Final = ("published", "unrouted", "failed")
+"""Each counter begins at 0: Prometheus' `increase` misses the first event of a series that begins at 1."""
 OTHER: Final = "other"
 """The label of events that the app has not declared (an outbox may have them from an earlier release)."""
 AGE_PAUSE = 0.01
@@ -100,6 +103,11 @@ class Metrics:
         self._worker = worker
         if self._queues is None:
             self._queues = QueueStates(self.app)
+        if isinstance(worker, Worker):
+            for config in worker.consumer.subscriptions:
+                for handler in config.handlers:
+                    for kind in ATTEMPTS:
+                        self._new_attempt(config.name, handler, kind)
         self._exposition.begin()
 
     def page(self, accept: str) -> tuple[str, bytes]:
@@ -166,6 +174,9 @@ class Metrics:
         """Set the gauges, and the counters of what is not an outcome."""
         app, series = self.app, self._series
         worker = self._worker
+        for event in [*app.events]:
+            for kind in PUBLISHES:
+                series.value(PUBLISHED, app.name, event, kind)
         if isinstance(worker, Worker):
             state, _ = worker.consumer.connection_state
             series.value(CONNECTED, app.name, "consumer").set(state == "connected")

@@ -71,7 +71,9 @@ def counting_processes_killed(stage: Stage, *, times: int, events: int) -> Row:
             dead += sum(do == "fail" for _, do in things)
             scene.publish_all(things)
             if len(scene.faults) < times and first >= len(scene.faults) * events // times:
-                living = children_of(worker.popen.pid)  # the other one may still be starting
+                # One or both may still be in the pause before a restart.
+                scene.until(lambda: children_of(worker.popen.pid), "a process runs", worker)
+                living = children_of(worker.popen.pid)
                 with scene.fault(recovers=False):
                     os.kill(living[len(scene.faults) % len(living)], signal.SIGKILL)
         scene.settle(dead=dead, limit=10 * LIMIT)

@@ -68,12 +68,13 @@ def scrape(base: str, accept: str = "text/plain") -> str:
 
 
 def samples(base: str, name: str) -> Samples:
-    """The samples of this name, by the values of their labels in the order of the labels' names, without the app."""
+    """The samples of this name, by the values of their labels in the order of the labels' names, without the app; of
+    events those that are not 0."""
     return {
         tuple(value for label, value in sorted(sample.labels.items()) if label != "app"): sample.value
         for metric in text_string_to_metric_families(scrape(base))
         for sample in metric.samples
-        if sample.name == name
+        if sample.name == name and (sample.value or "_events_total" not in name)
     }
 
 
