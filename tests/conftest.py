@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import postgres as clusters
+from tests import prometheus as monitors
 from tests import rabbitmq as nodes
 from tests.integrations.example import MISSING
 
@@ -26,6 +27,7 @@ _vhost_numbers = itertools.count(1)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rabbitmq: needs an installed RabbitMQ server (it does not need to run)")
     config.addinivalue_line("markers", "postgres: needs an installed PostgreSQL server (it does not need to run)")
+    config.addinivalue_line("markers", "prometheus: needs an installed Prometheus server (it does not need to run)")
     # xdist's processes ignore Ctrl-C, and child processes inherit that, including the commands that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,7 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
-    for server, install in (("RABBITMQ", nodes.INSTALL), ("POSTGRESQL", clusters.INSTALL)):
+    servers = (("RABBITMQ", nodes.INSTALL), ("POSTGRESQL", clusters.INSTALL), ("PROMETHEUS", monitors.INSTALL))
+    for server, install in servers:
         skipped = sum(install in line for line in lines)
         if skipped:
             terminalreporter.section(f"{server} IS MISSING", red=True, bold=True)
@@ -73,6 +76,14 @@ def need_postgres() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(clusters.INSTALL, pytrace=False)
         pytest.skip(clusters.INSTALL)
+
+
+def need_prometheus() -> None:
+    """Skip the test if Prometheus is not installed; in CI, fail it."""
+    if monitors.find() is None or monitors.find("promtool") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(monitors.INSTALL, pytrace=False)
+        pytest.skip(monitors.INSTALL)
 
 
 @pytest.fixture(scope="session")
