@@ -24,6 +24,7 @@ NO_CLUSTER := /etc/postgresql-common/createcluster.d/lightbus-tests.conf
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
 RABBITMQ_FOLDERS := $(if $(LIGHTBUS_RABBITMQ),$(LIGHTBUS_RABBITMQ):)/usr/lib/rabbitmq/bin:/usr/sbin:/opt/homebrew/sbin:/usr/local/sbin
 POSTGRES_FOLDERS := $(if $(LIGHTBUS_POSTGRES),$(LIGHTBUS_POSTGRES):)/opt/homebrew/bin:/usr/local/bin
+PROMETHEUS_FOLDERS := $(if $(LIGHTBUS_PROMETHEUS),$(LIGHTBUS_PROMETHEUS):)/opt/homebrew/bin:/usr/local/bin
 POSTGRES_OF_DEBIAN := /usr/lib/postgresql/*/bin/postgres
 MARIADB_FOLDERS := $(if $(LIGHTBUS_MARIADB),$(LIGHTBUS_MARIADB):)/usr/sbin:/opt/homebrew/bin:/usr/local/bin
 
@@ -72,7 +73,7 @@ faults: $(READY) servers  ## faults on real brokers and databases, and 100,000 h
 	@$(PYTHON) -m tests.faults $(ARGS)
 	@$(if $(ARGS),true,LIGHTBUS_HOSTILE=100000 $(PYTHON) -m pytest -q --no-header -s tests/security/test_hostile.py)
 
-setup: $(READY) servers  ## only set up: the environment, and RabbitMQ, PostgreSQL and MariaDB for the tests
+setup: $(READY) servers  ## only set up: the environment, and RabbitMQ, PostgreSQL, MariaDB and Prometheus for the tests
 
 # Exact versions, so that a test that passes today also passes tomorrow.
 $(READY): pyproject.toml requirements-dev.txt
@@ -122,6 +123,7 @@ servers:
 	PATH="$(RABBITMQ_FOLDERS):$$PATH" command -v rabbitmq-server >/dev/null || packages=rabbitmq-server; \
 	PATH="$(POSTGRES_FOLDERS):$$PATH" command -v postgres >/dev/null || ls $(POSTGRES_OF_DEBIAN) >/dev/null 2>&1 || packages="$${packages:+$$packages }postgresql"; \
 	PATH="$(MARIADB_FOLDERS):$$PATH" command -v mariadbd >/dev/null || packages="$${packages:+$$packages }mariadb-server"; \
+	PATH="$(PROMETHEUS_FOLDERS):$$PATH" command -v prometheus >/dev/null || packages="$${packages:+$$packages }prometheus"; \
 	command -v amqp-publish >/dev/null || packages="$${packages:+$$packages }amqp-tools"; \
 	if [ "$$CI" = true ] && ! { command -v chromium || command -v google-chrome; } >/dev/null; then packages="$${packages:+$$packages }chromium"; fi; \
 	if [ -z "$$packages" ]; then exit 0; fi; \
@@ -153,7 +155,7 @@ servers:
 lock:  ## update requirements-dev.txt, and the template's, to the newest versions that pyproject.toml allows
 	@rm -rf .make/lock && python3.11 -m venv .make/lock
 	@.make/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	@.make/lock/bin/python -m pip install --quiet --editable ".[reload,trio,uvloop]" --group build --group test --group docs --group lint
+	@.make/lock/bin/python -m pip install --quiet --editable ".[prometheus,reload,trio,uvloop]" --group build --group test --group docs --group lint
 	@{ echo "# Written by \`make lock\` from pyproject.toml: the versions that tests and checks run with."; \
 	  .make/lock/bin/python -m pip freeze --exclude-editable; } > requirements-dev.txt
 	@.make/lock/bin/python -m pip install --quiet --editable ".[template]"

@@ -1,4 +1,4 @@
-"""What middleware and dependencies add to the CPU of an event, without a server.
+"""What middleware, dependencies and telemetry add to the CPU of an event, without a server.
 
 The difference is a few microseconds, which is less than what two runs of a worker on a busy machine differ by. So the
 same process handles blocks of events in turns, without and with each addition; CPU is that of the thread that runs the
@@ -17,7 +17,12 @@ from typing import Any
 from benchmarks.plan import Plan
 
 WITHOUT, MIDDLEWARE, DEPENDS = "without", "one empty middleware", "one `Depends` on an async generator"
-ADDITIONS = {WITHOUT: "", MIDDLEWARE: "middleware", DEPENDS: "depends"}
+METRICS = "Prometheus metrics"
+ADDITIONS = {
+    "": {WITHOUT: "", MIDDLEWARE: "middleware", DEPENDS: "depends"},
+    "telemetry": {WITHOUT: "", METRICS: "metrics"},
+}
+"""By `Plan.additions`: what is added, and its `Plan.around`."""
 BLOCKS = 25
 
 
@@ -51,13 +56,14 @@ async def measure(peer: Any, plan: Plan) -> dict[str, dict[str, float]]:
 
     `peer.around(plan, span)` is an async context manager that gives a `Block`.
     """
+    additions = ADDITIONS[plan.additions]
     async with contextlib.AsyncExitStack() as stack:
         turns: list[tuple[str, Span, Block]] = []
-        for number, (name, around) in enumerate(ADDITIONS.items()):
+        for number, (name, around) in enumerate(additions.items()):
             span = Span(plan)
             one = dataclasses.replace(plan, name=f"{plan.name}-{number}", around=around)
             turns.append((name, span, await stack.enter_async_context(peer.around(one, span))))
-        lowest = dict.fromkeys(ADDITIONS, float("inf"))
+        lowest = dict.fromkeys(additions, float("inf"))
         for _ in range(BLOCKS):
             for name, span, block in turns:
                 span.restart()

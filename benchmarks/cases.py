@@ -344,6 +344,24 @@ CASES = tuple(
             5,
         ),
         (
+            "telemetry",
+            "Consume with metrics",
+            Suite.around,
+            (
+                Row("Lightbus", "lightbus_", 2000, settings={"additions": "telemetry"}),
+                Row(
+                    "Lightbus, --processes",
+                    "lightbus_",
+                    2000,
+                    settings={"additions": "telemetry", "multiprocess": True},
+                ),
+                Row("FastStream", "faststream_", 1000, lacks=FASTSTREAM, settings={"additions": "telemetry"}),
+            ),
+            "Measured as in consume-middleware. Prometheus metrics: `Metrics(app)`, or FastStream's "
+            "`RabbitPrometheusMiddleware`, in memory; with --processes, in files that several processes share.",
+            5,
+        ),
+        (
             "publish-one",
             "Publish, awaited one by one",
             Suite.publish,

@@ -224,6 +224,19 @@ TARGETS = (
         )
     ),
     Target(
+        "Prometheus metrics: CPU added per event",
+        "at most 3 us",
+        "telemetry",
+        _below(3, "telemetry", "added_us", "Lightbus", part="Prometheus metrics"),
+        "us",
+    ),
+    Target(
+        "... against FastStream",
+        "1/10 at most",
+        "telemetry",
+        _at_least(10, _ratios("telemetry", "added_us", "FastStream", part="Prometheus metrics")),
+    ),
+    Target(
         "sync handler: CPU per event, against Celery threads",
         "1/3 at most",
         "consume-sync",

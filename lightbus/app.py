@@ -671,6 +671,11 @@ class Lightbus:
         return self._broker
 
     @property
+    def has_publisher(self) -> bool:
+        """Whether the app has published, was opened, or has a worker in this process."""
+        return self._publisher is not None
+
+    @property
     def publisher(self) -> Publisher:
         """The app's publisher. It connects with its first publish."""
         publisher = self._publisher

@@ -43,6 +43,9 @@ class Message:
     """The payload as it arrived, undecoded."""
     redelivered: bool
     """True if the broker has delivered it before, and that delivery was not acknowledged."""
+    delay: int = 0
+    """For how many seconds the broker held it back before its first attempt, as its publisher asked with `delay=`. 0 on
+    later attempts."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Message):
@@ -88,8 +91,16 @@ def arrived(read: Callable[[str, Any], Message], app: str, delivery: Any) -> Mes
     return message
 
 
+def sent(read: Callable[[str, Any], Message], app: str, publication: Any, event: str) -> Message:
+    """The same of a publication, whose event is known: it is there without reading."""
+    message = arrived(read, app, publication)
+    _set_event(message, event)
+    return message
+
+
 _new = object.__new__
 _set_source = ArrivedMessage.__dict__["_source"].__set__  # the slot's own: faster than `_set`
+_set_event = Message.__dict__["event"].__set__
 
 
 def _rebuild(fields: dict[str, Any]) -> Message:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import attrs
+import msgspec
 
 from lightbus.message import Message, Receipt
 
@@ -15,8 +15,7 @@ logger = logging.getLogger("lightbus")
 Kind = Literal["handled", "skipped", "retried", "dead", "redelivered", "published", "failed"]
 
 
-@attrs.frozen(kw_only=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What `app.observe` calls its function with: once per attempt of a handler, and once per published event."""
 
     kind: Kind

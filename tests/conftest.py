@@ -16,6 +16,7 @@ import pytest
 
 from tests import mariadb as mariadbs
 from tests import postgres as clusters
+from tests import prometheus as monitors
 from tests import rabbitmq as nodes
 from tests.integrations.example import MISSING
 
@@ -28,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rabbitmq: needs an installed RabbitMQ server (it does not need to run)")
     config.addinivalue_line("markers", "postgres: needs an installed PostgreSQL server (it does not need to run)")
     config.addinivalue_line("markers", "mariadb: needs an installed MariaDB server (it does not need to run)")
+    config.addinivalue_line("markers", "prometheus: needs an installed Prometheus server (it does not need to run)")
     # xdist's processes ignore Ctrl-C, and child processes inherit that, including the commands that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,7 +63,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
-    servers = (("RABBITMQ", nodes.INSTALL), ("POSTGRESQL", clusters.INSTALL), ("MARIADB", mariadbs.INSTALL))
+    servers = (
+        ("RABBITMQ", nodes.INSTALL),
+        ("POSTGRESQL", clusters.INSTALL),
+        ("MARIADB", mariadbs.INSTALL),
+        ("PROMETHEUS", monitors.INSTALL),
+    )
     for server, install in servers:
         skipped = sum(install in line for line in lines)
         if skipped:
@@ -110,6 +117,14 @@ def need_mariadb() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(mariadbs.INSTALL, pytrace=False)
         pytest.skip(mariadbs.INSTALL)
+
+
+def need_prometheus() -> None:
+    """Skip the test if Prometheus is not installed; in CI, fail it."""
+    if monitors.find() is None or monitors.find("promtool") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(monitors.INSTALL, pytrace=False)
+        pytest.skip(monitors.INSTALL)
 
 
 @pytest.fixture(scope="session")

@@ -131,6 +131,11 @@ def working(target: str, *options: str, folder: Path, url: str) -> Iterator[Prog
         yield worker
 
 
+def children_of(pid: int) -> list[int]:
+    """The process ids of its child processes, the oldest first."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def alive(pid: int) -> bool:
     """Whether a process is running (a zombie is not)."""
     try:

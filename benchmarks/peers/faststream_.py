@@ -67,7 +67,12 @@ def _exchange(plan: Plan) -> RabbitExchange | None:
 
 
 def _broker(plan: Plan) -> RabbitBroker:
-    middlewares = [Empty] if plan.around == "middleware" else []
+    middlewares: list[Any] = [Empty] if plan.around == "middleware" else []
+    if plan.around == "metrics":
+        from faststream.rabbit.prometheus import RabbitPrometheusMiddleware
+        from prometheus_client import CollectorRegistry
+
+        middlewares = [RabbitPrometheusMiddleware(registry=CollectorRegistry(), app_name=plan.name)]
     channel = Channel(prefetch_count=plan.prefetch)
     return RabbitBroker(plan.url, default_channel=channel, middlewares=middlewares, logger=None)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any
 
@@ -14,6 +17,7 @@ from benchmarks import payload
 from benchmarks.around import Block, Span
 from benchmarks.plan import Plan, Session, handler, open_session
 from lightbus import Lightbus, Message, Next, Reject
+from lightbus.telemetry import processes
 
 
 class Order:
@@ -69,6 +73,10 @@ def consuming_app(plan: Plan, name: str, meter: Callable[[int], None]) -> Lightb
     app = new_app(plan, name)
     if plan.around == "middleware":
         app.middleware(empty)
+    if plan.around == "metrics":
+        from lightbus.telemetry.prometheus import Metrics  # an app without metrics does not import it
+
+        Metrics(app)
     session = _session() if plan.around == "depends" else None
     for index in range(plan.handlers):
         cls = _classes[0 if plan.one_class else index]
@@ -113,6 +121,9 @@ async def consuming(plan: Plan, meter: Callable[[int], None]) -> AsyncIterator[N
 
 @contextlib.asynccontextmanager
 async def around(plan: Plan, span: Span) -> AsyncIterator[Block]:
+    if plan.multiprocess and processes.VARIABLE not in os.environ:
+        os.environ[processes.VARIABLE] = tempfile.mkdtemp(prefix="lightbus-bench-")
+        processes.Membership(1)
     app = consuming_app(dataclasses.replace(plan, url=f"memory://{plan.name}"), plan.name, span)
     event = make(plan, payload.FIRST, 0)
 
@@ -131,6 +142,8 @@ async def around(plan: Plan, span: Span) -> AsyncIterator[Block]:
             await tasks.start(consumer.run)
             await consumer.stop(5)
         yield block
+    if plan.multiprocess:
+        shutil.rmtree(os.environ[processes.VARIABLE], ignore_errors=True)
 
 
 def make(plan: Plan, number: int, index: int) -> Any:

@@ -18,6 +18,7 @@ Examples:
   lightbus relay billing.bus:app
   lightbus relay billing.bus:app --json-logs
   lightbus relay billing.bus:app --health-port 8080     (curl localhost:8080/readyz)
+  lightbus relay billing.bus:app --health-port 8080 --metrics     (curl localhost:8080/metrics)
 
 \b
 Signals:
@@ -56,6 +57,12 @@ STOPPED_AT_ONCE = "Stopped at once. What was not sent stays in the outbox.\n"
 @click.option(
     "--health-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where --health-port listens."
 )
+@click.option(
+    "--metrics",
+    is_flag=True,
+    help="Serve /metrics for Prometheus on --health-port. "
+    "Needs prometheus_client (pip install 'lightbus-amqp[prometheus]').",
+)
 def relay(
     target: str,
     grace: float,
@@ -64,13 +71,14 @@ def relay(
     no_configure_logging: bool,
     health_port: int | None,
     health_host: str,
+    metrics: bool,
 ) -> None:
     """Send the events of an app's outbox, until stopped. ATTR names the app, or an Outbox of it.
 
     Workers of the app do this, too. Run a relay for an app without workers, or to send without them. You can start any
     number of relays: they share the work. A relay consumes no events; it also sweeps the app's inbox.
     """
-    from lightbus.cli import banner
+    from lightbus.cli import banner, metrics_page
     from lightbus.cli import target as targets
     from lightbus.cli.outbox.stores import relays, require, require_shared_broker
     from lightbus.worker import process
@@ -79,12 +87,17 @@ def relay(
 
     if not no_configure_logging:
         logs.configure(log_level, as_json=json_logs)
+    metrics_page.check(metrics, health_port)
+    page = metrics_page.MetricsPage() if metrics else None
     app, _ = targets.find_outbox(target)
     targets.load_handlers(app)
     require(relays(app), app)
     require_shared_broker(app)
+    pages = {} if page is None else page.of(app)
     runner = ServiceRunner(app, grace=grace)
-    health = None if health_port is None else HealthServer(runner, health_host, health_port)
+    if page is not None:
+        page.watch(runner)
+    health = None if health_port is None else HealthServer(runner, health_host, health_port, pages)
     logger = logging.getLogger("lightbus")
     logger.disabled = False  # the app's logging configuration may have disabled existing loggers
     logs.first_line(
@@ -94,15 +107,16 @@ def relay(
         _ = app.publisher  # made here, so that it is observed
     if health is not None:
         health.start()
-        logger.info("Health: %s/livez and /readyz", health.url)
+        logger.info("Health: %s%s", health.url, metrics_page.paths(metrics))
     how = " Press Ctrl-C to stop." if sys.stderr.isatty() else ""
-    process.leave_process(
-        process.run(
-            runner,
-            on_started=lambda: logger.info("Started: sends events as they are committed.%s", how),
-            second_signal_text="" if json_logs or no_configure_logging else STOPPED_AT_ONCE,
-        )
+    code = process.run(
+        runner,
+        on_started=lambda: logger.info("Started: sends events as they are committed.%s", how),
+        second_signal_text="" if json_logs or no_configure_logging else STOPPED_AT_ONCE,
     )
+    if page is not None:
+        page.close()
+    process.leave_process(code)
 
 
 def _title(app: Lightbus, target: str) -> str:

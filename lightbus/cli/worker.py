@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +16,7 @@ import click
 from lightbus.cli import logs
 
 if TYPE_CHECKING:
-    from lightbus.worker.health_server import HealthServer
+    from lightbus.worker.health_server import HealthServer, Page
     from lightbus.worker.worker import Worker
 
 EPILOG = """\b
@@ -26,6 +26,7 @@ Examples:
   lightbus worker billing.bus:app --processes 4 --json-logs
   lightbus worker billing.bus:app --reload
   lightbus worker billing.bus:app --health-port 8080     (curl localhost:8080/readyz)
+  lightbus worker billing.bus:app --health-port 8080 --metrics     (curl localhost:8080/metrics)
 
 \b
 Signals:
@@ -113,6 +114,12 @@ Exit codes:
     "--health-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where --health-port listens."
 )
 @click.option(
+    "--metrics",
+    is_flag=True,
+    help="Serve /metrics for Prometheus on --health-port, of all processes together. "
+    "Needs prometheus_client (pip install 'lightbus-amqp[prometheus]').",
+)
+@click.option(
     "--supervised",
     hidden=True,
     help="Set by the supervisor: its socket, the number of this process, and the number for the banner.",
@@ -132,6 +139,7 @@ def worker(
     backend: str,
     health_port: int | None,
     health_host: str,
+    metrics: bool,
     supervised: str | None,
 ) -> None:
     """Handle the events of one app, until stopped.
@@ -140,7 +148,7 @@ def worker(
     app, on any number of machines: they share the work.
     """
     from lightbus import errors
-    from lightbus.cli import banner
+    from lightbus.cli import banner, metrics_page
     from lightbus.cli import target as targets
     from lightbus.connection import dial
     from lightbus.modules import files_of
@@ -148,6 +156,7 @@ def worker(
     from lightbus.worker.supervisor import Supervisor
     from lightbus.worker.worker import Worker
 
+    metrics_page.check(metrics, health_port)
     if supervised is None and (processes > 1 or reload):
         logs.configure(log_level, as_json=json_logs)
         command = [
@@ -162,17 +171,22 @@ def worker(
             *(["--json-logs"] if json_logs else []),
             *(["--no-configure-logging"] if no_configure_logging else []),
             *([] if health_port is None else [f"--health-port={health_port}", f"--health-host={health_host}"]),
+            *(["--metrics"] if metrics else []),
         ]
         folder = os.getcwd() if reload else None
-        sys.exit(Supervisor(command, processes=processes, grace=grace, reload=folder).run())
+        shared = metrics_page.shared_folder() if metrics else None
+        supervisor = Supervisor(command, processes=processes, grace=grace, reload=folder, companion=shared)
+        sys.exit(supervisor.run())
     place = Place() if supervised is None else Place.of_supervised(supervised)
     if not no_configure_logging:
         logs.configure(log_level, as_json=json_logs, label=place.label)
     as_text = not (json_logs or no_configure_logging)
     try:
+        page = metrics_page.MetricsPage(place.worker_number) if metrics else None
         app = targets.find_app(target)
         place.watch(files_of(app.include))  # first: a module that cannot be imported is corrected next
         targets.load_handlers(app)
+        pages = {} if page is None else page.of(app)
         with logs.outcomes_of(app):
             one = Worker(
                 app,
@@ -182,7 +196,9 @@ def worker(
                 grace=grace,
                 blocked_after=blocked_after,
             )
-        health = None if health_port is None else _serve_health(one, health_host, place.health_port(health_port))
+        if page is not None:
+            page.watch(one)
+        health = None if health_port is None else _serve_health(one, health_host, place.health_port(health_port), pages)
     except errors.LightbusError:
         place.report_fatal()
         raise
@@ -198,23 +214,24 @@ def worker(
     for hint in one.misspelt():
         logger.warning("%s", hint)
     if health is not None:
-        logger.info("Health: %s/livez and /readyz", health.url)
+        logger.info("Health: %s%s", health.url, metrics_page.paths(metrics))
     how = " Press Ctrl-C to stop." if sys.stderr.isatty() else ""
-    process.leave_process(
-        process.run(
-            one,
-            backend=backend,
-            supervisor=place.socket,
-            on_started=lambda: logger.info("Ready: %r waits for events.%s", app.name, how),
-            second_signal_text=process.STOPPED_AT_ONCE if as_text else "",
-        )
+    code = process.run(
+        one,
+        backend=backend,
+        supervisor=place.socket,
+        on_started=lambda: logger.info("Ready: %r waits for events.%s", app.name, how),
+        second_signal_text=process.STOPPED_AT_ONCE if as_text else "",
     )
+    if page is not None:
+        page.close()
+    process.leave_process(code)
 
 
-def _serve_health(worker: Worker, host: str, port: int) -> HealthServer:
+def _serve_health(worker: Worker, host: str, port: int, pages: Mapping[str, Page]) -> HealthServer:
     from lightbus.worker.health_server import HealthServer
 
-    server = HealthServer(worker, host, port)
+    server = HealthServer(worker, host, port, pages)
     server.start()
     return server
 
@@ -242,6 +259,11 @@ class Place:
         place.number = number
         place.processes = processes
         return place
+
+    @property
+    def worker_number(self) -> int:
+        """Among those of the supervisor, from 1; 0 without one."""
+        return 0 if self.socket is None else max(1, self.number)
 
     def health_port(self, first: int) -> int:
         """The port of this process; 0 is for any free one."""

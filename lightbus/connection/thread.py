@@ -86,6 +86,8 @@ class ConnectionThread:
         self.error: errors.BrokerError | None = None
         """Why there is no connection now."""
         self.epoch = 0
+        self.losses = 0
+        """How often an open connection was lost."""
         self._start()
         _instances.add(self)
 
@@ -319,6 +321,8 @@ class ConnectionThread:
     def _end(self, error: BaseException) -> None:
         connection, self.connection = self.connection, None
         self.error = describe(error, self.address)
+        if self._open_since is not None:
+            self.losses += 1
         if connection is not None:
             with contextlib.suppress(Exception):  # it has failed already: further errors add nothing
                 connection.collect()

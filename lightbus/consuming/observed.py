@@ -28,8 +28,8 @@ class Stopwatch:
     """How long each handler run took, and whether its handler was skipped; from its start until it is reported."""
 
     def __init__(self) -> None:
-        self._began: dict[Key, float] = {}
-        self._ended: dict[Key, tuple[float, bool]] = {}
+        self._runs: dict[Key, float | tuple[float, bool]] = {}
+        """When each began (monotonic clock); once it has ended, (seconds, skipped)."""
 
     def around(self, config: SubscriptionConfig) -> SubscriptionConfig:
         """The same queue with its handlers timed."""
@@ -38,51 +38,43 @@ class Stopwatch:
 
     def take(self, delivery: Delivery, handler: Handler | None) -> tuple[float, bool]:
         """(seconds, skipped) of a run; so far, if its handler runs on after its timeout. (0, False) if none began."""
-        key = id(delivery), "" if handler is None else handler.name
-        ended = self._ended.pop(key, None)
-        if ended is not None:
-            return ended
-        began = self._began.pop(key, None)
-        return (0.0 if began is None else time.monotonic() - began), False
-
-    def _begin(self, key: Key) -> None:
-        self._ended.pop(key, None)  # of a run that was interrupted, and runs again
-        self._began[key] = time.monotonic()
-
-    def _end(self, key: Key, returned: object) -> None:
-        began = self._began.pop(key, None)
-        if began is not None:  # not reported meanwhile
-            self._ended[key] = time.monotonic() - began, returned is middleware.SKIPPED
+        run = self._runs.pop((id(delivery), "" if handler is None else handler.name), None)
+        if run is None:
+            return 0.0, False
+        return run if isinstance(run, tuple) else (time.monotonic() - run, False)
 
     def _timed(self, handler: Handler) -> Handler:
+        # Without functions for beginning and end: they are called for each event.
         function, arguments, name = handler.function, handler.arguments, handler.name
+        runs, now = self._runs, time.monotonic
 
         async def timed(delivery: Delivery) -> None:
             key, returned = (id(delivery), name), None
-            self._begin(key)
+            began = runs[key] = now()
             try:
                 returned = await function(*arguments(delivery))
             finally:
-                self._end(key, returned)
+                if key in runs:  # not reported meanwhile
+                    runs[key] = now() - began, returned is middleware.SKIPPED
 
-        async def rest(key: Key, returned: Awaitable[Any]) -> None:
+        async def rest(key: Key, began: float, returned: Awaitable[Any]) -> None:
             try:
                 await returned
             finally:
-                self._end(key, None)
+                if key in runs:
+                    runs[key] = now() - began, False
 
         def timed_sync(delivery: Delivery) -> Any:
-            key, returned = (id(delivery), name), None
-            self._begin(key)
+            key, awaited = (id(delivery), name), False
+            returned: Any = None
+            began = runs[key] = now()
             try:
                 returned = function(*arguments(delivery))
-            except BaseException:
-                self._end(key, None)
-                raise
-            if returned is not None and inspect.isawaitable(returned):
-                return rest(key, returned)
-            self._end(key, returned)
-            return None
+                awaited = returned is not None and inspect.isawaitable(returned)
+            finally:
+                if not awaited and key in runs:
+                    runs[key] = now() - began, returned is middleware.SKIPPED
+            return rest(key, began, returned) if awaited else None
 
         return attrs.evolve(
             handler, function=timed if handler.is_async else timed_sync, arguments=middleware.the_delivery
@@ -106,11 +98,23 @@ class ObservedRunner(QueueRunner):
         self._app = app
         self._observe = observe
         self._stopwatch = stopwatch
+        self._queue = self.subscription.name
 
     def accept(self, run: HandlerRun, *, accepted: bool = True) -> None:
         delivery, handler, _ = run
         seconds, skipped = self._stopwatch.take(delivery, handler)
-        self._report(run, "skipped" if skipped else "handled", seconds)
+        # Not by `_report`: this is called for nearly each event.
+        self._observe(
+            Outcome(
+                kind="skipped" if skipped else "handled",
+                app=self._app,
+                message=codec.message_of(self._app, delivery),
+                handler=None if handler is None else handler.name,
+                queue=self._queue,
+                attempt=codec.attempt_of(self._app, delivery),
+                seconds=seconds,
+            )
+        )
         self.settle(run, accepted=accepted)
 
     async def handle_failure(self, run: HandlerRun, error: BaseException, seconds: float | None) -> None:
@@ -147,7 +151,7 @@ class ObservedRunner(QueueRunner):
                 app=self._app,
                 message=codec.message_of(self._app, delivery),
                 handler=None if handler is None else handler.name,
-                queue=self.subscription.name,
+                queue=self._queue,
                 attempt=codec.attempt_of(self._app, delivery),
                 seconds=seconds,
                 error=error,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -105,6 +106,15 @@ def queue_states(connection: Connection, names: Sequence[str]) -> list[QueueStat
             channel.close()
             found.append(QueueState(name, True, counts.ready, counts.consumers))
     return found
+
+
+def oldest_seconds(connection: Connection, queue: str) -> float | None:
+    """How long ago the first message that waits in a queue was published; None if there is none, or the broker (any but
+    the embedded one) cannot tell."""
+    channel = connection.channel()
+    published = channel.first_timestamp(queue)
+    channel.close()
+    return None if published is None else max(0.0, time.time() - published)
 
 
 def consumed(app: Lightbus) -> list[str]:

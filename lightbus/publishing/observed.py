@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from lightbus import errors
 from lightbus.connection.dial import BrokerAddresses
@@ -12,7 +11,7 @@ from lightbus.message import Receipt
 from lightbus.outcome import Observe, Outcome
 from lightbus.publishing.confirms import PendingPublish
 from lightbus.publishing.publisher import Publisher
-from lightbus.transport import Delivery, Publication, StoredPublication
+from lightbus.transport import StoredPublication
 from lightbus.wire import codec, topology
 from lightbus.wire.topology import QueueType
 
@@ -100,7 +99,7 @@ class ObservedPublisher(Publisher):
             Outcome(
                 kind="failed" if receipt is None else "published",
                 app=self.app,
-                message=codec.message_of(self.app, _as_delivery(publication)),
+                message=codec.message_sent(self.app, publication),
                 seconds=seconds,
                 error=error,
                 delay=topology.delay_of(publication.properties.get("headers") or {}) or None,
@@ -108,9 +107,3 @@ class ObservedPublisher(Publisher):
                 waited=waited,
             )
         )
-
-
-def _as_delivery(publication: Publication) -> Delivery:
-    no_channel: Any = None
-    properties = dict(publication.properties)
-    return Delivery(no_channel, 0, False, publication.exchange, publication.routing_key, properties, publication.body)

@@ -21,8 +21,8 @@ import msgspec.inspect
 
 from lightbus import errors, pydantic_models, transport
 from lightbus.event import EventType
-from lightbus.message import Message, arrived, new_id
-from lightbus.transport import Delivery, Properties
+from lightbus.message import Message, arrived, new_id, sent
+from lightbus.transport import Delivery, Properties, Publication
 from lightbus.wire import collisions, topology
 from lightbus.wire.topology import INTERNAL
 
@@ -473,6 +473,8 @@ def _waited_for(internal: str, headers: Mapping[str, Any]) -> bool:
 
 def attempt_of(app: str, delivery: Delivery) -> int:
     """Which attempt of its handler this is; 1 where that cannot be read."""
+    if delivery.exchange and delivery.exchange != app + INTERNAL:  # no copy: nothing needs to be decoded
+        return 1
     try:
         return read_envelope(app, delivery).attempt
     except errors.DecodeError:
@@ -513,12 +515,27 @@ def read_message(app: str, delivery: Delivery) -> Message:
         },
         body=delivery.body,
         redelivered=delivery.redelivered,
+        delay=topology.delay_of(headers),
     )
 
 
 def message_of(app: str, delivery: Delivery) -> Message:
     """The same, read when the first field is asked for."""
     return arrived(read_message, app, delivery)
+
+
+def message_sent(app: str, publication: Publication) -> Message:
+    """The same of what was published. Its `event` is there at once."""
+    return sent(_read_sent, app, publication, publication.routing_key)
+
+
+def _read_sent(app: str, publication: Publication) -> Message:
+    no_channel: Any = None
+    properties = dict(publication.properties)
+    delivery = Delivery(
+        no_channel, 0, False, publication.exchange, publication.routing_key, properties, publication.body
+    )
+    return read_message(app, delivery)
 
 
 def current_message() -> Message | None:

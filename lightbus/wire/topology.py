@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 import attrs
@@ -278,6 +278,9 @@ def delay_header(level: int) -> str:
     return f"lightbus-delay-{level}"
 
 
+_DELAY_HEADERS = {delay_header(level): 1 << level for level in range(DELAY_LEVELS)}
+
+
 def delay_headers(seconds: int) -> dict[str, int]:
     """The headers that choose the levels where a delayed event waits."""
     return {delay_header(level): 1 for level in range(DELAY_LEVELS) if seconds >> level & 1}
@@ -296,9 +299,9 @@ def delayed(publication: Publication, delay: object) -> tuple[Publication, int]:
     return Publication(exchange, publication.routing_key, publication.body, publication.properties), level
 
 
-def delay_of(headers: Container[str]) -> int:
+def delay_of(headers: Collection[str]) -> int:
     """The seconds for which a publication with these headers is delayed."""
-    return sum(1 << level for level in range(DELAY_LEVELS) if delay_header(level) in headers)
+    return 0 if _DELAY_HEADERS.keys().isdisjoint(headers) else sum(_DELAY_HEADERS.get(name, 0) for name in headers)
 
 
 def delaying(app: str, highest_level: int, queue_type: QueueType) -> Topology:

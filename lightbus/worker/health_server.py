@@ -1,14 +1,17 @@
-"""The HTTP server for health probes: `/livez` and `/readyz`."""
+"""The HTTP server for health probes, `/livez` and `/readyz`, and for other pages, such as `/metrics`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import queue
 import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -33,21 +36,36 @@ NO_ROOM_PAUSE = 0.5
 """Seconds without accepting connections, if the process has no file descriptor left."""
 TICK = 0.5
 
+Page = Callable[[str], tuple[str, bytes]]
+"""Called with the request's Accept header; returns the content type and the content. It may take a while."""
+
 
 class HealthServer:
     """Answers `/livez` and `/readyz` over HTTP with 200 or 503, and the report as JSON.
 
     One thread serves all connections with non-blocking sockets. A connection gets one response, within `TIME_LIMIT`
     seconds. With more than `MOST_CONNECTIONS`, the oldest is closed: so a probe gets its response even if other clients
-    keep connections open and send nothing.
+    keep connections open and send nothing. A second thread makes the other pages, one after the other: so a probe gets
+    its response while one of them takes long.
     """
 
-    def __init__(self, worker: Worker | ServiceRunner, host: str, port: int) -> None:
+    def __init__(
+        self, worker: Worker | ServiceRunner, host: str, port: int, pages: Mapping[str, Page] | None = None
+    ) -> None:
         """
+        Args:
+            pages: what it serves besides, by path.
+
         Raises:
             errors.WorkerError: the port is not available.
         """
         self._worker = worker
+        self._pages = {path.encode(): page for path, page in (pages or {}).items()}
+        self._requested: queue.SimpleQueue[tuple[_Connection, Page, str, bool] | None] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[tuple[_Connection, bytes]] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
         try:
             self.listener = _listen(host, port)
             self._selector = selectors.DefaultSelector()
@@ -72,19 +90,25 @@ class HealthServer:
 
     def start(self) -> None:
         self._thread.start()
+        if self._pages:
+            threading.Thread(target=self._make_pages, name="lightbus health: pages", daemon=True).start()
 
     def close(self) -> None:
         self._closing = True
+        self._requested.put(None)
         self._thread.join()
 
     def _serve(self) -> None:
         self._selector.register(self.listener, selectors.EVENT_READ)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._wake_read)
         try:
             while not self._closing:
                 ready = self._selector.select(self._pause())
                 for key, _ in ready:  # connections with data first: `_accept` may close the oldest
-                    if key.data is not None:
+                    if isinstance(key.data, _Connection):
                         self._proceed(key.data)
+                    elif key.data is not None:
+                        self._send_pages()
                 if any(key.data is None for key, _ in ready):
                     self._accept()
                 self._close_overdue()
@@ -93,6 +117,32 @@ class HealthServer:
                 self._close(connection)
             self._selector.close()
             self.listener.close()
+            self._wake_read.close()
+
+    # --- pages
+
+    def _make_pages(self) -> None:
+        while (request := self._requested.get()) is not None:
+            connection, page, accept, head = request
+            try:
+                content_type, content = page(accept)
+                answer = _response(200, content, content_type, head=head)
+            except Exception as error:
+                logger.exception("The page failed.")
+                answer = _response(500, {"error": f"the page failed: {error!r}"}, head=head)
+            self._made.put((connection, answer))
+            with contextlib.suppress(OSError):  # it was woken already, or has ended
+                self._wake_write.send(b"\0")
+
+    def _send_pages(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake_read.recv(CHUNK):
+                pass
+        while not self._made.empty():
+            connection, answer = self._made.get()
+            if connection in self._connections:  # not closed meanwhile
+                connection.unsent = memoryview(answer)
+                self._selector.register(connection.socket, selectors.EVENT_WRITE, connection)
 
     def _pause(self) -> float:
         due = [next(iter(self._connections)).deadline] if self._connections else []
@@ -133,8 +183,12 @@ class HealthServer:
         try:
             if connection.unsent is None:
                 if connection.receive():
-                    connection.unsent = memoryview(self._answer(connection.received))
-                    self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
+                    answer = self._answer(connection)
+                    if answer is None:  # `_send_pages` goes on
+                        self._selector.unregister(connection.socket)
+                    else:
+                        connection.unsent = memoryview(answer)
+                        self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
             elif connection.unsent:
                 connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
                 if not connection.unsent:
@@ -151,10 +205,13 @@ class HealthServer:
 
     def _close(self, connection: _Connection) -> None:
         del self._connections[connection]
-        self._selector.unregister(connection.socket)
+        with contextlib.suppress(KeyError):  # it waits for its page
+            self._selector.unregister(connection.socket)
         connection.socket.close()
 
-    def _answer(self, request: bytes) -> bytes:
+    def _answer(self, connection: _Connection) -> bytes | None:
+        """None: a page is made."""
+        request = connection.received
         method, _, rest = request.partition(b"\n")[0].strip().partition(b" ")
         target, _, version = rest.partition(b" ")
         if not _is_complete(request) or len(request) > MOST_BYTES or not version.startswith(b"HTTP/"):
@@ -162,8 +219,13 @@ class HealthServer:
         if method not in (b"GET", b"HEAD"):
             return _response(405, {"error": "Use GET or HEAD."})
         path = target.partition(b"?")[0]
+        if path in self._pages:
+            self._requested.put((connection, self._pages[path], _accept_header(request), method == b"HEAD"))
+            return None
         if path not in (b"/livez", b"/readyz"):
-            return _response(404, {"error": "Use /livez or /readyz."}, head=method == b"HEAD")
+            paths = ["/livez", "/readyz", *(path.decode() for path in self._pages)]
+            use = f"Use {', '.join(paths[:-1])} or {paths[-1]}."
+            return _response(404, {"error": use}, head=method == b"HEAD")
         try:
             found = report(self._worker)
         except Exception as error:
@@ -206,12 +268,23 @@ def _is_complete(request: bytes) -> bool:
     return b"\n\r\n" in request or b"\n\n" in request
 
 
-def _response(status: int, body: dict[str, Any], *, head: bool = False) -> bytes:
-    content = json.dumps(body, indent=1).encode() + b"\n"
+def _accept_header(request: bytes) -> str:
+    values = [
+        value.strip()
+        for name, _, value in (line.partition(b":") for line in request.split(b"\n")[1:])
+        if name.strip().lower() == b"accept"
+    ]
+    return b",".join(values).decode("latin-1")
+
+
+def _response(
+    status: int, body: dict[str, Any] | bytes, content_type: str = "application/json", *, head: bool = False
+) -> bytes:
+    content = body if isinstance(body, bytes) else json.dumps(body, indent=1).encode() + b"\n"
     lines = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         "Server: lightbus",
-        "Content-Type: application/json",
+        f"Content-Type: {content_type}",
         f"Content-Length: {len(content)}",
         "Cache-Control: no-store",
         "Connection: close",

@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from typing import Protocol
 
 from lightbus.worker.process import END, GIVE_UP, READY, SIGNAL_REPEAT, STOP, WATCH
 from lightbus.worker.reload import FileWatcher
@@ -31,6 +32,21 @@ HEALTHY = 30.0
 """Seconds after which the pause starts at FIRST_PAUSE again."""
 TICK = 0.5
 USAGE_ERROR = 2
+
+
+class Companion(Protocol):
+    """What the workers of a supervisor share, such as a folder for their metrics."""
+
+    environment: Mapping[str, str]
+    """Variables for the workers."""
+
+    def ended(self, number: int) -> None:
+        """This worker (from 1) has ended, for whatever reason. Another one with its number may follow."""
+        ...
+
+    def close(self) -> None:
+        """All workers have ended, or are killed now."""
+        ...
 
 
 class Child:
@@ -85,12 +101,21 @@ class Child:
 class Supervisor:
     """Runs `processes` workers, each with the same command line."""
 
-    def __init__(self, command: Sequence[str], *, processes: int, grace: float, reload: str | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        processes: int,
+        grace: float,
+        reload: str | None = None,
+        companion: Companion | None = None,
+    ) -> None:
         """
         Args:
             command: the arguments of `lightbus worker`. The supervisor adds `--supervised`.
             grace: seconds that a worker gets to stop.
             reload: the folder whose .py files are watched.
+            companion: what the workers share. `run` closes it.
 
         Raises:
             errors.WorkerError: watchfiles is not installed.
@@ -99,6 +124,7 @@ class Supervisor:
         self.children = [Child(number) for number in range(1, processes + 1)]
         self.grace = grace
         self.reload = reload
+        self.companion = companion
         self.exit_code = 0
         self.stopping = False
         self.one_is_ready = False
@@ -110,7 +136,11 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until all workers have exited. Returns the highest of their exit codes."""
-        with self._handling_signals(), contextlib.nullcontext() if self._watcher is None else self._watcher:
+        with (
+            contextlib.nullcontext() if self.companion is None else contextlib.closing(self.companion),
+            self._handling_signals(),
+            contextlib.nullcontext() if self._watcher is None else self._watcher,
+        ):
             # Start the first one alone, so that an error of the app or the broker is logged once.
             self.children[0].start_at = 0.0
             while not (self.stopping and all(child.process is None for child in self.children)):
@@ -158,6 +188,8 @@ class Supervisor:
             for child in self.children:
                 if child.process is not None:
                     child.process.kill()
+            if self.companion is not None:
+                self.companion.close()
             os._exit(128 + number)
 
     def _stop(self, why: str) -> None:
@@ -211,6 +243,7 @@ class Supervisor:
             child.process = subprocess.Popen(
                 [sys.executable, *flags, "-m", "lightbus", "worker", *self.command, "--supervised", place],
                 pass_fds=[theirs.fileno()],
+                env=None if self.companion is None else {**os.environ, **self.companion.environment},
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -241,6 +274,8 @@ class Supervisor:
         assert child.socket is not None
         child.socket.close()
         child.socket = child.process = child.kill_at = None
+        if self.companion is not None:
+            self.companion.ended(child.number)
         if self.stopping:
             early = status in (-signal.SIGTERM, 128 + signal.SIGTERM) and not child.ready
             self.exit_code = max(self.exit_code, 0 if early else _shell_code(status))

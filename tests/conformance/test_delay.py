@@ -81,6 +81,7 @@ async def test_a_delayed_event_is_the_same_event(shop: Lightbus, billing: Lightb
         assert (message.id, message.event, message.source) == (receipt.id, "order.placed", "shop")
         assert (message.attempt, message.redelivered) == (attempt, False)
         assert dict(message.headers) == {"tenant": "acme"}
+        assert message.delay == (1 if attempt == 1 else 0)
         assert (message.correlation_id, message.causation_id) == (receipt.id, None)
     assert await left_in(billing, "billing.dead") == []
 

@@ -40,6 +40,7 @@ def _planned(scenario: Callable[..., Result], full: dict[str, object], short: di
 
 PLAN = [
     _planned(scenarios.worker_killed, {"times": 20}, {"times": 2}),
+    _planned(scenarios.counting_processes_killed, {"times": 10, "events": 100_000}, {"times": 2, "events": 2000}),
     _planned(scenarios.worker_stopped, {"times": 5}, {"times": 1}),
     _planned(scenarios.serve_cancelled, {"times": 5}, {"times": 1}),
     _planned(scenarios.worker_frozen, {"times": 3}, {"times": 1}),

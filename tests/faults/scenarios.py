@@ -6,24 +6,31 @@ The parameters, such as `times`, make it long (`make faults`) or short (`make te
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
+
 from lightbus.transport import Publication
 from lightbus.transport.amqp import wire as wire
-from tests.faults.ledger import CONFIRMED, FAILED, HANDLED, TRIED
+from tests.faults.ledger import CONFIRMED, COUNTED, COUNTING, FAILED, HANDLED, TRIED
 from tests.faults.proxy import Proxy
 from tests.faults.scene import LIMIT, Process, Row, Scene, id_of
 from tests.faults.stage import Stage, connect, vhost_of
+from tests.processes import children_of
+from tests.rabbitmq import free_port
 
 HEARTBEAT = 2
 FRAME_MAX = 131_072
@@ -49,6 +56,65 @@ def worker_killed(stage: Stage, *, times: int) -> Row:
                 worker = scene.worker(ready=False, work=0.02)
         scene.settle()
         return scene.row("worker killed (kill -9)", times)
+
+
+def counting_processes_killed(stage: Stage, *, times: int, events: int) -> Row:
+    """`/metrics` of two processes, of which one is killed now and then, agrees with what they have recorded."""
+    with Scene(stage.vhost()) as scene:
+        port = free_port()
+        options = ("--processes", "2", "--health-port", str(port), "--metrics")
+        worker = scene.worker(*options, program=("lightbus", "worker", "tests.faults.counted:app"))
+        scene.until(lambda: worker.log.count("Ready:") == 2, "both processes are ready", worker)
+        dead, chunk = 0, events // (2 * times)
+        for first in range(0, events, chunk):
+            things = [(f"e-{number}", "" if number % 50 else "fail") for number in range(first, first + chunk)]
+            dead += sum(do == "fail" for _, do in things)
+            scene.publish_all(things)
+            if len(scene.faults) < times and first >= len(scene.faults) * events // times:
+                # One or both may still be in the pause before a restart.
+                scene.until(lambda: children_of(worker.popen.pid), "a process runs", worker)
+                living = children_of(worker.popen.pid)
+                with scene.fault(recovers=False):
+                    os.kill(living[len(scene.faults) % len(living)], signal.SIGKILL)
+        scene.settle(dead=dead, limit=10 * LIMIT)
+        counters, before, after = _quiet_counters(scene, port, dead)
+        row = scene.row("process killed (kill -9), counters compared", times)
+        assert row.times == len(scene.faults)
+        for kind in counters.keys() | before.keys():
+            assert after[kind] <= counters[kind] <= before[kind], (kind, counters, before, after)
+        in_flight = before.total() - after.total()
+        # An event loop counts one outcome at a time, so each kill can have cut off one of them.
+        assert 0 <= in_flight <= times, f"{in_flight} outcomes were being counted at {times} kills"
+        shown = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counters.items()))
+        return attrs.evolve(
+            row,
+            note=f"`/metrics` counted {shown}, which the observers have recorded, too; {in_flight} kills fell between "
+            "the two records of an outcome",
+        )
+
+
+def _quiet_counters(scene: Scene, port: int, dead: int) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """The counters, and the recorded outcomes before and after, at a moment at which none is added."""
+    found: list[tuple[Counter[str], Counter[str], Counter[str]]] = []
+
+    def recorded(kind: str) -> Counter[str]:
+        return Counter(entry.fields[0] for entry in scene.ledger.entries(kind))
+
+    def is_quiet() -> bool:
+        before, after = recorded(COUNTING), recorded(COUNTED)
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT) as answer:
+                text: str = answer.read().decode()
+        except OSError:  # the process has just been killed
+            return False
+        counters: Counter[str] = Counter()
+        for outcome, count in re.findall(r'^lightbus_events_total\{.*outcome="(\w+)".*\} (\S+)$', text, re.MULTILINE):
+            counters[outcome] += int(float(count))
+        found[:] = [(counters, before, after)]
+        return (before, after) == (recorded(COUNTING), recorded(COUNTED)) and after["dead"] >= dead
+
+    scene.until(is_quiet, "all outcomes are counted")
+    return found[0]
 
 
 def worker_stopped(stage: Stage, *, times: int) -> Row:

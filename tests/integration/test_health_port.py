@@ -9,6 +9,7 @@ import json
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,3 +175,72 @@ def test_a_worker_answers_probes_and_handles_events_with_a_thousand_slow_connect
 
 def _count(worker: Program, what: str) -> int:
     return len(list(Path(f"/proc/{worker.process.pid}/{what}").iterdir()))
+
+
+# --- other pages ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paged() -> Iterator[tuple[health_server.HealthServer, threading.Event]]:
+    """A server with a page that echoes the Accept header, one that fails, and one that waits for the event."""
+    app = Lightbus("billing", url="memory://")
+    app.on("invoice.*")(lambda invoice: None)
+    waited = threading.Event()
+
+    def fails(accept: str) -> tuple[str, bytes]:
+        raise ValueError("broken")
+
+    def waits(accept: str) -> tuple[str, bytes]:
+        assert waited.wait(LIMIT)
+        return "text/plain", b"x" * 3_000_000
+
+    pages = {"/echo": lambda accept: ("text/plain", accept.encode()), "/fails": fails, "/waits": waits}
+    server = health_server.HealthServer(Worker(app), "127.0.0.1", 0, pages)
+    server.start()
+    yield server, waited
+    waited.set()
+    server.close()
+
+
+def test_a_page_gets_the_accept_header(paged: tuple[health_server.HealthServer, threading.Event]) -> None:
+    port = paged[0].port
+    head, _, body = ask(
+        port, b"GET /echo?x HTTP/1.1\r\nHost: a\r\naccept: text/*\r\nAccept: x/y;q=0.1\r\n\r\n"
+    ).partition(b"\r\n\r\n")
+    assert b"\r\nContent-Type: text/plain\r\n" in head
+    assert body == b"text/*,x/y;q=0.1"
+    head, _, body = ask(port, b"HEAD /echo HTTP/1.1\r\nAccept: text/*\r\n\r\n").partition(b"\r\n\r\n")
+    assert (head.startswith(b"HTTP/1.1 200 OK"), body) == (True, b"")
+    assert b"\r\nContent-Length: 6\r\n" in head
+    assert b"Use /livez, /readyz, /echo, /fails or /waits." in ask(port, b"GET / HTTP/1.1\r\n\r\n")
+    assert ask(port, b"GET /fails HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 500 ")
+
+
+def test_a_page_that_takes_long_delays_no_probe(paged: tuple[health_server.HealthServer, threading.Event]) -> None:
+    server, waited = paged
+    address = ("127.0.0.1", server.port)
+    with (
+        socket.create_connection(address, timeout=LIMIT) as slow,
+        socket.create_connection(address, timeout=LIMIT) as gone,
+    ):
+        for client in (slow, gone):
+            client.sendall(b"GET /waits HTTP/1.1\r\n\r\n")
+        wait_until(lambda: server.open_connections == 2, "both wait")
+        assert ask(server.port, b"GET /livez HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
+        gone.close()
+        waited.set()
+        received = 0
+        while more := slow.recv(65_536):
+            received += len(more)
+        assert received > 3_000_000
+    wait_until(lambda: not server.open_connections, "both are closed")
+
+
+def test_a_page_that_takes_too_long_is_closed(
+    paged: tuple[health_server.HealthServer, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_server, "TIME_LIMIT", 0.5)
+    server, waited = paged
+    assert ask(server.port, b"GET /waits HTTP/1.1\r\n\r\n") == b""
+    waited.set()
+    assert ask(server.port, b"GET /echo HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 OK")

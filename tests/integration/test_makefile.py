@@ -89,7 +89,7 @@ def test_an_interrupted_setup_is_done_again(clone: Path, wheels: Path) -> None:
 
 APT_GET = """\
 #!/bin/sh
-for package in rabbitmq-server postgresql mariadb-server; do
+for package in rabbitmq-server postgresql mariadb-server prometheus; do
   case "$*" in *"install"*" $package") echo "$package; $(cat policy-rc.d d/cluster.conf 2>/dev/null)";; esac
 done >> installed
 """
@@ -100,15 +100,14 @@ done >> installed
 def test_servers_are_installed_without_a_service_and_a_cluster(tmp_path: Path, policy: str) -> None:
     installed = install_servers(tmp_path, present=("amqp-publish",), policy=policy)
     rule = policy or "#!/bin/sh\nexit 101"
-    assert installed == f"rabbitmq-server; {rule}\ncreate_main_cluster = false\n" + (
-        f"postgresql; {rule}\ncreate_main_cluster = false\nmariadb-server; {rule}\ncreate_main_cluster = false\n"
-    )
+    packages = ("rabbitmq-server", "postgresql", "mariadb-server", "prometheus")
+    assert installed == "".join(f"{package}; {rule}\ncreate_main_cluster = false\n" for package in packages)
     left = {path.name for path in tmp_path.iterdir()} - {"bin", "installed"}
     assert left == ({"policy-rc.d"} if policy else set())
 
 
 def test_only_a_missing_server_is_installed(tmp_path: Path) -> None:
-    installed = install_servers(tmp_path, present=("amqp-publish", "postgres", "mariadbd"))
+    installed = install_servers(tmp_path, present=("amqp-publish", "postgres", "mariadbd", "prometheus"))
     assert installed == "rabbitmq-server; #!/bin/sh\nexit 101\n"
 
 
@@ -131,7 +130,7 @@ def install_servers(folder: Path, present: tuple[str, ...], policy: str = "") ->
     command = [
         *(shutil.which("make") or "", "-f", ROOT / "Makefile", "servers"),
         *("POLICY=policy-rc.d", "NO_CLUSTER=d/cluster.conf", f"POSTGRES_OF_DEBIAN={nowhere}"),
-        *(f"{server}_FOLDERS={nowhere}" for server in ("POSTGRES", "RABBITMQ", "MARIADB")),
+        *(f"{server}_FOLDERS={nowhere}" for server in ("POSTGRES", "RABBITMQ", "MARIADB", "PROMETHEUS")),
     ]
     subprocess.run(command, cwd=folder, env={"PATH": str(programs)}, check=True, capture_output=True, timeout=LIMIT)
     written = folder / "installed"

@@ -44,6 +44,7 @@ ORDER = [
     "tail",
     "worker",
     "outbox",
+    "telemetry",
     "testing",
     "cli",
     "django",
@@ -121,6 +122,7 @@ INNER_ORDER = {
     ],
     "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
     "worker": ["loop_watch", "worker", "services", "process", "reload", "supervisor", "health", "health_server"],
+    "telemetry": ["families", "queues", "processes", "series", "prometheus"],
     "testing": ["messages", "records", "apps", "recorder", "host", "session", "drain", "bus"],
 }
 """The same within a package."""
@@ -140,6 +142,7 @@ HEAVY = {
     "lightbus.connection",
     "lightbus.django",
     "lightbus.pytest_plugin",
+    "lightbus.telemetry",
     "lightbus.testing",
     "lightbus.transport.amqp",
     "lightbus.transport.sqlite",
@@ -148,6 +151,7 @@ HEAVY = {
     "lightbus.outbox",
     "lightbus.service",
     "platformdirs",
+    "prometheus_client",
     "pydantic",
     "pydantic_core",
     "pytest",
@@ -339,3 +343,14 @@ except ImportError:
 
     with pytest.raises(AttributeError, match=r"module 'lightbus\.outbox' has no attribute 'Sender'"):
         lightbus.outbox.Sender  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_only_telemetry_imports_the_libraries_of_telemetry() -> None:
+    for name, path in modules():
+        found = {
+            one.partition(".")[0]
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for one in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        }
+        assert name.startswith("telemetry") or not found & {"opentelemetry", "prometheus_client"}, path

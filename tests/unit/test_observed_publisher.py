@@ -11,6 +11,7 @@ from lightbus.connection.dial import BrokerAddresses
 from lightbus.publishing.confirms import PendingPublish
 from lightbus.publishing.observed import ObservedPublisher
 from lightbus.transport import Publication
+from lightbus.wire import codec
 
 CANCELLED = InterruptedError("the web client has gone")
 
@@ -105,3 +106,15 @@ def test_a_copy_for_a_retry_has_no_outcome_here(publishing: Publishing) -> None:
     publishing.confirm()
     publishing.publisher.outcome(pending, 1.0, True)
     assert publishing.kinds == []
+
+
+def test_the_event_of_a_publish_is_known_before_its_message_is_read(
+    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the whole message costs several microseconds."""
+    publishing.publisher.abandon(publishing.submit(), CANCELLED)
+    (outcome,) = publishing.outcomes
+    with monkeypatch.context() as unreadable:
+        unreadable.delattr(codec, "read_message")
+        assert outcome.message.event == "order.placed"
+    assert (outcome.message.id, outcome.message.event) == ("7", "order.placed")

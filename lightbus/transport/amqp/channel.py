@@ -152,6 +152,10 @@ class Channel(kombu.transport.pyamqp.Channel):
         self.basic_consume(queue, tag, no_ack=no_ack, exclusive=exclusive, on_cancel=on_cancel)
         return tag
 
+    def first_timestamp(self, queue: str) -> float | None:
+        """AMQP has no such request."""
+        return None
+
     def get(self, queue: str) -> Delivery | None:
         """Take one message, which must be settled. None: the queue is empty."""
         connection = self._open_connection()

@@ -9,7 +9,14 @@ import attrs
 
 from lightbus.transport import Properties
 from lightbus.transport.sqlite.answers import precondition_failed
-from lightbus.transport.sqlite.schema import COUNT_READY, FIRST_READY, INSERT_CONTENT, INSERT_ENTRY, NEXT_DUE
+from lightbus.transport.sqlite.schema import (
+    COUNT_READY,
+    FIRST_PROPERTIES,
+    FIRST_READY,
+    INSERT_CONTENT,
+    INSERT_ENTRY,
+    NEXT_DUE,
+)
 from lightbus.transport.sqlite.session import Session
 from lightbus.transport.sqlite.tables import encode_properties
 from lightbus.transport.sqlite.topology import Queue
@@ -98,6 +105,11 @@ class Entries:
     def has_ready(self, queue: Queue) -> bool:
         """Whether a queue has a ready message. Outside of a transaction, too."""
         return bool(self._session.read(FIRST_READY, queue.id))
+
+    def first_ready(self, queue: Queue) -> bytes | None:
+        """The properties of the first ready message."""
+        found = self._session.sql(FIRST_PROPERTIES, queue.id).fetchone()
+        return None if found is None else cast("bytes", found[0])
 
     def next_due(self) -> float | None:
         """In a transaction: when (by the session's `now`) the first message expires or is tried again."""

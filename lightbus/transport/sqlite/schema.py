@@ -112,6 +112,10 @@ JOIN queues ON queues.id = entries.queue GROUP BY queues.name ORDER BY queues.na
 """
 MAKE_DUE = "UPDATE entries SET due = min(due, ?) WHERE queue = ? AND owner IS NULL AND due <= ?"
 FIRST_READY = "SELECT 1 FROM entries WHERE queue = ? AND owner IS NULL LIMIT 1"
+FIRST_PROPERTIES = """
+    SELECT c.properties FROM entries e JOIN contents c ON c.id = e.id
+    WHERE e.queue = ? AND e.owner IS NULL ORDER BY e.id LIMIT 1
+"""
 COUNT_READY = "SELECT count(*) FROM entries WHERE queue = ? AND owner IS NULL"
 COUNT_SOME_READY = "SELECT count(*) FROM (SELECT 1 FROM entries WHERE queue = ? AND owner IS NULL LIMIT ?)"
 COUNT_OWNED = "SELECT count(*) FROM entries WHERE owner = ? AND queue = ?"

@@ -1,0 +1,139 @@
+"""The values of one process, in prometheus_client's own value class: in memory, or in a file for several processes."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import Metric, values
+from prometheus_client.utils import floatToGoString
+
+from lightbus.telemetry.families import FAMILIES, Family
+
+Value = Any
+"""prometheus_client's: `inc(amount)`, `set(value, timestamp)`, `get()`."""
+
+
+class Histogram:
+    """One series of a histogram. An observation costs a third of one of prometheus_client's, since it is added to the
+    values in files only with the next `flush`.
+    """
+
+    def __init__(self, family: Family, labels: tuple[str, ...]) -> None:
+        self._bounds = family.bounds
+        self._counts = [0] * (len(family.bounds) + 1)
+        self._sum = 0.0
+        self._lock = threading.Lock()
+        names = (*family.labels, "le")
+        self.uppers = [_written(bound) for bound in (*family.bounds, float("inf"))]
+        self._buckets = [_value(family, "_bucket", names, (*labels, upper)) for upper in self.uppers]
+        self._total = _value(family, "_sum", family.labels, labels)
+
+    def observe(self, seconds: float) -> None:
+        with self._lock:
+            self._counts[bisect_left(self._bounds, seconds)] += 1
+            self._sum += seconds
+
+    def flush(self) -> None:
+        with self._lock:
+            counts, self._counts = self._counts, [0] * len(self._counts)
+            seconds, self._sum = self._sum, 0.0
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+        if seconds:
+            self._total.inc(seconds)
+
+    def forget(self) -> None:
+        """In a forked child: what is not flushed belongs to the parent."""
+        self._lock = threading.Lock()
+        self._counts, self._sum = [0] * len(self._counts), 0.0
+
+    def read(self) -> tuple[list[tuple[str, float]], float]:
+        """(cumulative counts by upper bound, sum)."""
+        total, counts = 0.0, []
+        for upper, bucket in zip(self.uppers, self._buckets, strict=True):
+            total += bucket.get()
+            counts.append((upper, total))
+        return counts, self._total.get()
+
+
+class Series:
+    """All series of a process, for one registry."""
+
+    def __init__(self) -> None:
+        self._values: dict[Family, dict[tuple[str, ...], Value]] = {family: {} for family in FAMILIES}
+        self._histograms: dict[Family, dict[tuple[str, ...], Histogram]] = {family: {} for family in FAMILIES}
+        self._lock = threading.Lock()
+
+    def value(self, family: Family, *labels: str) -> Value:
+        """A counter or a gauge; made by the first call."""
+        found = self._values[family].get(labels)
+        if found is None:
+            with self._lock:
+                found = self._values[family].get(labels)
+                if found is None:
+                    found = self._values[family][labels] = _value(family, "", family.labels, labels)
+        return found
+
+    def histogram(self, family: Family, *labels: str) -> Histogram:
+        with self._lock:
+            found = self._histograms[family].get(labels)
+            if found is None:
+                found = self._histograms[family][labels] = Histogram(family, labels)
+        return found
+
+    def flush(self) -> None:
+        for histogram in self._all_histograms():
+            histogram.flush()
+
+    def forget(self) -> None:
+        self._lock = threading.Lock()
+        for histogram in self._all_histograms():
+            histogram.forget()
+
+    def _all_histograms(self) -> list[Histogram]:
+        with self._lock:
+            return [one for series in self._histograms.values() for one in series.values()]
+
+    def metrics(self, more: Iterable[tuple[Family, tuple[str, ...], float]] = ()) -> list[Metric]:
+        """For an exposition, with the samples that are not kept here."""
+        found: dict[Family, Metric] = {}
+        with self._lock:
+            values = [
+                (family, labels, one.get()) for family in FAMILIES for labels, one in self._values[family].items()
+            ]
+            histograms = [(family, *one) for family in FAMILIES for one in self._histograms[family].items()]
+        for family, labels, value in (*values, *more):
+            _metric(found, family).add_sample(family.name, dict(zip(family.labels, labels, strict=True)), value)
+        for family, labels, histogram in histograms:
+            metric, named = _metric(found, family), dict(zip(family.labels, labels, strict=True))
+            counts, total = histogram.read()
+            for upper, count in counts:
+                metric.add_sample(f"{family.name}_bucket", {**named, "le": upper}, count)
+            metric.add_sample(f"{family.name}_count", named, counts[-1][1])
+            metric.add_sample(f"{family.name}_sum", named, total)
+        return [found[family] for family in FAMILIES if family in found]
+
+
+def _metric(found: dict[Family, Metric], family: Family) -> Metric:
+    if family not in found:
+        found[family] = describe(family)
+    return found[family]
+
+
+def _written(bound: float) -> str:
+    text: str = floatToGoString(bound)  # type: ignore[no-untyped-call]
+    return text
+
+
+def describe(family: Family) -> Metric:
+    return Metric(family.name.removesuffix("_total"), family.help, family.kind)
+
+
+def _value(family: Family, suffix: str, names: tuple[str, ...], labels: tuple[str, ...]) -> Value:
+    base = family.name.removesuffix("_total")
+    make: Any = values.ValueClass
+    return make(family.kind, base, family.name + suffix, names, labels, family.help, multiprocess_mode=family.mode)
