@@ -24,12 +24,13 @@ exclude_patterns = ["_build", "examples", "site"]
 nitpicky = True
 # Names of other packages have no page here.
 nitpick_ignore_regex = [("py:.*", r"(?!lightbus\.|errors\.).*")]
-# Type variables, a type that only type checkers use, and protocols between the parts of Lightbus.
+# Type variables, a type that only type checkers use, protocols between the parts of Lightbus, and a worker.
 nitpick_ignore = [
     ("py:class", f"lightbus.{name}")
     for name in (
         *("app.C", "app.F", "app.M", "app.Observer", "app.P", "app._EventDecorator"),
         *("handler.Inbox", "options.R", "outbox.store.Store", "testing.bus.E"),
+        *("worker.services.ServiceRunner", "worker.worker.Worker"),
     )
 ]
 smartquotes = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -74,7 +74,7 @@ class Stopwatch:
             finally:
                 if not awaited and key in runs:
                     runs[key] = now() - began, returned is middleware.SKIPPED
-            return rest(key, began, returned) if awaited else None
+            return rest(key, began, cast("Awaitable[Any]", returned)) if awaited else None
 
         return attrs.evolve(
             handler, function=timed if handler.is_async else timed_sync, arguments=middleware.the_delivery
