@@ -20,6 +20,7 @@ from tests.processes import Program, children_of, lightbus
 from tests.rabbitmq import Node, free_port
 
 BUS = """\
+import asyncio
 import os
 from lightbus import Lightbus, Retry
 from prometheus_client import Counter, Gauge
@@ -39,6 +40,8 @@ async def book(invoice: InvoicePaid):
     level.set(invoice.number)
     if invoice.note == "fail":
         raise ValueError
+    if invoice.note == "hold":
+        await asyncio.sleep(60)
     if invoice.note == "fork":
         child = os.fork()
         if not child:
@@ -240,3 +243,27 @@ def test_a_folder_that_the_user_has_chosen_is_used_and_kept(folder: Path, sqlite
             assert worker.program.end(signal.SIGTERM) == 0
         assert len(list(scratch.glob("counter_*"))) > before
         assert not list(scratch.glob("gauge_live*"))
+
+
+def test_the_folder_is_removed_when_all_is_stopped_at_once(folder: Path, sqlite_url: str, scratch: Path) -> None:
+    with working(folder, sqlite_url, "--processes", "2", ready=2) as worker:
+        publish(folder, sqlite_url, "hold")
+        wait_until(lambda: samples(worker.base, "lightbus_running_handlers") == {("billing.main",): 1}, "it is held")
+
+        def is_ended() -> bool:
+            worker.program.signal(signal.SIGTERM)  # one that follows at once counts as the same
+            return worker.program.process.poll() is not None
+
+        wait_until(is_ended, "a second signal ends it")
+        assert worker.program.end() == 128 + signal.SIGTERM
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_start_that_fails_leaves_no_folder(folder: Path, sqlite_url: str, scratch: Path) -> None:
+    (folder / "sitecustomize.py").write_text("import sys; sys.modules['watchfiles'] = None\n")
+    paths = {"PYTHONPATH": os.pathsep.join((str(folder), str(Path(__file__).parents[2])))}
+    command = ("worker", "billing:app", "--reload", "--metrics", "--health-port", "0")
+    done = lightbus(*command, folder=folder, url=sqlite_url, extra=paths)
+    assert done.returncode == 1
+    assert "--reload needs watchfiles" in done.stderr
+    assert list(scratch.iterdir()) == []
