@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightbus.telemetry import processes
+from tests.integration.test_monitoring import BUS as WITH_OUTBOX
 from tests.patience import LIMIT, wait_until
-from tests.processes import Program, children_of, lightbus
+from tests.processes import Program, children_of, environment, lightbus
 from tests.rabbitmq import Node, free_port
 
 BUS = """\
@@ -162,6 +165,30 @@ def test_metrics_need_a_port_and_prometheus_client(folder: Path, sqlite_url: str
         assert done.stderr.splitlines()[-1].endswith(
             "--metrics needs prometheus_client: pip install 'lightbus-amqp[prometheus]'"
         )
+
+
+ADD = """\
+from shop import OrderPlaced, engine, outbox
+
+with engine.begin() as connection:
+    outbox.add(connection, OrderPlaced(number=1))
+"""
+
+
+def test_a_relay_serves_the_metrics_of_its_outbox(folder: Path, sqlite_url: str) -> None:
+    (folder / "shop.py").write_text(WITH_OUTBOX)
+    with Program("relay", "shop:app", "--health-port", "0", "--metrics", folder=folder, url=sqlite_url) as relay:
+        base = relay.wait_for(r"Health: (http://\S+)/livez, /readyz and /metrics")[1]
+        relay.wait_for("Started")
+        assert subprocess.run([sys.executable, "-c", ADD], cwd=folder, env=environment(), check=False).returncode == 0
+        sent = ("order.placed", "unrouted")
+        wait_until(lambda: samples(base, "lightbus_published_total").get(sent) == 1, "it is sent")
+        assert samples(base, "lightbus_outbox_rows").keys() == {("waiting",), ("failed",)}
+        assert samples(base, "lightbus_outbox_oldest_seconds").keys() == {()}
+        assert samples(base, "lightbus_ready") == {(): 1}
+        assert samples(base, "lightbus_connected") == {("publisher",): 1}
+        assert samples(base, "lightbus_events_total") == {}
+        assert relay.end(signal.SIGTERM) == 0
 
 
 # --- several processes ------------------------------------------------------------------------
