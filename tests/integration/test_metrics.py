@@ -227,7 +227,7 @@ def other_port(base: str) -> str:
     return re.sub(r"\d+$", lambda port: str(int(port[0]) + 1), base)
 
 
-def test_a_child_that_a_handler_forks_counts_in_files_of_its_own(folder: Path, sqlite_url: str) -> None:
+def test_a_child_that_a_handler_forks_counts_in_files_of_its_own(folder: Path, sqlite_url: str, scratch: Path) -> None:
     with working(folder, sqlite_url, "--processes", "2", ready=2) as worker:
         publish(folder, sqlite_url, "", "fork", "")
         wait_until(lambda: handled(worker.base) == 3, "all are counted")
@@ -252,6 +252,24 @@ def test_the_folder_is_removed_when_the_supervisor_was_killed(folder: Path, sqli
         assert len(list(scratch.iterdir())) == 1
         worker.program.end(signal.SIGKILL)
         wait_until(lambda: not list(scratch.iterdir()), "the last worker removes it")
+
+
+def test_the_next_start_removes_what_a_kill_of_all_processes_has_left(
+    folder: Path, sqlite_url: str, scratch: Path
+) -> None:
+    with working(folder, sqlite_url, "--processes", "2", ready=2) as first:
+        os.killpg(first.program.process.pid, signal.SIGKILL)
+        first.program.end()
+    (left,) = scratch.iterdir()
+    with working(folder, sqlite_url, "--processes", "2", ready=2) as running:
+        assert not left.exists()
+        (used,) = scratch.iterdir()
+        with working(folder, sqlite_url, "--processes", "2", ready=2) as third:
+            assert len(list(scratch.iterdir())) == 2
+            assert third.program.end(signal.SIGTERM) == 0
+        assert list(scratch.iterdir()) == [used]
+        assert running.program.end(signal.SIGTERM) == 0
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_folder_that_the_user_has_chosen_is_used_and_kept(folder: Path, sqlite_url: str, scratch: Path) -> None:
