@@ -174,9 +174,10 @@ def worker(
             *(["--metrics"] if metrics else []),
         ]
         folder = os.getcwd() if reload else None
-        shared = metrics_page.shared_folder() if metrics else None
-        supervisor = Supervisor(command, processes=processes, grace=grace, reload=folder, companion=shared)
-        sys.exit(supervisor.run())
+        with contextlib.ExitStack() as stack:
+            shared = stack.enter_context(contextlib.closing(metrics_page.shared_folder())) if metrics else None
+            supervisor = Supervisor(command, processes=processes, grace=grace, reload=folder, companion=shared)
+            sys.exit(supervisor.run())
     place = Place() if supervised is None else Place.of_supervised(supervised)
     if not no_configure_logging:
         logs.configure(log_level, as_json=json_logs, label=place.label)

@@ -6,6 +6,8 @@ process ids. So counters are kept when a worker dies, and the folder does not gr
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import glob
 import os
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client reads it when it is imported."""
 PREFIX = "lightbus-metrics-"
+LOCK = "lock"
 
 
 class SharedFolder:
@@ -35,9 +38,11 @@ class SharedFolder:
         """
         given = os.environ.get(VARIABLE)
         check_folder(given)
+        if not given:
+            _remove_abandoned()
         self.path = given or tempfile.mkdtemp(prefix=PREFIX)
+        self._lock = None if given else _locked(self.path)
         self.environment: Mapping[str, str] = {VARIABLE: self.path}
-        self._is_own = not given
 
     def ended(self, number: int) -> None:
         """What this worker had in hand is no more. Its counters stay."""
@@ -45,8 +50,26 @@ class SharedFolder:
 
     def close(self) -> None:
         """Remove the folder, unless the user has chosen it."""
-        if self._is_own:
+        if self._lock is not None:
             shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = None
+
+
+def _locked(folder: str) -> int:
+    """The descriptor of a file in the folder that is locked as long as this process lives."""
+    descriptor = os.open(os.path.join(folder, "new"), os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.rename(os.path.join(folder, "new"), os.path.join(folder, LOCK))  # nobody sees it before it is locked
+    return descriptor
+
+
+def _remove_abandoned() -> None:
+    """Remove the folders of supervisors that were killed with all their workers."""
+    for file in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{PREFIX}*", LOCK)):
+        with contextlib.suppress(OSError), open(file, "rb") as lock:  # of another user, or in use
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(os.path.dirname(file), ignore_errors=True)
 
 
 def check_folder(path: str | None) -> None:

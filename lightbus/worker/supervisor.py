@@ -115,7 +115,7 @@ class Supervisor:
             command: the arguments of `lightbus worker`. The supervisor adds `--supervised`.
             grace: seconds that a worker gets to stop.
             reload: the folder whose .py files are watched.
-            companion: what the workers share. `run` closes it.
+            companion: what the workers share. The caller closes it, unless a second signal ends this process at once.
 
         Raises:
             errors.WorkerError: watchfiles is not installed.
@@ -136,11 +136,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until all workers have exited. Returns the highest of their exit codes."""
-        with (
-            contextlib.nullcontext() if self.companion is None else contextlib.closing(self.companion),
-            self._handling_signals(),
-            contextlib.nullcontext() if self._watcher is None else self._watcher,
-        ):
+        with self._handling_signals(), contextlib.nullcontext() if self._watcher is None else self._watcher:
             # Start the first one alone, so that an error of the app or the broker is logged once.
             self.children[0].start_at = 0.0
             while not (self.stopping and all(child.process is None for child in self.children)):

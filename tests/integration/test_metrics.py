@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightbus.telemetry import processes
+from tests.integration.test_monitoring import BUS as WITH_OUTBOX
 from tests.patience import LIMIT, wait_until
-from tests.processes import Program, children_of, lightbus
+from tests.processes import Program, children_of, environment, lightbus
 from tests.rabbitmq import Node, free_port
 
 BUS = """\
+import asyncio
 import os
 from lightbus import Lightbus, Retry
 from prometheus_client import Counter, Gauge
@@ -39,6 +43,8 @@ async def book(invoice: InvoicePaid):
     level.set(invoice.number)
     if invoice.note == "fail":
         raise ValueError
+    if invoice.note == "hold":
+        await asyncio.sleep(60)
     if invoice.note == "fork":
         child = os.fork()
         if not child:
@@ -161,6 +167,30 @@ def test_metrics_need_a_port_and_prometheus_client(folder: Path, sqlite_url: str
         )
 
 
+ADD = """\
+from shop import OrderPlaced, engine, outbox
+
+with engine.begin() as connection:
+    outbox.add(connection, OrderPlaced(number=1))
+"""
+
+
+def test_a_relay_serves_the_metrics_of_its_outbox(folder: Path, sqlite_url: str) -> None:
+    (folder / "shop.py").write_text(WITH_OUTBOX)
+    with Program("relay", "shop:app", "--health-port", "0", "--metrics", folder=folder, url=sqlite_url) as relay:
+        base = relay.wait_for(r"Health: (http://\S+)/livez, /readyz and /metrics")[1]
+        relay.wait_for("Started")
+        assert subprocess.run([sys.executable, "-c", ADD], cwd=folder, env=environment(), check=False).returncode == 0
+        sent = ("order.placed", "unrouted")
+        wait_until(lambda: samples(base, "lightbus_published_total").get(sent) == 1, "it is sent")
+        assert samples(base, "lightbus_outbox_rows").keys() == {("waiting",), ("failed",)}
+        assert samples(base, "lightbus_outbox_oldest_seconds").keys() == {()}
+        assert samples(base, "lightbus_ready") == {(): 1}
+        assert samples(base, "lightbus_connected") == {("publisher",): 1}
+        assert samples(base, "lightbus_events_total") == {}
+        assert relay.end(signal.SIGTERM) == 0
+
+
 # --- several processes ------------------------------------------------------------------------
 
 
@@ -198,7 +228,7 @@ def other_port(base: str) -> str:
     return re.sub(r"\d+$", lambda port: str(int(port[0]) + 1), base)
 
 
-def test_a_child_that_a_handler_forks_counts_in_files_of_its_own(folder: Path, sqlite_url: str) -> None:
+def test_a_child_that_a_handler_forks_counts_in_files_of_its_own(folder: Path, sqlite_url: str, scratch: Path) -> None:
     with working(folder, sqlite_url, "--processes", "2", ready=2) as worker:
         publish(folder, sqlite_url, "", "fork", "")
         wait_until(lambda: handled(worker.base) == 3, "all are counted")
@@ -225,6 +255,24 @@ def test_the_folder_is_removed_when_the_supervisor_was_killed(folder: Path, sqli
         wait_until(lambda: not list(scratch.iterdir()), "the last worker removes it")
 
 
+def test_the_next_start_removes_what_a_kill_of_all_processes_has_left(
+    folder: Path, sqlite_url: str, scratch: Path
+) -> None:
+    with working(folder, sqlite_url, "--processes", "2", ready=2) as first:
+        os.killpg(first.program.process.pid, signal.SIGKILL)
+        first.program.end()
+    (left,) = scratch.iterdir()
+    with working(folder, sqlite_url, "--processes", "2", ready=2) as running:
+        assert not left.exists()
+        (used,) = scratch.iterdir()
+        with working(folder, sqlite_url, "--processes", "2", ready=2) as third:
+            assert len(list(scratch.iterdir())) == 2
+            assert third.program.end(signal.SIGTERM) == 0
+        assert list(scratch.iterdir()) == [used]
+        assert running.program.end(signal.SIGTERM) == 0
+    assert list(scratch.iterdir()) == []
+
+
 def test_a_folder_that_the_user_has_chosen_is_used_and_kept(folder: Path, sqlite_url: str, scratch: Path) -> None:
     chosen = {processes.VARIABLE: str(scratch)}
     done = lightbus(
@@ -241,3 +289,27 @@ def test_a_folder_that_the_user_has_chosen_is_used_and_kept(folder: Path, sqlite
             assert worker.program.end(signal.SIGTERM) == 0
         assert len(list(scratch.glob("counter_*"))) > before
         assert not list(scratch.glob("gauge_live*"))
+
+
+def test_the_folder_is_removed_when_all_is_stopped_at_once(folder: Path, sqlite_url: str, scratch: Path) -> None:
+    with working(folder, sqlite_url, "--processes", "2", ready=2) as worker:
+        publish(folder, sqlite_url, "hold")
+        wait_until(lambda: samples(worker.base, "lightbus_running_handlers") == {("billing.main",): 1}, "it is held")
+
+        def is_ended() -> bool:
+            worker.program.signal(signal.SIGTERM)  # one that follows at once counts as the same
+            return worker.program.process.poll() is not None
+
+        wait_until(is_ended, "a second signal ends it")
+        assert worker.program.end() == 128 + signal.SIGTERM
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_start_that_fails_leaves_no_folder(folder: Path, sqlite_url: str, scratch: Path) -> None:
+    (folder / "sitecustomize.py").write_text("import sys; sys.modules['watchfiles'] = None\n")
+    paths = {"PYTHONPATH": os.pathsep.join((str(folder), str(Path(__file__).parents[2])))}
+    command = ("worker", "billing:app", "--reload", "--metrics", "--health-port", "0")
+    done = lightbus(*command, folder=folder, url=sqlite_url, extra=paths)
+    assert done.returncode == 1
+    assert "--reload needs watchfiles" in done.stderr
+    assert list(scratch.iterdir()) == []

@@ -47,7 +47,7 @@ async def lifespan(app):
     yield
 
 app = Lightbus("shop", lifespan=lifespan, retry=Retry(delays=(0.05,)))
-Outbox(app, engine)
+outbox = Outbox(app, engine)
 
 @app.event
 class OrderPlaced:
