@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, dataclass_transform, overload
@@ -54,11 +55,21 @@ _NO_DELAY = (0, timedelta(0))
 refuse_outsider: Callable[[Lightbus], None] | None = None
 """Called with an app that is about to use its own broker. Set by `lightbus.testing.apps` while a TestBus runs."""
 
+on_create: list[Callable[[Lightbus], None]] = []
+"""Functions that are called with each new app, at the end of its `__init__`: how telemetry that is switched on for the
+whole process reaches the apps that are created later. `existing_apps` has those that were created before."""
+
+preparing: ContextVar[bool] = ContextVar("lightbus_preparing", default=False)
+"""True while `Lightbus.prepare` calls the functions of `on_publish`: the event is stored now, and sent later."""
+
+_apps: weakref.WeakSet[Lightbus] = weakref.WeakSet()
+
 C = TypeVar("C", bound=type[Any])
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M")
 P = TypeVar("P", bound=Callable[[Any, dict[str, Any]], None])
 Observer = TypeVar("Observer", bound="Observe")
+Wrap = Callable[[Handler], Handler]
 OnPublish = Callable[[Any, dict[str, Any]], None]
 Lifespan = Callable[["Lightbus"], AbstractAsyncContextManager[Any]]
 
@@ -172,6 +183,7 @@ class Lightbus:
         self._middleware: list[Middleware] = []
         self._on_publish: list[OnPublish] = []
         self._observers: list[Observe] = []
+        self._wraps: list[Wrap] = []
         self.services: list[Service] = []
         """What runs in each worker beside the handlers, such as an outbox's relay."""
         self._states: list[list[Any]] = []
@@ -179,6 +191,9 @@ class Lightbus:
         self._overrides: dict[Any, Callable[..., Any]] = {}
         self._broker: BrokerAddresses | None = None
         self._publisher: Publisher | None = None
+        _apps.add(self)
+        for function in on_create:
+            function(self)
 
     def __repr__(self) -> str:
         return f"<Lightbus {self.name!r}: {len(self.events)} events, {len(self.handlers)} handlers>"
@@ -405,6 +420,12 @@ class Lightbus:
 
         return notifier(self._observers.copy())
 
+    def wrap_handlers(self, wrap: Wrap, /) -> None:
+        """Replace each handler by `wrap(handler)` when a worker starts: for telemetry. It gets the handler with all of
+        its middleware, and sees the `Delivery` itself. The last one that is added is the outermost.
+        """
+        self._wraps.append(wrap)
+
     # --- dependencies
 
     def _with_dependencies(self, one: Handler, local_names: Mapping[str, Any]) -> Handler:
@@ -599,7 +620,11 @@ class Lightbus:
 
         Arguments and errors are those of `publish`. Functions of `on_publish` are called.
         """
-        publication, _ = self._publication(event, None, headers)
+        token = preparing.set(True)
+        try:
+            publication, _ = self._publication(event, None, headers)
+        finally:
+            preparing.reset(token)
         if id is not None or correlation_id is not None or time is not None:
             codec.set_envelope(publication.properties, id, correlation_id, time)
         return publication
@@ -815,11 +840,13 @@ class Lightbus:
         if one.inbox is not None:
             one = one.inbox.around(one)
         stack = (*self._middleware, *one.middleware)
-        if not stack:
-            return one
-        from lightbus import middleware
+        if stack:
+            from lightbus import middleware
 
-        return middleware.around(self.name, one, stack)
+            one = middleware.around(self.name, one, stack)
+        for wrap in self._wraps:
+            one = wrap(one)
+        return one
 
 
 class _EventDecorator:
@@ -828,6 +855,11 @@ class _EventDecorator:
     @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
     def __call__(self, cls: C, /) -> C:
         raise NotImplementedError
+
+
+def existing_apps() -> list[Lightbus]:
+    """The apps of this process that are in use."""
+    return [*_apps]
 
 
 def _working_directory() -> str | None:

@@ -100,7 +100,18 @@ def sent(read: Callable[[str, Any], Message], app: str, publication: Any, event:
 
 _new = object.__new__
 _set_source = ArrivedMessage.__dict__["_source"].__set__  # the slot's own: faster than `_set`
+_get_source = ArrivedMessage.__dict__["_source"].__get__
 _set_event = Message.__dict__["event"].__set__
+
+
+def origin_of(message: Message) -> Any:
+    """The delivery (or the publication) that a message was made from: the same object for a handler's run and for its
+    `Outcome`. None for a message that was made otherwise.
+    """
+    try:
+        return _get_source(message)[2]
+    except (AttributeError, TypeError):
+        return None
 
 
 def _rebuild(fields: dict[str, Any]) -> Message:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Protocol
 
 import anyio
 
-from lightbus import errors
+from lightbus import errors, exit_handlers
 from lightbus.connection.diagnosis import FATAL
 from lightbus.connection.loop_reader import Schedule, current_loop
 from lightbus.worker.worker import LAST_STEPS
@@ -31,7 +31,7 @@ from lightbus.worker.worker import LAST_STEPS
 logger = logging.getLogger("lightbus")
 
 FLUSH_LIMIT = 2.0
-"""Seconds at the end to write the remaining logs and stdout."""
+"""Seconds at the end to write the remaining logs and stdout, and before that, for `exit_handlers`."""
 SIGNAL_REPEAT = 0.3
 """Seconds within which a second signal is ignored: `timeout` and `make` send two at once."""
 
@@ -224,6 +224,7 @@ class _Shutdown:
                 _named(unfinished),
                 self.worker.consequence(unfinished),
             )
+        _call_exit_handlers()
         _flush()
         os._exit(1)
 
@@ -236,6 +237,7 @@ def leave_process(code: int) -> NoReturn:
         time.sleep(LAST_STEPS / 2)
         names = ", ".join(thread.name for thread in threading.enumerate() if _holds_up_exit(thread))
         logger.warning("Not waiting for threads that do not stop: %s.", names or "unknown")
+        _call_exit_handlers()
         _flush()
         os._exit(code)
 
@@ -257,10 +259,27 @@ def _flush() -> bool:
         except ValueError:  # it is closed
             pass
 
-    flushing = threading.Thread(target=flush, name="lightbus flush", daemon=True)
-    flushing.start()
-    flushing.join(FLUSH_LIMIT)
-    return not flushing.is_alive()
+    return _ends_in_time(flush, "lightbus flush")
+
+
+def _call_exit_handlers() -> None:
+    def call() -> None:
+        for function in exit_handlers.before_exit.copy():
+            try:
+                function()
+            except Exception:
+                logger.exception("An exit handler failed: %r", function)
+
+    if exit_handlers.before_exit:
+        _ends_in_time(call, "lightbus exit handlers")
+
+
+def _ends_in_time(function: Callable[[], object], name: str) -> bool:
+    """Run it in a thread, for up to `FLUSH_LIMIT` seconds. Returns whether it has ended."""
+    thread = threading.Thread(target=function, name=name, daemon=True)
+    thread.start()
+    thread.join(FLUSH_LIMIT)
+    return not thread.is_alive()
 
 
 def _holds_up_exit(thread: threading.Thread) -> bool:

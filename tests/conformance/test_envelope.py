@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import enum
 import json
 import logging
 import threading
@@ -61,6 +62,23 @@ async def test_headers_arrive_unchanged(shop: Lightbus, billing: Lightbus) -> No
     got = dict(received[0].headers)
     assert got == headers
     assert [type(value) for value in got.values()] == [type(headers[key]) for key in got]
+
+
+async def test_headers_of_a_subclass_of_str_arrive_as_str(shop: Lightbus, billing: Lightbus) -> None:
+    class Tier(enum.StrEnum):
+        GOLD = "gold"
+
+    class Markup(str):
+        __slots__ = ()
+
+    received: list[Message] = []
+    billing.on("order.placed")(_messages(received))
+    async with running(shop, billing):
+        await shop.publish(OrderPlaced(number=1), headers={"tier": Tier.GOLD, "text": Markup("<b>")})
+        await eventually(lambda: len(received), 1)
+    got = dict(received[0].headers)
+    assert got == {"tier": "gold", "text": "<b>"}
+    assert [type(value) for value in got.values()] == [str, str]
 
 
 async def test_headers_survive_retries(shop: Lightbus, billing: Lightbus) -> None:

@@ -16,7 +16,9 @@ import attrs
 import pytest
 
 from lightbus import Depends, Lightbus, Message, Next, NextSync, Outcome, errors
+from lightbus import app as apps
 from lightbus.handler import Handler
+from lightbus.message import arrived, origin_of
 from lightbus.transport import Channel, Delivery
 from lightbus.wire import codec
 
@@ -371,3 +373,81 @@ def test_a_message_without_a_time_has_one_to_the_second_that_stays(
     first = codec.message_of("billing", delivery).time
     monkeypatch.setattr(codec.time, "time", lambda: 1_700_000_009.9)
     assert codec.message_of("billing", delivery).time == first == datetime.fromtimestamp(1_700_000_000, UTC)
+
+
+# --- hooks for telemetry ----------------------------------------------------------------------
+
+
+def test_functions_of_on_create_get_each_new_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    created: list[str] = []
+    monkeypatch.setattr(apps, "on_create", [lambda app: created.append(f"{app!r}")])
+    first = Lightbus("billing")
+    Lightbus("stats")
+    assert created == ["<Lightbus 'billing': 0 events, 0 handlers>", "<Lightbus 'stats': 0 events, 0 handlers>"]
+    assert first in apps.existing_apps()
+
+
+def test_an_app_that_nobody_holds_is_not_kept_by_the_list_of_existing_apps() -> None:
+    def names() -> list[str]:
+        return [app.name for app in apps.existing_apps()]
+
+    app = Lightbus("short-lived")
+    assert "short-lived" in names()
+    del app
+    assert "short-lived" not in names()
+
+
+def test_prepare_says_so_to_the_functions_of_on_publish(app: Lightbus) -> None:
+    seen: list[bool] = []
+    app.on_publish(lambda event, headers: seen.append(apps.preparing.get()))
+    paid = app.event(type("InvoicePaid", (), {"__annotations__": {"id": int}}))
+    app.prepare(paid(id=1))
+    with pytest.raises(errors.InvalidOption):
+        app.prepare(paid(id=1), id="")
+    with app:
+        app.publish_sync(paid(id=1))
+    assert seen == [True, True, False]
+
+
+def test_wrap_handlers_gets_a_handler_with_its_middleware_and_the_last_one_is_outermost(app: Lightbus) -> None:
+    ran: list[str] = []
+
+    @app.middleware
+    def note(message: Message, call_next: NextSync) -> None:
+        ran.append("middleware")
+        call_next()
+
+    @app.on("invoice.paid")
+    def book(payload: dict[str, int]) -> None:
+        ran.append("handler")
+
+    def wrap(name: str) -> Callable[[Handler], Handler]:
+        def around(one: Handler) -> Handler:
+            def wrapped(*arguments: Any) -> Any:
+                ran.append(name)
+                return one.function(*arguments)
+
+            return attrs.evolve(one, function=wrapped)
+
+        return around
+
+    app.wrap_handlers(wrap("first"))
+    app.wrap_handlers(wrap("second"))
+    one = app.subscriptions()[0].handlers["book"]
+    one.function(*one.arguments(arrival(b'{"id": 1}')))
+    assert ran == ["second", "first", "middleware", "handler"]
+    assert app.handlers["book"].function is book
+
+
+def test_a_message_knows_the_delivery_that_it_was_read_from(app: Lightbus) -> None:
+    delivery = arrival(b"{}")
+    message = arrived(codec.read_message, "billing", delivery)
+    assert origin_of(message) is delivery
+    assert message.event == "invoice.paid"
+    assert origin_of(message) is delivery
+    assert origin_of(attrs.evolve(message, attempt=2)) is None
+    assert origin_of(codec.read_message("billing", delivery)) is None
+
+
+def arrival(body: bytes) -> Delivery:
+    return Delivery(cast(Channel, None), 1, False, "shop", "invoice.paid", {}, body)

@@ -63,6 +63,8 @@ def decode_table(data: bytes) -> Properties:
 def _plain(value: Any) -> Any:
     if type(value) in _SIMPLE:
         return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of a subclass, which msgspec refuses
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in cast("Arguments", value).items()}
     if isinstance(value, (list, tuple)):
