@@ -17,10 +17,11 @@ from typing import Any
 from benchmarks.plan import Plan
 
 WITHOUT, MIDDLEWARE, DEPENDS = "without", "one empty middleware", "one `Depends` on an async generator"
-METRICS = "Prometheus metrics"
+METRICS, TRACES = "Prometheus metrics", "OpenTelemetry spans"
 ADDITIONS = {
     "": {WITHOUT: "", MIDDLEWARE: "middleware", DEPENDS: "depends"},
-    "telemetry": {WITHOUT: "", METRICS: "metrics"},
+    "metrics": {WITHOUT: "", METRICS: "metrics"},
+    "telemetry": {WITHOUT: "", METRICS: "metrics", TRACES: "traces"},
 }
 """By `Plan.additions`: what is added, and its `Plan.around`."""
 BLOCKS = 25

@@ -345,7 +345,7 @@ CASES = tuple(
         ),
         (
             "telemetry",
-            "Consume with metrics",
+            "Consume with metrics and traces",
             Suite.around,
             (
                 Row("Lightbus", "lightbus_", 2000, settings={"additions": "telemetry"}),
@@ -353,12 +353,14 @@ CASES = tuple(
                     "Lightbus, --processes",
                     "lightbus_",
                     2000,
-                    settings={"additions": "telemetry", "multiprocess": True},
+                    settings={"additions": "metrics", "multiprocess": True},
                 ),
                 Row("FastStream", "faststream_", 1000, lacks=FASTSTREAM, settings={"additions": "telemetry"}),
             ),
             "Measured as in consume-middleware. Prometheus metrics: `Metrics(app)`, or FastStream's "
-            "`RabbitPrometheusMiddleware`, in memory; with --processes, in files that several processes share.",
+            "`RabbitPrometheusMiddleware`, in memory; with --processes, in files that several processes share. "
+            "OpenTelemetry spans: `LightbusInstrumentor`, or FastStream's `RabbitTelemetryMiddleware`, with the SDK "
+            "and an exporter that drops the spans; the event comes from a trace that is sampled.",
             5,
         ),
         (

@@ -27,8 +27,8 @@ class Plan:
     """`async`, `sync`, `wait` (10 ms), `reject` (to the dead letters) or `hold` (until the end); for the limit `read`,
     `read-ack` or `write`; for the outbox `schema`, `add` or `relay`."""
     around: str = ""
-    """Around the handler: `middleware` (one, empty), `depends` (one dependency, an async generator), `metrics` or
-    `inbox`."""
+    """Around the handler: `middleware` (one, empty), `depends` (one dependency, an async generator), `metrics`,
+    `traces` or `inbox`."""
     additions: str = ""
     """What is measured around the handler: see `around.ADDITIONS`."""
     multiprocess: bool = False

@@ -237,6 +237,13 @@ TARGETS = (
         _at_least(10, _ratios("telemetry", "added_us", "FastStream", part="Prometheus metrics")),
     ),
     Target(
+        "OpenTelemetry spans: CPU added per event",
+        "at most 40 us",
+        "telemetry",
+        _below(40, "telemetry", "added_us", "Lightbus", part="OpenTelemetry spans"),
+        "us",
+    ),
+    Target(
         "sync handler: CPU per event, against Celery threads",
         "1/3 at most",
         "consume-sync",

@@ -24,6 +24,9 @@ from benchmarks import payload
 from benchmarks.around import Block, Span
 from benchmarks.plan import Plan, Session, handler, open_session
 
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+"""Of a publisher whose trace is sampled."""
+
 
 class Order(BaseModel):
     order_id: str
@@ -73,6 +76,12 @@ def _broker(plan: Plan) -> RabbitBroker:
         from prometheus_client import CollectorRegistry
 
         middlewares = [RabbitPrometheusMiddleware(registry=CollectorRegistry(), app_name=plan.name)]
+    if plan.around == "traces":
+        from faststream.rabbit.opentelemetry import RabbitTelemetryMiddleware
+
+        from benchmarks import spans
+
+        middlewares.append(RabbitTelemetryMiddleware(tracer_provider=spans.provider()))
     channel = Channel(prefetch_count=plan.prefetch)
     return RabbitBroker(plan.url, default_channel=channel, middlewares=middlewares, logger=None)
 
@@ -94,7 +103,8 @@ async def around(plan: Plan, span: Span) -> AsyncIterator[Block]:
     session = Annotated[Session, Depends(open_session)]
     subscriber = broker.subscriber(plan.name)
     subscriber(handler(plan, span, MODELS[plan.kind], session))
-    message = await build_message(payload.make(plan.kind, payload.FIRST), plan.name)
+    headers = {"traceparent": TRACEPARENT} if plan.around == "traces" else {}
+    message = await build_message(payload.make(plan.kind, payload.FIRST), plan.name, headers=headers)
 
     async def block() -> None:
         """As aio-pika calls it for each message. The message of their test broker has nothing to ack."""

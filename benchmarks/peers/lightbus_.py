@@ -77,6 +77,8 @@ def consuming_app(plan: Plan, name: str, meter: Callable[[int], None]) -> Lightb
         from lightbus.telemetry.prometheus import Metrics  # an app without metrics does not import it
 
         Metrics(app)
+    if plan.around == "traces":
+        _trace(app)
     session = _session() if plan.around == "depends" else None
     for index in range(plan.handlers):
         cls = _classes[0 if plan.one_class else index]
@@ -87,6 +89,13 @@ def consuming_app(plan: Plan, name: str, meter: Callable[[int], None]) -> Lightb
 
 async def empty(message: Message, call_next: Next) -> None:
     await call_next()
+
+
+def _trace(app: Lightbus) -> None:
+    from benchmarks import spans  # an app without telemetry does not import it
+    from lightbus.telemetry.opentelemetry import LightbusInstrumentor
+
+    LightbusInstrumentor().instrument_app(app, tracer_provider=spans.provider())
 
 
 def _session() -> Any:

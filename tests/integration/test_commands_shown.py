@@ -34,12 +34,13 @@ RUN_ELSEWHERE = {
     "new-service.md": "tests/integration/test_new.py",
     "install.md": "tests/integration/test_install.py",
     "outbox.md": "tests/integrations/test_outbox_example.py",
+    "traces.md": "tests/integrations/test_traces.py",
     "operations.md": "tests/integrations/test_outbox_example.py",
 }
 """Pages whose commands another test runs."""
 APPS = {"billing.bus:app", "auth:app", "welcome:app", "kitchen:app", "accounts:app"}
 """The apps that commands can use here."""
-PROGRAMS = {"python", "pytest", "uvicorn", "gunicorn", "node", "curl", "sh"}
+PROGRAMS = {"python", "pytest", "uvicorn", "gunicorn", "node", "curl", "sh", "opentelemetry-instrument"}
 """Programs that only these pages may run."""
 SETS_UP = {"cd", "mkdir", "export", ".", "pip", "npm", "docker", "python3", "rabbitmqctl"}
 """Commands that change the machine or the broker. Tests do the same in a different way."""

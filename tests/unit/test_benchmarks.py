@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+import uuid
+from collections.abc import Sequence
 from typing import Any, cast
 
 import amqp
 import pytest
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from benchmarks import __main__ as suite
-from benchmarks import report, results
+from benchmarks import around, report, results, spans
 from benchmarks.cases import CASES, Case
+from benchmarks.peers import lightbus_
+from benchmarks.plan import Plan
 from benchmarks.process import Failed
 from benchmarks.suite import Row, Suite
 
@@ -70,3 +76,21 @@ def test_a_slow_machine_skips_later_rounds_and_reports_their_number() -> None:
 def test_all_cases_take_less_than_half_an_hour_and_one_less_than_three_minutes() -> None:
     assert suite.limits(CASES)[-1] < 28 * 60
     assert all(suite.limits([case])[-1] < 2.75 * 60 for case in CASES)
+
+
+def test_what_tracing_adds_is_measured_with_spans_that_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported: list[str] = []
+
+    def export(_: object, recorded: Sequence[Any]) -> SpanExportResult:
+        exported.extend(one.name for one in recorded)
+        return SpanExportResult.SUCCESS
+
+    monkeypatch.setattr(around, "BLOCKS", 1)
+    monkeypatch.setattr(spans.Dropping, "export", export)
+    made = spans.provider()
+    monkeypatch.setattr(spans, "provider", lambda: made)
+    plan = Plan(url="", name=f"traced-{uuid.uuid4().hex}", additions="telemetry", count=4, warm=1)
+    parts = asyncio.run(around.measure(lightbus_, plan))
+    made.shutdown()
+    assert list(parts) == [around.METRICS, around.TRACES]
+    assert sum(name.startswith("process ") for name in exported) == 5

@@ -37,6 +37,7 @@ PROJECTS = {
     "script",
     "shell",
     "testing",
+    "traces",
 }
 """Folders of docs/examples that tests/integrations runs as complete projects, with their frameworks."""
 PACKAGE = str(Path(lightbus.__file__).parent)

@@ -19,6 +19,7 @@ ORDER = [
     "version",
     "errors",
     "event_loop",
+    "exit_handlers",
     "options",
     "pattern",
     "pydantic_models",
@@ -122,7 +123,7 @@ INNER_ORDER = {
     ],
     "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
     "worker": ["loop_watch", "worker", "services", "process", "reload", "supervisor", "health", "health_server"],
-    "telemetry": ["families", "queues", "processes", "series", "prometheus"],
+    "telemetry": ["families", "queues", "processes", "series", "prometheus", "opentelemetry"],
     "testing": ["messages", "records", "apps", "recorder", "host", "session", "drain", "bus"],
 }
 """The same within a package."""
@@ -148,6 +149,7 @@ HEAVY = {
     "lightbus.transport.sqlite",
     "lightbus.worker",
     "multiprocessing",
+    "opentelemetry",
     "lightbus.outbox",
     "lightbus.service",
     "platformdirs",
