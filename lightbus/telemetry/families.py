@@ -89,6 +89,13 @@ READY = Family(
     "1 if /readyz answers 200, else 0; the lowest of all processes.",
     mode="livemin",
 )
+BLOCKED = Family(
+    "lightbus_event_loop_blocked_total",
+    "counter",
+    ("app", "handler"),
+    "How often code has blocked the event loop of a worker for longer than --blocked-after; (lifespan) and (other) "
+    "are code outside of handlers.",
+)
 QUEUE_MESSAGES = Family(
     "lightbus_queue_messages", "gauge", ("app", "queue"), "Events that wait in the queue, and are with no worker."
 )
@@ -128,6 +135,7 @@ FAMILIES = (
     CONNECTED,
     LOST,
     READY,
+    BLOCKED,
     QUEUE_MESSAGES,
     QUEUE_CONSUMERS,
     QUEUE_OLDEST,

@@ -23,6 +23,7 @@ from lightbus.app import Lightbus
 from lightbus.outcome import Outcome
 from lightbus.telemetry import processes
 from lightbus.telemetry.families import (
+    BLOCKED,
     CONNECTED,
     EVENT_AGE,
     EVENTS,
@@ -36,6 +37,7 @@ from lightbus.telemetry.families import (
     PUBLISHED,
     READY,
     RUNNING,
+    Family,
 )
 from lightbus.telemetry.queues import QueueStates, Samples
 from lightbus.telemetry.series import Histogram, Series, Value, describe
@@ -87,7 +89,8 @@ class Metrics:
         self._publish_seconds = self._series.histogram(PUBLISH_SECONDS, app.name)
         self._worker: Worker | ServiceRunner | None = None
         self._queues = QueueStates(app) if queues else None
-        self._lost: dict[str, int] = {}
+        self._totals: dict[tuple[Family, str], int] = {}
+        """Of what others count, at the last update: by family and label."""
         self._lock = threading.Lock()
         app.observe(self._observe)
         _metrics_of[id(app)] = self
@@ -106,6 +109,7 @@ class Metrics:
         if isinstance(worker, Worker):
             for config in worker.consumer.subscriptions:
                 for handler in config.handlers:
+                    self._count_more(BLOCKED, handler, 0)
                     for kind in ATTEMPTS:
                         self._new_attempt(config.name, handler, kind)
         self._exposition.begin()
@@ -181,6 +185,8 @@ class Metrics:
             state, _ = worker.consumer.connection_state
             series.value(CONNECTED, app.name, "consumer").set(state == "connected")
             self._count_losses("consumer", worker.consumer.connection.losses)
+            for handler, count in worker.blocked.copy().items():
+                self._count_more(BLOCKED, handler, count)
             running = worker.consumer.running(time.monotonic())
             suffixes = [handler.queue for handler, _, _ in running]
             for consumer in worker.consumer.consumers:
@@ -198,9 +204,13 @@ class Metrics:
         self._update_outboxes()
 
     def _count_losses(self, connection: str, total: int) -> None:
-        new = total - self._lost.get(connection, 0)
-        self._lost[connection] = total
-        self._series.value(LOST, self.app.name, connection).inc(new)
+        self._count_more(LOST, connection, total)
+
+    def _count_more(self, family: Family, label: str, total: int) -> None:
+        """Add what is new since the last update: the counter of a process that was replaced goes on."""
+        new = total - self._totals.get((family, label), 0)
+        self._totals[family, label] = total
+        self._series.value(family, self.app.name, label).inc(new)
 
     def _update_outboxes(self) -> None:
         known = [service.health() for service in self.app.services]

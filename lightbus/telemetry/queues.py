@@ -46,17 +46,11 @@ class QueueStates:
     def samples(self) -> Samples:
         """At most `EVERY` seconds old, from any thread; none if the broker does not answer within `LIMIT` seconds."""
         with self._lock:
-            if self._is_fresh() or self._asking is None or not self._asking.is_alive():
-                asking = (
-                    None
-                    if self._is_fresh()
-                    else threading.Thread(target=self._ask, name="lightbus metrics: queues", daemon=True)
-                )
+            asking = self._asking  # it may be alive since an earlier scrape: then the broker is slow
+            if not self._is_fresh() and (asking is None or not asking.is_alive()):
+                asking = threading.Thread(target=self._ask, name="lightbus metrics: queues", daemon=True)
+                asking.start()
                 self._asking = asking
-                if asking is not None:
-                    asking.start()
-            else:
-                asking = self._asking  # since an earlier scrape: the broker is slow
         if asking is not None:
             asking.join(LIMIT)
         answer = self._answer

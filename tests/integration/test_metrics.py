@@ -25,6 +25,7 @@ from tests.rabbitmq import Node, free_port
 BUS = """\
 import asyncio
 import os
+import time
 from lightbus import Lightbus, Retry
 from prometheus_client import Counter, Gauge
 
@@ -45,6 +46,8 @@ async def book(invoice: InvoicePaid):
         raise ValueError
     if invoice.note == "hold":
         await asyncio.sleep(60)
+    if invoice.note == "block":
+        time.sleep(1)
     if invoice.note == "fork":
         child = os.fork()
         if not child:
@@ -134,6 +137,14 @@ def test_a_worker_serves_its_metrics_beside_its_health(folder: Path, url: str) -
         assert scrape(worker.base, "application/openmetrics-text").endswith("# EOF\n")
         assert worker.program.end(signal.SIGTERM) == 0
     assert "observer" not in worker.program.output
+
+
+def test_a_blocked_event_loop_is_counted(folder: Path, sqlite_url: str) -> None:
+    with working(folder, sqlite_url, "--blocked-after", "0.2") as worker:
+        assert samples(worker.base, "lightbus_event_loop_blocked_total") == {("book",): 0}
+        publish(folder, sqlite_url, "block")
+        worker.program.wait_for("has blocked the event loop")
+        wait_until(lambda: samples(worker.base, "lightbus_event_loop_blocked_total") == {("book",): 1}, "it is counted")
 
 
 @pytest.mark.rabbitmq
