@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import sys
+import tempfile
 import textwrap
 import traceback
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+from unittest import mock
 
 import anyio
 import pytest
@@ -100,7 +103,7 @@ def test_each_project_is_run_by_a_test_and_shown_completely_on_a_page() -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in EXAMPLES if project_of(path) not in PROJECTS], ids=name_of)
-def test_each_example_can_be_imported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_example_can_be_imported(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if path.name == "foreign.py" or path.name.startswith("before_"):  # their dependencies are not installed for tests
         compile(path.read_text(), path, "exec")
         return
@@ -110,7 +113,9 @@ def test_each_example_can_be_imported(path: Path, monkeypatch: pytest.MonkeyPatc
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with mock.patch.dict(os.environ):  # gunicorn's configuration sets a variable
+        spec.loader.exec_module(module)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
