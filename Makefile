@@ -62,10 +62,11 @@ docs: $(READY)  ## the documentation as a site, in docs/_build/html; a warning i
 	  --doctree-dir docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-pictures: $(READY)  ## draw and record the pictures of the documentation again
+pictures: $(READY) servers  ## draw and record the pictures of the documentation again
 	@$(PYTHON) docs/site/pictures.py
 	@$(PYTHON) docs/site/recordings.py
 	@$(PYTHON) docs/site/trace_picture.py
+	@PYTHONPATH=. $(PYTHON) docs/site/dashboard_picture.py
 
 bench: $(READY) servers  ## measure against the peers (under 30 minutes), or a part of it, as in CASE=consume (under 3)
 	@$(PYTHON) -m benchmarks $(if $(CASE),--case $(CASE)) $(ARGS)

@@ -42,9 +42,9 @@ def find(program: str = "prometheus") -> str | None:
 
 
 class Prometheus:
-    """A server that scrapes these targets and evaluates these rules, five times per second."""
+    """A server that scrapes these targets and evaluates these rules, five times per second or in another interval."""
 
-    def __init__(self, targets: Sequence[str], rules: Sequence[Path] = ()) -> None:
+    def __init__(self, targets: Sequence[str], rules: Sequence[Path] = (), *, interval: str = "200ms") -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="lightbus-prometheus-"))
@@ -53,10 +53,10 @@ class Prometheus:
         self.process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         config = {
-            "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"},
+            "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
             "rule_files": [str(path) for path in rules],
             "scrape_configs": [
-                {"job_name": "lightbus", "scrape_timeout": "200ms", "static_configs": [{"targets": [*targets]}]}
+                {"job_name": "lightbus", "scrape_timeout": interval, "static_configs": [{"targets": [*targets]}]}
             ],
         }
         (self.folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
