@@ -176,6 +176,9 @@ def test_metrics_need_a_port_and_prometheus_client(folder: Path, sqlite_url: str
         assert done.stderr.splitlines()[-1].endswith(
             "--metrics needs prometheus_client: pip install 'lightbus-amqp[prometheus]'"
         )
+        done = lightbus(name, *command, "--json-logs", folder=folder, url=sqlite_url, extra=paths)
+        assert done.returncode == 1
+        assert "--metrics needs prometheus_client" in json.loads(done.stderr)["message"]
 
 
 ADD = """\
