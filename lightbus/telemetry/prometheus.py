@@ -207,8 +207,9 @@ class Metrics:
         self._count_more(LOST, connection, total)
 
     def _count_more(self, family: Family, label: str, total: int) -> None:
-        """Add what is new since the last update: the counter of a process that was replaced goes on."""
-        new = total - self._totals.get((family, label), 0)
+        """Add what is new since the last update: the counter of a process, or a worker, that was replaced goes on."""
+        before = self._totals.get((family, label), 0)
+        new = total - before if total >= before else total
         self._totals[family, label] = total
         self._series.value(family, self.app.name, label).inc(new)
 
