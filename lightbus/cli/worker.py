@@ -187,6 +187,7 @@ def worker(
         app = targets.find_app(target)
         place.watch(files_of(app.include))  # first: a module that cannot be imported is corrected next
         targets.load_handlers(app)
+        _ = app.broker  # first: with an invalid URL, no process can run
         pages = {} if page is None else page.of(app)
         with logs.outcomes_of(app):
             one = Worker(
