@@ -6,6 +6,7 @@ prometheus_client's registry, which its `make_asgi_app` and `make_wsgi_app` serv
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -310,6 +311,7 @@ class _Exposition(Collector):
 
     def begin(self) -> None:
         if self.folder is not None and self._thread is None and not self._ended.is_set():
+            atexit.register(self._end_at_exit)
             self._thread = threading.Thread(target=self._update_regularly, name="lightbus metrics", daemon=True)
             self._thread.start()
 
@@ -318,8 +320,13 @@ class _Exposition(Collector):
             self.update()
 
     def end(self) -> None:
-        self._ended.set()
-        self.update()
+        if not self._ended.is_set():
+            self._ended.set()
+            self.update()
+
+    def _end_at_exit(self) -> None:
+        if self._thread is not None:  # else a child that was forked, and has counted nothing
+            self.end()
 
     def forget(self) -> None:
         """In a forked child: it has separate files, and needs a separate thread."""

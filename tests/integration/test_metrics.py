@@ -305,6 +305,28 @@ def test_a_folder_that_the_user_has_chosen_is_used_and_kept(folder: Path, sqlite
         assert not list(scratch.glob("gauge_live*"))
 
 
+PUBLISH = """\
+from lightbus import Lightbus
+from lightbus.telemetry.prometheus import Metrics
+
+app = Lightbus("shop", url="memory://")
+Metrics(app)
+
+@app.event
+class OrderPlaced:
+    pass
+
+app.publish_sync(OrderPlaced())
+"""
+
+
+def test_a_program_that_ends_writes_its_last_second(scratch: Path) -> None:
+    extra = {processes.VARIABLE: str(scratch)}
+    subprocess.run([sys.executable, "-c", PUBLISH], env=environment(extra), check=True, timeout=LIMIT)
+    found = {one.name: one.value for metric in processes.merged(str(scratch)) for one in metric.samples}
+    assert found["lightbus_publish_seconds_count"] == 1
+
+
 def test_the_folder_is_removed_when_all_is_stopped_at_once(folder: Path, sqlite_url: str, scratch: Path) -> None:
     with working(folder, sqlite_url, "--processes", "2", ready=2) as worker:
         publish(folder, sqlite_url, "hold")
