@@ -156,9 +156,12 @@ def worker(
     from lightbus.worker.supervisor import Supervisor
     from lightbus.worker.worker import Worker
 
+    place = Place() if supervised is None else Place.of_supervised(supervised)
+    supervises = supervised is None and (processes > 1 or reload)
+    if supervises or not no_configure_logging:
+        logs.configure(log_level, as_json=json_logs, label=place.label)
     metrics_page.check(metrics, health_port)
-    if supervised is None and (processes > 1 or reload):
-        logs.configure(log_level, as_json=json_logs)
+    if supervises:
         command = [
             target,
             *(f"--queue={queue}" for queue in queues),
@@ -178,15 +181,13 @@ def worker(
             shared = stack.enter_context(contextlib.closing(metrics_page.shared_folder())) if metrics else None
             supervisor = Supervisor(command, processes=processes, grace=grace, reload=folder, companion=shared)
             sys.exit(supervisor.run())
-    place = Place() if supervised is None else Place.of_supervised(supervised)
-    if not no_configure_logging:
-        logs.configure(log_level, as_json=json_logs, label=place.label)
     as_text = not (json_logs or no_configure_logging)
     try:
         page = metrics_page.MetricsPage(place.worker_number) if metrics else None
         app = targets.find_app(target)
         place.watch(files_of(app.include))  # first: a module that cannot be imported is corrected next
         targets.load_handlers(app)
+        _ = app.broker  # first: with an invalid URL, no process can run
         pages = {} if page is None else page.of(app)
         with logs.outcomes_of(app):
             one = Worker(

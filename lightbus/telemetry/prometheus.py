@@ -6,6 +6,7 @@ prometheus_client's registry, which its `make_asgi_app` and `make_wsgi_app` serv
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -207,8 +208,9 @@ class Metrics:
         self._count_more(LOST, connection, total)
 
     def _count_more(self, family: Family, label: str, total: int) -> None:
-        """Add what is new since the last update: the counter of a process that was replaced goes on."""
-        new = total - self._totals.get((family, label), 0)
+        """Add what is new since the last update: the counter of a process, or a worker, that was replaced goes on."""
+        before = self._totals.get((family, label), 0)
+        new = total - before if total >= before else total
         self._totals[family, label] = total
         self._series.value(family, self.app.name, label).inc(new)
 
@@ -309,6 +311,7 @@ class _Exposition(Collector):
 
     def begin(self) -> None:
         if self.folder is not None and self._thread is None and not self._ended.is_set():
+            atexit.register(self._end_at_exit)
             self._thread = threading.Thread(target=self._update_regularly, name="lightbus metrics", daemon=True)
             self._thread.start()
 
@@ -317,8 +320,13 @@ class _Exposition(Collector):
             self.update()
 
     def end(self) -> None:
-        self._ended.set()
-        self.update()
+        if not self._ended.is_set():
+            self._ended.set()
+            self.update()
+
+    def _end_at_exit(self) -> None:
+        if self._thread is not None:  # else a child that was forked, and has counted nothing
+            self.end()
 
     def forget(self) -> None:
         """In a forked child: it has separate files, and needs a separate thread."""

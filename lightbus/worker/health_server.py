@@ -124,6 +124,8 @@ class HealthServer:
     def _make_pages(self) -> None:
         while (request := self._requested.get()) is not None:
             connection, page, accept, head = request
+            if connection not in self._connections:  # closed meanwhile: nobody waits for the page
+                continue
             try:
                 content_type, content = page(accept)
                 answer = _response(200, content, content_type, head=head)

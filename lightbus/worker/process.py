@@ -236,7 +236,8 @@ def leave_process(code: int) -> NoReturn:
     def force_exit() -> None:
         time.sleep(LAST_STEPS / 2)
         names = ", ".join(thread.name for thread in threading.enumerate() if _holds_up_exit(thread))
-        logger.warning("Not waiting for threads that do not stop: %s.", names or "unknown")
+        others = "exit handlers of Python (atexit): an exporter, perhaps"
+        logger.warning("Not waiting for %s.", f"threads that do not stop: {names}" if names else others)
         _call_exit_handlers()
         _flush()
         os._exit(code)

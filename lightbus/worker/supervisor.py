@@ -30,6 +30,8 @@ LONGEST_PAUSE = 30.0
 """Seconds before a worker that exited is replaced: doubled each time, up to LONGEST_PAUSE."""
 HEALTHY = 30.0
 """Seconds after which the pause starts at FIRST_PAUSE again."""
+KILL_LIMIT = 1.0
+"""Seconds to wait for a worker that is killed, before this process ends, too."""
 TICK = 0.5
 USAGE_ERROR = 2
 
@@ -184,6 +186,10 @@ class Supervisor:
             for child in self.children:
                 if child.process is not None:
                     child.process.kill()
+            for child in self.children:
+                if child.process is not None:  # what it writes would be left in a folder that is removed now
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.process.wait(KILL_LIMIT)
             if self.companion is not None:
                 self.companion.close()
             os._exit(128 + number)

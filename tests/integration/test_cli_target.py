@@ -227,6 +227,13 @@ def test_an_unusable_url_is_explained_in_one_line(folder: Path, url: str, messag
     assert "geheim" not in done.stderr
 
 
+def test_several_processes_report_an_unusable_url_once(folder: Path) -> None:
+    done = lightbus("worker", "billing.bus:app", "--processes", "2", folder=folder, url="nonsense")
+    assert done.returncode == 1
+    assert "is not a broker URL" in done.stderr
+    assert "starting another one" not in done.stderr
+
+
 @pytest.mark.parametrize("command", [[], ["worker"], ["publish"], ["unbind"]])
 def test_the_help_of_every_command_has_an_example(folder: Path, command: list[str]) -> None:
     done = lightbus(*command, "--help", folder=folder, url="memory://")

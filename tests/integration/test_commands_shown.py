@@ -35,6 +35,7 @@ RUN_ELSEWHERE = {
     "install.md": "tests/integration/test_install.py",
     "outbox.md": "tests/integrations/test_outbox_example.py",
     "traces.md": "tests/integrations/test_traces.py",
+    "metrics.md": "tests/integration/test_metrics.py",
     "operations.md": "tests/integrations/test_outbox_example.py",
 }
 """Pages whose commands another test runs."""
@@ -124,6 +125,13 @@ def test_options_that_the_text_names_exist(page: Path) -> None:
         for word in rest:
             if word.startswith("--"):
                 assert word.partition("=")[0] in known | {"--help", "--version"}, f"{page.name}: lightbus {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_command_has_a_prompt_by_which_it_is_found_here(page: Path) -> None:
+    for block in CONSOLE.finditer(page.read_text()):
+        if not COMMAND.search(block[1]):  # then all of it is output
+            assert not re.findall(r"^(?:lightbus|pip|curl) .*", block[1], re.MULTILINE)
 
 
 @pytest.mark.parametrize(("page", "command"), SHOWN, ids=[f"{page.name}: {command}" for page, command in SHOWN])

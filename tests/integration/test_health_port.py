@@ -182,7 +182,8 @@ def _count(worker: Program, what: str) -> int:
 
 @pytest.fixture
 def paged() -> Iterator[tuple[health_server.HealthServer, threading.Event]]:
-    """A server with a page that echoes the Accept header, one that fails, and one that waits for the event."""
+    """A server with a page that echoes the Accept header, one that fails, one that counts its requests, and one that
+    waits for the event."""
     app = Lightbus("billing", url="memory://")
     app.on("invoice.*")(lambda invoice: None)
     waited = threading.Event()
@@ -194,7 +195,13 @@ def paged() -> Iterator[tuple[health_server.HealthServer, threading.Event]]:
         assert waited.wait(LIMIT)
         return "text/plain", b"x" * 3_000_000
 
-    pages = {"/echo": lambda accept: ("text/plain", accept.encode()), "/fails": fails, "/waits": waits}
+    made = itertools.count(1)
+    pages = {
+        "/echo": lambda accept: ("text/plain", accept.encode()),
+        "/fails": fails,
+        "/made": lambda accept: ("text/plain", b"%d" % next(made)),
+        "/waits": waits,
+    }
     server = health_server.HealthServer(Worker(app), "127.0.0.1", 0, pages)
     server.start()
     yield server, waited
@@ -212,7 +219,7 @@ def test_a_page_gets_the_accept_header(paged: tuple[health_server.HealthServer, 
     head, _, body = ask(port, b"HEAD /echo HTTP/1.1\r\nAccept: text/*\r\n\r\n").partition(b"\r\n\r\n")
     assert (head.startswith(b"HTTP/1.1 200 OK"), body) == (True, b"")
     assert b"\r\nContent-Length: 6\r\n" in head
-    assert b"Use /livez, /readyz, /echo, /fails or /waits." in ask(port, b"GET / HTTP/1.1\r\n\r\n")
+    assert b"Use /livez, /readyz, /echo, /fails, /made or /waits." in ask(port, b"GET / HTTP/1.1\r\n\r\n")
     assert ask(port, b"GET /fails HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 500 ")
 
 
@@ -244,3 +251,14 @@ def test_a_page_that_takes_too_long_is_closed(
     assert ask(server.port, b"GET /waits HTTP/1.1\r\n\r\n") == b""
     waited.set()
     assert ask(server.port, b"GET /echo HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_page_is_not_made_for_a_connection_that_is_closed(
+    paged: tuple[health_server.HealthServer, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_server, "TIME_LIMIT", 0.5)
+    server, waited = paged
+    assert ask(server.port, b"GET /waits HTTP/1.1\r\n\r\n") == b""
+    assert ask(server.port, b"GET /made HTTP/1.1\r\n\r\n") == b""  # it has waited for the first page
+    waited.set()
+    assert ask(server.port, b"GET /made HTTP/1.1\r\n\r\n").endswith(b"\r\n\r\n1")

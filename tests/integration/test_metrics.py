@@ -176,6 +176,9 @@ def test_metrics_need_a_port_and_prometheus_client(folder: Path, sqlite_url: str
         assert done.stderr.splitlines()[-1].endswith(
             "--metrics needs prometheus_client: pip install 'lightbus-amqp[prometheus]'"
         )
+        done = lightbus(name, *command, "--json-logs", folder=folder, url=sqlite_url, extra=paths)
+        assert done.returncode == 1
+        assert "--metrics needs prometheus_client" in json.loads(done.stderr)["message"]
 
 
 ADD = """\
@@ -300,6 +303,28 @@ def test_a_folder_that_the_user_has_chosen_is_used_and_kept(folder: Path, sqlite
             assert worker.program.end(signal.SIGTERM) == 0
         assert len(list(scratch.glob("counter_*"))) > before
         assert not list(scratch.glob("gauge_live*"))
+
+
+PUBLISH = """\
+from lightbus import Lightbus
+from lightbus.telemetry.prometheus import Metrics
+
+app = Lightbus("shop", url="memory://")
+Metrics(app)
+
+@app.event
+class OrderPlaced:
+    pass
+
+app.publish_sync(OrderPlaced())
+"""
+
+
+def test_a_program_that_ends_writes_its_last_second(scratch: Path) -> None:
+    extra = {processes.VARIABLE: str(scratch)}
+    subprocess.run([sys.executable, "-c", PUBLISH], env=environment(extra), check=True, timeout=LIMIT)
+    found = {one.name: one.value for metric in processes.merged(str(scratch)) for one in metric.samples}
+    assert found["lightbus_publish_seconds_count"] == 1
 
 
 def test_the_folder_is_removed_when_all_is_stopped_at_once(folder: Path, sqlite_url: str, scratch: Path) -> None:

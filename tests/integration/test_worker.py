@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -367,7 +368,6 @@ def test_colors_on_a_terminal_unless_no_color_is_set(folder: Path, sqlite_url: s
 
 def _banner_on_a_terminal(folder: Path, url: str, extra: dict[str, str]) -> str:
     import pty
-    import subprocess
     import sys
 
     from tests.processes import environment
@@ -561,3 +561,23 @@ def test_a_worker_ended_by_a_users_task_does_not_exit_with_0(tmp_path: Path, sql
     app = Lightbus("billing", url=sqlite_url)
     assert len(take_all(app, "billing.main")) == 1
     assert take_all(app, "billing.dead") == []
+
+
+@pytest.mark.parametrize(
+    ("holds", "what"),
+    [
+        ("atexit.register(time.sleep, 60)", "exit handlers of Python (atexit): an exporter, perhaps."),
+        ("threading.Thread(target=time.sleep, args=[60], name='one').start()", "threads that do not stop: one."),
+    ],
+)
+def test_what_holds_up_the_exit_is_named(holds: str, what: str) -> None:
+    code = f"""
+import atexit, logging, threading, time
+from lightbus.worker import process
+logging.basicConfig()
+process.LAST_STEPS = 1.0
+{holds}
+process.leave_process(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (done.returncode, done.stderr) == (3, f"WARNING:lightbus:Not waiting for {what}\n")

@@ -298,6 +298,16 @@ async def test_a_worker_shows_what_it_does_now(shop: Lightbus, registry: Collect
     assert samples(registry, "lightbus_connected", "connection")["consumer"] == 0
 
 
+async def test_counters_go_on_with_the_next_worker(shop: Lightbus, registry: CollectorRegistry) -> None:
+    shop.on(OrderPlaced, name="note")(lambda order: None)
+    metrics = Metrics(shop, registry=registry)
+    for blocks, expected in ((3, 3), (0, 3), (2, 5)):
+        worker = Worker(shop)
+        metrics.watch(worker)
+        worker.blocked["note"] += blocks
+        assert samples(registry, "lightbus_event_loop_blocked_total", "handler")["note"] == expected
+
+
 async def test_the_depth_and_the_age_of_a_queue(shop: Lightbus, registry: CollectorRegistry) -> None:
     Metrics(shop, registry=registry, queues=True)
     shop.on(OrderPlaced)(lambda: None)
