@@ -301,7 +301,9 @@ def test_an_interrupted_reader_returns_everything(folder: Path, url: str, number
     wait_until(lambda: ready(url, "billing.dead") == MANY, "all dead letters returned")
     with opened(app_of(url)) as queue:
         seen = [dead_letter.id for dead_letter in queue.dead_letters()]
-    assert (seen == ids) if number == signal.SIGINT else (sorted(seen) == sorted(ids))
+    # RabbitMQ may put what was on its way to the reader behind what the reader has returned.
+    in_order = number == signal.SIGINT and url.startswith("sqlite")
+    assert seen == ids if in_order else sorted(seen) == sorted(ids)
 
 
 def test_filters_select_dead_letters(url: str, dead: Dead) -> None:
