@@ -109,12 +109,15 @@ def queue_states(connection: Connection, names: Sequence[str]) -> list[QueueStat
 
 
 def oldest_seconds(connection: Connection, queue: str) -> float | None:
-    """How long ago the first message that waits in a queue was published; None if there is none, or the broker (any but
-    the embedded one) cannot tell."""
+    """How long ago the first message that waits in a queue was published, or its delay ended; None if there is none, or
+    the broker (any but the embedded one) cannot tell."""
     channel = connection.channel()
-    published = channel.first_timestamp(queue)
+    properties = channel.first_properties(queue) or {}
     channel.close()
-    return None if published is None else max(0.0, time.time() - published)
+    published, headers = properties.get("timestamp"), properties.get("headers")
+    if not isinstance(published, int | float):
+        return None
+    return max(0.0, time.time() - published - topology.delay_of(headers if isinstance(headers, dict) else {}))
 
 
 def consumed(app: Lightbus) -> list[str]:

@@ -106,7 +106,7 @@ QUEUE_OLDEST = Family(
     "lightbus_queue_oldest_seconds",
     "gauge",
     ("app", "queue"),
-    "Seconds since the first event that waits in the queue was published. Embedded broker only.",
+    "Seconds since the first event that waits in the queue was published, or its delay ended. Embedded broker only.",
 )
 DEAD_LETTERS = Family("lightbus_dead_letters", "gauge", ("app", "queue"), "Dead letters.")
 OUTBOX_ROWS = Family(

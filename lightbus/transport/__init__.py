@@ -202,9 +202,9 @@ class Channel(Protocol):
         """Take one message, which must be settled. None: the queue is empty."""
         ...
 
-    def first_timestamp(self, queue: str) -> float | None:
-        """When the first message that waits in the queue was published, in seconds since 1970. None: there is none, or
-        the broker cannot tell without delivering it."""
+    def first_properties(self, queue: str) -> Properties | None:
+        """The properties of the first message that waits in the queue. None: there is none, or the broker cannot tell
+        without delivering it."""
         ...
 
     def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool) -> Any: ...

@@ -20,6 +20,7 @@ from lightbus import Lightbus, Message, Next, Outcome, Receipt, Reject, Retry, e
 from lightbus.telemetry import queues
 from lightbus.telemetry.families import FAMILIES
 from lightbus.telemetry.prometheus import Metrics
+from lightbus.wire import topology
 from lightbus.worker.worker import Worker
 from tests.bus import OrderCancelled, OrderPlaced, eventually, running
 from tests.patience import DELAY, LIMIT, within
@@ -320,6 +321,19 @@ async def test_the_depth_and_the_age_of_a_queue(shop: Lightbus, registry: Collec
     assert samples(registry, "lightbus_queue_consumers") == {"shop.main": 0}
     age = samples(registry, "lightbus_queue_oldest_seconds")["shop.main"]
     assert 300 <= age < 300 + LIMIT
+
+
+async def test_the_age_of_a_queue_begins_at_the_end_of_a_delay(shop: Lightbus, registry: CollectorRegistry) -> None:
+    Metrics(shop, registry=registry, queues=True)
+    shop.on(OrderPlaced)(lambda: None)
+    async with running(shop):
+        pass
+    publication = shop.prepare(OrderPlaced(number=1), time=datetime.now(UTC) - timedelta(seconds=300))
+    publication.properties["headers"] |= topology.delay_headers(200)
+    async with shop:
+        await shop.publisher.publish(publication)
+    age = samples(registry, "lightbus_queue_oldest_seconds")["shop.main"]
+    assert 100 <= age < 100 + LIMIT
 
 
 class SlowBroker:

@@ -23,6 +23,7 @@ from lightbus.transport import (
     OnConfirm,
     OnDelivery,
     OnReturn,
+    Properties,
     Publication,
     Takes,
     Unencodable,
@@ -152,7 +153,7 @@ class Channel(kombu.transport.pyamqp.Channel):
         self.basic_consume(queue, tag, no_ack=no_ack, exclusive=exclusive, on_cancel=on_cancel)
         return tag
 
-    def first_timestamp(self, queue: str) -> float | None:
+    def first_properties(self, queue: str) -> Properties | None:
         """AMQP has no such request."""
         return None
 

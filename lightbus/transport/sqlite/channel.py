@@ -268,13 +268,12 @@ class Channel(KombuChannel):
                     claims = self._store.deliveries.claim(found, 1, settled=no_ack)
         return self._delivery(claims[0], None if no_ack else (claims[0].id, None)) if claims else None
 
-    def first_timestamp(self, queue: str) -> float | None:
-        """When the first ready message was published, as its publisher says."""
+    def first_properties(self, queue: str) -> Properties | None:
+        """Those of the first ready message."""
         with self._transaction():
             self._store.dead_letters.expire()
             properties = self._store.entries.first_ready(self._store.declarations.queue(queue))
-        timestamp = None if properties is None else decode_table(properties).get("timestamp")
-        return float(timestamp) if isinstance(timestamp, int | float) else None
+        return None if properties is None else decode_table(properties)
 
     # --- settling -------------------------------------------------------------------------
 
