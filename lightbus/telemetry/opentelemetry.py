@@ -337,6 +337,8 @@ class _Instrumented:
         if textmap is not self._textmap:
             self._textmap, self._fields = textmap, textmap.fields
         fields, context = self._fields, contexts.get_current()
+        if not fields:  # nothing travels with the message: `_take_span` starts the span
+            return
         name = self._event_name(type(event))
         prepared = apps.preparing.get()
         kind, links = SpanKind.PRODUCER, None
@@ -390,7 +392,8 @@ class _Instrumented:
     def _take_span(
         self, instruments: _Instruments, outcome: Outcome, publication: Publication, one: _Destination
     ) -> Span:
-        """The span that `on_publish` has started; else that of an event that was prepared before, such as a relay's."""
+        """The span that `on_publish` has started; else a new one: of an event that was prepared before, such as a
+        relay's, or where the propagator writes no header. The caller's context is current here."""
         headers = publication.properties["headers"]
         for key, value in headers.items():
             if type(value) is _Carrier and value.span is not None:
@@ -399,13 +402,13 @@ class _Instrumented:
                 return span
         context = propagate.extract(headers, _NOWHERE, _getter)
         creation = trace.get_current_span(context).get_span_context()
+        began = time.time_ns() - int(outcome.seconds * 1e9)
+        if not creation.is_valid:
+            return instruments.tracer.start_span(
+                one.span, contexts.get_current(), SpanKind.PRODUCER, one.attributes, start_time=began
+            )
         return instruments.tracer.start_span(
-            one.span,
-            context,
-            SpanKind.CLIENT,
-            one.attributes,
-            [Link(creation)] if creation.is_valid else None,
-            time.time_ns() - int(outcome.seconds * 1e9),
+            one.span, context, SpanKind.CLIENT, one.attributes, [Link(creation)], began
         )
 
     # --- handling
@@ -560,8 +563,6 @@ class _Instrumented:
                 else:
                     template = (source, next((one for one in handler.patterns if topic_matches(one, event)), ""), queue)
             found = _destination(self._system, "process", "process", (source, event, queue), event, own, template)
-            if len(destinations) >= REMEMBERED:
-                destinations.clear()
             destinations[key] = found
         return found, attempt
 
@@ -575,6 +576,8 @@ class _Instrumented:
                 broker = None
             if broker is not self._broker or not self._system:
                 self._broker, self._system, self._destinations = broker, _system(broker), {}
+        if len(self._destinations) >= REMEMBERED:
+            self._destinations.clear()
         return self._destinations
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import logging
 import subprocess
@@ -20,7 +21,9 @@ import anyio
 import pytest
 import sqlalchemy as sa
 from opentelemetry import context, propagate, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
@@ -592,6 +595,21 @@ def test_an_instrumented_app_is_not_kept(recorded: Recorded) -> None:
 
 
 # --- telemetry that fails ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("propagators", [[], [W3CBaggagePropagator()]], ids=["none", "baggage"])
+async def test_a_publish_without_a_header_for_its_span_has_its_parent(
+    shop: Lightbus, recorded: Recorded, request: pytest.FixtureRequest, propagators: list[Any]
+) -> None:
+    """As with OTEL_PROPAGATORS=none: no other service can continue the trace, but this one has it whole."""
+    request.addfinalizer(functools.partial(propagate.set_global_textmap, propagate.get_global_textmap()))
+    propagate.set_global_textmap(CompositePropagator(propagators))
+    with recorded.tracer.start_as_current_span("request") as parent:
+        await shop.publish(OrderPlaced(number=1))
+        await shop.publish_many([OrderPlaced(number=2)])
+    first, second = recorded.named(PUBLISH)
+    assert {first.parent, second.parent} == {format(parent.get_span_context().span_id, "016x")}
+    assert {first.kind, second.kind} == {"PRODUCER"}
 
 
 async def test_a_propagator_or_processor_that_fails_breaks_neither_publish_nor_handler(
