@@ -63,9 +63,6 @@ class HealthServer:
         self._pages = {path.encode(): page for path, page in (pages or {}).items()}
         self._requested: queue.SimpleQueue[tuple[_Connection, Page, str, bool] | None] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[tuple[_Connection, bytes]] = queue.SimpleQueue()
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
         try:
             self.listener = _listen(host, port)
             self._selector = selectors.DefaultSelector()
@@ -75,6 +72,9 @@ class HealthServer:
                 f"--health-port: {host}:{port} is not available: {os.strerror(number) if number > 0 else error}. Does "
                 "another worker use it? Choose another port."
             ) from error
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
         self._connections: dict[_Connection, None] = {}
         """From the oldest to the newest."""
         self._accept_at: float | None = None
@@ -118,6 +118,7 @@ class HealthServer:
             self._selector.close()
             self.listener.close()
             self._wake_read.close()
+            self._wake_write.close()
 
     # --- pages
 
