@@ -45,7 +45,7 @@ class SharedFolder:
         self.environment: Mapping[str, str] = {VARIABLE: self.path}
 
     def ended(self, number: int) -> None:
-        """What this worker had in hand is no more. Its counters stay."""
+        """Remove the gauges of this worker. Its counters stay."""
         _mark_dead(identifier(os.getpid(), number), self.path)
 
     def close(self) -> None:
@@ -79,7 +79,8 @@ def check_folder(path: str | None) -> None:
     """
     if path is not None and not os.path.isdir(path):
         raise errors.WorkerError(
-            f"{VARIABLE}={path} is not a folder. Create it, or unset the variable: `lightbus worker` then makes one."
+            f"{VARIABLE}={path} is not a folder. Create it, or unset the variable: `lightbus worker --processes` then "
+            "makes one."
         )
 
 
