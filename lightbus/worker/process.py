@@ -244,6 +244,7 @@ def leave_process(code: int) -> NoReturn:
 
     threading.Thread(target=force_exit, name="lightbus exit", daemon=True).start()
     if not _flush():  # the interpreter would wait for the flush
+        _call_exit_handlers()
         os._exit(code)
     sys.exit(code)
 

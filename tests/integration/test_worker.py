@@ -581,3 +581,22 @@ process.leave_process(3)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=False)
     assert (done.returncode, done.stderr) == (3, f"WARNING:lightbus:Not waiting for {what}\n")
+
+
+def test_telemetry_is_sent_although_the_logs_cannot_be_written() -> None:
+    code = """
+import logging, os, time
+from lightbus import exit_handlers
+from lightbus.worker import process
+
+class Stuck(logging.Handler):
+    def flush(self):
+        time.sleep(60)
+
+logging.getLogger().addHandler(Stuck())
+exit_handlers.before_exit.append(lambda: os.write(1, b"sent"))
+process.FLUSH_LIMIT, process.LAST_STEPS = 0.1, 100.0
+process.leave_process(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (done.returncode, done.stdout) == (3, "sent")
