@@ -6,21 +6,14 @@ with MariaDB() as server:
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import os
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import pymysql
 
-from tests.rabbitmq import free_port
+from tests.server import PrivateServer
 
 INSTALL = (
     "MariaDB is not installed: `apt-get install mariadb-server` (Debian, Ubuntu) or `brew install mariadb`. "
@@ -57,17 +50,12 @@ def find(program: str = "mariadbd") -> Path | None:
     return None
 
 
-class MariaDB:
+class MariaDB(PrivateServer):
     """A MariaDB server. `kill` and `start` keep its port and data; `close` deletes everything."""
 
     def __init__(self) -> None:
-        self.port = free_port()
-        self.folder = Path(tempfile.mkdtemp(prefix="lightbus-mariadb-"))
+        super().__init__("MariaDB")
         self.data = self.folder / "data"
-        self.output = self.folder / "output"
-        self.owner = os.getpid()
-        self.process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
 
     def url(self, database: str = "mysql", driver: str = "pymysql") -> str:
@@ -93,74 +81,21 @@ class MariaDB:
         server, install = find(), find("mariadb-install-db")
         if server is None or install is None:
             raise RuntimeError(INSTALL)
-        atexit.register(self.close)
         as_user = "--user=root" if os.geteuid() == 0 else "--skip-symbolic-links"
         if not self.data.exists():
-            done = self._spawn(str(install), "--no-defaults", f"--datadir={self.data}", "--skip-test-db", as_user)
+            done = self.spawn(str(install), "--no-defaults", f"--datadir={self.data}", "--skip-test-db", as_user)
             if done.wait():
-                raise RuntimeError(f"mariadb-install-db failed. Its output ends:\n{self._tail()}")
+                raise RuntimeError(f"mariadb-install-db failed. Its output ends:\n{self.tail()}")
         places = (f"--datadir={self.data}", f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid")
-        self.process = self._spawn(str(server), "--no-defaults", *OPTIONS, *places, f"--port={self.port}", as_user)
-        # Ends the server if this process is killed (SIGKILL), because its end of the pipe is closed then.
-        pid = self.process.pid
-        ends = (
-            f"read -r _; kill -KILL {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.1; done; rm -rf '{self.folder}'"
-        )
-        self._guard = subprocess.Popen(["sh", "-c", ends], stdin=subprocess.PIPE, start_new_session=True)
-        deadline = time.monotonic() + timeout
-        while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"MariaDB did not start on port {self.port}. Its log ends:\n{self._tail()}")
-            time.sleep(0.05)
+        command = (str(server), "--no-defaults", *OPTIONS, *places, f"--port={self.port}", as_user)
+        self.launch(*command, timeout=timeout)
 
     def answers(self) -> bool:
-        """Whether the server accepts clients."""
         with contextlib.suppress(pymysql.err.OperationalError):
             self._execute("SELECT 1")
             return True
         return False
 
-    def kill(self) -> None:
-        """Stop like a crash: SIGKILL. Committed data is still there after `start`."""
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.communicate()
-            self._guard = None
-        if self.process is not None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-    def close(self) -> None:
-        """End the server, and delete its folder."""
-        if os.getpid() != self.owner:  # a forked child of a test that runs the exit handlers
-            return
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        atexit.unregister(self.close)
-
-    def __enter__(self) -> MariaDB:
-        self.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
     def _execute(self, statement: str) -> None:
         with pymysql.connect(host="127.0.0.1", port=self.port, user="root", connect_timeout=10) as connection:
             connection.cursor().execute(statement)
-
-    def _tail(self) -> str:
-        return self.output.read_text(errors="replace")[-3000:] if self.output.exists() else ""
-
-    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
-        with self.output.open("ab") as output:
-            return subprocess.Popen(
-                command,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C goes to the tests, which then stop the server.
-            )

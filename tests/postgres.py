@@ -6,15 +6,12 @@ with Postgres() as cluster:
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import os
 import pwd
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from typing import Any
 import psycopg
 
 from tests.processes import alive
-from tests.rabbitmq import free_port
+from tests.server import PrivateServer
 
 INSTALL = (
     "PostgreSQL is not installed: `apt-get install postgresql` (Debian, Ubuntu) or `brew install postgresql`. "
@@ -65,7 +62,7 @@ def find() -> Path | None:
     return None
 
 
-class Postgres:
+class Postgres(PrivateServer):
     """A PostgreSQL cluster. `stop`, `kill` and `start` keep its port and data; `close` deletes everything."""
 
     def __init__(self, config: str = "", *, durable: bool = False) -> None:
@@ -75,14 +72,9 @@ class Postgres:
         operating system has it then; only a crash of the operating system would lose it. `durable` waits for the disk,
         as PostgreSQL does by default: for tests that measure it.
         """
-        self.port = free_port()
+        super().__init__("PostgreSQL")
         self.config = CONFIG + f"port = {self.port}\n" + ("" if durable else WITHOUT_DISK) + config
-        self.folder = Path(tempfile.mkdtemp(prefix="lightbus-postgres-"))
         self.data = self.folder / "data"
-        self.output = self.folder / "output"
-        self.owner = os.getpid()
-        self.process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
 
     def url(self, database: str = "postgres", driver: str | None = "psycopg") -> str:
@@ -110,28 +102,18 @@ class Postgres:
         programs = find()
         if programs is None:
             raise RuntimeError(INSTALL)
-        atexit.register(self.close)
         if not self.data.exists():
             self._create(programs)
-        self.process = self._spawn(str(programs / "postgres"), "-D", str(self.data))
-        # Ends the cluster if this process is killed (SIGKILL), because its end of the pipe is closed then. SIGQUIT,
-        # because the processes of the cluster are in sessions of their own: only the first one can end them all.
-        pid, lock = self.process.pid, self.data / "postmaster.pid"
+        # SIGQUIT, because the processes of the cluster are in separate sessions: only the first one can end them all.
+        lock = self.data / "postmaster.pid"
         ends = (
-            f"read -r _; kill -QUIT {pid}; n=0; "
+            "kill -QUIT $pid; n=0; "
             f"while [ -e '{lock}' ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done; "
-            f"if [ -e '{lock}' ]; then kill -9 {pid}; fi; rm -rf '{self.folder}'"
+            f"if [ -e '{lock}' ]; then kill -9 $pid; fi"
         )
-        self._guard = subprocess.Popen(["sh", "-c", ends], stdin=subprocess.PIPE, start_new_session=True)
-        deadline = time.monotonic() + timeout
-        while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self._end(signal.SIGQUIT)
-                raise RuntimeError(f"PostgreSQL did not start on port {self.port}. Its log ends:\n{self._tail()}")
-            time.sleep(0.05)
+        self.launch(str(programs / "postgres"), "-D", str(self.data), timeout=timeout, ends=ends)
 
     def answers(self) -> bool:
-        """Whether the cluster accepts clients."""
         with contextlib.suppress(psycopg.OperationalError):
             self._execute("SELECT 1")
             return True
@@ -156,20 +138,8 @@ class Postgres:
             return []
         return [self.process.pid, *children_of(self.process.pid)]
 
-    def close(self) -> None:
-        """End the cluster, and delete its folder."""
-        if os.getpid() != self.owner:  # a forked child of a test that runs the exit handlers
-            return
+    def end(self) -> None:
         self._end(signal.SIGQUIT)  # at once, but it deletes its shared memory
-        shutil.rmtree(self.folder, ignore_errors=True)
-        atexit.unregister(self.close)
-
-    def __enter__(self) -> Postgres:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _execute(self, command: str) -> None:
         with psycopg.connect(self.url(driver=None), autocommit=True, connect_timeout=30) as connection:
@@ -179,37 +149,21 @@ class Postgres:
         if os.geteuid() == 0:
             os.chown(self.folder, *_ids())
         options = ("--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync")
-        done = self._spawn(str(programs / "initdb"), "-D", str(self.data), *options)
+        done = self.spawn(str(programs / "initdb"), "-D", str(self.data), *options)
         if done.wait():
-            raise RuntimeError(f"PostgreSQL could not create a cluster. The output of initdb ends:\n{self._tail()}")
+            raise RuntimeError(f"PostgreSQL could not create a cluster. The output of initdb ends:\n{self.tail()}")
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(self.config)
 
-    def _tail(self) -> str:
-        return self.output.read_text(errors="replace")[-3000:]
-
-    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
-        as_user: dict[str, Any] = {}
+    def spawn(self, *command: str, **options: Any) -> subprocess.Popen[bytes]:
         if os.geteuid() == 0:
             user, group = _ids()
-            as_user = {"user": user, "group": group, "extra_groups": []}
-        with self.output.open("ab") as output:
-            return subprocess.Popen(
-                command,
-                env={key: value for key, value in os.environ.items() if not key.startswith("PG")},
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C goes to the tests, which then stop the cluster.
-                **as_user,
-            )
+            options |= {"user": user, "group": group, "extra_groups": []}
+        options["env"] = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+        return super().spawn(*command, **options)
 
     def _end(self, how: signal.Signals) -> None:
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.communicate()
-            self._guard = None
+        self.stop_guard()
         process, self.process = self.process, None
         if process is None:
             return
