@@ -95,36 +95,28 @@ def _logging_as_before() -> Iterator[None]:
         each.disabled, each.propagate = disabled, propagate
 
 
-def need_rabbitmq() -> None:
-    """Skip the test if RabbitMQ is not installed; in CI, fail it."""
-    if nodes.find("rabbitmq-server") is None:
+def _need(found: object, install: str) -> None:
+    """Skip the test if a server is not installed; in CI, fail it."""
+    if found is None:
         if os.environ.get("CI") == "true":
-            pytest.fail(nodes.INSTALL, pytrace=False)
-        pytest.skip(nodes.INSTALL)
+            pytest.fail(install, pytrace=False)
+        pytest.skip(install)
+
+
+def need_rabbitmq() -> None:
+    _need(nodes.find("rabbitmq-server"), nodes.INSTALL)
 
 
 def need_postgres() -> None:
-    """Skip the test if PostgreSQL is not installed; in CI, fail it."""
-    if clusters.find() is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(clusters.INSTALL, pytrace=False)
-        pytest.skip(clusters.INSTALL)
+    _need(clusters.find(), clusters.INSTALL)
 
 
 def need_mariadb() -> None:
-    """Skip the test if MariaDB is not installed; in CI, fail it."""
-    if mariadbs.find() is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(mariadbs.INSTALL, pytrace=False)
-        pytest.skip(mariadbs.INSTALL)
+    _need(mariadbs.find(), mariadbs.INSTALL)
 
 
 def need_prometheus() -> None:
-    """Skip the test if Prometheus is not installed; in CI, fail it."""
-    if monitors.find() is None or monitors.find("promtool") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(monitors.INSTALL, pytrace=False)
-        pytest.skip(monitors.INSTALL)
+    _need(monitors.find() and monitors.find("promtool"), monitors.INSTALL)
 
 
 @pytest.fixture(scope="session")

@@ -22,16 +22,16 @@ MakeApp = Callable[..., Lightbus]
 @pytest.fixture
 def make_app(broker_url: str) -> Iterator[MakeApp]:
     """`make_app("billing")`: an app on this test's broker, with a short retry schedule; closed at the end."""
-    yield from _apps(broker_url)
+    yield from apps_on(broker_url)
 
 
 @pytest.fixture
 def make_rabbitmq_app(rabbitmq_url: str) -> Iterator[MakeApp]:
     """The same, on RabbitMQ only."""
-    yield from _apps(rabbitmq_url)
+    yield from apps_on(rabbitmq_url)
 
 
-def _apps(url: str) -> Iterator[MakeApp]:
+def apps_on(url: str) -> Iterator[MakeApp]:
     made: list[Lightbus] = []
 
     def make(name: str, **options: Any) -> Lightbus:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -16,10 +16,7 @@ from opentelemetry.sdk.trace.sampling import Sampler
 
 from lightbus import Lightbus
 from lightbus.telemetry.opentelemetry import LightbusInstrumentor
-from tests.bus import QUICK
-from tests.conformance.conftest import declare_orders
-
-MakeApp = Callable[..., Lightbus]
+from tests.conformance.conftest import MakeApp, apps_on, declare_orders
 
 
 @pytest.fixture
@@ -141,16 +138,7 @@ def recorded() -> Iterator[Recorded]:
 @pytest.fixture
 def make_app(broker_url: str, recorded: Recorded) -> Iterator[MakeApp]:
     """`make_app("billing")`: an instrumented app on this test's broker, with a short retry schedule."""
-    made: list[Lightbus] = []
-
-    def make(name: str, **options: Any) -> Lightbus:
-        app = Lightbus(name, **{"url": broker_url, "retry": QUICK, **options})
-        made.append(app)
-        return app
-
-    yield make
-    for app in made:
-        app.__exit__(None, None, None)
+    yield from apps_on(broker_url)
 
 
 @pytest.fixture
