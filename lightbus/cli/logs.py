@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 LEVELS = ("debug", "info", "warning", "error")
 
-JSON_HELP = "One JSON object per line, with the event that is being handled, and everything of extra=."
-NO_CONFIGURE_HELP = "Configure no logging: what your app has configured applies (dictConfig, structlog)."
-
 INDENT = "    "
 
 _COLORS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}

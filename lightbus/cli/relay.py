@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lightbus.cli import logs
+from lightbus.cli import logs, running
 
 if TYPE_CHECKING:
     from lightbus import Lightbus
@@ -37,32 +37,9 @@ STOPPED_AT_ONCE = "Stopped at once. What was not sent stays in the outbox.\n"
 
 @click.command(short_help="Send the events of an outbox, without a worker.", epilog=EPILOG)
 @click.argument("target", metavar="MODULE:ATTR")
-@click.option(
-    "--grace",
-    type=click.FloatRange(0, 86_400),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long sending what is left may take when the relay is stopped.",
-)
-@click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info", show_default=True)
-@click.option("--json-logs", is_flag=True, help=logs.JSON_HELP)
-@click.option("--no-configure-logging", is_flag=True, help=logs.NO_CONFIGURE_HELP)
-@click.option(
-    "--health-port",
-    type=click.IntRange(0, 65_535),
-    metavar="PORT",
-    help="Answer /livez and /readyz over HTTP: 200 or 503, and why, as JSON. It is not ready while it cannot send.",
-)
-@click.option(
-    "--health-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where --health-port listens."
-)
-@click.option(
-    "--metrics",
-    is_flag=True,
-    help="Serve /metrics for Prometheus on --health-port. "
-    "Needs prometheus_client (pip install 'lightbus-amqp[prometheus]').",
-)
+@running.grace("sending what is left may take when the relay")
+@running.log_options
+@running.health_options("It is not ready while it cannot send.")
 def relay(
     target: str,
     grace: float,

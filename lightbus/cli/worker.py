@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lightbus.cli import logs
+from lightbus.cli import logs, running
 
 if TYPE_CHECKING:
     from lightbus.worker.health_server import HealthServer, Page
@@ -77,17 +77,8 @@ Exit codes:
     help="Restart when a .py file in this folder, or a module of include=, changes. Needs watchfiles (pip install "
     "watchfiles).",
 )
-@click.option(
-    "--grace",
-    type=click.FloatRange(0, 86_400),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long running handlers may take to finish when the worker is stopped.",
-)
-@click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info", show_default=True)
-@click.option("--json-logs", is_flag=True, help=logs.JSON_HELP)
-@click.option("--no-configure-logging", is_flag=True, help=logs.NO_CONFIGURE_HELP)
+@running.grace("running handlers may take to finish when the worker")
+@running.log_options
 @click.option(
     "--blocked-after",
     type=click.FloatRange(0, 3600),
@@ -103,21 +94,8 @@ Exit codes:
     show_default=True,
     help="The event loop; asyncio uses uvloop if it is installed.",
 )
-@click.option(
-    "--health-port",
-    type=click.IntRange(0, 65_535),
-    metavar="PORT",
-    help="Answer /livez and /readyz over HTTP: 200 or 503, and why, as JSON. With --processes, the second process "
-    "takes the next port, and so on.",
-)
-@click.option(
-    "--health-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where --health-port listens."
-)
-@click.option(
-    "--metrics",
-    is_flag=True,
-    help="Serve /metrics for Prometheus on --health-port, of all processes together. "
-    "Needs prometheus_client (pip install 'lightbus-amqp[prometheus]').",
+@running.health_options(
+    "With --processes, the second process takes the next port, and so on.", metrics_of=", of all processes together"
 )
 @click.option(
     "--supervised",
