@@ -118,7 +118,8 @@ def trace_id_of(headers: object) -> str | None:
 
 
 def _current_span() -> dict[str, str]:
-    """The ids of the current OpenTelemetry span. The package is not imported: where nothing has, there is no span."""
+    """The ids of the current OpenTelemetry span. This does not import the package: where nothing has imported it, no
+    span is active."""
     tracing: Any = sys.modules.get("opentelemetry.trace")
     if tracing is None:
         return {}
@@ -236,7 +237,7 @@ class JSONLines(logging.Formatter):
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Its text; where the arguments do not fit, the text and the arguments: logging would write lines of its own."""
+    """Its text; where the arguments do not fit, the text and the arguments: logging would print a traceback."""
     try:
         return record.getMessage()
     except Exception:  # noqa: BLE001  # the user's __str__ may raise anything
@@ -257,7 +258,7 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else str(value)
     try:
         json.dumps(value, allow_nan=False, default=_shown)
-    except (TypeError, ValueError, RecursionError):  # a key that is no string, NaN, a cycle
+    except (TypeError, ValueError, RecursionError):  # a key that is not a string, NaN, a cycle
         return _shown(value)
     return value
 

@@ -56,7 +56,7 @@ async def run() -> list[ReadableSpan]:
     for service in COLORS:
         providers[service] = TracerProvider(resource=Resource.create({"service.name": service}))
         providers[service].add_span_processor(SimpleSpanProcessor(exporter))
-    trace.set_tracer_provider(providers["billing"])  # the one service with spans of its own
+    trace.set_tracer_provider(providers["billing"])  # the one service that adds spans
     modules: dict[str, Any] = {name: importlib.import_module(name) for name in COLORS}
     apps: dict[str, Lightbus] = {name: module.app for name, module in modules.items()}
     for name, app in apps.items():

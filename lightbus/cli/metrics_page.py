@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def check(wanted: bool, health_port: int | None) -> None:
     """
     Raises:
-        click.UsageError: there is no port to serve them on.
+        click.UsageError: `--health-port` is missing.
         errors.WorkerError: prometheus_client is not installed.
     """
     from lightbus import errors
@@ -46,7 +46,7 @@ class MetricsPage:
     """The page of one process."""
 
     def __init__(self, number: int = 0) -> None:
-        """Before the app is imported, since it may make metrics of its own.
+        """Before the app is imported, since it may create metrics.
 
         Args:
             number: of this worker among those of its supervisor, from 1; 0 without one.

@@ -82,7 +82,7 @@ class Relay:
     def health(self) -> Mapping[str, Any]:
         """What `/readyz` shows, and what metrics read. It asks no database: the relay measures as it runs.
 
-        - `error`: why nothing can be sent now, a string; None if there is no trouble.
+        - `error`: why nothing can be sent now, a string; None if it works.
         - `sent`: rows that this relay has sent since it was made.
         - `waiting`: rows that are to be sent, of all relays of this app in this database.
         - `oldest_seconds`: the age of the oldest of them, when it was measured; 0.0 if there is none.

@@ -5,7 +5,7 @@ where it goes, is decided by the SDK that the program sets up. Names are those o
 in the version of `SCHEMA_URL`.
 
 The span of a publish travels with the message until the outcome of the publish is known: as a `_Carrier`, a header's
-value. So there is no table of open spans: where an outcome is never known, the span goes with its message.
+value. So no table of open spans is needed: if an outcome is never known, the span is released with its message.
 """
 
 from __future__ import annotations
@@ -453,7 +453,7 @@ class _Instrumented:
         )
 
     def _start_run(self, handler: Handler, queue: str, delivery: Delivery) -> None:
-        """Start the span, and make it current: each run has a context of its own, so nothing needs to be undone."""
+        """Start the span, and make it current: each run has a separate context, so nothing needs to be undone."""
         instruments = self.instruments
         if instruments is None:
             return

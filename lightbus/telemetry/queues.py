@@ -1,4 +1,4 @@
-"""What the broker says about an app's queues, asked rarely and in a thread: a scrape never waits long for a broker."""
+"""The state of an app's queues on the broker, read rarely and in a thread: a scrape never waits long for a broker."""
 
 from __future__ import annotations
 

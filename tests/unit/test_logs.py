@@ -1,4 +1,4 @@
-"""`--json-logs`: what a line says, whatever a program logs, and which event it names."""
+"""`--json-logs`: what a line contains, whatever a program logs, and which event it names."""
 
 from __future__ import annotations
 

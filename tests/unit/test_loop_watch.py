@@ -1,4 +1,4 @@
-"""When is an event loop blocked? `BlockDetector` decides, without a clock of its own."""
+"""When is an event loop blocked? `BlockDetector` decides, without reading a clock."""
 
 from __future__ import annotations
 
