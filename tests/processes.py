@@ -59,7 +59,7 @@ class Program:
     ) -> None:
         self.lines: list[str] = []
         self._more = threading.Condition()
-        self._seen = 0
+        self._returned: set[int] = set()
         self.process = subprocess.Popen(
             [*program, *arguments],
             cwd=folder,
@@ -85,15 +85,19 @@ class Program:
         return "\n".join(self.lines)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Wait for the next line that matches the pattern, after the line of the previous call."""
+        """Wait for a line that matches the pattern, the first that no earlier call has returned. Lines of different
+        threads or processes come in any order, so one that was printed before the previous call's line counts, too.
+        """
         deadline = time.monotonic() + LIMIT
+        searched = 0
         with self._more:
             while True:
-                while self._seen < len(self.lines):
-                    self._seen += 1
-                    found = re.search(pattern, self.lines[self._seen - 1])
-                    if found:
+                for number, line in enumerate(self.lines[searched:], searched):
+                    found = re.search(pattern, line)
+                    if found and number not in self._returned:
+                        self._returned.add(number)
                         return found
+                searched = len(self.lines)
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._more.wait(left):
                     raise AssertionError(f"no {pattern!r} within {LIMIT:g} s in:\n{self.output}")
