@@ -398,6 +398,30 @@ def test_ctrl_c_ends_a_command_whose_database_hangs(folder: Path, command: str) 
         connection.close()
 
 
+INTERRUPTED = """
+import signal, threading, time
+
+def interrupt_itself():
+    while not os.path.exists("now"):
+        time.sleep(0.02)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+threading.Thread(target=interrupt_itself, daemon=True).start()
+"""
+
+
+def test_ctrl_c_that_another_thread_receives_ends_a_command_whose_database_hangs(folder: Path) -> None:
+    """So does a signal that arrives just before the event loop begins to wait: that wait is not interrupted."""
+    (folder / "orders.py").write_text(ORDERS + INTERRUPTED)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+psycopg://127.0.0.1:{silent.getsockname()[1]}/orders"
+        with Program("outbox", "list", "orders:app", folder=folder, url="memory://", extra={"DATABASE": url}) as one:
+            connection, _ = silent.accept()
+            (folder / "now").touch()
+            assert (one.end(), one.output) == (130, "Interrupted.")
+        connection.close()
+
+
 # --- doctor -----------------------------------------------------------------------------------
 
 

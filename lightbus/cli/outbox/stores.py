@@ -76,13 +76,16 @@ def run(store: Store, question: Callable[[*Given], Awaitable[T]], *given: *Given
     """Ask a database, in an event loop of asyncio: an AsyncEngine needs one."""
     import anyio
 
+    from lightbus.cli.interrupt import waking_loop
+
     async def within() -> T:
-        try:
-            return await question(*given)
-        finally:
-            engine: Any = getattr(store, "engine", None)
-            if hasattr(engine, "sync_engine"):  # an AsyncEngine, whose connections belong to this event loop
-                await engine.dispose()
+        with waking_loop():
+            try:
+                return await question(*given)
+            finally:
+                engine: Any = getattr(store, "engine", None)
+                if hasattr(engine, "sync_engine"):  # an AsyncEngine, whose connections belong to this event loop
+                    await engine.dispose()
 
     try:
         return anyio.run(within, backend="asyncio")
