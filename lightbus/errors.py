@@ -402,6 +402,10 @@ class TargetError(LightbusError):
     """`MODULE:ATTR` is not a Lightbus app."""
 
 
+class CatalogError(LightbusError):
+    """A contract or a catalogue file cannot be read."""
+
+
 class WorkerError(LightbusError):
     """The worker cannot continue."""
 

@@ -1,0 +1,161 @@
+"""All contracts of a bus at one moment, and what they say about an event. Pure values: nothing connects."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from lightbus import errors
+from lightbus.catalog import contract as contracts
+from lightbus.catalog.contract import Contract, Listener, PublishedEvent
+from lightbus.pattern import topic_matches
+
+FORMAT = 1
+"""The version of a snapshot's format."""
+
+
+@attrs.frozen
+class Ignored:
+    """A message in the catalogue that does not count."""
+
+    writer: str
+    """The app whose broker user wrote it, as the broker verified; "" if it was none."""
+    at: float
+    """When; seconds since 1970, or 0 if unknown."""
+    reason: str
+    """As a sentence, with what to do."""
+
+
+@attrs.frozen
+class Subscriber:
+    """A handler, and the contract that it is part of."""
+
+    contract: Contract
+    listener: Listener
+
+    @property
+    def name(self) -> str:
+        """`billing.send_invoice`."""
+        return f"{self.contract.app}.{self.listener.handler}"
+
+
+@attrs.frozen
+class Catalog:
+    """What all apps of a bus publish and subscribe to."""
+
+    at: float
+    """When it was read; seconds since 1970."""
+    contracts: list[Contract]
+    """The newest of each app, by its name."""
+    ignored: list[Ignored] = attrs.field(factory=list)
+
+    def contract(self, app: str) -> Contract | None:
+        """The contract of an app; None if it has published none."""
+        return next((one for one in self.contracts if one.app == app), None)
+
+    def events(self) -> Iterator[tuple[Contract, PublishedEvent]]:
+        """All published events, by app and name."""
+        return ((one, event) for one in self.contracts for event in one.events)
+
+    def publishers(self, event: str) -> list[tuple[Contract, PublishedEvent]]:
+        """The apps that publish an event with this name."""
+        return [(one, found) for one, found in self.events() if found.name == event]
+
+    def subscribers(self, event: str, source: str | None = None) -> list[Subscriber]:
+        """The handlers that get an event with this name.
+
+        Args:
+            source: the app that publishes it; None: any.
+        """
+        return [
+            Subscriber(contract, listener)
+            for contract in self.contracts
+            for listener in contract.handlers
+            if (source is None or listener.source in (None, source))
+            and any(topic_matches(pattern, event) for pattern in listener.patterns)
+        ]
+
+    def unconsumed(self) -> list[tuple[Contract, PublishedEvent]]:
+        """Events that no handler gets."""
+        return [(one, event) for one, event in self.events() if not self.subscribers(event.name, one.app)]
+
+    def unmatched(self) -> list[tuple[Subscriber, str, str | None]]:
+        """Patterns that match no event of any contract: handler, pattern, and the event that was probably meant.
+
+        Where a handler names a source without a contract, its patterns are not listed: see `unknown_sources`.
+        """
+        found = []
+        for contract in self.contracts:
+            for listener in contract.handlers:
+                if listener.source is not None and self.contract(listener.source) is None:
+                    continue
+                names = {event.name for one, event in self.events() if listener.source in (None, one.app)}
+                for pattern in listener.patterns:
+                    if not any(topic_matches(pattern, name) for name in names):
+                        meant = errors.nearest(pattern, sorted(names))
+                        found.append((Subscriber(contract, listener), pattern, meant))
+        return found
+
+    def unknown_sources(self) -> list[tuple[Subscriber, str | None]]:
+        """Handlers whose source= names an app without a contract, and the app that was probably meant."""
+        apps = [one.app for one in self.contracts]
+        return [
+            (Subscriber(contract, listener), errors.nearest(listener.source, apps))
+            for contract in self.contracts
+            for listener in contract.handlers
+            if listener.source is not None and listener.source not in apps
+        ]
+
+    def replaced(self, contract: Contract) -> Catalog:
+        """The same with this contract in the place of its app's."""
+        others = [one for one in self.contracts if one.app != contract.app]
+        return attrs.evolve(self, contracts=sorted([*others, contract], key=lambda one: one.app))
+
+
+def of(given: list[Contract], ignored: list[Ignored] | None = None, at: float | None = None) -> Catalog:
+    """The catalogue of these contracts; of several contracts of an app, the last one counts."""
+    newest = {one.app: one for one in given}
+    return Catalog(time.time() if at is None else at, [newest[app] for app in sorted(newest)], ignored or [])
+
+
+# --- snapshots --------------------------------------------------------------------------------
+
+
+def to_json(catalog: Catalog) -> dict[str, Any]:
+    """A snapshot: a JSON object."""
+    return {
+        "lightbus": FORMAT,
+        "at": catalog.at,
+        "contracts": [contracts.to_json(one) for one in catalog.contracts],
+        "ignored": [attrs.asdict(one) for one in catalog.ignored],
+    }
+
+
+def from_file(path: Path) -> Catalog:
+    """Read a snapshot, as `lightbus catalog --format json` writes it.
+
+    Raises:
+        errors.CatalogError: the file cannot be read, or is no snapshot.
+    """
+    try:
+        written: Any = json.loads(path.read_bytes())
+    except OSError as error:
+        raise errors.CatalogError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise errors.CatalogError(f"{path} is not JSON: {error}. {_NEXT}") from error
+    if (
+        not isinstance(written, dict)
+        or written.get("lightbus") != FORMAT
+        or not isinstance(written.get("contracts"), list)
+    ):
+        raise errors.CatalogError(f"{path} is not a snapshot of a catalogue (format {FORMAT}). {_NEXT}")
+    at = written.get("at")
+    return of([contracts.from_json(one) for one in written["contracts"]], at=at if isinstance(at, int | float) else 0.0)
+
+
+_NEXT = "Write one with: lightbus catalog --format json > catalog.json"
