@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -109,15 +110,21 @@ def queue_states(connection: Connection, names: Sequence[str]) -> list[QueueStat
 
 
 def oldest_seconds(connection: Connection, queue: str) -> float | None:
-    """How long ago the first message that waits in a queue was published, or its delay ended; None if there is none, or
-    the broker (any but the embedded one) cannot tell."""
+    """How long ago the first message that waits in a queue was published, or its delay or the wait before its retry
+    ended; None if there is none, or the broker (any but the embedded one) cannot tell."""
     channel = connection.channel()
     properties = channel.first_properties(queue) or {}
     channel.close()
     published, headers = properties.get("timestamp"), properties.get("headers")
     if not isinstance(published, int | float):
         return None
-    return max(0.0, time.time() - published - topology.delay_of(headers if isinstance(headers, dict) else {}))
+    if not isinstance(headers, dict):
+        headers = {}
+    arrived = published + topology.delay_of(headers)
+    match headers.get("x-death"):
+        case [{"time": datetime() as left_queue}, *_]:  # a delay queue or a retry queue
+            arrived = max(arrived, left_queue.timestamp())
+    return max(0.0, time.time() - arrived)
 
 
 def consumed(app: Lightbus) -> list[str]:

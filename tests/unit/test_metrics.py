@@ -336,6 +336,22 @@ async def test_the_age_of_a_queue_begins_at_the_end_of_a_delay(shop: Lightbus, r
     assert 100 <= age < 100 + LIMIT
 
 
+async def test_the_age_of_a_queue_begins_again_with_each_retry(shop: Lightbus, registry: CollectorRegistry) -> None:
+    Metrics(shop, registry=registry, queues=True)
+    failed = anyio.Event()
+
+    @shop.on(OrderPlaced, retry=Retry((1,), jitter=0))
+    async def fail(event: OrderPlaced) -> None:
+        failed.set()
+        raise ConnectionError
+
+    async with running(shop):
+        await shop.publish(OrderPlaced(number=1), time=datetime.now(UTC) - timedelta(minutes=5))
+        await failed.wait()
+    await eventually(lambda: samples(registry, "lightbus_queue_messages"), {"shop.main": 1})
+    assert samples(registry, "lightbus_queue_oldest_seconds")["shop.main"] < LIMIT
+
+
 class SlowBroker:
     """In place of the question to the broker."""
 
