@@ -24,6 +24,7 @@ from lightbus import errors, event_loop, handler, options
 from lightbus import event as events
 from lightbus.event import EventType
 from lightbus.handler import Handler, Inbox
+from lightbus.living import Living
 from lightbus.message import Receipt
 from lightbus.retry import Retry
 from lightbus.transport import Publication
@@ -62,7 +63,7 @@ whole process reaches the apps that are created later. `existing_apps` has those
 preparing: ContextVar[bool] = ContextVar("lightbus_preparing", default=False)
 """True while `Lightbus.prepare` calls the functions of `on_publish`: the event is stored now, and sent later."""
 
-_apps: weakref.WeakSet[Lightbus] = weakref.WeakSet()
+_apps: Living[Lightbus] = Living()
 
 C = TypeVar("C", bound=type[Any])
 F = TypeVar("F", bound=Callable[..., Any])

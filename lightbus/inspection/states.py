@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 
 import amqp.exceptions
 import attrs
@@ -124,6 +124,8 @@ def oldest_seconds(connection: Connection, queue: str) -> float | None:
     match headers.get("x-death"):
         case [{"time": datetime() as left_queue}, *_]:  # a delay queue or a retry queue
             arrived = max(arrived, left_queue.timestamp())
+        case _:
+            pass
     return max(0.0, time.time() - arrived)
 
 

@@ -67,9 +67,14 @@ def _locked(folder: str) -> int:
 def _remove_abandoned() -> None:
     """Remove the folders of supervisors that were killed with all their workers."""
     for file in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{PREFIX}*", LOCK)):
-        with contextlib.suppress(OSError), open(file, "rb") as lock:  # of another user, or in use
+        with contextlib.suppress(OSError), open(file, "rb", opener=_without_waiting) as lock:  # of another, or in use
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(os.path.dirname(file), ignore_errors=True)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Any user may put something else in its place in the temporary folder: a pipe would wait for its other end."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def check_folder(path: str | None) -> None:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from lightbus import errors
 from lightbus.app import Lightbus
+from lightbus.living import Living
 from lightbus.outcome import Outcome
 from lightbus.telemetry import processes
 from lightbus.telemetry.families import (
@@ -101,6 +102,10 @@ class Metrics:
     def of(cls, app: Lightbus) -> Metrics:
         """The app's Metrics: those that its code has created, or new ones."""
         return _metrics_of.get(id(app)) or cls(app)
+
+    def renew_lock(self) -> None:
+        """In a forked child."""
+        self._lock = threading.Lock()
 
     def watch(self, worker: Worker | ServiceRunner) -> None:
         """Add what is known of this worker of the app: whether it is ready, what runs in it, what its queues hold."""
@@ -254,7 +259,7 @@ class _Exposition(Collector):
         self.series = Series()
         self.folder = None if values.ValueClass is values.MutexValue else os.environ.get(processes.VARIABLE)
         """Where several processes have their values; None if there is one process."""
-        self._metrics: weakref.WeakSet[Metrics] = weakref.WeakSet()
+        self._metrics: Living[Metrics] = Living()
         self._begin()
         _expositions.add(self)
         registry.register(self)
@@ -291,11 +296,11 @@ class _Exposition(Collector):
         yield from Series().metrics(self._queue_samples())
 
     def _queue_samples(self) -> Samples:
-        return [sample for metrics in list(self._metrics) for sample in metrics.queue_samples()]
+        return [sample for metrics in self._metrics for sample in metrics.queue_samples()]
 
     def update(self) -> None:
         with self._updating:
-            for metrics in list(self._metrics):
+            for metrics in self._metrics:
                 try:
                     metrics.update()
                 except Exception:
@@ -310,10 +315,13 @@ class _Exposition(Collector):
         self._ended = threading.Event()
 
     def begin(self) -> None:
-        if self.folder is not None and self._thread is None and not self._ended.is_set():
-            atexit.register(self._end_at_exit)
-            self._thread = threading.Thread(target=self._update_regularly, name="lightbus metrics", daemon=True)
-            self._thread.start()
+        if self.folder is None or self._thread is not None or self._ended.is_set():
+            return
+        with self._updating:
+            if self._thread is None:  # no other thread was faster
+                atexit.register(self._end_at_exit)
+                self._thread = threading.Thread(target=self._update_regularly, name="lightbus metrics", daemon=True)
+                self._thread.start()
 
     def _update_regularly(self) -> None:
         while not self._ended.wait(TICK):
@@ -329,9 +337,14 @@ class _Exposition(Collector):
             self.end()
 
     def forget(self) -> None:
-        """In a forked child: it has separate files, and needs a separate thread."""
+        """In a forked child: it has separate files, and needs a separate thread. Locks may be held by threads that only
+        the parent has.
+        """
+        self._begin()
+        self.series.renew_locks()
+        for metrics in self._metrics:
+            metrics.renew_lock()
         if self.folder is not None:
-            self._begin()
             self.series.forget()
 
 
@@ -350,12 +363,12 @@ _Attempt = tuple[Callable[[float], object], Callable[[float], object] | None, _A
 _metrics_of: weakref.WeakValueDictionary[int, Metrics] = weakref.WeakValueDictionary()
 """By the id of the app, which lives as long: it observes with its Metrics."""
 _exposition_of: weakref.WeakKeyDictionary[CollectorRegistry, weakref.ref[_Exposition]] = weakref.WeakKeyDictionary()
-_expositions: weakref.WeakSet[_Exposition] = weakref.WeakSet()
+_expositions: Living[_Exposition] = Living()
 _making = threading.Lock()
 
 
 def _forget_after_fork() -> None:
-    for exposition in list(_expositions):
+    for exposition in _expositions:
         exposition.forget()
 
 

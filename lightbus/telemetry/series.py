@@ -46,9 +46,11 @@ class Histogram:
         if seconds:
             self._total.inc(seconds)
 
+    def renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
     def forget(self) -> None:
         """In a forked child: what is not flushed belongs to the parent."""
-        self._lock = threading.Lock()
         self._counts, self._sum = [0] * len(self._counts), 0.0
 
     def read(self) -> tuple[list[tuple[str, float]], float]:
@@ -89,8 +91,14 @@ class Series:
         for histogram in self._all_histograms():
             histogram.flush()
 
-    def forget(self) -> None:
+    def renew_locks(self) -> None:
+        """In a forked child: another thread of the parent may have held one."""
         self._lock = threading.Lock()
+        for histogram in self._all_histograms():
+            histogram.renew_lock()
+
+    def forget(self) -> None:
+        """In a forked child: what is not flushed belongs to the parent."""
         for histogram in self._all_histograms():
             histogram.forget()
 

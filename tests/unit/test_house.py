@@ -20,6 +20,7 @@ ORDER = [
     "errors",
     "event_loop",
     "exit_handlers",
+    "living",
     "options",
     "pattern",
     "pydantic_models",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
+import signal
+import tempfile
 import threading
 import time
 import weakref
@@ -17,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightbus import Lightbus, Message, Next, Outcome, Receipt, Reject, Retry, errors
-from lightbus.telemetry import queues
+from lightbus.telemetry import processes, queues
 from lightbus.telemetry.families import FAMILIES
 from lightbus.telemetry.prometheus import Metrics
 from lightbus.wire import topology
@@ -350,6 +353,54 @@ async def test_the_age_of_a_queue_begins_again_with_each_retry(shop: Lightbus, r
         await failed.wait()
     await eventually(lambda: samples(registry, "lightbus_queue_messages"), {"shop.main": 1})
     assert samples(registry, "lightbus_queue_oldest_seconds")["shop.main"] < LIMIT
+
+
+def test_only_folders_that_no_supervisor_uses_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv(processes.VARIABLE, raising=False)
+    used = processes.SharedFolder()
+    abandoned, strange = tmp_path / f"{processes.PREFIX}abandoned", tmp_path / f"{processes.PREFIX}strange"
+    for folder in (abandoned, strange):
+        folder.mkdir()
+    (abandoned / processes.LOCK).touch()
+    os.mkfifo(strange / processes.LOCK)
+    made: list[processes.SharedFolder] = []
+    making = threading.Thread(target=lambda: made.append(processes.SharedFolder()), daemon=True)
+    making.start()
+    making.join(LIMIT)
+    assert made, "it waits for the other end of a pipe"
+    assert not abandoned.exists()
+    assert Path(used.path).exists()
+    for one in (used, *made):
+        one.close()
+
+
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent(
+    shop: Lightbus, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Metrics(shop, registry=registry)
+    updating, go_on = threading.Event(), threading.Event()
+
+    def slow(_metrics: Metrics) -> None:
+        updating.set()
+        go_on.wait(LIMIT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Metrics, "update", slow)
+        scrape = threading.Thread(target=samples, args=(registry, "lightbus_published_total"))
+        scrape.start()
+        assert updating.wait(LIMIT)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(int(LIMIT))
+            samples(registry, "lightbus_published_total")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    go_on.set()
+    scrape.join(LIMIT)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 class SlowBroker:
