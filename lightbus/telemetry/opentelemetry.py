@@ -535,7 +535,10 @@ class _Instrumented:
         found = destinations.get((operation, event))
         if found is None:
             kind = "send" if operation == "publish" else operation
-            found = _destination(self._system, operation, kind, (self.name, event), event, {})
+            app = self._app()
+            # The rows of an outbox may have any number of names that this app does not declare.
+            template = (self.name,) if app is not None and event not in app.events else None
+            found = _destination(self._system, operation, kind, (self.name, event), event, {}, template)
             destinations[operation, event] = found
         return found
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import anyio
+import attrs
 import pytest
 import sqlalchemy as sa
 from opentelemetry import context, propagate, trace
@@ -251,6 +252,17 @@ async def test_an_event_that_only_a_wildcard_matches_has_a_name_with_few_values(
 
 
 # --- publishing -------------------------------------------------------------------------------
+
+
+async def test_events_that_the_app_does_not_declare_share_a_name(shop: Lightbus, recorded: Recorded) -> None:
+    async with shop:
+        for number in range(3):
+            publication = attrs.evolve(shop.prepare(OrderPlaced(number=number)), routing_key=f"order.{number}")
+            await shop.publisher.publish(publication)
+    names = [one.attributes["messaging.destination.name"] for one in recorded.named("publish shop")]
+    assert names == ["shop:order.0", "shop:order.1", "shop:order.2"]
+    (point,) = recorded.points("messaging.client.sent.messages")
+    assert (point.attributes["messaging.destination.template"], point.value) == ("shop", 3)
 
 
 async def test_a_publishers_own_context_stays_and_its_publish_links_to_it(
