@@ -83,6 +83,8 @@ class OrderScene(Scene):
         self.engine = sa.create_engine(self.database, poolclass=NullPool)
         self.outbox = Outbox(Lightbus("shop", url=self.url))
         self.outbox.app.event(OrderPlaced)
+        self.restarts: list[tuple[float, float]] = []
+        """Those of `faults` that have restarted the broker."""
 
     def __enter__(self) -> OrderScene:
         super().__enter__()
@@ -271,6 +273,7 @@ class OrderScene(Scene):
         reasons: Counter[str] = Counter()
         # A worker that was stopped still has the first copies, which the broker has given to another one meanwhile.
         second = {entry.id for entry in self.ledger.entries(HANDLED) if entry.fields[1] == "1"}
+        handled = {entry.id: entry.time for entry in self.ledger.entries(HANDLED)}
         for entry in self.ledger.entries(SKIPPED):
             _, redelivered, attempt = entry.fields
             if redelivered == "1" or entry.id in second:
@@ -279,6 +282,10 @@ class OrderScene(Scene):
                 reasons["retried"] += 1
             elif sent[entry.id] > 1:
                 reasons["sent again"] += 1
+            elif any(begin - 15 <= handled.get(entry.id, 0.0) <= end <= entry.time for begin, end in self.restarts):
+                # A batch that was not confirmed before kill -9 is sent again, and may be lost in the tap only. Or
+                # RabbitMQ has not written the delivery, so that the flag is missing.
+                reasons["around a restart"] += 1
             else:
                 reasons["unexplained"] += 1
         return reasons

@@ -66,6 +66,7 @@ def broker_killed_with_outbox(stage: Stage, *, times: int, orders: int) -> Order
             with scene.fault():
                 stage.node.kill()
                 stage.node.start()
+        scene.restarts = scene.faults
         scene.settle()
         return scene.order_row("broker killed (kill -9) and restarted", times)
 

@@ -25,6 +25,7 @@ import attrs
 
 from lightbus.transport import Publication
 from lightbus.transport.amqp import wire as wire
+from tests.bus import publish_confirmed
 from tests.faults.ledger import CONFIRMED, COUNTED, COUNTING, FAILED, HANDLED, TRIED
 from tests.faults.proxy import Proxy
 from tests.faults.scene import LIMIT, Process, Row, Scene, id_of
@@ -643,13 +644,11 @@ def strange_messages(stage: Stage, *, times: int) -> Row:
         for number in range(times):
             scene.until_handled(20)
             connection = connect(scene.url)
-            channel = connection.channel()
             for kind, headers in strange.items():
                 id = f"{kind}-{number}"
                 scene.ledger.write(TRIED, id)
                 body = json.dumps({"id": id, "do": "fail"}).encode()
-                channel.publish([Publication("shop", "thing.happened", body, {"headers": headers})])
-                channel.exchange_declare("shop", "topic", passive=True)  # waits for a reply, so the message has arrived
+                publish_confirmed(connection, Publication("shop", "thing.happened", body, {"headers": headers}))
                 scene.ledger.write(CONFIRMED, id)
             connection.close()
         scene.until(lambda: len(dead(scene)) >= times * len(strange), "all of them are dead letters")
