@@ -202,6 +202,15 @@ class Channel(Protocol):
         """Take one message, which must be settled. None: the queue is empty."""
         ...
 
+    def read_stream(self, queue: str, on_delivery: OnDelivery, *, seconds: float) -> None:
+        """Read all messages that a stream (a queue with `x-queue-type: stream`) has now, the oldest first. They stay in
+        it. The channel is used for nothing else, and is closed afterwards.
+
+        Raises:
+            TimeoutError: it takes longer.
+        """
+        ...
+
     def first_properties(self, queue: str) -> Properties | None:
         """The properties of the first message that waits in the queue. None: there is none, or the broker cannot tell
         without delivering it."""

@@ -171,6 +171,11 @@ def _seconds(delay: float) -> str:
 
 DEAD_KEY = "dead"
 
+CATALOG = f"{BUS}.catalog"
+"""The stream of all apps' contracts. No app has a queue of this name, since no app is named as the bus."""
+CONTRACT_KEY = "contract"
+"""The routing key of contracts on an app's internal exchange."""
+
 
 # --- what an app declares ---------------------------------------------------------------------
 
@@ -220,6 +225,27 @@ def consuming(app: str, queues: Iterable[ConsumedQueue], queue_type: QueueType) 
         exchanges=(*base.exchanges, _exchange(internal, "direct")),
         queues=tuple(declared),
         bindings=tuple(bindings),
+    )
+
+
+def catalog_stream() -> Queue:
+    """The stream that keeps the contracts of all apps: 64 MiB, which holds 20 generations of 500 apps, and 90 days."""
+    arguments = {
+        "x-queue-type": "stream",
+        "x-max-age": "90D",
+        "x-max-length-bytes": 64 * 1024**2,
+        "x-stream-max-segment-size-bytes": 4 * 1024**2,  # whole segments are deleted
+    }
+    return Queue(CATALOG, arguments)
+
+
+def cataloguing(app: str) -> Topology:
+    """What an app needs to publish its contract, beside the stream: only the app may publish to its internal exchange,
+    so the exchange of a contract proves which app wrote it."""
+    internal = internal_name(app)
+    return Topology(
+        exchanges=(_exchange(internal, "direct"),),
+        bindings=(Binding(internal, CATALOG, CONTRACT_KEY, to_queue=True),),
     )
 
 

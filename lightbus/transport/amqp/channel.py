@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -31,6 +33,9 @@ from lightbus.transport import (
 from lightbus.transport.amqp import wire as wire
 from lightbus.transport.amqp.writer import SocketWriter
 
+_STREAM_PREFETCH = 1000
+_STREAM_SILENCE = 1.0
+"""Seconds without a message after which a stream is empty. (With the first one, the broker sends all of its chunk.)"""
 _WRITE_SIZE = 262144
 _NOWAIT_SIZE = 1048576  # about what a system takes at once for a broker that reads
 
@@ -51,6 +56,12 @@ class Owner(Protocol):
         ...
 
     def drain_events(self, timeout: float | None = None) -> None: ...
+
+
+def _offset(delivery: Delivery) -> int:
+    """The place of a message in its stream."""
+    offset: int = delivery.properties["headers"]["x-stream-offset"]
+    return offset
 
 
 def ignore(*_: object) -> None:
@@ -151,6 +162,45 @@ class Channel(kombu.transport.pyamqp.Channel):
         self.consumers[tag.encode()] = on_delivery
         self.cancel_callbacks[tag] = on_cancel
         self.basic_consume(queue, tag, no_ack=no_ack, exclusive=exclusive, on_cancel=on_cancel)
+        return tag
+
+    def read_stream(self, queue: str, on_delivery: OnDelivery, *, seconds: float) -> None:
+        """Read all messages that a stream has now. The broker does not count them: the last one is asked for first."""
+        connection = self._open_connection()
+        with connection.limit(seconds, f"reading {queue}"):
+            last = -1
+
+            def find_last(delivery: Delivery) -> None:
+                nonlocal last
+                last = _offset(delivery)
+
+            self.basic_qos(0, _STREAM_PREFETCH, False)
+            tag = self._consume_stream(queue, "last", find_last)
+            deadline = time.monotonic() + _STREAM_SILENCE
+            while last < 0 and time.monotonic() < deadline:
+                with contextlib.suppress(TimeoutError):
+                    connection.drain_events(0.05)
+            self.basic_cancel(tag)  # waits for the answer, behind the rest of the last chunk
+            if last < 0:
+                return
+            read, unacked = -1, 0
+
+            def take(delivery: Delivery) -> None:
+                nonlocal read, unacked
+                read, unacked = _offset(delivery), unacked + 1
+                on_delivery(delivery)
+                if unacked >= _STREAM_PREFETCH // 2:
+                    self.basic_ack(delivery.delivery_tag, multiple=True)
+                    unacked = 0
+
+            self._consume_stream(queue, "first", take)
+            while read < last:
+                connection.drain_events()
+
+    def _consume_stream(self, queue: str, offset: str, on_delivery: OnDelivery) -> str:
+        tag = f"{self.channel_id}.{next(self._consumer_numbers)}"
+        self.consumers[tag.encode()] = on_delivery
+        self.basic_consume(queue, tag, on_cancel=ignore, arguments={"x-stream-offset": offset})
         return tag
 
     def first_properties(self, queue: str) -> Properties | None:

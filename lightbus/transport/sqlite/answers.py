@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -32,6 +33,13 @@ def access_refused(what: str) -> Exception:
 
 def precondition_failed(what: str) -> Exception:
     return amqp_error(amqp_errors.PreconditionFailed, f"PRECONDITION_FAILED - {what}")
+
+
+def not_for_streams(method: str, name: str) -> Exception:
+    return amqp_error(
+        amqp_errors.AMQPNotImplementedError,
+        f"NOT_IMPLEMENTED - {method} not supported by stream queues queue '{name}' in vhost '/'",
+    )
 
 
 def resource_locked(name: str) -> Exception:
@@ -82,6 +90,10 @@ def check_queue_arguments(name: str, arguments: Arguments) -> None:
         value = arguments.get(key, 0)
         if type(value) is not int or value < 0:
             raise precondition_failed(f"invalid arg '{key}' for queue '{name}' in vhost '/': {value!r}")
+    if arguments.get("x-queue-type") == "stream":
+        age = arguments.get("x-max-age")
+        if age is not None and not re.fullmatch("[0-9]+[YMDhms]", str(age)):
+            raise precondition_failed(f"invalid arg 'x-max-age' for queue '{name}' in vhost '/': {age!r}")
     if "x-dead-letter-routing-key" in arguments and "x-dead-letter-exchange" not in arguments:
         raise precondition_failed(
             f"invalid arg 'x-dead-letter-routing-key' for queue '{name}' in vhost '/': routing_key_but_no_dlx_defined"

@@ -25,7 +25,7 @@ from lightbus.transport import (
     Publication,
     Takes,
 )
-from lightbus.transport.sqlite.answers import amqp_error, precondition_failed
+from lightbus.transport.sqlite.answers import amqp_error, not_for_streams, precondition_failed
 from lightbus.transport.sqlite.deliveries import Claim
 from lightbus.transport.sqlite.kombu_channel import KombuChannel, ignore
 from lightbus.transport.sqlite.store import Outcome, Store
@@ -187,7 +187,7 @@ class Channel(KombuChannel):
         if tag in self.consumers:
             raise amqp_error(amqp_errors.NotAllowed, f"NOT_ALLOWED - attempt to reuse consumer tag '{tag}'")
         with self._transaction():
-            found = self._store.declarations.queue(queue)
+            found = self._queue_of_messages(queue, "basic.consume")
             self._store.declarations.add_consumer(self._global_tag(tag), found, exclusive)
         limit = UNLIMITED if no_ack else self._consumer_limit
         self.consumers[tag] = Consumer(tag, found, limit, no_ack, on_delivery, on_cancel)
@@ -262,11 +262,32 @@ class Channel(KombuChannel):
         claims: list[Claim] = []
         while not expired:
             with self._transaction():
-                found = self._store.declarations.queue(queue)
+                found = self._queue_of_messages(queue, "basic.get")
                 expired = self._store.dead_letters.expire()
                 if expired:
                     claims = self._store.deliveries.claim(found, 1, settled=no_ack)
         return self._delivery(claims[0], None if no_ack else (claims[0].id, None)) if claims else None
+
+    def _queue_of_messages(self, name: str, method: str) -> Queue:
+        """
+        Raises:
+            amqp.exceptions.AMQPNotImplementedError: it is a stream, which is read with `read_stream` only.
+        """
+        found = self._store.declarations.queue(name)
+        if found.is_stream:
+            raise not_for_streams(method, name)
+        return found
+
+    def read_stream(self, queue: str, on_delivery: OnDelivery, *, seconds: float) -> None:
+        """Read all messages that a stream has now, in one transaction."""
+        with self._transaction():
+            while not self._store.dead_letters.expire():
+                pass
+            entries = self._store.entries.all_ready(self._store.declarations.queue(queue))
+        for number, (exchange, routing_key, properties, body) in enumerate(entries, 1):
+            on_delivery(
+                Delivery(self, number, False, exchange, routing_key, partial(_read_properties, properties, 0), body)
+            )
 
     def first_properties(self, queue: str) -> Properties | None:
         """Those of the first ready message."""
@@ -417,7 +438,7 @@ class Channel(KombuChannel):
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
         """Returns how many messages were deleted."""
         with self._transaction():
-            return self._store.entries.purge(self._store.declarations.queue(queue))
+            return self._store.entries.purge(self._queue_of_messages(queue, "queue.purge"))
 
     def queue_delete(
         self, queue: str = "", if_unused: bool = False, if_empty: bool = False, nowait: bool = False

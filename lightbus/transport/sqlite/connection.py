@@ -18,6 +18,7 @@ Differences from RabbitMQ, which should not matter:
 - A message expires on time, not only at the head of its queue.
 - Queues that are not durable live as long as the file: the broker never restarts.
 - `x-expires`, `x-max-length-bytes` and priorities are accepted and ignored.
+- A stream keeps its newest 10,000 messages, and is read as a whole (`read_stream`).
 - An error in a batch of publications undoes the whole batch.
 - A message that waits for at-least-once dead-lettering moves on as soon as a queue takes it.
 """

@@ -10,6 +10,7 @@ import attrs
 from lightbus.transport import Properties
 from lightbus.transport.sqlite.answers import precondition_failed
 from lightbus.transport.sqlite.schema import (
+    ALL_READY,
     COUNT_READY,
     FIRST_PROPERTIES,
     FIRST_READY,
@@ -110,6 +111,10 @@ class Entries:
         """The properties of the first ready message."""
         found = self._session.sql(FIRST_PROPERTIES, queue.id).fetchone()
         return None if found is None else cast("bytes", found[0])
+
+    def all_ready(self, queue: Queue) -> list[tuple[str, str, bytes, bytes]]:
+        """(exchange, routing key, properties, body) of all ready messages, the oldest first."""
+        return self._session.sql(ALL_READY, queue.id).fetchall()
 
     def next_due(self) -> float | None:
         """In a transaction: when (by the session's `now`) the first message expires or is tried again."""

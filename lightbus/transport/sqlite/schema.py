@@ -13,6 +13,8 @@ CLAIM_BYTES = 16 * 1024 * 1024
 SPARE_PAGES = 1024  # free pages that the file may always have: 4 MB
 GIVE_BACK = 1000  # pages per transaction: 4 MB. Other clients wait about 30 ms for it
 EXPIRE_BATCH = 500  # messages per transaction, so that other clients get their turn
+STREAM_LENGTH = 10_000
+"""Messages that a stream keeps."""
 CACHED_ROUTES = 20_000
 INCREMENTAL = 2  # a value of auto_vacuum
 HELD = 0  # the owner of a held message: it is neither ready nor with a client
@@ -115,6 +117,10 @@ FIRST_READY = "SELECT 1 FROM entries WHERE queue = ? AND owner IS NULL LIMIT 1"
 FIRST_PROPERTIES = """
     SELECT c.properties FROM entries e JOIN contents c ON c.id = e.id
     WHERE e.queue = ? AND e.owner IS NULL ORDER BY e.id LIMIT 1
+"""
+ALL_READY = """
+    SELECT c.exchange, c.routing_key, c.properties, c.body FROM entries e JOIN contents c ON c.id = e.id
+    WHERE e.queue = ? AND e.owner IS NULL ORDER BY e.id
 """
 COUNT_READY = "SELECT count(*) FROM entries WHERE queue = ? AND owner IS NULL"
 COUNT_SOME_READY = "SELECT count(*) FROM (SELECT 1 FROM entries WHERE queue = ? AND owner IS NULL LIMIT ?)"

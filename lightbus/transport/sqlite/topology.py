@@ -10,7 +10,7 @@ import attrs
 
 from lightbus.pattern import topic_matches
 from lightbus.transport.sqlite.answers import Arguments, Kind, same
-from lightbus.transport.sqlite.schema import CACHED_ROUTES
+from lightbus.transport.sqlite.schema import CACHED_ROUTES, STREAM_LENGTH
 from lightbus.transport.sqlite.tables import decode_table
 
 
@@ -31,6 +31,7 @@ class Queue:
     max_length: int | None = None
     refuses_overflow: bool = False
     delivery_limit: int | None = None
+    is_stream: bool = False
 
     def __attrs_post_init__(self) -> None:
         get = self.arguments.get
@@ -43,6 +44,18 @@ class Queue:
         self.refuses_overflow = get("x-overflow") in ("reject-publish", "reject-publish-dlx")
         limit = get("x-delivery-limit")
         self.delivery_limit = limit if limit is not None and limit >= 0 else None
+        self.is_stream = get("x-queue-type") == "stream"
+        if self.is_stream:
+            self.max_length = STREAM_LENGTH
+            self.ttl = _seconds_of(get("x-max-age"))
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "D": 86400, "M": 2592000, "Y": 31536000}
+
+
+def _seconds_of(age: object) -> float | None:
+    """RabbitMQ's `x-max-age`: "90D"."""
+    return None if not isinstance(age, str) else int(age[:-1]) * float(_UNITS[age[-1]])
 
 
 @attrs.define(eq=False)

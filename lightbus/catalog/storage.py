@@ -1,0 +1,249 @@
+"""The contracts on the broker: one stream for all apps, to which each app publishes through its internal exchange.
+
+Nothing is removed from a stream, so that every app's user may read it. The broker deletes what is old. Of each app, the
+newest contract counts. RabbitMQ keeps the exchange of a message, and lets only its app publish to it: so the exchange
+proves which app wrote a contract, and one that names another app is forged (verified on RabbitMQ 3.10.8).
+"""
+
+# kombu and py-amqp have no types:
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import zlib
+from collections.abc import Generator
+from typing import Any
+
+import amqp.exceptions
+import attrs
+
+from lightbus import errors
+from lightbus.catalog import catalog as catalogs
+from lightbus.catalog import contract as contracts
+from lightbus.catalog.catalog import Catalog, Ignored
+from lightbus.catalog.contract import Contract
+from lightbus.connection.declare import declare
+from lightbus.connection.diagnosis import LOST, describe
+from lightbus.connection.dial import BrokerAddresses, address_of
+from lightbus.transport import Connection, Delivery, Publication
+from lightbus.wire.topology import CATALOG, CONTRACT_KEY, INTERNAL, Topology, catalog_stream, cataloguing, internal_name
+
+LIMIT = 30.0
+"""Seconds for publishing a contract, or for reading all of them."""
+MAX_BYTES = 1024 * 1024
+"""Of one contract as JSON. A larger one is refused by its writer, and ignored by readers."""
+ENCODING = "deflate"
+WITHDRAWN = "withdrawn"
+"""A key in the place of a contract: the app no longer exists."""
+
+
+@contextlib.contextmanager
+def _connected(broker: BrokerAddresses, purpose: str) -> Generator[Connection]:
+    """
+    Raises:
+        errors.BrokerError: the broker is not usable, or the connection was lost.
+    """
+    connection = broker.connect(f"lightbus {purpose}")
+    try:
+        yield connection
+    except LOST as error:
+        raise describe(error, address_of(connection, broker)) from error
+    finally:
+        connection.close()
+
+
+# --- publishing -------------------------------------------------------------------------------
+
+
+def publish(broker: BrokerAddresses, contract: Contract) -> None:
+    """Publish an app's contract, and return when the broker has it.
+
+    Raises:
+        errors.CatalogError: the broker keeps no catalogue, this user may not publish to it, or it is too large.
+        errors.BrokerError: the broker is not usable.
+    """
+    _publish(broker, contract.app, contracts.to_json(contract))
+
+
+def withdraw(broker: BrokerAddresses, app: str) -> None:
+    """Remove an app from the catalogue, until it publishes a contract again.
+
+    Raises:
+        errors.CatalogError, errors.BrokerError: as `publish`.
+    """
+    _publish(broker, app, {"app": app, "at": time.time(), WITHDRAWN: True})
+
+
+def _publish(broker: BrokerAddresses, app: str, content: dict[str, Any]) -> None:
+    body = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(body) > MAX_BYTES:
+        raise errors.CatalogError(
+            f"The contract of app {app!r} has {len(body):,} bytes; the catalogue takes {MAX_BYTES:,}. Shorten the "
+            "docstrings of its events, or declare fewer events in one app."
+        )
+    properties = {
+        "content_type": "application/json",
+        "content_encoding": ENCODING,
+        "delivery_mode": 2,
+        "timestamp": int(time.time()),
+        "app_id": app,
+    }
+    publication = Publication(internal_name(app), CONTRACT_KEY, zlib.compress(body), properties)
+    with _connected(broker, f"{app} contract") as connection:
+        _declare_stream(connection)
+        try:
+            declare(connection, cataloguing(app))
+        except amqp.exceptions.AccessRefused as error:
+            raise errors.CatalogError(
+                f"This user may not write to {CATALOG} as app {app!r}. Give it the permissions that `lightbus topology "
+                "permissions` prints."
+            ) from error
+        _send(connection, publication)
+
+
+def _declare_stream(connection: Connection) -> None:
+    """An administrator may have declared it, with other limits.
+
+    Raises:
+        errors.CatalogError: it does not exist, and this user or broker cannot create it.
+    """
+    probe = connection.channel()
+    try:
+        probe.queue_declare(CATALOG, passive=True)
+    except amqp.exceptions.NotFound:
+        try:
+            declare(connection, Topology(queues=(catalog_stream(),)))
+        except amqp.exceptions.AccessRefused as error:
+            raise errors.CatalogError(
+                f"The stream {CATALOG} does not exist, and this user may not create it. Run once as a user who may: "
+                "lightbus catalog"
+            ) from error
+        except amqp.exceptions.PreconditionFailed as error:
+            raise errors.CatalogError(
+                f"This broker has no streams, which keep the catalogue: use RabbitMQ 3.9 or later. ({error})"
+            ) from error
+    except amqp.exceptions.AccessRefused as error:
+        raise errors.CatalogError(
+            f"This user may not read {CATALOG}. Give it the permissions that `lightbus topology permissions` prints."
+        ) from error
+    else:
+        probe.close()
+
+
+def _send(connection: Connection, publication: Publication) -> None:
+    """
+    Raises:
+        errors.CatalogError: the broker refuses it, or does not confirm it in time.
+    """
+    channel = connection.channel()
+    outcome: list[str] = []
+    channel.on_ack = lambda _tag, _multiple: outcome.append("")
+    channel.on_nack = lambda _tag, _multiple: outcome.append("the broker has refused it")
+    channel.on_return = lambda *_: outcome.append(f"{CATALOG} is not bound to {publication.exchange}")
+    channel.confirm_select()
+    channel.publish([publication])
+    deadline = time.monotonic() + LIMIT
+    while not outcome:
+        if time.monotonic() > deadline:
+            raise errors.CatalogError(f"The broker did not confirm the contract within {LIMIT:g} s.")
+        with contextlib.suppress(TimeoutError):
+            connection.drain_events(0.1)
+    channel.close()
+    if outcome[0]:
+        raise errors.CatalogError(f"The contract was not stored: {outcome[0]}.")
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Stored:
+    """A message of the stream, not decoded yet: only the newest of each app is."""
+
+    body: bytes
+    encoding: str
+    at: float
+
+
+def read(broker: BrokerAddresses) -> Catalog:
+    """Read the newest contract of each app.
+
+    Raises:
+        errors.CatalogError: the broker keeps no catalogue, or this user may not read it.
+        errors.BrokerError: the broker is not usable.
+    """
+    newest: dict[str, _Stored] = {}
+    ignored: dict[str, Ignored] = {}
+
+    def take(delivery: Delivery) -> None:
+        app = delivery.exchange.removesuffix(INTERNAL)
+        if delivery.exchange != internal_name(app) or delivery.routing_key != CONTRACT_KEY or "." in app:
+            writer = app.partition(".")[0]
+            ignored[writer] = Ignored(
+                writer,
+                _time_of(delivery),
+                f"A message of exchange {delivery.exchange!r} is not a contract. Remove that exchange's binding to "
+                f"{CATALOG}.",
+            )
+            return
+        encoding = delivery.properties.get("content_encoding")
+        newest.pop(app, None)
+        newest[app] = _Stored(delivery.body, encoding if isinstance(encoding, str) else "", _time_of(delivery))
+
+    with _connected(broker, "catalog") as connection:
+        _declare_stream(connection)
+        channel = connection.channel()
+        channel.read_stream(CATALOG, take, seconds=LIMIT)
+        channel.close()
+    found = []
+    for app, stored in newest.items():
+        try:
+            contract = _decoded(app, stored)
+        except errors.CatalogError as error:
+            ignored[app] = Ignored(app, stored.at, str(error))
+        else:
+            found += [contract] if contract is not None else []
+    return catalogs.of(found, list(ignored.values()))
+
+
+def _time_of(delivery: Delivery) -> float:
+    """When it was published; 0 if that is unknown."""
+    try:
+        at = delivery.properties.get("timestamp")
+    except ValueError:
+        return 0.0
+    return float(at) if isinstance(at, int | float) else 0.0
+
+
+def _decoded(app: str, stored: _Stored) -> Contract | None:
+    """The contract; None if it is withdrawn.
+
+    Raises:
+        errors.CatalogError: it cannot be read, or names another app.
+    """
+    content = _unpacked(app, stored)
+    named = content.get("app")
+    if named != app:
+        raise errors.CatalogError(f"App {app!r} has published a contract of app {str(named)[:100]!r}, which is forged.")
+    if content.get(WITHDRAWN) is True:
+        return None
+    return contracts.from_json(content)
+
+
+def _unpacked(app: str, stored: _Stored) -> dict[str, Any]:
+    body = stored.body
+    try:
+        if stored.encoding == ENCODING:
+            unpack = zlib.decompressobj()
+            body = unpack.decompress(body, MAX_BYTES + 1)
+        if len(body) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        content = json.loads(body)
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    except (ValueError, zlib.error, RecursionError) as error:
+        raise errors.CatalogError(f"The contract of app {app!r} cannot be read: {error}.") from error
+    return content

@@ -1,0 +1,241 @@
+"""The contracts of apps, kept in a stream on the broker."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import amqp.exceptions
+import attrs
+import pytest
+
+from lightbus import Lightbus, errors
+from lightbus.catalog import contract as contracts
+from lightbus.catalog import storage
+from lightbus.catalog.contract import Contract, contract_of
+from lightbus.connection.declare import declare
+from lightbus.transport import Connection, Delivery, Publication
+from lightbus.wire.topology import Exchange, Queue, Topology, catalog_stream, cataloguing
+from tests.bus import LIMIT, OrderPlaced, connected, publish_confirmed
+from tests.rabbitmq import Node
+
+MakeApp = Callable[..., Lightbus]
+
+
+@pytest.fixture
+def connection(broker_url: str) -> Iterator[Connection]:
+    with connected(broker_url) as opened:
+        yield opened
+
+
+def shop_contract(make_app: MakeApp, release: str = "1") -> Contract:
+    app = make_app("shop")
+    app.event(OrderPlaced)
+    return contract_of(app, release)
+
+
+def billing_contract(make_app: MakeApp) -> Contract:
+    app = make_app("billing")
+    app.on("order.placed", name="invoice")(lambda: None)
+    return contract_of(app)
+
+
+def put(connection: Connection, exchange: str, body: bytes, properties: dict[str, Any] | None = None) -> None:
+    """Publish to the catalogue as an app does, or as one that is up to something."""
+    app = exchange.removesuffix(".internal")
+    declare(connection, Topology(queues=(catalog_stream(),)))
+    declare(connection, attrs.evolve(cataloguing(app), exchanges=(Exchange(exchange, "direct"),)))
+    publish_confirmed(connection, Publication(exchange, "contract", body, properties or {}))
+
+
+# --- publishing and reading -------------------------------------------------------------------
+
+
+def test_an_empty_catalogue_has_no_contracts(make_app: MakeApp) -> None:
+    found = storage.read(make_app("shop").broker)
+    assert (found.contracts, found.ignored) == ([], [])
+
+
+def test_the_newest_contract_of_each_app_is_read_again_and_again(make_app: MakeApp) -> None:
+    broker = make_app("shop").broker
+    billing, second = billing_contract(make_app), shop_contract(make_app, "2")
+    for one in (shop_contract(make_app), billing, second):
+        storage.publish(broker, one)
+    for _ in range(2):
+        found = storage.read(broker)
+        assert (found.contracts, found.ignored) == ([billing, second], [])
+
+
+def test_a_withdrawn_app_is_not_in_the_catalogue_until_it_publishes_again(make_app: MakeApp) -> None:
+    broker, shop = make_app("shop").broker, shop_contract(make_app)
+    storage.publish(broker, shop)
+    storage.withdraw(broker, "shop")
+    assert storage.read(broker).contracts == []
+    storage.publish(broker, shop)
+    assert storage.read(broker).contracts == [shop]
+
+
+def test_a_contract_does_not_reach_any_queue_of_an_app(make_app: MakeApp) -> None:
+    audit = make_app("audit")
+    audit.on("#", name="record")(lambda: None)
+    with connected(audit) as connection:
+        declare(connection, audit.topology())
+    storage.publish(audit.broker, shop_contract(make_app))
+    storage.publish(audit.broker, contract_of(audit))
+    with connected(audit) as connection:
+        assert connection.channel().get("audit.main") is None
+
+
+def test_more_messages_than_are_prefetched_are_read(make_app: MakeApp, connection: Connection) -> None:
+    declare(connection, Topology(queues=(catalog_stream(),)))
+    declare(connection, Topology(exchanges=cataloguing("shop").exchanges, bindings=cataloguing("shop").bindings))
+    shop = contracts.to_json(shop_contract(make_app))
+    bodies = [zlib.compress(json.dumps(shop | {"release": str(number)}).encode()) for number in range(2_500)]
+    publish_confirmed(
+        connection,
+        *(Publication("shop.internal", "contract", body, {"content_encoding": "deflate"}) for body in bodies),
+    )
+    assert [one.release for one in storage.read(make_app("shop").broker).contracts] == ["2499"]
+
+
+def test_a_contract_that_is_too_large_is_refused(make_app: MakeApp) -> None:
+    shop = shop_contract(make_app)
+    large = attrs.evolve(shop, release="x" * 1024**2)
+    with pytest.raises(
+        errors.CatalogError, match=r"The contract of app 'shop' has 1,0\d\d,\d\d\d bytes; the catalogue"
+    ):
+        storage.publish(make_app("shop").broker, large)
+
+
+# --- what does not count ----------------------------------------------------------------------
+
+
+def test_a_contract_in_the_name_of_another_app_is_ignored_and_shown(make_app: MakeApp, connection: Connection) -> None:
+    broker, shop = make_app("shop").broker, shop_contract(make_app)
+    storage.publish(broker, shop)
+    forged = json.dumps(contracts.to_json(attrs.evolve(shop, release="forged"))).encode()
+    put(
+        connection, "mallory.internal", forged, {"headers": {"x-exchange": "shop.internal"}, "timestamp": 1_800_000_000}
+    )
+    put(connection, "mallory.sub.internal", forged)
+    found = storage.read(broker)
+    assert found.contracts == [shop]
+    assert {one.reason for one in found.ignored} == {
+        "App 'mallory' has published a contract of app 'shop', which is forged.",
+    } | {one.reason for one in found.ignored if "A message of exchange 'mallory.sub.internal'" in one.reason}
+    assert {one.writer for one in found.ignored} == {"mallory"}
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "problem"),
+    [
+        (b"{", "", "cannot be read"),
+        (b"[]", "", "not a JSON object"),
+        (b"{}", "", "has published a contract of app 'None'"),
+        (b'{"app": "shop"}', "", "This is not a contract"),
+        (b"\xff\xfe", "deflate", "cannot be read"),
+        (zlib.compress(b" " * (2 * 1024**2)), "deflate", "more than 1,048,576 bytes"),
+        (b"[" * 100_000, "", "cannot be read"),
+    ],
+)
+def test_a_message_that_is_no_contract_is_ignored_and_shown(
+    make_app: MakeApp, connection: Connection, body: bytes, encoding: str, problem: str
+) -> None:
+    put(connection, "shop.internal", body, {"content_encoding": encoding} if encoding else {})
+    found = storage.read(make_app("shop").broker)
+    assert found.contracts == []
+    (ignored,) = found.ignored
+    assert problem in ignored.reason
+    assert ignored.writer == "shop"
+
+
+def test_events_that_somebody_routes_into_the_catalogue_are_ignored(make_app: MakeApp, connection: Connection) -> None:
+    broker, shop = make_app("shop").broker, shop_contract(make_app)
+    storage.publish(broker, shop)
+    declare(connection, Topology(exchanges=(Exchange("noise", "topic"),)))
+    connection.channel().queue_bind("lightbus.catalog", "noise", "#")
+    publish_confirmed(connection, *(Publication("noise", "contract", b"{}", {}) for _ in range(10)))
+    found = storage.read(broker)
+    assert found.contracts == [shop]
+    assert [one.writer for one in found.ignored] == ["noise"]
+
+
+# --- streams ----------------------------------------------------------------------------------
+
+
+def test_a_stream_is_read_by_nothing_else(connection: Connection) -> None:
+    declare(connection, Topology(queues=(Queue("log", {"x-queue-type": "stream"}),)))
+    for step in (
+        lambda channel: channel.get("log"),
+        lambda channel: channel.queue_purge("log"),
+    ):
+        with pytest.raises(amqp.exceptions.AMQPNotImplementedError):
+            step(connection.channel())
+            connection.drain_events(LIMIT)
+        break  # RabbitMQ closes the connection
+
+
+def test_a_stream_keeps_what_was_read(connection: Connection) -> None:
+    declare(connection, Topology(queues=(Queue("log", {"x-queue-type": "stream"}),)))
+    connection.channel().queue_bind("log", "amq.direct", "log")
+    publish_confirmed(connection, *(Publication("amq.direct", "log", b"%d" % number, {}) for number in range(5)))
+    for _ in range(2):
+        found: list[Delivery] = []
+        channel = connection.channel()
+        channel.read_stream("log", found.append, seconds=LIMIT)
+        channel.close()
+        assert [(one.exchange, one.routing_key, one.body) for one in found] == [
+            ("amq.direct", "log", b"%d" % number) for number in range(5)
+        ]
+
+
+# --- permissions ------------------------------------------------------------------------------
+
+
+@pytest.mark.rabbitmq
+def test_an_app_with_its_printed_permissions_publishes_and_reads_and_can_do_nothing_else(
+    rabbitmq: Node, rabbitmq_url: str
+) -> None:
+    vhost = rabbitmq_url.rpartition("/")[2]
+    storage.read(Lightbus("admin", url=rabbitmq_url).broker)  # declares the stream
+    user = f"billing-{vhost}"
+    own = r"billing(\..+)?"
+    rabbitmq.add_users(
+        vhost, {user: (rf"^{own}$", rf"^({own}|lightbus(\.catalog)?)$", rf"^({own}|lightbus(\.catalog)?)$")}, "pw"
+    )
+    app = Lightbus("billing", url=rabbitmq.vhost_url(vhost, user, "pw"))
+    app.on("order.placed", name="invoice")(lambda: None)
+    own_contract = contract_of(app)
+    storage.publish(app.broker, own_contract)
+    assert storage.read(app.broker).contracts == [own_contract]
+
+    def refused(step: Callable[[Any], object]) -> None:
+        with connected(app) as connection:
+            with pytest.raises((amqp.exceptions.AccessRefused, amqp.exceptions.AMQPNotImplementedError)):
+                step(connection.channel())
+                connection.drain_events(LIMIT)
+
+    refused(lambda channel: channel.queue_delete("lightbus.catalog"))
+    refused(lambda channel: channel.queue_purge("lightbus.catalog"))
+    refused(lambda channel: channel.queue_declare("lightbus.catalog", arguments=catalog_stream().arguments))
+    refused(lambda channel: channel.publish([Publication("", "lightbus.catalog", b"{}", {})]))
+    refused(lambda channel: channel.publish([Publication("shop.internal", "contract", b"{}", {})]))
+
+
+@pytest.mark.rabbitmq
+def test_an_app_without_access_to_the_catalogue_gets_the_next_step(rabbitmq: Node, rabbitmq_url: str) -> None:
+    vhost = rabbitmq_url.rpartition("/")[2]
+    user, own = f"billing-{vhost}", r"billing(\..+)?"
+    rabbitmq.add_users(vhost, {user: (rf"^{own}$", rf"^({own}|lightbus)$", rf"^({own}|lightbus)$")}, "pw")
+    app = Lightbus("billing", url=rabbitmq.vhost_url(vhost, user, "pw"))
+    with pytest.raises(errors.CatalogError, match="does not exist, and this user may not create it"):
+        storage.publish(app.broker, contract_of(app))
+    storage.read(Lightbus("admin", url=rabbitmq_url).broker)
+    with pytest.raises(
+        errors.CatalogError, match="Give it the permissions that `lightbus topology permissions` prints"
+    ):
+        storage.publish(app.broker, contract_of(app))
+    with pytest.raises(errors.AccessRefused, match="`lightbus topology permissions MODULE:ATTR` prints"):
+        storage.read(app.broker)
