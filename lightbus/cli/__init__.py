@@ -19,6 +19,7 @@ COMMANDS = {
     "tail": "lightbus.cli.tail:tail",
     "events": "lightbus.cli.events:events",
     "schema": "lightbus.cli.schema:schema",
+    "contract": "lightbus.cli.contract:contract",
     "dead": "lightbus.cli.dead:dead",
     "outbox": "lightbus.cli.outbox:outbox",
     "doctor": "lightbus.cli.doctor:doctor",

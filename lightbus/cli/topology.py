@@ -286,8 +286,8 @@ def rules(app: Lightbus) -> tuple[str, str, str]:
     """The regular expressions for configure, write and read."""
     from lightbus.wire.topology import BUS
 
-    own = rf"{app.name}(\..+)?"
-    return rf"^{own}$", rf"^({own}|{BUS})$", rf"^({'|'.join([own, BUS, *sources(app)])})$"
+    own, bus = rf"{app.name}(\..+)?", rf"{BUS}(\.catalog)?"
+    return rf"^{own}$", rf"^({own}|{bus})$", rf"^({'|'.join([own, bus, *sources(app)])})$"
 
 
 def sources(app: Lightbus) -> list[str]:

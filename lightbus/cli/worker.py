@@ -98,6 +98,11 @@ Exit codes:
     "With --processes, the second process takes the next port, and so on.", metrics_of=", of all processes together"
 )
 @click.option(
+    "--no-contract",
+    is_flag=True,
+    help="Do not publish the app's contract, which `lightbus catalog` and `lightbus who` read.",
+)
+@click.option(
     "--supervised",
     hidden=True,
     help="Set by the supervisor: its socket, the number of this process, and the number for the banner.",
@@ -118,6 +123,7 @@ def worker(
     health_port: int | None,
     health_host: str,
     metrics: bool,
+    no_contract: bool,
     supervised: str | None,
 ) -> None:
     """Handle the events of one app, until stopped.
@@ -153,6 +159,7 @@ def worker(
             *(["--no-configure-logging"] if no_configure_logging else []),
             *([] if health_port is None else [f"--health-port={health_port}", f"--health-host={health_host}"]),
             *(["--metrics"] if metrics else []),
+            *(["--no-contract"] if no_contract else []),
         ]
         folder = os.getcwd() if reload else None
         with contextlib.ExitStack() as stack:
@@ -196,11 +203,19 @@ def worker(
     if health is not None:
         logger.info("Health: %s%s", health.url, metrics_page.paths(metrics))
     how = " Press Ctrl-C to stop." if sys.stderr.isatty() else ""
+
+    def started() -> None:
+        logger.info("Ready: %r waits for events.%s", app.name, how)
+        if place.processes and not no_contract:  # of several processes, one publishes it
+            from lightbus.catalog.announcer import announce
+
+            announce(app)
+
     code = process.run(
         one,
         backend=backend,
         supervisor=place.socket,
-        on_started=lambda: logger.info("Ready: %r waits for events.%s", app.name, how),
+        on_started=started,
         second_signal_text=process.STOPPED_AT_ONCE if as_text else "",
     )
     if page is not None:
