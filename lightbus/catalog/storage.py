@@ -142,7 +142,11 @@ def _send(connection: Connection, publication: Publication) -> None:
     outcome: list[str] = []
     channel.on_ack = lambda _tag, _multiple: outcome.append("")
     channel.on_nack = lambda _tag, _multiple: outcome.append("the broker has refused it")
-    channel.on_return = lambda *_: outcome.append(f"{CATALOG} is not bound to {publication.exchange}")
+
+    def returned(*_: object) -> None:
+        outcome.append(f"{CATALOG} is not bound to {publication.exchange}")
+
+    channel.on_return = returned
     channel.confirm_select()
     channel.publish([publication])
     deadline = time.monotonic() + LIMIT
