@@ -31,7 +31,7 @@ _TAKEN = {
     BUS: "is the name of the bus exchange itself",
     "amq": "would start its queues' names with 'amq.', which RabbitMQ reserves",
 }
-_RESERVED = frozenset({MAIN, "dead", "retry", "delay", "internal"})
+_RESERVED = frozenset({MAIN, "dead", "retry", "delay", "internal", "contract"})
 
 
 @attrs.frozen

@@ -142,7 +142,7 @@ def test_any_other_app_name_is_refused(name: object) -> None:
         topology.check_app_name(name)
 
 
-@pytest.mark.parametrize("suffix", ["main", "dead", "retry", "delay", "internal"])
+@pytest.mark.parametrize("suffix", ["main", "dead", "retry", "delay", "internal", "contract"])
 def test_a_queue_cannot_take_a_name_that_lightbus_uses(suffix: str) -> None:
     with pytest.raises(errors.InvalidName, match="reserved by Lightbus"):
         topology.check_queue_suffix(suffix, "test")
