@@ -128,6 +128,22 @@ def test_a_contract_in_the_name_of_another_app_is_ignored_and_shown(make_app: Ma
     assert {one.writer for one in found.ignored} == {"mallory"}
 
 
+@pytest.mark.rabbitmq
+def test_an_event_that_asks_for_a_copy_to_the_catalogue_is_not_a_contract(rabbitmq_url: str) -> None:
+    """A retry is published to the app's internal exchange by the app itself, with the body of another app's event."""
+    app = Lightbus("shop", url=rabbitmq_url)
+    app.event(OrderPlaced)
+    forged = json.dumps(contracts.to_json(contract_of(app))).encode()
+    with connected(app) as connection:
+        declare(connection, Topology(queues=(catalog_stream(),)))
+        declare(connection, cataloguing("shop"))
+        headers = {"CC": ["contract"], "x-routing-key": "contract"}
+        publish_confirmed(connection, Publication("shop.internal", "retry.1s", forged, {"headers": headers}))
+    found = storage.read(app.broker)
+    assert found.contracts == []
+    assert [one.writer for one in found.ignored] == ["shop"]
+
+
 @pytest.mark.parametrize(
     ("body", "encoding", "problem"),
     [
