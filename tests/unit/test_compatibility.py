@@ -1,0 +1,225 @@
+"""docs/reference/compatibility.md: each row of its tables, with real classes, encoded and decoded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import attrs
+import msgspec
+import pytest
+
+from lightbus import Lightbus, errors
+from lightbus.catalog import catalog, compatibility
+from lightbus.catalog.compatibility import Break
+from lightbus.catalog.contract import Contract, contract_of
+from lightbus.catalog.differences import Kind
+from lightbus.wire import codec
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "compatibility.md"
+
+NAME = "order.placed"
+
+
+def fields(_name: str = "Order", /, _options: dict[str, Any] | None = None, **given: Any) -> Any:
+    """A class: `a=int` is required, `b=(str, "")` has a default."""
+    described = [(name, *one) if isinstance(one, tuple) else (name, one) for name, one in given.items()]
+    return msgspec.defstruct(_name, described, kw_only=True, **(_options or {}))
+
+
+def publisher(cls: Any, name: str = NAME, version: int = 1) -> Contract:
+    app = Lightbus("shop", url="memory://")
+    if cls is not None:
+        app.event(name, version=version)(cls)
+    return contract_of(app)
+
+
+def subscriber(reads: Any, pattern: str = NAME, source: str | None = None) -> Contract:
+    app = Lightbus("billing", url="memory://")
+
+    def invoice(order: Any) -> None: ...
+
+    invoice.__annotations__["order"] = reads
+    app.on(pattern, source=source)(invoice)
+    return contract_of(app)
+
+
+def checked(new: Contract, *others: Contract) -> list[Break]:
+    return compatibility.check(new, catalog.of(list(others)))
+
+
+def body_of(cls: Any, values: dict[str, Any]) -> bytes:
+    app = Lightbus("shop", url="memory://")
+    app.event(NAME)(cls)
+    return codec.encode(app.events[NAME], cls(**values))
+
+
+@attrs.frozen
+class Change:
+    """By the publisher, of the class of an event that a handler gets."""
+
+    old: Any
+    new: Any
+    reads: Any
+    event: dict[str, Any]
+    """Of the new class, one that shows the effect."""
+
+    def run(self) -> list[Break]:
+        listener = subscriber(self.reads)
+        assert checked(publisher(self.old), publisher(self.old), listener) == []
+        return checked(publisher(self.new), publisher(self.old), listener)
+
+    def is_read(self) -> bool:
+        """Whether the handler can read the event, with all fields that the old publisher sent."""
+        try:
+            read = codec.decode(self.reads, body_of(self.new, self.event))
+        except errors.DecodeError:
+            return False
+        return isinstance(read, dict) or all(getattr(read, name) is not LOST for name in read.__struct_fields__)
+
+
+@attrs.frozen
+class Subscription:
+    """By the subscriber, of the class that its handler reads."""
+
+    published: Any
+    old: Any
+    new: Any
+    event: dict[str, Any]
+
+    def run(self) -> list[Break]:
+        shop = publisher(self.published)
+        assert checked(subscriber(self.old), shop, subscriber(self.old)) == []
+        return checked(subscriber(self.new), shop, subscriber(self.old))
+
+    def is_read(self) -> bool:
+        try:
+            codec.decode(self.new, body_of(self.published, self.event))
+        except errors.DecodeError:
+            return False
+        return True
+
+
+LOST = None
+"""The default of a field that is lost."""
+INT = fields(a=int)
+BOTH = fields(a=int, b=str)
+PAID, REFUNDED = fields("Paid", {"tag": True}, a=int), fields("Refunded", {"tag": True}, b=int)
+ITEM, SMALLER = fields("Item", x=int, y=int), fields("Item", x=int)
+LONG, SHORT = Annotated[str, msgspec.Meta(max_length=9)], Annotated[str, msgspec.Meta(max_length=3)]
+OPEN, CLOSED = Literal["open", "closed"], Literal["open"]
+SENDER = fields("Order", {"rename": {"b": "a"}}, b=int)
+
+PUBLISHER: dict[str, Change | Callable[[], list[Break]]] = {
+    "Add a field with a default": Change(INT, fields(a=int, b=(str, "")), INT, {"a": 1, "b": "x"}),
+    "Add a field without a default": Change(INT, BOTH, INT, {"a": 1, "b": "x"}),
+    "Add a field; a handler's class forbids unknown fields": Change(
+        INT, BOTH, fields("Order", {"forbid_unknown_fields": True}, a=int), {"a": 1, "b": "x"}
+    ),
+    "Remove a field that no handler reads": Change(BOTH, INT, INT, {"a": 1}),
+    "Remove a field that a handler requires": Change(BOTH, INT, BOTH, {"a": 1}),
+    "Remove a field that a handler reads with a default": Change(
+        BOTH, INT, fields(a=int, b=(str | None, LOST)), {"a": 1}
+    ),
+    "Remove a field; the handler takes the whole body (`dict`)": Change(BOTH, INT, dict[str, Any], {"a": 1}),
+    "Rename a field in the body": Change(INT, fields(c=int), INT, {"c": 1}),
+    "Rename an attribute and keep its name in the body": Change(INT, SENDER, INT, {"b": 1}),
+    "Change a type": Change(INT, fields(a=str), INT, {"a": "x"}),
+    "Widen a type: `int` to `float`": Change(INT, fields(a=float), INT, {"a": 1.5}),
+    "Narrow a type: `float` to `int`": Change(fields(a=float), INT, fields(a=float), {"a": 1}),
+    "Add a type: `int` to `int | str`": Change(INT, fields(a=int | str), INT, {"a": "x"}),
+    "Remove a type: `int | str` to `int`": Change(fields(a=int | str), INT, fields(a=int | str), {"a": 1}),
+    "Allow null": Change(INT, fields(a=int | None), INT, {"a": None}),
+    "No longer allow null": Change(fields(a=int | None), INT, fields(a=int | None), {"a": 1}),
+    "No longer always write a field (`omit_defaults`)": Change(
+        fields(a=(int, 0)), fields("Order", {"omit_defaults": True}, a=(int, 0)), INT, {}
+    ),
+    "Give a field a default, and still always write it": Change(INT, fields(a=(int, 0)), INT, {}),
+    "Change a default": Change(fields(a=(int, 0)), fields(a=(int, 1)), INT, {}),
+    "Add a value to an enum or `Literal`": Change(fields(a=CLOSED), fields(a=OPEN), fields(a=CLOSED), {"a": "closed"}),
+    "Remove a value from an enum or `Literal`": Change(fields(a=OPEN), fields(a=CLOSED), fields(a=OPEN), {"a": "open"}),
+    "Add a class to a tagged union": Change(
+        fields(a=PAID), fields(a=PAID | REFUNDED), fields(a=PAID), {"a": REFUNDED(b=1)}
+    ),
+    "Remove a field of a nested class": Change(fields(a=ITEM), fields(a=SMALLER), fields(a=ITEM), {"a": SMALLER(x=1)}),
+    "Change the type of a list's items": Change(
+        fields(a=list[int]), fields(a=list[str]), fields(a=list[int]), {"a": ["x"]}
+    ),
+    "Change the type of a map's values": Change(
+        fields(a=dict[str, int]), fields(a=dict[str, str]), fields(a=dict[str, int]), {"a": {"x": "y"}}
+    ),
+    "Loosen a limit, for example a longest length": Change(
+        fields(a=SHORT), fields(a=LONG), fields(a=SHORT), {"a": "12345"}
+    ),
+    "Tighten a limit": Change(fields(a=LONG), fields(a=SHORT), fields(a=LONG), {"a": "123"}),
+    "Remove an event that no handler gets": lambda: checked(
+        publisher(None), publisher(INT), subscriber(INT, "user.registered")
+    ),
+    "Remove an event that a handler gets": lambda: checked(publisher(None), publisher(INT), subscriber(INT, "order.*")),
+    "Remove an event; the handler takes the whole body (`dict`)": lambda: checked(
+        publisher(None), publisher(INT), subscriber(dict[str, Any])
+    ),
+    "Publish a new event that a handler's wildcard matches and its class cannot read": lambda: checked(
+        publisher(fields(c=int)), publisher(None), subscriber(INT, "order.*")
+    ),
+    "Raise the version": lambda: checked(publisher(INT, version=2), publisher(INT), subscriber(INT)),
+}
+
+NONE = fields()
+SUBSCRIBER: dict[str, Subscription | Callable[[], list[Break]]] = {
+    "Read a field that is always published": Subscription(BOTH, INT, BOTH, {"a": 1, "b": "x"}),
+    "Require a field that is not published": Subscription(INT, INT, BOTH, {"a": 1}),
+    "Read a field that is not published, with a default": Subscription(INT, INT, fields(a=int, b=(str, "")), {"a": 1}),
+    "Require a field that is not always published": Subscription(
+        fields("Order", {"omit_defaults": True}, a=(int, 0)), NONE, INT, {}
+    ),
+    "Read a field as another type": Subscription(INT, INT, fields(a=str), {"a": 1}),
+    "Read fewer values of an enum or `Literal`": Subscription(
+        fields(a=OPEN), fields(a=OPEN), fields(a=CLOSED), {"a": "closed"}
+    ),
+    "Do not accept null, which is published": Subscription(
+        fields(a=int | None), fields(a=int | None), INT, {"a": None}
+    ),
+    "Forbid unknown fields, where others are published": Subscription(
+        BOTH, INT, fields("Order", {"forbid_unknown_fields": True}, a=int), {"a": 1, "b": "x"}
+    ),
+    "Subscribe to a misspelt event": lambda: checked(subscriber(INT, "order.paced"), publisher(INT)),
+    "Subscribe to an event that no app publishes yet": lambda: checked(
+        subscriber(INT, "parcel.delivered"), publisher(INT)
+    ),
+    "Misspell the app in `source=`": lambda: checked(subscriber(INT, source="shopp"), publisher(INT)),
+    "Name an app in `source=` that has no contract yet": lambda: checked(
+        subscriber(INT, source="warehouse"), publisher(INT)
+    ),
+}
+CASES: dict[str, Any] = PUBLISHER | SUBSCRIBER
+
+TABLE = {
+    row[0].replace(r"\|", "|"): (row[1], row[2].strip(" `"))
+    for row in re.findall(r"^\| (.+?) \| (pass|break|note) \| (.*?) ?\|$", PAGE.read_text(), re.M)
+}
+
+
+def test_the_tables_have_the_cases_and_all_rules() -> None:
+    assert list(TABLE) == list(CASES)
+    rules = {rule for _, rule in TABLE.values() if rule}
+    assert rules == {one.value for one in Kind} | {"gone", "pattern", "source", "default", "version"}
+
+
+@pytest.mark.parametrize("change", CASES)
+def test_a_change_has_the_result_in_the_table(change: str) -> None:
+    result, rule = TABLE[change]
+    case = CASES[change]
+    found = case.run() if isinstance(case, Change | Subscription) else case()
+    assert {(one.verdict, one.rule) for one in found} == ({(result, rule)} if rule else set())
+    for one in found:
+        if one.verdict == "break":
+            assert one.handler == "billing.invoice"
+            assert one.next
+
+
+@pytest.mark.parametrize("change", [name for name, case in CASES.items() if isinstance(case, Change | Subscription)])
+def test_a_handler_really_fails_or_loses_a_field_where_the_table_has_a_break(change: str) -> None:
+    assert CASES[change].is_read() == (TABLE[change][0] != "break")
