@@ -19,6 +19,7 @@ COMMANDS = {
     "tail": "lightbus.cli.tail:tail",
     "events": "lightbus.cli.events:events",
     "schema": "lightbus.cli.schema:schema",
+    "check": "lightbus.cli.check:check",
     "dead": "lightbus.cli.dead:dead",
     "outbox": "lightbus.cli.outbox:outbox",
     "doctor": "lightbus.cli.doctor:doctor",
