@@ -209,6 +209,8 @@ class _Comparison:
 
 
 def _key(schema: Any) -> str:
+    if isinstance(schema, dict) and "$ref" in schema:
+        return f"-> {schema['$ref']}"
     return json.dumps(schema, sort_keys=True)
 
 
