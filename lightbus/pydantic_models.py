@@ -378,19 +378,46 @@ def _unwritable(schema: Any, place: str) -> str | None:
 # --- for the commands -------------------------------------------------------------------------
 
 
-def json_schema(cls: type[Any], *, reads: bool = False) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def json_schema(
+    cls: type[Any], *, reads: bool = False, exact: bool = False
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The JSON Schema of a model as a reference, and the schemas that it refers to, by name.
 
     Args:
         reads: of what it reads; otherwise of what it writes, with computed fields.
+        exact: a field that is always written is required, also with a default; a decimal number has a format.
     """
     from pydantic import TypeAdapter
+    from pydantic.json_schema import GenerateJsonSchema
 
     mode: Any = "validation" if reads else "serialization"
     made, definitions = TypeAdapter.json_schemas(
-        [("event", mode, adapter(cls))], by_alias=writes_aliases(cls), ref_template="#/$defs/{model}"
+        [("event", mode, adapter(cls))],
+        by_alias=writes_aliases(cls),
+        ref_template="#/$defs/{model}",
+        schema_generator=_exact_generator() if exact else GenerateJsonSchema,
     )
     return dict(made["event", mode]), definitions.get("$defs", {})
+
+
+@functools.cache
+def _exact_generator() -> Any:
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Exact(GenerateJsonSchema):
+        def field_is_required(self, field: Any, total: bool) -> bool:
+            if self.mode != "serialization" or field["type"] == "typed-dict-field":
+                return super().field_is_required(field, total)
+            return not field.get("serialization_exclude") and "serialization_exclude_if" not in field
+
+        def decimal_schema(self, schema: Any) -> dict[str, Any]:
+            made = super().decimal_schema(schema)
+            for part in made.get("anyOf", [made]):
+                if part.get("type") == "string":
+                    part["format"] = "decimal"
+            return made
+
+    return Exact
 
 
 def described(cls: type[Any]) -> Iterator[dict[str, Any]]:

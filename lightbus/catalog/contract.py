@@ -79,7 +79,7 @@ def contract_of(app: Lightbus, release: str = "") -> Contract:
         at=time.time(),
         lightbus=__version__,
         events=[
-            PublishedEvent(name, one.version, doc_of(one.cls) or "", schemas.schema_of(app.name, one))
+            PublishedEvent(name, one.version, doc_of(one.cls) or "", schemas.schema_of(app.name, one, exact=True))
             for name, one in sorted(app.events.items())
         ],
         handlers=[_listener(app, one) for one in app.handlers.values()],

@@ -9,6 +9,7 @@ import msgspec
 
 from lightbus import pydantic_models
 from lightbus.app import Lightbus
+from lightbus.catalog import exact as exactly
 from lightbus.event import EventType
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -21,8 +22,12 @@ def schemas(app: Lightbus) -> dict[str, Schema]:
     return {name: schema_of(app.name, app.events[name]) for name in sorted(app.events)}
 
 
-def schema_of(app: str, event_type: EventType) -> Schema:
-    """A complete schema: everything that it refers to is in its `$defs`."""
+def schema_of(app: str, event_type: EventType, *, exact: bool = False) -> Schema:
+    """A complete schema: everything that it refers to is in its `$defs`.
+
+    Args:
+        exact: of the bodies that the app sends: a field with a default is required there, if it is always written.
+    """
     return {
         "$schema": DIALECT,
         "title": event_type.name,
@@ -30,7 +35,7 @@ def schema_of(app: str, event_type: EventType) -> Schema:
             f"Version {event_type.version} of the event that {app!r} publishes with the routing key "
             f"{event_type.name!r}."
         ),
-        **_complete(event_type.cls, reads=False),
+        **_complete(event_type.cls, reads=False, exact=exact),
     }
 
 
@@ -38,13 +43,15 @@ def schema_read(annotation: Any) -> Schema:
     """What a handler with this payload annotation accepts. An unknown field is ignored, except by a class that forbids
     it.
     """
-    return {"$schema": DIALECT, **_complete(annotation, reads=True)}
+    return {"$schema": DIALECT, **_complete(annotation, reads=True, exact=True)}
 
 
-def _complete(annotation: Any, *, reads: bool) -> Schema:
+def _complete(annotation: Any, *, reads: bool, exact: bool) -> Schema:
     """The schema of an annotation as a reference or a type, and in `$defs` the schemas that it refers to."""
     if pydantic_models.holds_model(annotation):
-        root, parts = pydantic_models.json_schema(annotation, reads=reads)
+        root, parts = pydantic_models.json_schema(annotation, reads=reads, exact=exact)
+    elif exact:
+        root, parts = exactly.components(annotation, reads=reads)
     else:
         (root,), parts = msgspec.json.schema_components([annotation], ref_template="#/$defs/{name}")
     return {**root, "$defs": {name: _cleaned(parts[name]) for name in sorted(parts)}}

@@ -20,6 +20,7 @@ COMMANDS = {
     "events": "lightbus.cli.events:events",
     "schema": "lightbus.cli.schema:schema",
     "contract": "lightbus.cli.contract:contract",
+    "check": "lightbus.cli.check:check",
     "dead": "lightbus.cli.dead:dead",
     "outbox": "lightbus.cli.outbox:outbox",
     "doctor": "lightbus.cli.doctor:doctor",

@@ -36,6 +36,7 @@ RUN_ELSEWHERE = {
     "outbox.md": "tests/integrations/test_outbox_example.py",
     "traces.md": "tests/integrations/test_traces.py",
     "metrics.md": "tests/integration/test_metrics.py",
+    "check.md": "tests/integration/test_cli_check.py",
     "operations.md": "tests/integrations/test_outbox_example.py",
 }
 """Pages whose commands another test runs."""

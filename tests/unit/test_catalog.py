@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +173,52 @@ def test_a_damaged_contract_is_an_error(change: dict[str, Any]) -> None:
 def test_unknown_parts_of_a_newer_contract_are_ignored() -> None:
     found = shop()
     assert contract.from_json(contract.to_json(found) | {"later": 1}) == found
+
+
+# --- exact schemas ----------------------------------------------------------------------------
+
+
+class Gap(msgspec.Struct, omit_defaults=True):
+    at: int
+    text: str = ""
+
+
+class Everything(msgspec.Struct):
+    when: datetime.datetime
+    hours: list[datetime.time | None]
+    gap: Gap
+    count: int = 1
+    note: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Priced(BaseModel):
+    amount: Decimal
+    count: int = 1
+    secret: str = Field("", exclude=True)
+
+
+def test_a_contract_requires_the_fields_that_are_in_every_body() -> None:
+    app = Lightbus("shop", url="memory://")
+    app.event("order.placed")(Everything)
+    app.event("order.priced")(Priced)
+    placed, priced = (one.schema["$defs"] for one in contract_of(app).events)
+    assert placed["Everything"]["required"] == ["when", "hours", "gap", "count"]
+    assert placed["Gap"]["required"] == ["at"]
+    assert priced["Priced"]["required"] == ["amount", "count"]
+
+
+def test_a_contract_has_the_formats_of_dates_and_decimal_numbers() -> None:
+    app = Lightbus("billing", url="memory://")
+
+    @app.on("order.placed")
+    def placed(order: Everything) -> None: ...
+
+    @app.on("order.priced")
+    def priced(order: Priced) -> None: ...
+
+    first, second = (one.schema["$defs"] for one in contract_of(app).handlers if one.schema is not None)
+    assert first["Everything"]["required"] == ["when", "hours", "gap"]
+    read = first["Everything"]["properties"]
+    assert read["when"] == {"type": "string", "format": "date-time"}
+    assert {"type": "string", "format": "time"} in read["hours"]["items"]["anyOf"]
+    assert [one.get("format") for one in second["Priced"]["properties"]["amount"]["anyOf"]] == [None, "decimal"]
