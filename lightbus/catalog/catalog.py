@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import msgspec
 
 from lightbus import errors
 from lightbus.catalog import contract as contracts
@@ -210,7 +211,7 @@ def from_file(path: Path) -> Catalog:
         written: Any = json.loads(path.read_bytes())
     except OSError as error:
         raise errors.CatalogError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise errors.CatalogError(f"{path} is not JSON: {error}. {_NEXT}") from error
     if (
         not isinstance(written, dict)
@@ -219,7 +220,12 @@ def from_file(path: Path) -> Catalog:
     ):
         raise errors.CatalogError(f"{path} is not a snapshot of a catalogue (format {FORMAT}). {_NEXT}")
     at = written.get("at")
-    return of([contracts.from_json(one) for one in written["contracts"]], at=at if isinstance(at, int | float) else 0.0)
+    try:
+        ignored = msgspec.convert(written.get("ignored", []), list[Ignored])
+    except msgspec.ValidationError as error:
+        raise errors.CatalogError(f"{path}: its ignored contracts cannot be read: {error}. {_NEXT}") from error
+    given = [contracts.from_json(one) for one in written["contracts"]]
+    return of(given, ignored, at if isinstance(at, int | float) else 0.0)
 
 
 _NEXT = "Write one with: lightbus catalog --format json > catalog.json"

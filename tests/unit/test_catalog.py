@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from lightbus import Lightbus, Message, errors
 from lightbus.catalog import catalog, contract, schemas
-from lightbus.catalog.catalog import Catalog
+from lightbus.catalog.catalog import Catalog, Ignored
 from lightbus.catalog.contract import Contract, Listener, PublishedEvent, contract_of
 from tests.patience import sometimes_within
 
@@ -70,7 +70,7 @@ def billing() -> Contract:
 
 @pytest.fixture(scope="module")
 def bus() -> Catalog:
-    return catalog.of([shop(), billing()])
+    return catalog.of([shop(), billing()], [Ignored("mallory", 1.0, "it says that it is of 'shop'.")])
 
 
 def test_a_contract_has_the_events_with_schemas_and_the_handlers_with_the_fields_that_they_read(bus: Catalog) -> None:
@@ -257,6 +257,8 @@ def test_a_snapshot_is_read_as_it_was_written(bus: Catalog, tmp_path: Path) -> N
     ("text", "problem"),
     [
         ("{", "is not JSON"),
+        ("[" * 200_000, "is not JSON"),
+        ('{"lightbus": 1, "contracts": [], "ignored": [1]}', "its ignored contracts cannot be read"),
         ("[]", "is not a snapshot of a catalogue"),
         ('{"lightbus": 2, "contracts": []}', "is not a snapshot of a catalogue"),
         ('{"lightbus": 1}', "is not a snapshot of a catalogue"),
