@@ -19,6 +19,8 @@ COMMANDS = {
     "tail": "lightbus.cli.tail:tail",
     "events": "lightbus.cli.events:events",
     "schema": "lightbus.cli.schema:schema",
+    "catalog": "lightbus.cli.catalog:catalog",
+    "who": "lightbus.cli.who:who",
     "dead": "lightbus.cli.dead:dead",
     "outbox": "lightbus.cli.outbox:outbox",
     "doctor": "lightbus.cli.doctor:doctor",

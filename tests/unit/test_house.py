@@ -124,7 +124,7 @@ INNER_ORDER = {
         "management.commands.lightbus_worker",
     ],
     "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
-    "catalog": ["schemas", "contract", "catalog"],
+    "catalog": ["schemas", "contract", "catalog", "who", "notices", "live", "asyncapi"],
     "worker": ["loop_watch", "worker", "services", "process", "reload", "supervisor", "health", "health_server"],
     "telemetry": ["families", "queues", "processes", "series", "prometheus", "opentelemetry"],
     "testing": ["messages", "records", "apps", "recorder", "host", "session", "drain", "bus"],
