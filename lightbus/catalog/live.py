@@ -22,7 +22,7 @@ from lightbus.wire.topology import DEAD_KEY, queue_name
 
 LIMIT = 5.0
 """Seconds for all queues together. The state of the rest is unknown."""
-CONNECTIONS = 4
+CONNECTIONS = 8
 """At most. A broker answers one declare of a connection after the other, so a distant one needs several."""
 SHARE = 50
 """Queues for which another connection is worth it."""

@@ -94,6 +94,7 @@ def _lines(reading: Reading, answer: Answer) -> Iterator[str]:
         yield f"No handler {'reads it' if answer.field else 'gets it'}."
     others = [tables.printable(one.subscriber.name) for one in answer.handlers if one not in readers]
     if others:
+        yield ""
         yield f"{'Gets' if len(others) == 1 else 'Get'} the event without reading this field: {', '.join(others)}"
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from click.testing import CliRunner
 
 from lightbus import errors
 from lightbus.catalog import catalog, live
 from lightbus.catalog.catalog import Catalog
 from lightbus.catalog.live import Live
+from lightbus.cli import main
 from lightbus.cli import topology as topology_command
 from lightbus.connection.declare import declare
 from lightbus.connection.dial import BrokerAddresses
@@ -27,7 +31,7 @@ from tests.bus import connected, publish_confirmed
 from tests.catalogs import apps, large, small
 from tests.faults.proxy import Proxy
 from tests.patience import within
-from tests.processes import lightbus, working
+from tests.processes import ROOT, lightbus, working
 
 PASSWORD = "s3cr3t"
 
@@ -53,10 +57,12 @@ def snapshot(folder: Path) -> Path:
 # --- from a file ------------------------------------------------------------------------------
 
 
-def test_a_snapshot_is_shown_in_all_formats_without_a_broker(snapshot: Path) -> None:
+def test_a_snapshot_is_shown_in_all_formats_without_a_broker(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTBUS_URL", NOWHERE)
+
     def shown(*options: str) -> str:
-        done = lightbus("catalog", "--from", "catalog.json", *options, folder=snapshot, url=NOWHERE)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        done = CliRunner().invoke(main, ["catalog", "--from", str(snapshot / "catalog.json"), *options])
+        assert (done.exit_code, done.stderr) == (0, ""), done.stderr
         return done.stdout
 
     assert "billing.misspelt: the pattern 'order.paced' matches no event. Did you mean 'order.placed'?" in shown()
@@ -118,6 +124,26 @@ def test_what_is_wrong_is_named(snapshot: Path, arguments: str, status: int, mes
     assert "Traceback" not in done.stderr
 
 
+PAGE = (ROOT / "docs" / "howto" / "catalog.md").read_text()
+BLOCKS = dict(re.findall(r"^```console\n\$ lightbus ([^\n|]+)\n(.*?)^```$", PAGE, re.M | re.S))
+
+
+@pytest.mark.parametrize("command", BLOCKS)
+def test_the_page_shows_the_output(folder: Path, command: str) -> None:
+    found = small()
+    at = time.time() - 600
+    found = attrs.evolve(found, contracts=[attrs.evolve(one, at=at) for one in found.contracts])
+    (folder / "catalog.json").write_text(json.dumps(catalog.to_json(found)))
+    done = lightbus(*shlex.split(command), folder=folder, url=NOWHERE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == BLOCKS[command]
+
+
+def test_the_figures_on_the_page_are_the_codes() -> None:
+    assert len(BLOCKS) == 4
+    assert f"within {live.LIMIT:g} seconds in total" in " ".join(PAGE.split())
+
+
 # --- the live state ---------------------------------------------------------------------------
 
 
@@ -163,10 +189,10 @@ def test_a_contract_cannot_pass_the_queue_of_another_app_for_its_own(sqlite_url:
 @pytest.mark.rabbitmq
 def test_a_slow_broker_is_asked_for_a_limited_time(rabbitmq: nodes.Node, rabbitmq_url: str) -> None:
     with Proxy(rabbitmq.port) as proxy:
-        proxy.delay = 0.1
+        proxy.delay = 0.05
         url = rabbitmq_url.replace(str(rabbitmq.port), str(proxy.port))
-        with within(8):  # 300 queues take 60 s over one connection, and 15 s over four
-            found = asked(url, large(100), limit=3.0)
+        with within(4):  # 300 queues take 30 s over one connection, and 4 s over seven
+            found = asked(url, large(100), limit=1.0)
         assert found.asked == 300
         assert 0 < len(found.queues) < 300
 
