@@ -50,7 +50,9 @@ class Live:
 
     def waiting(self, contract: Contract) -> int | None:
         """The number of messages that wait for an app's handlers; None if unknown."""
-        return self._sum([None if one is None else one.ready for one in self._states(contract)])
+        counts = [None if one is None else one.ready for one in self._states(contract)]
+        known = [one for one in counts if one is not None]
+        return sum(known) if known and len(known) == len(counts) else None
 
     def consumers(self, contract: Contract) -> int | None:
         """The number of an app's live workers: the consumers of the queue that has most; None if unknown."""
@@ -60,11 +62,6 @@ class Live:
 
     def _states(self, contract: Contract) -> list[QueueState | None]:
         return [self.queues.get(name) for name in consumed_queues(contract)]
-
-    @staticmethod
-    def _sum(counts: list[int | None]) -> int | None:
-        known = [one for one in counts if one is not None]
-        return sum(known) if len(known) == len(counts) else None
 
 
 def consumed_queues(contract: Contract) -> list[str]:

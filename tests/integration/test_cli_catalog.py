@@ -182,7 +182,7 @@ def test_a_contract_cannot_pass_the_queue_of_another_app_for_its_own(sqlite_url:
     with connected(sqlite_url) as connection:
         declare(connection, apps(sqlite_url)[1].topology())
         found = asked(sqlite_url, catalog.of([forged]))
-        assert (found.consumers(forged), found.waiting(forged)) == (None, 0)
+        assert (found.consumers(forged), found.waiting(forged)) == (None, None)
         assert "billing.main" not in found.queues
 
 
@@ -214,6 +214,16 @@ def test_a_lost_connection_leaves_the_rest_unknown(rabbitmq: nodes.Node, rabbitm
         found = asked(url, small())
         assert [*found.queues] == ["audit.main"]
         assert found.dead(small().contracts[0]) is None
+
+
+@pytest.mark.rabbitmq
+def test_a_queue_that_others_may_not_see_is_unknown(rabbitmq_url: str) -> None:
+    with connected(rabbitmq_url) as connection:
+        connection.channel().queue_declare("audit.dead", exclusive=True)
+        connection.channel().queue_declare("audit.main", durable=True, auto_delete=False)
+        found = asked(rabbitmq_url, small())
+    audit = small().contracts[0]
+    assert (found.dead(audit), found.waiting(audit), len(found.queues)) == (None, 0, found.asked - 1)
 
 
 @pytest.fixture
@@ -250,6 +260,9 @@ def test_three_services_with_their_own_users_one_of_them_stopped(users: dict[str
                 ("audit.note", 1),
                 ("billing.invoice", 0),
             ]
+            done = lightbus("catalog", "bus:shop", "--from", "catalog.json", folder=snapshot, url=users["shop"])
+            assert done.stdout.startswith("3 apps, 3 events, in catalog.json; live state of amqp://shop-"), done.stdout
+            assert PASSWORD not in done.stdout
             done = lightbus(
                 "who", "bus:shop", "order.placed", "--from", "catalog.json", folder=snapshot, url=users["shop"]
             )

@@ -18,8 +18,7 @@ from lightbus.catalog import asyncapi, catalog
 from lightbus.catalog.catalog import Catalog
 from lightbus.catalog.contract import PublishedEvent
 from tests.catalogs import large, small
-from tests.integrations.example import MISSING
-from tests.integrations.test_other_languages import NO_NETWORK
+from tests.integrations.example import MISSING, NO_NETWORK
 from tests.patience import LIMIT
 from tests.processes import ROOT
 

@@ -32,7 +32,7 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m\"'&]]>"
 
 
 def read(found: Catalog, *queues: QueueState, asked: int = 5) -> Reading:
-    return Reading(found, Live({one.name: one for one in queues}, asked) if queues else None, "catalog.json")
+    return Reading(found, Live({one.name: one for one in queues}, asked) if queues else None, "in catalog.json")
 
 
 def with_live() -> Reading:
@@ -62,7 +62,7 @@ def test_the_tables_show_what_runs_what_waits_and_what_is_unknown() -> None:
     assert (
         re.sub(r"\d+s ago", "0s ago", text)
         == """\
-3 apps, 3 events, on catalog.json
+3 apps, 3 events, in catalog.json
 
 APP      RELEASE  EVENTS  HANDLERS  CONSUMERS  WAITING  DEAD LETTERS  CONTRACT
 audit    7             0         1          2        3             1  0s ago
@@ -106,6 +106,15 @@ def test_the_json_is_a_snapshot_too(tmp_path: Path) -> None:
         ("order.placed", "shop", ["audit.note", "billing.invoice"]),
     ]
     assert [one["kind"] for one in found["notices"]] == ["ignored", "unknown source", "unmatched", "unconsumed"]
+
+
+def test_a_contract_cannot_control_the_terminal_or_write_markup() -> None:
+    tables = "\n".join(overview.lines(read(hostile())))
+    drawn = [flowchart.flowchart(read(hostile())), picture.draw(read(hostile()))]
+    for text in (tables, *drawn):
+        assert "\x1b" not in text
+        assert "\\x1b[31m" in text
+    assert not any("<script" in text for text in drawn)
 
 
 # --- pictures ---------------------------------------------------------------------------------

@@ -49,9 +49,7 @@ def _lines(reading: Reading) -> Iterator[str]:
 def heading(reading: Reading) -> str:
     """`3 apps, 12 events, in catalog.json`."""
     apps, events = len(reading.catalog.contracts), sum(1 for _ in reading.catalog.events())
-    return (
-        f"{counted(apps, 'app')}, {counted(events, 'event')}, {'in' if reading.live is None else 'on'} {reading.place}"
-    )
+    return f"{counted(apps, 'app')}, {counted(events, 'event')}, {reading.place}"
 
 
 def counted(count: int, what: str) -> str:

@@ -43,15 +43,15 @@ def page(reading: Reading) -> str:
         f"<h1>{title}</h1>",
         f'<p class="summary">{_text(overview.heading(reading))}</p>',
         "<h2>Apps</h2>",
-        _table(*overview.app_rows(reading), numbers={2, 3, 4, 5, 6} if live else {2, 3}),
+        _table("Apps", *overview.app_rows(reading), numbers={2, 3, 4, 5, 6} if live else {2, 3}),
     ]
     if note := overview.unknown_note(reading):
         parts.append(f"<p>{_text(note)}</p>")
-    parts += ["<h2>Events</h2>", _table(*overview.event_rows(reading), numbers={1})]
+    parts += ["<h2>Events</h2>", _table("Events", *overview.event_rows(reading), numbers={1})]
     if found := notices(reading.catalog):
         items = "\n".join(f"<li>{_text(one.text)}</li>" for one in found)
         parts += ["<h2>To look at</h2>", f"<ul>\n{items}\n</ul>"]
-    parts += ["<h2>Picture</h2>", f'<div class="wide" tabindex="0">\n{picture.draw(reading)}\n</div>']
+    parts += ["<h2>Picture</h2>", f"{_wide('Picture')}\n{picture.draw(reading)}\n</div>"]
     body = "\n".join(parts)
     # No script can run and nothing is loaded, whatever another app's contract contains.
     policy = "default-src 'none'; style-src 'unsafe-inline'"
@@ -68,12 +68,14 @@ def page(reading: Reading) -> str:
 </style>
 </head>
 <body>
+<main>
 {body}
+</main>
 </body>
 </html>"""
 
 
-def _table(head: list[str], rows: list[list[str]], numbers: set[int]) -> str:
+def _table(name: str, head: list[str], rows: list[list[str]], numbers: set[int]) -> str:
     def cells(tag: str, row: list[str]) -> str:
         scope = ' scope="col"' if tag == "th" else ""
         return "".join(
@@ -84,9 +86,14 @@ def _table(head: list[str], rows: list[list[str]], numbers: set[int]) -> str:
     names = [name.capitalize() for name in head]
     body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return (
-        f'<div class="wide" tabindex="0">\n<table>\n<thead><tr>{cells("th", names)}</tr></thead>\n<tbody>\n{body}\n'
+        f"{_wide(name)}\n<table>\n<thead><tr>{cells('th', names)}</tr></thead>\n<tbody>\n{body}\n"
         "</tbody>\n</table>\n</div>"
     )
+
+
+def _wide(name: str) -> str:
+    """The start of what can be scrolled sideways, also with the keyboard."""
+    return f'<div class="wide" role="region" aria-label="{name}" tabindex="0">'
 
 
 def _text(text: str) -> str:

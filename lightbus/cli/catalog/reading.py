@@ -21,7 +21,7 @@ class Reading:
     live: Live | None
     """None: no broker was asked."""
     place: str
-    """The broker or the file, for a title."""
+    """Where it is from, for a title: `on amqp://host/vhost` or `in catalog.json`."""
 
 
 def read(target: str | None, file: Path | None) -> Reading:
@@ -36,13 +36,16 @@ def read(target: str | None, file: Path | None) -> Reading:
         errors.TargetError: there is no such app.
     """
     from lightbus.catalog import catalog, live
+    from lightbus.cli import banner
 
     broker = None if file is not None and target is None else _broker(target)
     if file is not None:
-        found, place = catalog.from_file(file), str(file)
+        found, place = catalog.from_file(file), f"in {file}"
+        if broker is not None:
+            place = f"{place}; live state of {banner.broker_name(broker)}"
     else:
         assert broker is not None
-        found, place = _from_broker(broker), broker.masked
+        found, place = _from_broker(broker), f"on {banner.broker_name(broker)}"
     return Reading(found, None if broker is None else live.ask(broker, found), place)
 
 
