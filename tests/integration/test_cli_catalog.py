@@ -204,6 +204,7 @@ def test_queues_are_asked_for_over_several_connections(rabbitmq: nodes.Node, rab
         found = asked(url, large(100), limit=60.0)
         assert len(found.queues) == 300
         assert not any(one.exists for one in found.queues.values())
+        assert len(proxy.links) == 7
 
 
 @pytest.mark.rabbitmq

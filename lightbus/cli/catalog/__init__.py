@@ -20,7 +20,7 @@ Examples:
 
 \b
 Next:
-  lightbus who order.placed              (who publishes and who gets one event)
+  lightbus who order.placed --from catalog.json        (who publishes and who gets one event)
 
 \b
 Exit codes:
