@@ -21,6 +21,8 @@ COMMANDS = {
     "schema": "lightbus.cli.schema:schema",
     "contract": "lightbus.cli.contract:contract",
     "check": "lightbus.cli.check:check",
+    "catalog": "lightbus.cli.catalog:catalog",
+    "who": "lightbus.cli.who:who",
     "dead": "lightbus.cli.dead:dead",
     "outbox": "lightbus.cli.outbox:outbox",
     "doctor": "lightbus.cli.doctor:doctor",

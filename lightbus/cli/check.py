@@ -89,12 +89,9 @@ def _catalog(app: Lightbus, file: Path | None) -> Catalog:
 
 
 def _from_broker(app: Lightbus) -> Catalog:
-    from lightbus import errors
+    from lightbus.catalog import storage
 
-    raise errors.CatalogError(
-        f"This version cannot read contracts from a broker ({app.broker.masked}). Check against a snapshot: --against "
-        "catalog.json"
-    )
+    return storage.read(app.broker)
 
 
 def _missing(contract: Contract, catalog: Catalog) -> Iterator[str]:

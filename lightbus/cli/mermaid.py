@@ -28,7 +28,7 @@ def _lines(app: Lightbus, states: States | None) -> Iterator[str]:
     for exchange in (*wanted.shared, *wanted.exchanges):
         kind = f"{exchange.type}{', internal' if exchange.internal else ''}"
         found = None if states is None else states.exchanges[exchange.name]
-        yield f"{exchanges[exchange.name]}([{_label(exchange.name, kind, _state(found))}])"
+        yield f"{exchanges[exchange.name]}([{label(exchange.name, kind, _state(found))}])"
     schedules: dict[str, list[Queue]] = {}
     for queue in wanted.queues:
         key = queue.arguments.get("x-dead-letter-routing-key", "")
@@ -36,22 +36,22 @@ def _lines(app: Lightbus, states: States | None) -> Iterator[str]:
     cylinders: dict[str, str] = {}
     for number, schedule in enumerate(schedules.values()):
         cylinders |= dict.fromkeys((queue.name for queue in schedule), f"queue{number}")
-        yield f"queue{number}[({_label(*(_queue(queue, states) for queue in schedule))})]"
+        yield f"queue{number}[({label(*(_queue(queue, states) for queue in schedule))})]"
     for number, handler in enumerate(app.handlers.values()):
-        yield f"handler{number}[{_label(handler.name)}]"
+        yield f"handler{number}[{label(handler.name)}]"
     keys: dict[tuple[str, str], list[str]] = {}
     for binding in wanted.bindings:
         destination = (cylinders if binding.to_queue else exchanges)[binding.destination]
         keys.setdefault((exchanges[binding.source], destination), []).append(binding.key)
     for (source, destination), several in keys.items():
-        yield f"{source} -- {_label(*several)} --> {destination}"
+        yield f"{source} -- {label(*several)} --> {destination}"
     for number, handler in enumerate(app.handlers.values()):
         yield f"{cylinders[queue_name(app.name, handler.queue)]} --> handler{number}"
-        yield f"handler{number} -. {_label('fails')} .-> {exchanges[internal_name(app.name)]}"
+        yield f"handler{number} -. {label('fails')} .-> {exchanges[internal_name(app.name)]}"
     for number, schedule in enumerate(schedules.values()):
         onward = schedule[0].arguments.get("x-dead-letter-exchange")
         if onward is not None:
-            yield f"queue{number} -. {_label(_when(schedule))} .-> {exchanges[onward]}"
+            yield f"queue{number} -. {label(_when(schedule))} .-> {exchanges[onward]}"
 
 
 def _queue(queue: Queue, states: States | None) -> str:
@@ -78,7 +78,7 @@ def _state(state: ObjectState | None, *, queue: bool = False) -> str:
     return ", ".join([*([f"{state.ready:,} ready"] if queue else []), *(["differs"] if state.difference else [])])
 
 
-def _label(*lines: str) -> str:
+def label(*lines: str) -> str:
     """The lines in quotes, with entities for characters of Mermaid's syntax."""
     cleaned = (
         tables.printable(line).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;") for line in lines

@@ -1,53 +1,24 @@
 """An app's topology as an SVG picture: publishing on the left, subscriptions in the middle, failures on the right.
 
 All elements are placed in a grid, and lines follow its rows and columns. So nothing overlaps, even with long names or
-retry schedules. The picture adapts to the reader's light or dark color scheme.
+retry schedules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 import attrs
 
 from lightbus.cli import tables
+from lightbus.cli.drawing import BOX, CHARACTER, GAP, LONGEST, MARGIN, ROW, Canvas, escaped, width_of
 
 if TYPE_CHECKING:
     from lightbus import Lightbus
     from lightbus.handler import Handler
     from lightbus.inspection.states import ObjectState, States
     from lightbus.wire.topology import ConsumedQueue
-
-CHARACTER = 7.4
-"""Maximum width of a character of the common monospaced fonts at 12 px, in pixels."""
-LONGEST = 44
-"""Maximum number of characters of a name. A longer one is cut in the middle; the tooltip has the whole name."""
-MARGIN, ROW, BOX, GAP = 24, 24, 44, 16
-
-STYLE = """\
-svg { --back: #ffffff; --text: #1f2328; --faint: #59636e; --line: #818b98; --box: #f6f8fa; --bad: #cf222e;
-  --c0: #0969da; --c1: #8250df; --c2: #1a7f37; --c3: #9a6700; }
-@media (prefers-color-scheme: dark) {
-  svg { --back: #0d1117; --text: #e6edf3; --faint: #9198a1; --line: #656c76; --box: #161b22; --bad: #ff7b72;
-    --c0: #58a6ff; --c1: #bc8cff; --c2: #3fb950; --c3: #d29922; } }
-.back { fill: var(--back); }
-text { font: 12px ui-monospace, Menlo, "DejaVu Sans Mono", Consolas, monospace; fill: var(--text); }
-.name { font-weight: bold; }
-.faint { fill: var(--faint); }
-.bad { fill: var(--bad); }
-rect.exchange, rect.queue, rect.handler { fill: var(--box); stroke: var(--line); stroke-width: 1.5; }
-rect.queue { stroke-width: 2.5; }
-rect.handler { stroke-dasharray: 4 3; }
-rect.wrong { stroke: var(--bad); }
-path { fill: none; stroke: var(--line); stroke-width: 1.5; }
-path.again { stroke-dasharray: 5 4; }
-path.tip { fill: var(--line); stroke: none; }
-path.line.c0 { stroke: var(--c0); } path.line.c1 { stroke: var(--c1); }
-path.line.c2 { stroke: var(--c2); } path.line.c3 { stroke: var(--c3); }
-path.tip.c0 { fill: var(--c0); } path.tip.c1 { fill: var(--c1); }
-path.tip.c2 { fill: var(--c2); } path.tip.c3 { fill: var(--c3); }"""
 
 
 def draw(app: Lightbus, states: States | None = None, place: str = "") -> str:
@@ -57,10 +28,6 @@ def draw(app: Lightbus, states: States | None = None, place: str = "") -> str:
         place: the broker, for the title.
     """
     return _Picture(app, states, place).svg()
-
-
-def _width(texts: Sequence[str], least: int = 0) -> int:
-    return max([least, *(round(min(len(text), LONGEST) * CHARACTER) for text in texts)])
 
 
 @attrs.frozen
@@ -103,7 +70,7 @@ class _Picture:
         self.title = f"{app.name}: exchanges, queues and handlers" + (f", on {place}" if place else "")
         self.internal = internal_name(app.name)
         self.rail_text = f"{self.internal}  ({_wrong(self._state(self.internal, queue=False)) or 'direct'})"
-        self.parts: list[str] = []
+        self.canvas = Canvas()
         self.bands: list[_Band] = []
         top = MARGIN + 2 * ROW
         for queue in app.consumed_queues():
@@ -124,20 +91,20 @@ class _Picture:
         queues = [text for band in self.bands for text in self._queue_texts(band.queue.name)]
         handlers = [text for one in self.app.handlers.values() for text in _handler_texts(one)]
         steps = [self._step(band.queue, delay) for band in self.bands for delay in band.queue.delays]
-        schedules = _width([name for name, _, _ in steps]) + 24 + _width([text for _, text, _ in steps])
+        schedules = width_of([name for name, _, _ in steps]) + 24 + width_of([text for _, text, _ in steps])
         self.own = MARGIN
-        self.own_width = _width([self.app.name], 110) + 28
+        self.own_width = width_of([self.app.name], 110) + 28
         self.bus = self.own + self.own_width + 60
-        self.bus_width = _width(self.exchanges, 120) + 28
+        self.bus_width = width_of(self.exchanges, 120) + 28
         self.trunks = self.bus + self.bus_width + 20
         self.labels = self.trunks + 12 * (len(sources) + 1)
-        self.queue = self.labels + _width(patterns, 40) + 40
-        self.queue_width = _width(queues, 120) + 28
+        self.queue = self.labels + width_of(patterns, 40) + 40
+        self.queue_width = width_of(queues, 120) + 28
         self.handler = self.queue + self.queue_width + 40
-        self.handler_width = _width(handlers, 190) + 28
+        self.handler_width = width_of(handlers, 190) + 28
         self.rail = self.handler + self.handler_width + 70
         self.schedule = self.rail + 34 + 110
-        self.schedule_width = max(_width(self._queue_texts(f"{self.app.name}.dead"), 170), schedules) + 28
+        self.schedule_width = max(width_of(self._queue_texts(f"{self.app.name}.dead"), 170), schedules) + 28
         self.right = self.schedule + self.schedule_width + MARGIN
         self.bottom = max(self.dead_top + BOX + 3 * GAP, self.first + (len(self.exchanges) + 1) * (BOX + GAP) + 2 * GAP)
 
@@ -172,7 +139,7 @@ class _Picture:
     # --- drawing
 
     def svg(self) -> str:
-        self._text(MARGIN, MARGIN + 12, self.title, "name", whole=True)
+        self.canvas.text(MARGIN, MARGIN + 12, self.title, "name", whole=True)
         self._draw_publishing()
         for band in self.bands:
             self._draw_subscription(band)
@@ -181,25 +148,15 @@ class _Picture:
         self._draw_internal_exchange()
         self._draw_legend()
         width, height = max(self.right, round(len(self.title) * CHARACTER) + 2 * MARGIN), self.bottom + ROW + 12
-        return "\n".join(
-            [
-                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-                f'height="{height}" role="img">',
-                f"<title>{_escaped(self.title)}</title>",
-                f"<style>\n{STYLE}\n</style>",
-                f'<rect class="back" width="{width}" height="{height}" rx="8"/>',
-                *self.parts,
-                "</svg>",
-            ]
-        )
+        return self.canvas.svg(self.title, width, height)
 
     def _draw_publishing(self) -> None:
         from lightbus.wire.topology import BUS
 
         self._exchange(self.own, self.first, self.own_width, self.app.name, "topic")
         middle = self.first + BOX // 2
-        self._line([(self.own + self.own_width, middle), (self.bus, middle)])
-        self._text(self.own + self.own_width + 22, middle - 6, "#")
+        self.canvas.line([(self.own + self.own_width, middle), (self.bus, middle)])
+        self.canvas.text(self.own + self.own_width + 22, middle - 6, "#")
         for number, exchange in enumerate(self.exchanges):
             kind = "topic, internal" if exchange == BUS else "topic"
             top = self.first + number * (BOX + GAP)
@@ -218,70 +175,70 @@ class _Picture:
                 if source == exchange:
                     height = band.row(row)
                     points = [*way, (column, way[-1][1]), (column, height), (self.queue, height)]
-                    self._line(points, f"c{number % 4}")
+                    self.canvas.line(points, f"c{number % 4}")
 
     def _draw_subscription(self, band: _Band) -> None:
         for row, (_, pattern) in enumerate(band.queue.patterns):
-            self._text(self.labels + 4, band.row(row) - 6, pattern)
+            self.canvas.text(self.labels + 4, band.row(row) - 6, pattern)
         self._queue(self.queue, band.top, self.queue_width, band.height, band.queue.name)
         for number, handler in enumerate(band.handlers):
             top = band.top + number * (BOX + 8)
             middle = top + BOX // 2
-            self._line([(self.queue + self.queue_width, middle), (self.handler, middle)])
+            self.canvas.line([(self.queue + self.queue_width, middle), (self.handler, middle)])
             self._box("handler", self.handler, top, self.handler_width, BOX, _handler_texts(handler))
-            self._line([(self.handler + self.handler_width, middle), (self.rail, middle)])
-            self._text(self.handler + self.handler_width + 12, middle - 6, "fails", "faint")
+            self.canvas.line([(self.handler + self.handler_width, middle), (self.rail, middle)])
+            self.canvas.text(self.handler + self.handler_width + 12, middle - 6, "fails", "faint")
         if not band.handlers:
-            self._text(self.handler, band.top + BOX // 2, "no handler", "faint")
+            self.canvas.text(self.handler, band.top + BOX // 2, "no handler", "faint")
 
     def _draw_failures(self, band: _Band) -> None:
         edge, low = self.queue + self.queue_width, band.bottom
         if self.app.queue_type == "quorum":
-            self._line([(edge, low - 8), (self.rail, low - 8)])
-            self._text(edge + 12, low - 14, "redelivered 20 times", "faint")
-        self._line([(self.rail, low - 8 - ROW), (edge, low - 8 - ROW)], "again")
-        self._text(edge + 12, low - 14 - ROW, f"{band.queue.suffix}: to be retried", "faint")
+            self.canvas.line([(edge, low - 8), (self.rail, low - 8)])
+            self.canvas.text(edge + 12, low - 14, "redelivered 20 times", "faint")
+        self.canvas.line([(self.rail, low - 8 - ROW), (edge, low - 8 - ROW)], "again")
+        self.canvas.text(edge + 12, low - 14 - ROW, f"{band.queue.suffix}: to be retried", "faint")
         if not band.queue.delays:
             return
         edge = self.rail + 34
-        self._line([(edge, band.top + ROW), (self.schedule, band.top + ROW)])
-        self._text(edge + 12, band.top + ROW - 6, "retry", "faint")
+        self.canvas.line([(edge, band.top + ROW), (self.schedule, band.top + ROW)])
+        self.canvas.text(edge + 12, band.top + ROW - 6, "retry", "faint")
         back = band.top + band.schedule_height - ROW // 2
-        self._line([(self.schedule, back), (edge, back)], "again")
-        self._text(edge + 12, back - 6, "delay is over", "faint")
+        self.canvas.line([(self.schedule, back), (edge, back)], "again")
+        self.canvas.text(edge + 12, back - 6, "delay is over", "faint")
         steps = [self._step(band.queue, delay) for delay in band.queue.delays]
         wrong = any(one for _, _, one in steps)
-        self._rectangle("queue", self.schedule, band.top, self.schedule_width, band.schedule_height, wrong)
-        self._text(self.schedule + 14, band.top + 18, "a queue for each delay", "faint")
+        self.canvas.rectangle("queue", self.schedule, band.top, self.schedule_width, band.schedule_height, wrong)
+        self.canvas.text(self.schedule + 14, band.top + 18, "a queue for each delay", "faint")
         for row, (name, text, wrong) in enumerate(steps):
             height = band.top + ROW * (row + 1) + 18
-            self._text(self.schedule + 14, height, name, "name")
+            self.canvas.text(self.schedule + 14, height, name, "name")
             right = self.schedule + self.schedule_width - 14
-            self._text(right, height, text, "bad" if wrong else "faint", anchor="end")
+            self.canvas.text(right, height, text, "bad" if wrong else "faint", anchor="end")
 
     def _draw_dead_letters(self) -> None:
         middle = self.dead_top + BOX // 2
-        self._line([(self.rail + 34, middle), (self.schedule, middle)])
-        self._text(self.rail + 46, middle - 6, "dead", "faint")
+        self.canvas.line([(self.rail + 34, middle), (self.schedule, middle)])
+        self.canvas.text(self.rail + 46, middle - 6, "dead", "faint")
         self._queue(self.schedule, self.dead_top, self.schedule_width, BOX, f"{self.app.name}.dead")
 
     def _draw_internal_exchange(self) -> None:
         """The internal exchange is a column, because every failed event passes through it."""
         height = self.dead_top + BOX - self.first
         state = self._state(self.internal, queue=False)
-        self._rectangle("exchange", self.rail, self.first, 34, height, bool(_wrong(state)), 17)
+        self.canvas.rectangle("exchange", self.rail, self.first, 34, height, bool(_wrong(state)), 17)
         x, y = self.rail + 21, self.first + height // 2
         shown = tables.printable(self.rail_text, round(height / CHARACTER) - 3)
-        self.parts.append(
-            f'<text class="name" transform="translate({x} {y}) rotate(-90)" text-anchor="middle">{_escaped(shown)}'
-            f"<title>{_escaped(self.rail_text)}</title></text>"
+        self.canvas.parts.append(
+            f'<text class="name" transform="translate({x} {y}) rotate(-90)" text-anchor="middle">{escaped(shown)}'
+            f"<title>{escaped(self.rail_text)}</title></text>"
         )
 
     def _draw_legend(self) -> None:
         x, y = MARGIN, self.bottom + ROW // 2
         for kind, text in (("exchange", "exchange"), ("queue", "queue"), ("handler", "handler: your function")):
-            self._rectangle(kind, x, y - 11, 26, 14, radius=7 if kind == "exchange" else 3)
-            self._text(x + 34, y, text, "faint")
+            self.canvas.rectangle(kind, x, y - 11, 26, 14, radius=7 if kind == "exchange" else 3)
+            self.canvas.text(x + 34, y, text, "faint")
             x += 34 + round(len(text) * CHARACTER) + 28
 
     def _exchange(self, x: int, y: int, width: int, name: str, kind: str) -> None:
@@ -303,30 +260,10 @@ class _Picture:
         wrong: bool = False,
         radius: int = 4,
     ) -> None:
-        self._rectangle(kind, x, y, width, height, wrong, radius)
-        self._text(x + 14, y + 18, texts[0], "name")
+        self.canvas.rectangle(kind, x, y, width, height, wrong, radius)
+        self.canvas.text(x + 14, y + 18, texts[0], "name")
         for row, text in enumerate(texts[1:]):
-            self._text(x + 14, y + 35 + 17 * row, text, "bad" if wrong else "faint")
-
-    def _rectangle(
-        self, kind: str, x: int, y: int, width: int, height: int, wrong: bool = False, radius: int = 4
-    ) -> None:
-        kind = f"{kind} wrong" if wrong else kind
-        self.parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}" rx="{radius}"/>')
-
-    def _text(self, x: int, y: int, text: str, kind: str = "", *, anchor: str = "", whole: bool = False) -> None:
-        shown = text if whole or len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[1 - LONGEST // 2 :]}"
-        more = f"<title>{_escaped(text)}</title>" if shown != text else ""
-        attributes = (f' class="{kind}"' if kind else "") + (f' text-anchor="{anchor}"' if anchor else "")
-        self.parts.append(f'<text{attributes} x="{x}" y="{y}">{_escaped(shown)}{more}</text>')
-
-    def _line(self, points: Sequence[tuple[int, int]], kind: str = "") -> None:
-        """A line that ends with an arrow to the right or to the left."""
-        way = " L".join(f"{x} {y}" for x, y in points)
-        (before, _), (x, y) = points[-2:]
-        back = -8 if x > before else 8
-        self.parts.append(f'<path class="line {kind}" d="M{way}"/>')
-        self.parts.append(f'<path class="tip {kind}" d="M{x} {y} l{back} -4 v8 z"/>')
+            self.canvas.text(x + 14, y + 35 + 17 * row, text, "bad" if wrong else "faint")
 
 
 def _handler_texts(handler: Handler) -> list[str]:
@@ -337,7 +274,3 @@ def _wrong(state: ObjectState | None) -> str:
     if state is None:
         return ""
     return "missing" if not state.exists else "differs" if state.difference else ""
-
-
-def _escaped(text: str) -> str:
-    return escape(tables.printable(text), quote=False)

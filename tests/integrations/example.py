@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,8 @@ async def note(event: dict, message: Message) -> None:
 """An app that handles all events."""
 
 
+NO_NETWORK = re.compile(r"E(NOTFOUND|AI_AGAIN|CONNREFUSED|CONNRESET|NETUNREACH|HOSTUNREACH|TIMEDOUT)\b")
+"""In the output of npm: its registry cannot be reached."""
 MISSING = "IS NOT INSTALLED, SO THERE IS NO TEST OF"
 
 

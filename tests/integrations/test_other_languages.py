@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,13 +13,12 @@ from pathlib import Path
 import kombu
 import pytest
 
-from tests.integrations.example import EXAMPLES, MISSING, PYTHON, Example, need
+from tests.integrations.example import EXAMPLES, MISSING, NO_NETWORK, PYTHON, Example, need
 from tests.patience import LIMIT
 from tests.processes import LIGHTBUS
 
 NODE = "Install Node.js 18 or newer (apt-get install nodejs npm)."
 AMQP_TOOLS = "On Debian and Ubuntu: apt-get install amqp-tools."
-NO_NETWORK = re.compile(r"E(NOTFOUND|AI_AGAIN|CONNREFUSED|CONNRESET|NETUNREACH|HOSTUNREACH|TIMEDOUT)\b")
 
 pytestmark = pytest.mark.rabbitmq
 

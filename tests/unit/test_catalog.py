@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import msgspec
@@ -14,9 +15,10 @@ import pytest
 from pydantic import BaseModel, Field
 
 from lightbus import Lightbus, Message, errors
-from lightbus.catalog import catalog, contract
-from lightbus.catalog.catalog import Catalog
-from lightbus.catalog.contract import Contract, contract_of
+from lightbus.catalog import catalog, contract, schemas
+from lightbus.catalog.catalog import Catalog, Ignored
+from lightbus.catalog.contract import Contract, Listener, PublishedEvent, contract_of
+from tests.patience import sometimes_within
 
 
 class Line(msgspec.Struct):
@@ -69,7 +71,7 @@ def billing() -> Contract:
 
 @pytest.fixture(scope="module")
 def bus() -> Catalog:
-    return catalog.of([shop(), billing()])
+    return catalog.of([shop(), billing()], [Ignored("mallory", 1.0, "it says that it is of 'shop'.")])
 
 
 def test_a_contract_has_the_events_with_schemas_and_the_handlers_with_the_fields_that_they_read(bus: Catalog) -> None:
@@ -111,6 +113,113 @@ def test_the_fields_of_alternatives_are_those_of_all() -> None:
     assert contract_of(app).handlers[0].fields == ["type", "amount", "reason"]
 
 
+class Item(msgspec.Struct):
+    article: str
+    price: Decimal
+    tags: dict[str, Line]
+    parent: Item | None = None
+
+
+class Order(msgspec.Struct):
+    lines: list[Item]
+    meta: dict[str, Any]
+    status: Literal["new", "paid"]
+    payload: Any = None
+
+
+ORDER = schemas.schema_read(Order)
+
+
+@pytest.mark.parametrize(
+    ("path", "known", "kind"),
+    [
+        ("lines", "yes", "array of Item"),
+        ("lines.article", "yes", "string"),
+        ("lines.price", "yes", "string (decimal)"),
+        ("lines.tags.red", "yes", "Line"),
+        ("lines.tags.red.count", "yes", "integer"),
+        ("lines.parent.parent.article", "yes", "string"),
+        ("lines.parent", "yes", "null | Item"),
+        ("status", "yes", '"new" | "paid"'),
+        ("meta.anything.below", "open", ""),
+        ("payload.anything", "open", ""),
+        ("lines.artikel", "no", ""),
+        ("status.new", "no", ""),
+        ("total", "no", ""),
+    ],
+)
+def test_a_field_is_found_by_its_path(path: str, known: str, kind: str) -> None:
+    found = schemas.field(ORDER, path.split("."))
+    assert (found.known, set(found.type.split(" | "))) == (known, set(kind.split(" | ")))
+
+
+def test_a_field_that_does_not_exist_comes_with_those_that_do() -> None:
+    assert schemas.field(ORDER, ["lines", "artikel"]).siblings == ["article", "price", "tags", "parent"]
+
+
+def test_fields_of_a_base_schema_and_of_a_tuple_are_found() -> None:
+    class Strict(BaseModel):
+        model_config = {"extra": "allow"}
+        pair: tuple[Wanted, int]
+
+    schema = schemas.schema_read(Strict)
+    assert schemas.field(schema, ["pair", "order_id"]).known == "yes"
+    assert schemas.field(schema, ["other"]).known == "open"
+    both = {"allOf": [{"$ref": "#/$defs/A"}, {"properties": {"b": {}}}], "$defs": {"A": {"properties": {"a": {}}}}}
+    assert schemas.fields(both) == ["a", "b"]
+
+
+LOOP = {"$ref": "#/$defs/A", "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}},
+        LOOP,
+        {"$ref": "#/$defs/A"},
+        {"$ref": 1, "$defs": []},
+        {"anyOf": "x"},
+        {
+            "type": "array",
+            "items": {"$ref": "#/$defs/A"},
+            "$defs": {"A": {"type": "array", "items": {"$ref": "#/$defs/A"}}},
+        },
+    ],
+)
+def test_a_wrong_or_circular_schema_of_another_app_is_no_error(schema: dict[str, Any]) -> None:
+    assert schemas.fields(schema) is None
+    assert schemas.field(schema, ["a", "b"]).known in ("open", "no")
+    assert schemas.described(schema)
+    assert schemas.fields({"properties": 1}) == []
+
+
+def test_a_bus_with_thousands_of_events_and_handlers_is_compared_without_all_pairs() -> None:
+    """All pairs would be 4 million comparisons: seconds."""
+    one_app = shop()
+    apps = [
+        attrs.evolve(
+            one_app,
+            app=f"app{number}",
+            events=[PublishedEvent(f"thing{number}.e{one}", 1, "", {}) for one in range(4)],
+            handlers=[
+                Listener(f"h{one}", [f"thing{number + 1}.{one and '*'}", f"thing{number}.e{one}"], None, "", "", None)
+                for one in range(4)
+            ],
+        )
+        for number in range(500)
+    ]
+    bus = catalog.of(apps)
+
+    def seconds() -> float:
+        began = time.monotonic()
+        assert len(bus.unmatched()) == 503
+        assert bus.unconsumed() == []
+        return time.monotonic() - began
+
+    sometimes_within(2.0, seconds)
+
+
 def test_a_catalogue_knows_who_publishes_and_who_gets_an_event(bus: Catalog) -> None:
     def names(event: str, source: str | None = None) -> list[str]:
         return [one.name for one in bus.subscribers(event, source)]
@@ -149,6 +258,8 @@ def test_a_snapshot_is_read_as_it_was_written(bus: Catalog, tmp_path: Path) -> N
     ("text", "problem"),
     [
         ("{", "is not JSON"),
+        ("[" * 200_000, "is not JSON"),
+        ('{"lightbus": 1, "contracts": [], "ignored": [1]}', "its ignored contracts cannot be read"),
         ("[]", "is not a snapshot of a catalogue"),
         ('{"lightbus": 2, "contracts": []}', "is not a snapshot of a catalogue"),
         ('{"lightbus": 1}', "is not a snapshot of a catalogue"),

@@ -1,0 +1,92 @@
+"""`lightbus catalog`: all apps and events of a bus. One file for each format."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from lightbus.cli import output, tables
+
+EPILOG = """\b
+Examples:
+  lightbus catalog --from catalog.json
+  lightbus catalog billing.bus:app --from catalog.json              (with the live state of the queues)
+  lightbus catalog --from catalog.json --format html > catalog.html
+  lightbus catalog --from catalog.json --format asyncapi > asyncapi.json
+  lightbus catalog --from catalog.json --json | jq -r '.notices[].text'
+
+\b
+Next:
+  lightbus who order.placed --from catalog.json        (who publishes and who gets one event)
+
+\b
+Exit codes:
+  0  success, whatever was found
+  1  the contracts cannot be read, or the broker is not usable
+  2  the command line or MODULE:ATTR is invalid
+"""
+
+
+@click.command(short_help="All apps and events of a bus: who publishes, who listens.", epilog=EPILOG)
+@click.argument("target", metavar="[MODULE:ATTR]", required=False)
+@click.option(
+    "--from",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A snapshot (of --format json) in the place of the contracts on the broker. Without MODULE:ATTR, no broker is "
+    "used.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "asyncapi", "mermaid", "svg", "html"]),
+    default="table",
+    show_default=True,
+    help="Tables; JSON, also a snapshot for --from; an AsyncAPI 3.0 document; a Mermaid flowchart; an SVG picture; one "
+    "HTML page.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
+def catalog(target: str | None, file: Path | None, form: str, as_json: bool) -> None:
+    """Show all apps and events of a bus: who publishes them, and which handlers get them.
+
+    With a broker: the consumers of each app's queues, the messages that wait, and the dead letters. What the broker's
+    user may not see, or what is not answered within 5 seconds, is shown as `?`. Nothing is changed.
+
+    Also shown: events that no handler gets, patterns that match no event, unknown source= apps, and contracts that are
+    ignored because another user wrote them. These are no errors: the other side may not be deployed yet.
+    """
+    from lightbus.cli import logs
+    from lightbus.cli.catalog import reading
+
+    logs.configure("error")
+    found = reading.read(target, file)
+    match "json" if as_json else form:
+        case "json":
+            from lightbus.cli.catalog import described
+
+            output.write(json.dumps(described.described(found), indent=1))
+        case "asyncapi":
+            from lightbus.catalog import asyncapi
+
+            output.write(json.dumps(asyncapi.document(found.catalog), indent=1))
+        case "mermaid":
+            from lightbus.cli.catalog import flowchart
+
+            output.write(flowchart.flowchart(found))
+        case "svg":
+            from lightbus.cli.catalog import picture
+
+            output.write(picture.draw(found))
+        case "html":
+            from lightbus.cli.catalog import page
+
+            output.write(page.page(found))
+        case _:
+            from lightbus.cli.catalog import overview
+
+            lines = overview.lines(found)
+            output.write("\n".join(tables.fitted(lines, 80) if sys.stdout.isatty() else lines))
