@@ -25,12 +25,12 @@ from lightbus.connection.declare import declare
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.inspection.states import QueueState
 from lightbus.transport import Publication
-from lightbus.wire.topology import Topology, app_exchange, bus_exchange
+from lightbus.wire.topology import Topology, app_exchange, bus_exchange, catalog_stream
 from tests import rabbitmq as nodes
 from tests.bus import connected, publish_confirmed
 from tests.catalogs import apps, large, small
 from tests.faults.proxy import Proxy
-from tests.patience import within
+from tests.patience import wait_until, within
 from tests.processes import ROOT, lightbus, working
 
 PASSWORD = "s3cr3t"
@@ -232,7 +232,7 @@ def users(rabbitmq: nodes.Node, rabbitmq_url: str, folder: Path) -> dict[str, st
     """The URL of each app, with a user of its own, which has the printed permissions."""
     vhost = rabbitmq_url.rpartition("/")[2]
     with connected(rabbitmq_url) as connection:  # once, by the administrator
-        declare(connection, Topology(exchanges=(bus_exchange(), app_exchange("shopp"))))
+        declare(connection, Topology(exchanges=(bus_exchange(), app_exchange("shopp")), queues=(catalog_stream(),)))
     permissions = {f"{app.name}-{vhost}": topology_command.rules(app) for app in apps()}
     rabbitmq.add_users(vhost, permissions, PASSWORD)
     return {app.name: rabbitmq.vhost_url(vhost, f"{app.name}-{vhost}", PASSWORD) for app in apps()}
@@ -271,4 +271,39 @@ def test_three_services_with_their_own_users_one_of_them_stopped(users: dict[str
                 "HANDLER          READS      QUEUE         CONSUMERS  WAITING",
                 "audit.note       any field  audit.main            1        0",
                 "billing.invoice  lines      billing.main          0        0",
+            ]
+
+
+@pytest.mark.rabbitmq
+def test_contracts_come_from_the_broker_also_of_a_stopped_service(users: dict[str, str], folder: Path) -> None:
+    def shown(*arguments: str, user: str) -> Any:
+        done = lightbus(*arguments, "--json", folder=folder, url=users[user])
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def apps_in(found: Any) -> list[str]:
+        return [one["app"] for one in found["contracts"]]
+
+    with working("bus:shop", folder=folder, url=users["shop"]):
+        with working("bus:billing", folder=folder, url=users["billing"]) as billing:
+            wait_until(lambda: "billing" in apps_in(shown("catalog", user="audit")), "the contract of billing")
+            assert billing.end(signal.SIGTERM) == 0
+        with working("bus:audit", folder=folder, url=users["audit"]):
+            wait_until(
+                lambda: apps_in(shown("catalog", user="shop")) == ["audit", "billing", "shop"], "all contracts"
+            )
+            for user in users:
+                (answer,) = shown("who", "order.placed", user=user)
+                assert [(one["name"], one["live"]["consumers"]) for one in answer["handlers"]] == [
+                    ("audit.note", 1),
+                    ("billing.invoice", 0),
+                ]
+                (field,) = shown("who", "order.placed.lines.article", user=user)
+                assert [(one["name"], one["reads"]) for one in field["handlers"]] == [
+                    ("audit.note", "any"),
+                    ("billing.invoice", "yes"),
+                ]
+            notices = shown("catalog", user="audit")["notices"]
+            assert ("unmatched", "order.paced", "order.placed") in [
+                (one["kind"], one["detail"], one["meant"]) for one in notices
             ]
