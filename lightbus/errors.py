@@ -402,10 +402,6 @@ class TargetError(LightbusError):
     """`MODULE:ATTR` is not a Lightbus app."""
 
 
-class CatalogError(LightbusError):
-    """A contract or a catalogue file cannot be read."""
-
-
 class WorkerError(LightbusError):
     """The worker cannot continue."""
 

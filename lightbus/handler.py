@@ -87,8 +87,6 @@ class Handler:
     """`dependencies.Dependencies`, which fill the other parameters; None where there are none."""
     inbox: Inbox | None = None
     """Runs the handler once per event: inside of the middleware, outside of the dependencies."""
-    payload: Any = None
-    """The annotation of the parameter that the body fills; None if there is none."""
 
     def matches(self, source: str, event: str) -> bool:
         return (self.source is None or self.source == source) and any(
@@ -137,7 +135,7 @@ def build(
     own_retry = default_retry if retry is None else check_retry(retry, owner)
     seconds = TIMEOUT if timeout is None else options.check_timeout(timeout, owner, LONGEST_TIMEOUT)
     at_once = None if concurrency is None else options.check_count(concurrency, owner, "concurrency", 10_000)
-    signature = read_signature(app, check_function(function, owner), owner, local_names, inbox)
+    arguments, parameters = read_signature(app, check_function(function, owner), owner, local_names, inbox)
     made = Handler(
         name=own_name,
         patterns=patterns,
@@ -148,10 +146,9 @@ def build(
         concurrency=at_once,
         function=function,
         is_async=is_async(function),
-        arguments=signature.arguments,
+        arguments=arguments,
         middleware=tuple(middleware),
-        parameters=signature.parameters,
-        payload=signature.payload,
+        parameters=parameters,
         inbox=inbox,
     )
     if inbox is not None:
@@ -313,29 +310,21 @@ def check_call(
         pass
 
 
-@attrs.frozen
-class Signature:
-    """How a handler's parameters are filled: `arguments`, `parameters` and `payload` of `Handler`."""
-
-    arguments: Callable[[Delivery], Arguments]
-    parameters: tuple[inspect.Parameter, ...]
-    payload: Any
-
-
 def read_signature(
     app: str,
     function: Callable[..., Any],
     owner: str,
     local_names: Mapping[str, Any],
     inbox: Inbox | None = None,
-) -> Signature:
-    """Decide what fills each parameter of a handler.
+) -> tuple[Callable[[Delivery], Arguments], tuple[inspect.Parameter, ...]]:
+    """A function that fills the positional parameters from a delivery; and the filled parameters, if dependencies
+    fill some of them.
 
     Raises:
         errors.InvalidHandler: a parameter cannot be filled; the message names it and the reason.
     """
     readers: list[Callable[[Delivery], Any]] = []
-    payload: inspect.Parameter | None = None
+    payload: str | None = None
     left_out: str | None = None
     filled: list[inspect.Parameter] = []
     parameters = read_parameters(
@@ -360,22 +349,16 @@ def read_signature(
             left_out = left_out or parameter.name
         elif payload is not None:
             raise errors.InvalidHandler(
-                f"{owner}: the parameter {parameter.name!r} cannot be filled: {payload.name!r} is already the payload. "
+                f"{owner}: the parameter {parameter.name!r} cannot be filled: {payload!r} is already the payload. "
                 "Lightbus fills one payload (your own class with the fields you need, or dict), and the envelope as "
                 "`message: Message`. Get everything else from a dependency (Annotated[Session, "
                 "Depends(open_session)]) or inside the function, or give the parameter a default."
             )
         else:
-            if parameter.annotation is parameter.empty:
-                parameter = parameter.replace(annotation=dict[str, Any])
-            payload = parameter
+            payload = parameter.name
             readers.append(_payload_reader(parameter, owner))
             filled.append(parameter)
-    return Signature(
-        arguments=_combine(readers),
-        parameters=tuple(filled) if len(filled) > len(readers) else (),
-        payload=None if payload is None else payload.annotation,
-    )
+    return _combine(readers), tuple(filled) if len(filled) > len(readers) else ()
 
 
 def injected(parameter: inspect.Parameter, owner: str) -> Injected | None:
@@ -520,6 +503,8 @@ def _hints(function: Callable[..., Any], owner: str, local_names: Mapping[str, A
 
 def _payload_reader(parameter: inspect.Parameter, owner: str) -> Callable[[Delivery], Any]:
     wanted = parameter.annotation
+    if wanted is parameter.empty:
+        wanted = dict[str, Any]
     if Message in typing.get_args(wanted):
         raise errors.InvalidHandler(
             f"{owner}: the parameter '{parameter.name}: {_shown(wanted)}' is neither the payload nor exactly the "

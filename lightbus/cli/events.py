@@ -64,12 +64,18 @@ def _in_order(app: Lightbus) -> list[EventType]:
     return [app.events[name] for name in sorted(app.events)]
 
 
+def doc_of(thing: Any) -> str | None:
+    """The docstring of a class or function. Not that of a base class, and not the signature that `dataclass` sets."""
+    doc = vars(thing).get("__doc__") if isinstance(thing, type) else getattr(thing, "__doc__", None)
+    if not isinstance(doc, str) or (isinstance(thing, type) and doc.startswith(f"{thing.__name__}(")):
+        return None
+    return inspect.cleandoc(doc) or None
+
+
 # --- what it publishes ------------------------------------------------------------------------
 
 
 def _event(event_type: EventType) -> dict[str, Any]:
-    from lightbus.catalog.contract import doc_of
-
     cls = event_type.cls
     return {
         "name": event_type.name,
@@ -138,8 +144,6 @@ def _type_name(hint: Any) -> str:
 
 
 def _published_lines(app: Lightbus) -> Iterator[str]:
-    from lightbus.catalog.contract import doc_of
-
     if not app.events:
         yield f"{app.name} publishes nothing yet: decorate a class with @app.event."
         return
@@ -176,7 +180,6 @@ def _default(field: dict[str, Any]) -> str:
 
 
 def _subscription(app: Lightbus, handler: Handler) -> dict[str, Any]:
-    from lightbus.catalog.contract import doc_of
     from lightbus.wire.topology import queue_name
 
     function = handler.function

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from lightbus import Lightbus
-from lightbus.catalog import schemas
+from lightbus.cli import schema
 from lightbus.wire import codec
 from tests.processes import lightbus
 
@@ -224,7 +224,7 @@ def test_published_bodies_match_their_schema_and_rejected_ones_do_not(app: Light
     for name, payload in given.items():
         event_type = app.events[name]
         body = codec.encode(event_type, codec.build_event(event_type, payload))
-        found = schemas.schema_of(app.name, event_type)
+        found = schema.schema_of(app.name, event_type)
         jsonschema.validate(json.loads(body), found)
         jsonschema.validate(json.loads(body) | {"unknown": 1}, found)  # consumers ignore unknown fields
         if payload:

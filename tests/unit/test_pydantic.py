@@ -21,8 +21,7 @@ from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, Secr
 from pydantic.alias_generators import to_camel
 
 from lightbus import Lightbus, errors
-from lightbus.catalog import schemas
-from lightbus.cli import events
+from lightbus.cli import events, schema
 from lightbus.pydantic_models import MOST_LISTED, Coder
 from lightbus.transport import Delivery
 from lightbus.wire import codec
@@ -671,7 +670,7 @@ class Moved(BaseModel):
 
 def test_the_json_schema_is_what_is_sent(app: Lightbus) -> None:
     app.event(Moved)
-    document = schemas.schema_of("shop", app.events["moved"])
+    document = schema.schema_of("shop", app.events["moved"])
     event = Moved(user_id=1, to=Address(street="x", zip=1))
     jsonschema.Draft202012Validator.check_schema(document)
     jsonschema.validate(json.loads(body_of(app, event)), document)
