@@ -33,6 +33,14 @@ def within(seconds: float) -> Iterator[None]:
         assert took < seconds + DELAY, f"it took {took:.1f} s, where {seconds:g} s is the limit"
 
 
+@contextlib.contextmanager
+def silent_server() -> Iterator[socket.socket]:
+    """A server that accepts connections and never answers. Its `accept` waits for at most LIMIT."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(LIMIT)
+        yield server
+
+
 def sometimes_within(seconds: float, attempt: Callable[[], float]) -> None:
     """Repeat until an attempt takes less than so many seconds: on a busy machine, not each one does."""
     deadline, took = time.monotonic() + LIMIT, [attempt()]

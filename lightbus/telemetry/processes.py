@@ -67,7 +67,8 @@ def _locked(folder: str) -> int:
 def _remove_abandoned() -> None:
     """Remove the folders of supervisors that were killed with all their workers."""
     for file in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{PREFIX}*", LOCK)):
-        with contextlib.suppress(OSError), open(file, "rb", opener=_without_waiting) as lock:  # of another, or in use
+        # An error: it is in use, or belongs to another user.
+        with contextlib.suppress(OSError), open(file, "rb", opener=_without_waiting) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(os.path.dirname(file), ignore_errors=True)
 

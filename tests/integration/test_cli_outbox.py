@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from sqlalchemy.orm import Session
 from lightbus import Lightbus
 from lightbus.outbox import Outbox, metadata
 from lightbus.outbox.tables import outbox as table
+from tests.patience import silent_server
 from tests.processes import Program, environment, lightbus
 from tests.rabbitmq import free_port
 
@@ -390,7 +390,7 @@ def test_a_database_that_does_not_answer_is_an_error_without_its_password(folder
 
 @pytest.mark.parametrize("command", ["list", "stats"])
 def test_ctrl_c_ends_a_command_whose_database_hangs(folder: Path, command: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never answers
+    with silent_server() as silent:
         url = f"postgresql+psycopg://127.0.0.1:{silent.getsockname()[1]}/orders"
         with Program("outbox", command, "orders:app", folder=folder, url="memory://", extra={"DATABASE": url}) as one:
             connection, _ = silent.accept()
@@ -413,7 +413,7 @@ threading.Thread(target=interrupt_itself, daemon=True).start()
 def test_ctrl_c_that_another_thread_receives_ends_a_command_whose_database_hangs(folder: Path) -> None:
     """So does a signal that arrives just before the event loop begins to wait: that wait is not interrupted."""
     (folder / "orders.py").write_text(ORDERS + INTERRUPTED)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with silent_server() as silent:
         url = f"postgresql+psycopg://127.0.0.1:{silent.getsockname()[1]}/orders"
         with Program("outbox", "list", "orders:app", folder=folder, url="memory://", extra={"DATABASE": url}) as one:
             connection, _ = silent.accept()

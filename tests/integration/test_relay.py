@@ -18,7 +18,7 @@ from lightbus.worker.health import SLOW_LOOP, STUCK_LOOP, report
 from lightbus.worker.services import ServiceRunner
 from tests.integration.test_cli_outbox import ORDERS, Database
 from tests.integration.test_health import probe
-from tests.patience import wait_until
+from tests.patience import silent_server, wait_until
 from tests.postgres import Postgres
 from tests.processes import Program, lightbus, working
 from tests.rabbitmq import Node, free_port
@@ -322,7 +322,7 @@ def test_a_second_signal_ends_a_relay_at_once(
     folder: Path, database: Database, number: signal.Signals, status: int
 ) -> None:
     database.add(1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never answers
+    with silent_server() as silent:
         url = f"amqp://127.0.0.1:{silent.getsockname()[1]}/"
         with relaying(folder=folder, url=url) as relay:
             connection, _ = silent.accept()
@@ -343,7 +343,7 @@ def test_a_second_signal_ends_a_relay_at_once(
 
 
 def test_a_database_that_hangs_does_not_keep_a_relay_from_stopping(folder: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with silent_server() as silent:
         url = f"postgresql+psycopg://127.0.0.1:{silent.getsockname()[1]}/orders"
         with relaying("--grace", "1", folder=folder, url=f"sqlite:///{folder}/bus.db", database=url) as relay:
             connection, _ = silent.accept()

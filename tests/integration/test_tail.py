@@ -26,7 +26,7 @@ from lightbus.tail import HELD, QUEUE_LIMIT, Tail, Taken
 from lightbus.transport import Channel, Publication
 from lightbus.wire.topology import publishing
 from tests import rabbitmq as nodes
-from tests.bus import connected, publish_plainly
+from tests.bus import connected, publish_confirmed, publish_plainly
 from tests.odd import ODD_PROPERTIES, odd_properties, publish_raw
 from tests.processes import LIGHTBUS, LIMIT, Program, environment, lightbus, wait_until
 
@@ -373,9 +373,9 @@ def test_a_stopped_tail_does_not_block_publishers_and_reports_missing_events(fol
         state = Path(f"/proc/{one.process.pid}/stat")
         if state.exists():  # exists only on Linux
             wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
-        for start in range(0, 2 * QUEUE_LIMIT, 100):
-            numbers = range(start, start + 100)
-            channel.publish([Publication("shop", "a.b", b"%d" % number, {}, mandatory=False) for number in numbers])
+        many = [Publication("shop", "a.b", b"%d" % number, {}, mandatory=False) for number in range(2 * QUEUE_LIMIT)]
+        with connected(url) as connection:
+            publish_confirmed(connection, *many)
         publish_plainly(channel, "shop", "a.b", b'"last"')
         one.signal(signal.SIGCONT)
         one.wait_for("some events may be missing: the queue was full")

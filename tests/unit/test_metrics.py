@@ -20,12 +20,13 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightbus import Lightbus, Message, Next, Outcome, Receipt, Reject, Retry, errors
+from lightbus.inspection.states import queue_states
 from lightbus.telemetry import processes, queues
 from lightbus.telemetry.families import FAMILIES
 from lightbus.telemetry.prometheus import Metrics
 from lightbus.wire import topology
 from lightbus.worker.worker import Worker
-from tests.bus import OrderCancelled, OrderPlaced, eventually, running
+from tests.bus import OrderCancelled, OrderPlaced, connected, eventually, running
 from tests.patience import DELAY, LIMIT, within
 
 pytestmark = pytest.mark.anyio
@@ -343,15 +344,20 @@ async def test_the_age_of_a_queue_begins_again_with_each_retry(shop: Lightbus, r
     Metrics(shop, registry=registry, queues=True)
     failed = anyio.Event()
 
-    @shop.on(OrderPlaced, retry=Retry((1,), jitter=0))
+    @shop.on(OrderPlaced, retry=Retry((1,) * 100, jitter=0))  # however slowly the worker stops, there is a next one
     async def fail(event: OrderPlaced) -> None:
         failed.set()
         raise ConnectionError
 
     async with running(shop):
         await shop.publish(OrderPlaced(number=1), time=datetime.now(UTC) - timedelta(minutes=5))
-        await failed.wait()
-    await eventually(lambda: samples(registry, "lightbus_queue_messages"), {"shop.main": 1})
+        await eventually(failed.is_set)
+
+    def waiting() -> int:
+        with connected(shop) as connection:
+            return queue_states(connection, ["shop.main"])[0].ready
+
+    await eventually(waiting, 1)
     assert samples(registry, "lightbus_queue_oldest_seconds")["shop.main"] < LIMIT
 
 
