@@ -91,7 +91,8 @@ class MariaDB(PrivateServer):
         self.launch(*command, timeout=timeout)
 
     def answers(self) -> bool:
-        with contextlib.suppress(pymysql.err.OperationalError):
+        # Not pymysql.err: Django imports it again as MySQLdb.err, and its classes are others then.
+        with contextlib.suppress(pymysql.OperationalError):
             self._execute("SELECT 1")
             return True
         return False
