@@ -289,9 +289,7 @@ def test_contracts_come_from_the_broker_also_of_a_stopped_service(users: dict[st
             wait_until(lambda: "billing" in apps_in(shown("catalog", user="audit")), "the contract of billing")
             assert billing.end(signal.SIGTERM) == 0
         with working("bus:audit", folder=folder, url=users["audit"]):
-            wait_until(
-                lambda: apps_in(shown("catalog", user="shop")) == ["audit", "billing", "shop"], "all contracts"
-            )
+            wait_until(lambda: apps_in(shown("catalog", user="shop")) == ["audit", "billing", "shop"], "all contracts")
             for user in users:
                 (answer,) = shown("who", "order.placed", user=user)
                 assert [(one["name"], one["live"]["consumers"]) for one in answer["handlers"]] == [
