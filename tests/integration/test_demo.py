@@ -15,6 +15,7 @@ import amqp.exceptions
 import pytest
 
 from lightbus.connection.dial import BrokerAddresses
+from lightbus.wire.topology import CATALOG
 from tests.patience import LIMIT, wait_until
 
 COMMAND = [sys.executable, "-m", "lightbus", "demo"]
@@ -104,9 +105,12 @@ def test_an_interrupted_demo_on_rabbitmq_deletes_its_queues(temporary: Path, rab
 
 
 def leftovers(url: str, prefix: str) -> list[str]:
-    """The demo's queues and exchanges that still exist."""
+    """The demo's queues and exchanges that still exist, and the stream that its contracts would be in."""
     connection = BrokerAddresses.parse(url).connect("test")
     found = []
+    with contextlib.suppress(amqp.exceptions.NotFound):
+        connection.channel().queue_declare(CATALOG, passive=True)
+        found.append(f"queue {CATALOG}")
     for app in ("forge", "stats", "reviews", "inbox"):
         for name in (f"{prefix}{app}.main", f"{prefix}{app}.dead", f"{prefix}{app}.retry.1s"):
             with contextlib.suppress(amqp.exceptions.NotFound):

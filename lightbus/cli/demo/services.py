@@ -66,7 +66,9 @@ class Services:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start_worker(self, name: str) -> None:
-        self._start(name, "-m", "lightbus", "worker", f"{name}:app")
+        # With a prefix, the broker is not the demo's own: a contract would stay there for 90 days.
+        options = ["--no-contract"] if self.prefix else []
+        self._start(name, "-m", "lightbus", "worker", f"{name}:app", *options)
 
     def start_publisher(self, lines: list[bytes]) -> None:
         """Start the publisher with these lines as its stdin."""
