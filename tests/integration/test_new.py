@@ -25,8 +25,10 @@ import pytest
 import yaml
 
 from lightbus import __version__
+from lightbus.catalog import storage
 from lightbus.cli import main, new
 from lightbus.cli.dead.reading import NONE
+from lightbus.connection.dial import BrokerAddresses
 from lightbus.wire import topology
 from tests import rabbitmq as nodes
 from tests.processes import LIGHTBUS, LIMIT, ROOT, Program, environment, lightbus, wait_until
@@ -322,6 +324,10 @@ def test_the_definitions_have_the_bus_and_minimal_permissions() -> None:
     wanted = topology.bus_exchange()
     assert (bus["name"], bus["type"], bus["internal"]) == (wanted.name, wanted.type, wanted.internal)
     assert (bus["durable"], bus["auto_delete"], bus["arguments"]) == (True, False, wanted.arguments)
+    (stream,) = definitions["queues"]
+    catalog = topology.catalog_stream()
+    assert (stream["name"], stream["arguments"]) == (catalog.name, catalog.arguments)
+    assert (stream["durable"], stream["auto_delete"]) == (True, False)
 
 
 @pytest.mark.rabbitmq
@@ -343,6 +349,10 @@ def test_a_service_works_on_rabbitmq_with_these_definitions(rabbitmq_node: Calla
         assert service.do("lightbus doctor billing.bus:app", url).endswith("No problems found.\n")
         service.do("lightbus publish tests.elsewhere:app user.registered id=1", elsewhere)
         worker.wait_for("handled user.registered 1")
+        wait_until(
+            lambda: [one.app for one in storage.read(BrokerAddresses.parse(url)).contracts] == ["billing"],
+            "the contract of the worker",
+        )
         assert worker.end(signal.SIGTERM) == 0
     refused = lightbus("publish", "tests.elsewhere:app", "user.registered", "id=1", folder=service.folder, url=url)
     assert refused.returncode == 1
