@@ -59,6 +59,11 @@ def test_each_option_is_listed_with_its_default(words: str, function: Callable[.
                 assert shown[name] == f"`{default}`"
 
 
+def test_each_environment_variable_is_listed() -> None:
+    code = "".join(file.read_text() for file in (DOCS.parent / "lightbus").rglob("*.py"))
+    assert set(re.findall(r'"(LIGHTBUS_\w+)"', code)) == {*rows_after("## Environment")} - {"NO_COLOR"}
+
+
 def test_the_url_options_match_the_code() -> None:
     assert set(re.findall(r"`\?(\w+)=`", PAGE)) == set(address.OPTIONS)
     assert f"| `?heartbeat=` | {address.HEARTBEAT} |" in PAGE
