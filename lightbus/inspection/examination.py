@@ -13,6 +13,7 @@ from lightbus.connection.address import Address
 from lightbus.connection.declare import exchange_exists, near_exchange
 from lightbus.connection.diagnosis import LOST, ctl, describe
 from lightbus.connection.dial import BrokerAddresses, address_of
+from lightbus.inspection import contracts
 from lightbus.inspection.broker import encryption, unreachable_step, version
 from lightbus.inspection.comparison import differences
 from lightbus.inspection.finding import Finding, Level
@@ -54,6 +55,7 @@ def _on_broker(connection: Connection, address: Address, app: Lightbus | None, t
     try:
         if app is None:
             yield from _bus(connection, address, target)
+            yield from contracts.catalog(connection, None, target)
             yield Finding("note", "app", "No app was given.", "To check an app, too: lightbus doctor MODULE:ATTR")
             return
         complete = True
@@ -64,9 +66,13 @@ def _on_broker(connection: Connection, address: Address, app: Lightbus | None, t
         yield from _queues(connection, address, app, target)
         if complete:
             yield from trial(connection, app, target)
+            yield from contracts.catalog(connection, app, target)
         else:
             yield Finding(
-                "note", "trial", "Skipped (publishing, permissions, clock): fix the failures above first.", "See above."
+                "note",
+                "trial",
+                "Skipped (publishing, permissions, clock, catalog): fix the failures above first.",
+                "See above.",
             )
     except LOST as error:
         text = f"The connection was lost: {describe(error, address)}"

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from lightbus import Lightbus, Retry, __version__
+from lightbus.catalog import storage
+from lightbus.catalog.contract import contract_of
 from lightbus.connection.declare import declare
 from lightbus.inspection.broker import version as check_version
 from lightbus.inspection.trial import clock as check_clock
@@ -202,6 +204,51 @@ def test_a_missing_permission_is_found(folder: Path, rabbitmq: nodes.Node, rabbi
         assert expected in findings(done, "permissions")[0]["text"]
         assert "lightbus topology permissions" in findings(done, "permissions")[0]["next"]
         assert "s3cr3t" not in done.stdout + done.stderr
+
+
+def test_a_missing_catalogue_is_a_note_and_an_existing_one_is_tried(url: str, doctor: Doctor) -> None:
+    declared(url)
+    (missing,) = findings(doctor("--json"), "catalog")
+    assert (missing["level"], missing["text"], missing["next"]) == (
+        "note",
+        "The stream 'lightbus.catalog' does not exist: no contract has been published here.",
+        "Run once, as a user with permission to configure it: lightbus catalog",
+    )
+    app = Lightbus("billing", url=url)
+    storage.publish(app.broker, contract_of(app))
+    before = storage.read(app.broker).contracts
+    (found,) = findings(doctor("--json"), "catalog")
+    assert (found["level"], found["text"]) == (
+        "ok",
+        "The app can publish its contract to lightbus.catalog, and read those of all apps.",
+    )
+    assert storage.read(app.broker).contracts == before
+
+
+@pytest.mark.rabbitmq
+def test_a_user_who_may_not_use_the_catalogue_is_found(folder: Path, rabbitmq: nodes.Node, rabbitmq_url: str) -> None:
+    app = declared(rabbitmq_url)
+    storage.publish(app.broker, contract_of(app))
+    vhost = rabbitmq_url.rpartition("/")[2]
+    user = f"billing-{vhost}"
+    own, bus = r"billing(\..+)?", r"lightbus(\.catalog)?"
+    rabbitmq.ctl("add_user", user, "s3cr3t")
+    for write, read, expected in (
+        ("lightbus", bus, "The app's contract cannot be published: "),
+        (bus, "lightbus", "The contracts of all apps cannot be read: "),
+        (bus, bus, "The app can publish its contract"),
+    ):
+        permissions = (f"^{own}$", f"^({own}|{write})$", f"^({own}|{read})$")
+        rabbitmq.ctl("set_permissions", "-p", vhost, user, *permissions)
+        done = lightbus("doctor", "billing:app", "--json", folder=folder, url=rabbitmq.vhost_url(vhost, user, "s3cr3t"))
+        (found,) = findings(done, "catalog")
+        assert found["text"].startswith(expected)
+        if found["level"] != "ok":
+            assert (found["level"], found["next"]) == (
+                "warn",
+                "lightbus topology permissions billing:app prints what it needs.",
+            )
+            assert "lightbus.catalog" in found["text"]
 
 
 @pytest.mark.parametrize(

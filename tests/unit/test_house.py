@@ -123,7 +123,7 @@ INNER_ORDER = {
         "management.commands.lightbus_relay",
         "management.commands.lightbus_worker",
     ],
-    "inspection": ["finding", "broker", "comparison", "states", "trial", "examination"],
+    "inspection": ["finding", "broker", "comparison", "states", "trial", "contracts", "examination"],
     "catalog": [
         "exact",
         "schemas",
