@@ -48,8 +48,10 @@ class DeadLetter:
 
     @property
     def suffix(self) -> str:
-        """The key on the internal exchange of the queue that it came from."""
-        return self.queue.removeprefix(f"{self.app}.")
+        """The key on the internal exchange of the queue that it came from. "", which no queue has, if it claims to come
+        from the catalogue: a retry would publish its body as the app's contract."""
+        suffix = self.queue.removeprefix(f"{self.app}.")
+        return "" if suffix == topology.CONTRACT_KEY else suffix
 
     @property
     def digest(self) -> bytes:
