@@ -30,6 +30,7 @@ from lightbus.wire.topology import (
 )
 from tests import rabbitmq as nodes
 from tests.bus import connected, publish_confirmed
+from tests.patience import within
 from tests.processes import lightbus, working
 
 pytestmark = pytest.mark.rabbitmq
@@ -187,3 +188,28 @@ def test_a_contract_through_an_own_exchange_is_shown_as_forged(apps: dict[str, L
         "mallory",
         "App 'mallory' has published a contract of app 'shop', which is forged.",
     )
+
+
+class Name(str):
+    """A key that a dict can have twice."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def test_a_forged_offset_does_not_end_the_reading(apps: dict[str, Lightbus]) -> None:
+    """RabbitMQ sets the header of a stream's offset, but leaves a second one with this name as it is."""
+    mallory, shop = apps["mallory"], apps["shop"]
+    with connected(mallory) as connection:
+        declare(connection, cataloguing("mallory"))
+        headers = {Name("x-stream-offset"): 1, Name("x-stream-offset"): 10**9}
+        for _ in range(2):  # as the last message, and before the last one
+            publish_confirmed(connection, Publication("mallory.internal", "contract", b"{}", {"headers": headers}))
+            with within(5):
+                assert [one.app for one in storage.read(shop.broker).contracts] == ["shop"]
+            storage.publish(shop.broker, genuine(shop))

@@ -510,6 +510,19 @@ def test_an_unreadable_header_is_named_and_no_property_is_lost() -> None:
     }
 
 
+def test_of_headers_with_the_same_name_the_first_counts() -> None:
+    """RabbitMQ replaces the first with its own header, so the second is the publisher's."""
+    two = b"\x07x-deathI\x00\x00\x00\x01" + b"\x07x-deathI\x00\x00\x00\x02"
+    inner = b"\x01tF" + struct.pack(">I", len(two)) + two
+    table = two + inner + b"\x01ZI\x00\x00\x00\x03"
+    read = amqp_wire.decode_properties(b"\x20\x80" + struct.pack(">I", len(table)) + table + b"\x03m-1")
+    assert read == {
+        "headers": {"x-death": 1, "t": {"x-death": 1}, "Z": 3},
+        "message_id": "m-1",
+        amqp_wire.UNREADABLE: "another header 'x-death'",
+    }
+
+
 def test_deeply_nested_headers_are_named_and_no_property_is_lost() -> None:
     table = b""
     for _ in range(3000):

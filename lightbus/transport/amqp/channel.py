@@ -35,7 +35,8 @@ from lightbus.transport.amqp.writer import SocketWriter
 
 _STREAM_PREFETCH = 1000
 _STREAM_SILENCE = 1.0
-"""Seconds without a message after which a stream is empty. (With the first one, the broker sends all of its chunk.)"""
+"""Seconds without a message after which a stream is empty, if the broker counts none in it. (It counts them every 5
+seconds. With the first one, it sends all of its chunk.)"""
 _WRITE_SIZE = 262144
 _NOWAIT_SIZE = 1048576  # about what a system takes at once for a broker that reads
 
@@ -165,7 +166,7 @@ class Channel(kombu.transport.pyamqp.Channel):
         return tag
 
     def read_stream(self, queue: str, on_delivery: OnDelivery, *, seconds: float) -> None:
-        """Read all messages that a stream has now. The broker does not count them: the last one is asked for first."""
+        """Read all messages that a stream has now. The broker's count of them is old: the last one is asked for first."""
         connection = self._open_connection()
         with connection.limit(seconds, f"reading {queue}"):
             last = -1
@@ -174,9 +175,10 @@ class Channel(kombu.transport.pyamqp.Channel):
                 nonlocal last
                 last = _offset(delivery)
 
+            is_empty = self.queue_declare(queue, passive=True).message_count == 0
             self.basic_qos(0, _STREAM_PREFETCH, False)
             tag = self._consume_stream(queue, "last", find_last)
-            deadline = time.monotonic() + _STREAM_SILENCE
+            deadline = time.monotonic() + (_STREAM_SILENCE if is_empty else seconds)
             while last < 0 and time.monotonic() < deadline:
                 with contextlib.suppress(TimeoutError):
                     connection.drain_events(0.05)

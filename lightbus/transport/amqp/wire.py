@@ -139,7 +139,8 @@ def _decode_odd_properties(data: bytes) -> Properties:
 
 
 def _decode_odd_table(data: bytes) -> tuple[dict[str, Any], list[str]]:
-    """The headers that can be read, and descriptions of those that cannot."""
+    """The headers that can be read, and descriptions of those that cannot. The first of a name counts: it is the one
+    that RabbitMQ reads, and replaces with its own (`x-death`, `x-stream-offset`)."""
     table: dict[str, Any] = {}
     unreadable: list[str] = []
     position = 0
@@ -149,7 +150,11 @@ def _decode_odd_table(data: bytes) -> tuple[dict[str, Any], list[str]]:
             name, position = _octets(data, position + 1, data[position])
             key = _header_name(name)
             try:
-                table[key], position = _decode_value(data, position, 1)
+                value, position = _decode_value(data, position, 1)
+                if key in table:
+                    unreadable.append(f"another header {key!r}")
+                else:
+                    table[key] = value
             except _MALFORMED:
                 if data[position : position + 1] not in (b"F", b"A"):
                     raise
@@ -214,7 +219,8 @@ def _decode_inner_table(data: bytes, depth: int) -> dict[str, Any]:
     position = 0
     while position < len(data):
         name, position = _octets(data, position + 1, data[position])
-        table[_header_name(name)], position = _decode_value(data, position, depth)
+        value, position = _decode_value(data, position, depth)
+        table.setdefault(_header_name(name), value)
     return table
 
 
@@ -245,7 +251,9 @@ def _decode_table(data: bytes, start: int) -> tuple[dict[str, Any], int]:
     table: dict[str, Any] = {}
     position = start + 4
     end = position + long.unpack_from(data, start)[0]
+    count = 0
     while position < end:
+        count += 1
         at = position + 1 + data[position]
         key = data[position + 1 : at].decode()
         kind = data[at : at + 1]
@@ -269,6 +277,8 @@ def _decode_table(data: bytes, start: int) -> tuple[dict[str, Any], int]:
             table[key], position = _decode_value(data, at, 1)
     if position != end:
         raise IndexError(f"a table ends at byte {position}, not {end}")
+    if count != len(table):
+        raise IndexError("a name occurs twice")
     return table, end
 
 
