@@ -224,7 +224,13 @@ def from_file(path: Path) -> Catalog:
         ignored = msgspec.convert(written.get("ignored", []), list[Ignored])
     except msgspec.ValidationError as error:
         raise errors.CatalogError(f"{path}: its ignored contracts cannot be read: {error}. {_NEXT}") from error
-    given = [contracts.from_json(one) for one in written["contracts"]]
+    given = []
+    for number, one in enumerate(written["contracts"], 1):
+        try:
+            given.append(contracts.from_json(one))
+        except errors.CatalogError as error:
+            name = one.get("app") if isinstance(one, dict) else None
+            raise errors.CatalogError(f"{path}: contract {number}, of app {str(name)[:100]!r}: {error}") from error
     return of(given, ignored, at if isinstance(at, int | float) else 0.0)
 
 

@@ -239,6 +239,7 @@ def _defaults(schema: Schema) -> dict[str, Any]:
     return {
         name if title == root else f"{title}.{name}": field["default"]
         for title, part in schema.get("$defs", {}).items()
+        if isinstance(part, dict)
         for name, field in part.get("properties", {}).items()
         if isinstance(field, dict) and "default" in field
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 
 from lightbus import errors
 from lightbus.app import Lightbus
-from lightbus.catalog import schemas
+from lightbus.catalog import schemas, validity
 from lightbus.catalog.schemas import Schema
 from lightbus.handler import Handler
 from lightbus.version import __version__
@@ -120,6 +121,34 @@ def from_json(written: object) -> Contract:
     try:
         contract = msgspec.convert(written, Contract)
         check_app_name(contract.app)
-    except (msgspec.ValidationError, errors.InvalidName) as error:
-        raise errors.CatalogError(f"This is not a contract that Lightbus {__version__} can read: {error}") from error
+        _check(contract)
+    except (ValueError, RecursionError, errors.InvalidName) as error:
+        raise errors.CatalogError(
+            f"This is not a contract that Lightbus {__version__} can read: {error}. Compare it with the output of: "
+            "lightbus contract show"
+        ) from error
     return contract
+
+
+def _check(contract: Contract) -> None:
+    """
+    Raises:
+        ValueError: commands could not read a part of it.
+    """
+    if not math.isfinite(contract.at):
+        raise ValueError(f"its time is {contract.at}")
+    for event in contract.events:
+        validity.check_name(event.name)
+        _check_schema(event.schema, f"event {event.name!r}")
+    for listener in contract.handlers:
+        for pattern in listener.patterns:
+            validity.check_name(pattern)
+        if listener.schema is not None:
+            _check_schema(listener.schema, f"handler {listener.handler[:100]!r}")
+
+
+def _check_schema(schema: Schema, owner: str) -> None:
+    try:
+        validity.check_schema(schema)
+    except ValueError as error:
+        raise ValueError(f"{owner}: its JSON Schema: {error}") from error

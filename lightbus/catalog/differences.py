@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from lightbus import errors
+from lightbus.catalog import schemas
 from lightbus.catalog.schemas import Schema
 
 
@@ -80,6 +81,8 @@ _SAME = (
 """Keywords that cannot be compared: the writer must have the same."""
 _ANY_TEXT = frozenset({"binary", "password"})
 """Formats that any string has."""
+DEEPEST = 100
+"""Levels of classes in each other that are compared."""
 _PART_OF = {"uuid": {"uuid1", "uuid3", "uuid4", "uuid5", "uuid6", "uuid7", "uuid8"}}
 
 Value = tuple[str, Any]
@@ -91,11 +94,15 @@ class _Comparison:
         self.read_root = read
         self.open: set[tuple[str, str]] = set()
         """Pairs that are being compared: of recursive classes, they are compared once."""
+        self.left = schemas.MOST_PARTS
 
     def compare(self, written: Any, read: Any, path: str) -> list[Difference]:
         pair = (_key(written), _key(read))
         if pair in self.open:
             return []
+        self.left -= 1
+        if self.left < 0 or len(self.open) == DEEPEST:
+            return [Difference(Kind.LIMIT, path, "a schema that is too large to compare", "a smaller one")]
         self.open.add(pair)
         try:
             accepted = list(_alternatives(read, self.read_root))
@@ -216,32 +223,32 @@ def _key(schema: Any) -> str:
 
 def _alternatives(schema: Any, root: Schema) -> Iterator[Schema]:
     """The parts of a union, each with one type. A value of an enum is a part: `{"const": ...}`."""
-    if schema is True:
-        yield {}
-        return
-    if schema is False:
-        return
-    followed: set[str] = set()
-    while "$ref" in schema:
-        if schema["$ref"] in followed:
-            return
-        followed.add(schema["$ref"])
-        # Beside a reference, Pydantic writes a description or a default.
-        schema = root.get("$defs", {}).get(schema["$ref"].removeprefix("#/$defs/"), {})
-    several = schema.get("anyOf") or schema.get("oneOf")
-    if several is None and len(schema.get("allOf", ())) == 1:
-        several = schema["allOf"]
-    if several:
-        for one in several:
-            yield from _alternatives(one, root)
-    elif "enum" in schema:
-        yield from ({"const": value} for value in schema["enum"])
-    elif "const" in schema:
-        yield {"const": schema["const"]}
-    elif isinstance(schema.get("type"), list):
-        yield from (schema | {"type": one} for one in schema["type"])
-    else:
-        yield schema
+    left, followed = [schema], set[str]()
+    while left:
+        one = left.pop(0)
+        if one is False:
+            continue
+        if one is True:
+            yield {}
+        elif "$ref" in one:
+            # Beside a reference, Pydantic writes a description or a default.
+            if one["$ref"] not in followed:
+                followed.add(one["$ref"])
+                left.insert(0, root.get("$defs", {}).get(one["$ref"].removeprefix("#/$defs/"), {}))
+        elif several := one.get("anyOf") or one.get("oneOf") or _single(one.get("allOf", [])):
+            left[:0] = several
+        elif "enum" in one:
+            yield from ({"const": value} for value in one["enum"])
+        elif "const" in one:
+            yield {"const": one["const"]}
+        elif isinstance(one.get("type"), list):
+            yield from (one | {"type": each} for each in one["type"])
+        else:
+            yield one
+
+
+def _single(parts: list[Any]) -> list[Any]:
+    return parts if len(parts) == 1 else []
 
 
 def _is_any(schema: Schema) -> bool:
@@ -311,6 +318,14 @@ def _has_form(written: Schema, form: str) -> bool:
 
 
 def _accepts_value(read: Schema, value: Any) -> bool:
+    """False also if that is unknown: a pattern in another dialect, a number that Python cannot divide."""
+    try:
+        return _accepts(read, value)
+    except (re.error, OverflowError, RecursionError):
+        return False
+
+
+def _accepts(read: Schema, value: Any) -> bool:
     if "const" in read:
         return type(read["const"]) is type(value) and read["const"] == value
     if not _takes_type(read, {"type": _type_of(value)}) or _form(read) is not None:

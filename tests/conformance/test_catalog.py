@@ -167,6 +167,19 @@ def test_a_message_that_is_no_contract_is_ignored_and_shown(
     assert ignored.writer == "shop"
 
 
+def test_a_schema_that_cannot_be_read_costs_only_its_own_app(make_app: MakeApp, connection: Connection) -> None:
+    broker, shop = make_app("shop").broker, shop_contract(make_app)
+    storage.publish(broker, shop)
+    for name, schema in (("first", {"type": 5}), ("second", {"items": [[]]})):
+        written = contracts.to_json(attrs.evolve(shop, app=name))
+        written["events"][0]["schema"] = schema
+        put(connection, f"{name}.internal", json.dumps(written).encode())
+    found = storage.read(broker)
+    assert found.contracts == [shop]
+    assert sorted(one.writer for one in found.ignored) == ["first", "second"]
+    assert all("event 'order.placed': its JSON Schema: Expected" in one.reason for one in found.ignored)
+
+
 def test_events_that_somebody_routes_into_the_catalogue_are_ignored(make_app: MakeApp, connection: Connection) -> None:
     broker, shop = make_app("shop").broker, shop_contract(make_app)
     storage.publish(broker, shop)

@@ -127,6 +127,7 @@ INNER_ORDER = {
     "catalog": [
         "exact",
         "schemas",
+        "validity",
         "contract",
         "catalog",
         "who",

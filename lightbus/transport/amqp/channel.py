@@ -166,7 +166,7 @@ class Channel(kombu.transport.pyamqp.Channel):
         return tag
 
     def read_stream(self, queue: str, on_delivery: OnDelivery, *, seconds: float) -> None:
-        """Read all messages that a stream has now. The broker's count of them is old: the last one is asked for first."""
+        """Read all messages that a stream has now. The broker counts them late, so the last one is asked for first."""
         connection = self._open_connection()
         with connection.limit(seconds, f"reading {queue}"):
             last = -1
