@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -34,7 +33,7 @@ from lightbus.transport.amqp import wire as wire
 from lightbus.transport.amqp.writer import SocketWriter
 
 _STREAM_PREFETCH = 1000
-_STREAM_SILENCE = 1.0
+_STREAM_SILENCE = 2.0
 """Seconds without a message after which a stream is empty, if the broker counts none in it. (It counts them every 5
 seconds. With the first one, it sends all of its chunk.)"""
 _WRITE_SIZE = 262144
@@ -175,13 +174,19 @@ class Channel(kombu.transport.pyamqp.Channel):
                 nonlocal last
                 last = _offset(delivery)
 
-            is_empty = self.queue_declare(queue, passive=True).message_count == 0
+            def wait_for_last() -> None:
+                while last < 0:
+                    connection.drain_events()
+
+            declared: Any = self.queue_declare(queue, passive=True)
+            is_empty = declared.message_count == 0
             self.basic_qos(0, _STREAM_PREFETCH, False)
             tag = self._consume_stream(queue, "last", find_last)
-            deadline = time.monotonic() + (_STREAM_SILENCE if is_empty else seconds)
-            while last < 0 and time.monotonic() < deadline:
-                with contextlib.suppress(TimeoutError):
-                    connection.drain_events(0.05)
+            if is_empty:
+                with contextlib.suppress(TimeoutError), connection.limit(_STREAM_SILENCE, f"reading {queue}"):
+                    wait_for_last()
+            else:
+                wait_for_last()
             self.basic_cancel(tag)  # waits for the answer, behind the rest of the last chunk
             if last < 0:
                 return
