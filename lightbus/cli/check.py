@@ -103,6 +103,9 @@ def _missing(contract: Contract, catalog: Catalog) -> Iterator[str]:
         )
     if not any(one.app != contract.app for one in catalog.contracts):
         yield "The catalogue has no contract of another app: only this app's own handlers are checked."
+    for one in catalog.ignored:
+        if catalog.contract(one.writer) is None and one.writer:
+            yield f"The contract of {one.writer} is ignored, so its handlers are not checked: {one.reason}"
 
 
 # --- as text ----------------------------------------------------------------------------------
@@ -111,7 +114,7 @@ def _missing(contract: Contract, catalog: Catalog) -> Iterator[str]:
 def _lines(contract: Contract, catalog: Catalog, found: list[Break], missing: list[str]) -> Iterator[str]:
     for one in found:
         yield tables.printable(f"{TITLES[one.verdict]}: {_place(one)}: {one.what}. {one.next}", 1_000)
-    yield from (f"note: {one}" for one in missing)
+    yield from (tables.printable(f"note: {one}", 1_000) for one in missing)
     breaks = [one for one in found if one.verdict == "break"]
     handlers = {one.handler for one in breaks}
     apps = len(catalog.replaced(contract).contracts)

@@ -11,8 +11,9 @@ import attrs
 import pytest
 
 from lightbus import Lightbus
-from lightbus.catalog import catalog
+from lightbus.catalog import catalog, storage
 from lightbus.catalog.contract import Contract, contract_of
+from lightbus.connection.dial import BrokerAddresses
 from tests.processes import lightbus
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "check.md").read_text()
@@ -125,3 +126,40 @@ def test_where_nothing_was_checked_the_exit_code_is_2(folder: Path, words: tuple
     done = lightbus(*words, folder=folder, url="amqp://127.0.0.1:1/")
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
+
+
+@pytest.mark.rabbitmq
+def test_a_change_is_checked_against_the_contracts_on_the_broker(folder: Path, rabbitmq_url: str) -> None:
+    broker = BrokerAddresses.parse(rabbitmq_url)
+    for one in (shop(BUS), billing()):
+        storage.publish(broker, one)
+    done = lightbus("check", "shop.bus:app", folder=folder, url=rabbitmq_url)
+    assert (done.returncode, done.stdout) == (0, "shop: checked against 1 other app. Nothing breaks.\n"), done.stderr
+    change(folder, "email: str", "email: str\n    note: str")
+    done = lightbus("check", "shop.bus:app", folder=folder, url=rabbitmq_url)
+    assert (done.returncode, done.stdout) == (0, "shop: checked against 1 other app. Nothing breaks.\n"), done.stderr
+    change(folder, "    email: str\n", "")
+    done = lightbus("check", "shop.bus:app", folder=folder, url=rabbitmq_url)
+    assert (done.returncode, done.stdout, done.stderr) == (1, OUTPUT, "")
+
+
+@pytest.mark.rabbitmq
+def test_a_contract_that_cannot_be_read_does_not_end_the_commands(folder: Path, rabbitmq_url: str) -> None:
+    broker = BrokerAddresses.parse(rabbitmq_url)
+    bad = attrs.evolve(billing(), app="mallory", handlers=[attrs.evolve(billing().handlers[0], schema={"type": 5})])
+    for one in (shop(BUS), billing(), bad):
+        storage.publish(broker, one)
+    change(folder, "    email: str\n", "")
+    done = lightbus("check", "shop.bus:app", folder=folder, url=rabbitmq_url)
+    assert done.returncode == 1
+    first, note, last = done.stdout.splitlines()
+    assert [first, last] == OUTPUT.splitlines()
+    assert note.startswith("note: The contract of mallory is ignored, so its handlers are not checked: This is not a")
+    done = lightbus("catalog", folder=folder, url=rabbitmq_url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("2 apps, 1 event, on ")
+    assert "A contract written by mallory is ignored: This is not a contract that" in done.stdout
+    assert "handler 'invoice': its JSON Schema: Expected `str | array`, got `int` - at `$.type`." in done.stdout
+    done = lightbus("who", "order.placed.email", folder=folder, url=rabbitmq_url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "billing.invoice  email" in done.stdout
