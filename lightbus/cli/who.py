@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples (with quotes, because * and # are special in a shell):
-  lightbus who order.placed --from catalog.json
-  lightbus who order.placed.lines.article --from catalog.json
-  lightbus who 'order.*' --from catalog.json
-  lightbus who billing.bus:app order.placed --from catalog.json     (with the live state of the queues)
-  lightbus who order.placed.email --from catalog.json --json | jq -r '.[].handlers[].name'
+  lightbus who order.placed                            (the broker in LIGHTBUS_URL)
+  lightbus who billing.bus:app order.placed            (the broker of this app)
+  lightbus who order.placed.lines.article
+  lightbus who 'order.*'
+  lightbus who order.placed.email --json | jq -r '.[].handlers[].name'
+  lightbus who order.placed --from catalog.json        (of lightbus catalog --json, without a broker)
 
 \b
 Exit codes:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from lightbus import errors
-from lightbus.catalog import catalog, live
+from lightbus.catalog import announcer, catalog, contract, live, storage
 from lightbus.catalog.catalog import Catalog
 from lightbus.catalog.live import Live
 from lightbus.cli import main
@@ -25,7 +25,7 @@ from lightbus.connection.declare import declare
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.inspection.states import QueueState
 from lightbus.transport import Publication
-from lightbus.wire.topology import Topology, app_exchange, bus_exchange, catalog_stream
+from lightbus.wire.topology import Topology, app_exchange, bus_exchange, catalog_stream, cataloguing
 from tests import rabbitmq as nodes
 from tests.bus import connected, publish_confirmed
 from tests.catalogs import apps, large, small
@@ -125,23 +125,44 @@ def test_what_is_wrong_is_named(snapshot: Path, arguments: str, status: int, mes
 
 
 PAGE = (ROOT / "docs" / "howto" / "catalog.md").read_text()
-BLOCKS = dict(re.findall(r"^```console\n\$ lightbus ([^\n|]+)\n(.*?)^```$", PAGE, re.M | re.S))
+BLOCKS = dict(re.findall(r"^```console\n\$ lightbus ([^\n|>]+)\n(.*?)^```$", PAGE, re.M | re.S))
+SHOWN = "amqp://ann:**@rabbit-1:5672/"
+"""The broker on the page."""
 
 
-@pytest.mark.parametrize("command", BLOCKS)
-def test_the_page_shows_the_output(folder: Path, command: str) -> None:
-    found = small()
-    at = time.time() - 600
-    found = attrs.evolve(found, contracts=[attrs.evolve(one, at=at) for one in found.contracts])
-    (folder / "catalog.json").write_text(json.dumps(catalog.to_json(found)))
-    done = lightbus(*shlex.split(command), folder=folder, url=NOWHERE)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == BLOCKS[command]
+@pytest.mark.rabbitmq
+def test_the_page_shows_the_output(folder: Path, rabbitmq_url: str) -> None:
+    broker = BrokerAddresses.parse(rabbitmq_url)
+    with connected(rabbitmq_url) as connection:
+        for one, written in zip(apps(rabbitmq_url), reversed(small().contracts), strict=True):
+            declare(connection, one.topology())
+            storage.publish(broker, attrs.evolve(written, at=time.time() - 575))  # 10m for 55 s
+        declare(connection, cataloguing("mallory"))
+        forged = json.dumps(contract.to_json(small().contracts[2])).encode()
+        publish_confirmed(connection, Publication("mallory.internal", "contract", forged, {}))
+        publish_confirmed(connection, *internal("billing", "main", 3))
+        connection.channel().consume("audit.main", lambda _: None, on_cancel=lambda _: None)
+        (folder / "catalog.json").write_text(lightbus("catalog", "--json", folder=folder, url=rabbitmq_url).stdout)
+        for command, output in BLOCKS.items():
+            done = lightbus(*shlex.split(command), folder=folder, url=rabbitmq_url)
+            assert (done.returncode, done.stderr) == (0, ""), command
+            assert done.stdout.replace(broker.masked, SHOWN) == output
 
 
 def test_the_figures_on_the_page_are_the_codes() -> None:
-    assert len(BLOCKS) == 4
-    assert f"within {live.LIMIT:g} seconds in total" in " ".join(PAGE.split())
+    assert [*BLOCKS] == [
+        "catalog",
+        "who order.placed",
+        "who order.placed.email",
+        "who order.placed.lines.article",
+        "catalog --from catalog.json",
+    ]
+    words = " ".join(PAGE.split())
+    assert f"within {live.LIMIT:g} seconds in total" in words
+    assert f"every {announcer.EVERY / 3600:g} hours" in words
+    limits = catalog_stream().arguments
+    assert f"after {limits['x-max-age'].removesuffix('D')} days" in words
+    assert f"exceed {limits['x-max-length-bytes'] // 1024**2} MiB" in words
 
 
 # --- the live state ---------------------------------------------------------------------------

@@ -12,15 +12,16 @@ from lightbus.cli import output, tables
 
 EPILOG = """\b
 Examples:
-  lightbus catalog --from catalog.json
-  lightbus catalog billing.bus:app --from catalog.json              (with the live state of the queues)
-  lightbus catalog --from catalog.json --format html > catalog.html
+  lightbus catalog                                     (the broker in LIGHTBUS_URL)
+  lightbus catalog billing.bus:app                     (the broker of this app)
+  lightbus catalog --format html > catalog.html
+  lightbus catalog --json | jq -r '.notices[].text'
+  lightbus catalog --json > catalog.json               (a snapshot)
   lightbus catalog --from catalog.json --format asyncapi > asyncapi.json
-  lightbus catalog --from catalog.json --json | jq -r '.notices[].text'
 
 \b
 Next:
-  lightbus who order.placed --from catalog.json        (who publishes and who gets one event)
+  lightbus who order.placed                            (who publishes and who gets one event)
 
 \b
 Exit codes:
