@@ -123,12 +123,9 @@ def _declare_stream(connection: Connection) -> None:
             ) from error
         except amqp.exceptions.PreconditionFailed as error:
             raise errors.CatalogError(
-                f"This broker has no streams, which keep the catalogue: use RabbitMQ 3.9 or later. ({error})"
+                "This broker has no streams, which keep the catalogue. RabbitMQ has them from 3.9 on; after an upgrade, "
+                f"run: rabbitmqctl enable_feature_flag stream_queue ({error})"
             ) from error
-    except amqp.exceptions.AccessRefused as error:
-        raise errors.CatalogError(
-            f"This user may not read {CATALOG}. Give it the permissions that `lightbus topology permissions` prints."
-        ) from error
     else:
         probe.close()
 
@@ -193,7 +190,7 @@ def read(broker: BrokerAddresses) -> Catalog:
                 f"{CATALOG}.",
             )
             return
-        encoding = delivery.properties.get("content_encoding")
+        encoding = _property(delivery, "content_encoding")
         newest.pop(app, None)
         newest[app] = _Stored(delivery.body, encoding if isinstance(encoding, str) else "", _time_of(delivery))
 
@@ -215,11 +212,16 @@ def read(broker: BrokerAddresses) -> Catalog:
 
 def _time_of(delivery: Delivery) -> float:
     """When it was published; 0 if that is unknown."""
-    try:
-        at = delivery.properties.get("timestamp")
-    except ValueError:
-        return 0.0
+    at = _property(delivery, "timestamp")
     return float(at) if isinstance(at, int | float) else 0.0
+
+
+def _property(delivery: Delivery, name: str) -> object:
+    """None if it is missing, or the properties cannot be read."""
+    try:
+        return delivery.properties.get(name)
+    except ValueError:
+        return None
 
 
 def _decoded(app: str, stored: _Stored) -> Contract | None:

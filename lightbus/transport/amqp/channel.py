@@ -58,10 +58,11 @@ class Owner(Protocol):
     def drain_events(self, timeout: float | None = None) -> None: ...
 
 
-def _offset(delivery: Delivery) -> int:
-    """The place of a message in its stream."""
-    offset: int = delivery.properties["headers"]["x-stream-offset"]
-    return offset
+def _offset(delivery: Delivery, otherwise: int) -> int:
+    """The place of a message in its stream. `otherwise`, if the publisher's headers cannot be read."""
+    headers = delivery.properties.get("headers")
+    offset = headers.get("x-stream-offset") if isinstance(headers, dict) else None
+    return offset if isinstance(offset, int) else otherwise
 
 
 def ignore(*_: object) -> None:
@@ -172,7 +173,7 @@ class Channel(kombu.transport.pyamqp.Channel):
 
             def find_last(delivery: Delivery) -> None:
                 nonlocal last
-                last = _offset(delivery)
+                last = _offset(delivery, last + 1)
 
             def wait_for_last() -> None:
                 while last < 0:
@@ -194,7 +195,7 @@ class Channel(kombu.transport.pyamqp.Channel):
 
             def take(delivery: Delivery) -> None:
                 nonlocal read, unacked
-                read, unacked = _offset(delivery), unacked + 1
+                read, unacked = _offset(delivery, read + 1), unacked + 1
                 on_delivery(delivery)
                 if unacked >= _STREAM_PREFETCH // 2:
                     self.basic_ack(delivery.delivery_tag, multiple=True)
