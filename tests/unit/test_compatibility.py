@@ -457,7 +457,7 @@ def changes(draw: st.DrawFn, kinds: st.SearchStrategy[str], types: st.SearchStra
 def test_what_the_check_passes_can_be_decoded_by_the_handler(kinds: list[str], types: st.SearchStrategy[Type]) -> None:
     results: Counter[bool] = Counter()
 
-    @settings(max_examples=200, phases=[Phase.generate], deadline=None, derandomize=True, database=None)
+    @settings(max_examples=100, phases=[Phase.generate], deadline=None, derandomize=True, database=None)
     @given(changes(st.sampled_from(kinds), types), st.data())
     def each(change: tuple[Type, Type, Type], data: st.DataObject) -> None:
         old, new, reads = change
@@ -471,4 +471,4 @@ def test_what_the_check_passes_can_be_decoded_by_the_handler(kinds: list[str], t
                 codec.decode(reads.annotation, codec.encode(app.events[NAME], data.draw(new.values)))
 
     each()
-    assert min(results[True], results[False]) > 20, results
+    assert min(results[True], results[False]) > 10, results
