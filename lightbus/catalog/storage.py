@@ -123,8 +123,8 @@ def _declare_stream(connection: Connection) -> None:
             ) from error
         except amqp.exceptions.PreconditionFailed as error:
             raise errors.CatalogError(
-                "This broker has no streams, which keep the catalogue. RabbitMQ has them from 3.9 on; after an upgrade, "
-                f"run: rabbitmqctl enable_feature_flag stream_queue ({error})"
+                "This broker has no streams, which keep the catalogue. RabbitMQ has them from 3.9 on; after an "
+                f"upgrade, run: rabbitmqctl enable_feature_flag stream_queue ({error})"
             ) from error
     else:
         probe.close()
