@@ -21,7 +21,7 @@ Each worker publishes its app's contract when it starts, and every 24 hours.
 EXIT_CODES = """\b
 Exit codes:
   0  success
-  1  the broker is not usable, or keeps no catalogue; the error names the next step
+  1  the broker is not usable, or the contract cannot be published; the error names the next step
   2  the command line or MODULE:ATTR is invalid
 """
 

@@ -119,6 +119,16 @@ def test_a_contract_that_is_too_large_is_refused(make_app: MakeApp) -> None:
         storage.publish(make_app("shop").broker, large)
 
 
+def test_a_contract_that_nobody_could_read_is_refused(make_app: MakeApp) -> None:
+    broker, shop = make_app("shop").broker, shop_contract(make_app)
+    (event,) = shop.events
+    with pytest.raises(errors.CatalogError, match=r"event 'order\.placed': its JSON Schema: Expected"):
+        storage.publish(broker, attrs.evolve(shop, events=[attrs.evolve(event, schema={"type": 5})]))
+    odd = attrs.evolve(shop, events=[attrs.evolve(event, doc="\ud800")])  # no UTF-8
+    storage.publish(broker, odd)
+    assert [one.events[0].doc for one in storage.read(broker).contracts] == ["?"]
+
+
 # --- what does not count ----------------------------------------------------------------------
 
 
