@@ -46,7 +46,7 @@ def billing_contract(make_app: MakeApp) -> Contract:
 
 
 def put(connection: Connection, exchange: str, body: bytes, properties: dict[str, Any] | None = None) -> None:
-    """Publish to the catalogue as an app does, or as one that is up to something."""
+    """Publish to the catalogue as an app does, or as an attacker."""
     app = exchange.removesuffix(".internal")
     declare(connection, Topology(queues=(catalog_stream(),)))
     declare(connection, attrs.evolve(cataloguing(app), exchanges=(Exchange(exchange, "direct"),)))
