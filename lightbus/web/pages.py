@@ -19,7 +19,6 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from lightbus import errors
 from lightbus.catalog import notices as notice
 from lightbus.catalog import who
-from lightbus.catalog.contract import Contract
 from lightbus.catalog.live import consumed_queues
 from lightbus.dead_letters.letter import DeadLetter, Filter
 from lightbus.version import __version__
@@ -72,7 +71,7 @@ class Pages:
         query, app, event = (_query(request, name) for name in ("q", "app", "event"))
         pairs = _selected(snapshot, query, app, event)
         drawn = pairs[: picture.MOST_EVENTS] if query or app or event or len(pairs) <= picture.MOST_EVENTS else []
-        apps = [one for one in snapshot.catalog.contracts if _fits(query, one.app) or _owns(one, pairs)]
+        apps = [one for one in snapshot.catalog.contracts if _fits(query, one.app)]
         return self._page(
             request,
             "map.html",
@@ -434,10 +433,6 @@ def _query(request: Request, name: str) -> str:
 
 def _fits(query: str, name: str) -> bool:
     return query.lower() in name.lower()
-
-
-def _owns(contract: Contract, pairs: Sequence[Pair]) -> bool:
-    return any(one is contract for one, _ in pairs)
 
 
 def _selected(snapshot: Snapshot, query: str, app: str, event: str) -> list[Pair]:

@@ -17,11 +17,12 @@ MOST_EVENTS = 60
 """Events on one map. More are not legible: a search or an app selects them."""
 MOST_LISTENERS = 400
 """Lines from events to apps on one map."""
-CHARACTER = 7.4
+CHARACTER = 7.9
 """The width of a character, in pixels, of the font in the style sheet."""
 LONGEST = 34
 """Characters of a name that are drawn."""
-ROW, BOX, GAP, MARGIN, COLUMN_GAP = 34, 26, 14, 12, 90
+ROW, BOX, GAP, MARGIN = 34, 26, 14, 12
+COLUMN_GAP, WIDEST_GAP = 80, 260
 
 
 @attrs.frozen
@@ -53,6 +54,9 @@ class Edge:
     x2: float
     y2: float
     down: bool
+    source: str
+    """The `path` of the box on the left."""
+    target: str
 
     @property
     def d(self) -> str:
@@ -92,9 +96,9 @@ def draw(snapshot: Snapshot, pairs: Sequence[Pair], focus: str = "") -> Picture:
         _width(event.name for _, event in pairs),
         _width(order),
     ]
-    left = [float(MARGIN)]
-    for width in widths[:-1]:
-        left.append(left[-1] + width + COLUMN_GAP)
+    lines = sum(map(len, listeners))
+    left = [float(MARGIN), MARGIN + widths[0] + COLUMN_GAP]
+    left.append(left[1] + widths[1] + min(WIDEST_GAP, COLUMN_GAP + 3 * lines))  # many lines need room
     nodes: list[Node] = []
     edges: list[Edge] = []
     top = 2.0 * MARGIN + 14
@@ -110,7 +114,7 @@ def draw(snapshot: Snapshot, pairs: Sequence[Pair], focus: str = "") -> Picture:
             y += ROW
         box = _app(snapshot, contract, app, left[0], begin, widths[0], y - begin - (ROW - BOX), focus)
         nodes.append(box)
-        edges += [Edge(box.x + box.width, one.middle, one.x, one.middle, False) for one in owned]
+        edges += [Edge(box.x + box.width, one.middle, one.x, one.middle, False, box.path, one.path) for one in owned]
         events += owned
         y += GAP
     nodes += events
@@ -127,9 +131,9 @@ def draw(snapshot: Snapshot, pairs: Sequence[Pair], focus: str = "") -> Picture:
         for app in apps:
             if len(edges) < MOST_LISTENERS + len(events):
                 to = handling[app]
-                edges.append(
-                    Edge(event_node.x + event_node.width, event_node.middle, to.x, to.middle, "down" in to.kind)
-                )
+                right = event_node.x + event_node.width
+                down = "down" in to.kind
+                edges.append(Edge(right, event_node.middle, to.x, to.middle, down, event_node.path, to.path))
     nodes += handling.values()
     bottom = max([height, *(one.y + one.height + GAP for one in handling.values())])
     headings = ["Published by", "Event", "Handled by"]

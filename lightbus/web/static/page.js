@@ -79,3 +79,13 @@ if (all) {
     for (const box of boxes) box.checked = checked;
   });
 }
+
+// On a map, the lines of the box that is pointed at.
+for (const map of document.querySelectorAll("svg.map")) {
+  const light = (event) => {
+    const path = event.target.closest?.("a.node")?.getAttribute("href");
+    for (const edge of map.querySelectorAll(".edge"))
+      edge.classList.toggle("lit", path !== undefined && (edge.dataset.from === path || edge.dataset.to === path));
+  };
+  for (const kind of ["pointerover", "pointerleave", "focusin", "focusout"]) map.addEventListener(kind, light);
+}
