@@ -36,9 +36,7 @@ def rows(schema: Schema) -> list[Row]:
     return found
 
 
-def _collect(
-    root: Schema, part: Schema, prefix: str, level: int, found: list[Row], inside: tuple[str, ...]
-) -> None:
+def _collect(root: Schema, part: Schema, prefix: str, level: int, found: list[Row], inside: tuple[str, ...]) -> None:
     for one, references in _objects(root, part, inside):
         properties = one.get("properties")
         if not isinstance(properties, dict):

@@ -7,14 +7,15 @@ refuses.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterator
 from typing import Literal
 
 import attrs
 
+from lightbus import errors
 from lightbus.dead_letters import actions, queue
 from lightbus.dead_letters.actions import Outcome
 from lightbus.dead_letters.letter import DeadLetter, Filter
@@ -27,7 +28,12 @@ READ = 2000
 """Dead letters that are read for one page."""
 Action = Literal["retry", "purge"]
 
-_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+READ_FOR_ONE = 50_000
+"""Dead letters that are read to find certain ones."""
+PATIENCE = 15.0
+"""Seconds that a page waits for another one that reads the same queue."""
+
+_locks = [threading.Lock() for _ in range(64)]
 """By app: two readers of a queue would each see only a part of it."""
 
 
@@ -50,8 +56,18 @@ class Listing:
 @contextlib.contextmanager
 def _opened(source: Source, app: str) -> Generator[DeadQueue]:
     owner = source.app_named(app)
-    with _locks[app], queue.opened(owner) as found:
-        yield found
+    lock = _locks[hash(app) % len(_locks)]
+    if not lock.acquire(timeout=PATIENCE):
+        raise errors.TopologyConflict(f"Another page reads the dead letters of {app!r}. Open this page again.")
+    try:
+        with queue.opened(owner) as found:
+            yield found
+    finally:
+        lock.release()
+
+
+def _first(dead: DeadQueue, count: int) -> Iterator[DeadLetter]:
+    return itertools.islice(dead.dead_letters(), count)
 
 
 def listed(source: Source, app: str, wanted: Filter, shown: int = SHOWN) -> Listing:
@@ -63,10 +79,10 @@ def listed(source: Source, app: str, wanted: Filter, shown: int = SHOWN) -> List
     found: list[DeadLetter] = []
     with _opened(source, app) as dead:
         now = time.time()
-        for one in dead.dead_letters():
+        for one in _first(dead, READ):
             if wanted.matches(one, now):
                 found.append(one)
-            if len(found) == shown or dead.seen >= READ:
+            if len(found) == shown:
                 break
         return Listing(found, dead.count, dead.seen)
 
@@ -79,7 +95,7 @@ def selected(source: Source, app: str, digests: Collection[bytes]) -> list[DeadL
     """
     found: dict[bytes, DeadLetter] = {}
     with _opened(source, app) as dead:
-        for one in dead.dead_letters():
+        for one in _first(dead, READ_FOR_ONE):
             if one.digest in digests:
                 found.setdefault(one.digest, one)
                 if len(found) == len(set(digests)):

@@ -31,7 +31,7 @@ HEADERS = {
     ),
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    # Nothing is sent to other sites. With `no-referrer`, browsers would also send `Origin: null` with this page's forms.
+    # Other sites get nothing. With `no-referrer`, browsers would send `Origin: null` with the forms of this page, too.
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",

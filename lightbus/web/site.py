@@ -11,7 +11,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from lightbus import errors
-from lightbus.web.pages import HERE, Pages
+from lightbus.web.dead import Dead
+from lightbus.web.frame import HERE, Frame
+from lightbus.web.live import Live
+from lightbus.web.login import Login
+from lightbus.web.overview import Overview
 from lightbus.web.security import Guard, Guarded
 from lightbus.web.source import Source
 
@@ -25,22 +29,23 @@ def site(
         actions: whether dead letters can be retried and purged.
         is_over: whether the server ends, so that streams end, too.
     """
-    pages = Pages(source, guard, actions=actions, is_over=is_over)
+    frame = Frame(source, guard, actions=actions, is_over=is_over)
+    overview, dead, live = Overview(frame), Dead(frame), Live(frame)
     routes = [
-        Route("/", pages.map),
-        Route("/apps", pages.apps),
-        Route("/apps/{name:path}", pages.app),
-        Route("/events", pages.events),
-        Route("/events/{name:path}", pages.event),
-        Route("/dead", pages.dead),
-        Route("/dead/{app}", pages.dead_of),
-        Route("/dead/{app}/{action}", pages.act, methods=["POST"]),
-        Route("/dead/{app}/{digest}", pages.letter),
-        Route("/tail", pages.tail),
-        Route("/tail/events", pages.tail_events),
-        Route("/health", pages.health),
-        Route("/login", pages.login, methods=["GET", "POST"]),
+        Route("/", overview.map),
+        Route("/apps", overview.apps),
+        Route("/apps/{name:path}", overview.app),
+        Route("/events", overview.events),
+        Route("/events/{name:path}", overview.event),
+        Route("/dead", dead.apps),
+        Route("/dead/{app}", dead.of_app),
+        Route("/dead/{app}/{action}", dead.act, methods=["POST"]),
+        Route("/dead/{app}/{digest}", dead.one),
+        Route("/tail", live.page),
+        Route("/tail/events", live.events),
+        Route("/health", overview.health),
+        Route("/login", Login(frame).page, methods=["GET", "POST"]),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
     handled: tuple[type[Exception], ...] = (HTTPException, errors.LightbusError, Exception)
-    return Guarded(Starlette(routes=routes, exception_handlers=dict.fromkeys(handled, pages.failed)), guard)
+    return Guarded(Starlette(routes=routes, exception_handlers=dict.fromkeys(handled, frame.failed)), guard)

@@ -128,7 +128,7 @@ async def events(tail: Tail, is_over: Callable[[], bool], limiter: anyio.Capacit
             try:
                 batch = await anyio.to_thread.run_sync(partial(_batch, tail), limiter=limiter)
             except errors.BrokerError as error:
-                yield _sent("problem", {"text": text.printable(str(error))})
+                yield problem(str(error))
                 return
             if batch["events"] or batch["skipped"]:
                 yield _sent("events", batch)
@@ -139,6 +139,11 @@ async def events(tail: Tail, is_over: Callable[[], bool], limiter: anyio.Capacit
                 last = time.monotonic()
     finally:
         tail.let_go()
+
+
+def problem(why: str) -> str:
+    """The last message of a stream that cannot go on."""
+    return _sent("problem", {"text": text.printable(why)})
 
 
 def _batch(tail: Tail) -> dict[str, Any]:

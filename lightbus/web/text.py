@@ -1,4 +1,4 @@
-"""How values are shown. All text from the broker is another program's: it is cut, and its control characters escaped."""
+"""How values are shown. Text from the broker is another program's: it is cut, and control characters are escaped."""
 
 from __future__ import annotations
 

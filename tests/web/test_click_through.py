@@ -80,7 +80,9 @@ def bus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         url = node.vhost_url("web")
     with contextlib.ExitStack() as stack:
         worker = stack.enter_context(working("billing:app", folder=folder, url=url))
-        done = lightbus("contract", "publish", "shop:app", folder=folder, url=url, extra={"LIGHTBUS_RELEASE": "2026.11"})
+        done = lightbus(
+            "contract", "publish", "shop:app", folder=folder, url=url, extra={"LIGHTBUS_RELEASE": "2026.11"}
+        )
         assert done.returncode == 0, done.stderr
         address = stack.enter_context(serving("--allow-actions", folder=folder, url=url))
         found = Bus(address, folder, url, worker)
@@ -139,7 +141,9 @@ def test_a_dead_letter_is_retried_until_it_is_handled_and_another_is_purged(
     assert faults(chromium) == []
     row = next(n for n in (1, 2) if "order 1" in chromium.evaluate(f"document.querySelectorAll('tr')[{n}].innerText"))
     chromium.evaluate(f"document.querySelectorAll('tbody tr')[{row - 1}].querySelector('a').id = 'first'")
-    chromium.click(chromium.evaluate("document.getElementById('first').textContent.trim()"), f"tbody tr:nth-child({row})")
+    chromium.click(
+        chromium.evaluate("document.getElementById('first').textContent.trim()"), f"tbody tr:nth-child({row})"
+    )
     for text in ("no card for order 1", "Traceback", '"number": 1', "LookupError"):
         assert text in chromium.text()
     assert faults(chromium) == []
