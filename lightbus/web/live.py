@@ -18,7 +18,7 @@ from lightbus.web.frame import Frame, query_of
 
 T = TypeVar("T")
 
-COLLECTED = 5.0
+COLLECTED = 3.0
 """Seconds for which events are collected for a page without scripts."""
 
 

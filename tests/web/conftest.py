@@ -20,6 +20,8 @@ from tests.integrations.test_asyncapi import find_node
 from tests.patience import LIMIT
 from tests.processes import ROOT, Program
 
+CHECK = """axe.run().then((found) => found.violations.map((one) =>
+  `${one.impact}: ${one.id}: ${one.nodes.map((node) => node.html).join(" ")}`))"""
 AXE = ROOT / "tests" / "web" / "axe"
 
 
@@ -76,7 +78,7 @@ Faults = Callable[[Browser], list[str]]
 
 @pytest.fixture(scope="session")
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
-    """`faults(browser)`: the accessibility faults that axe-core finds on the page, of any impact."""
+    """`faults(browser)`: the accessibility faults that axe-core finds on the page, of any impact, in light and dark."""
     found = find_node()
     if found is None:
         pytest.skip(f"Node.js {MISSING} axe-core. `make setup` installs it.")
@@ -92,15 +94,12 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
 
     def run(page: Browser) -> list[str]:
         page.evaluate(f"{script}; undefined")
-        answer = page.call(
-            "Runtime.evaluate",
-            expression="""axe.run().then((found) => found.violations.map((one) =>
-              `${one.impact}: ${one.id}: ${one.nodes.map((node) => node.html).join(" ")}`))""",
-            awaitPromise=True,
-            returnByValue=True,
-        )
-        assert "exceptionDetails" not in answer, answer
-        violations: list[str] = answer["result"]["value"]
+        violations: list[str] = []
+        for scheme in ("dark", "light"):
+            page.prefer(scheme)
+            answer = page.call("Runtime.evaluate", expression=CHECK, awaitPromise=True, returnByValue=True)
+            assert "exceptionDetails" not in answer, answer
+            violations += [f"{scheme}: {one}" for one in answer["result"]["value"]]
         return violations
 
     return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -92,6 +92,21 @@ def bus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield found
 
 
+Accessible = Callable[[Bus], bool]
+
+
+@pytest.fixture
+def accessible(chromium: Browser, faults: Faults) -> Accessible:
+    """Fails if the page has faults. On one broker only: the pages are the same."""
+
+    def check(bus: Bus) -> bool:
+        if bus.url.startswith("sqlite"):
+            assert faults(chromium) == []
+        return True
+
+    return check
+
+
 def shown(chromium: Browser, text: str) -> None:
     """Open the page again until it shows this: states are up to 3 seconds old."""
 
@@ -102,24 +117,24 @@ def shown(chromium: Browser, text: str) -> None:
     wait_until(is_shown, text)
 
 
-def test_each_page_shows_the_bus(bus: Bus, chromium: Browser, faults: Faults) -> None:
+def test_each_page_shows_the_bus(bus: Bus, chromium: Browser, accessible: Accessible) -> None:
     chromium.resize(1280)
     chromium.visit(bus.address)
     shown(chromium, "order.placed")
-    assert faults(chromium) == []
+    assert accessible(bus)
     assert chromium.evaluate("[...document.querySelectorAll('svg.map a')].map((one) => one.textContent.trim()).sort()")
 
     chromium.click("order.placed", "table")
     for text in ("A customer has placed an order.", "Version 2", "release 2026.11", "billing.charge", "1 consumer"):
         assert text in chromium.text()
     assert "note" in chromium.evaluate("document.querySelector('table').innerText")
-    assert faults(chromium) == []
+    assert accessible(bus)
 
     chromium.click("billing", "table")
     shown(chromium, "1 consumer")
     for text in ("Charge the card.", "billing.main", "billing.dead", "order.placed from shop"):
         assert text in chromium.text()
-    assert faults(chromium) == []
+    assert accessible(bus)
 
     for page, text in (
         ("Apps", "2026.11"),
@@ -130,15 +145,15 @@ def test_each_page_shows_the_bus(bus: Bus, chromium: Browser, faults: Faults) ->
     ):
         chromium.click(page, "header")
         assert text in chromium.text()
-        assert faults(chromium) == []
+        assert accessible(bus)
 
 
 def test_a_dead_letter_is_retried_until_it_is_handled_and_another_is_purged(
-    bus: Bus, chromium: Browser, faults: Faults
+    bus: Bus, chromium: Browser, accessible: Accessible
 ) -> None:
     chromium.visit(f"{bus.address}/dead/billing")
     shown(chromium, "2 shown of 2 dead letters")
-    assert faults(chromium) == []
+    assert accessible(bus)
     row = next(n for n in (1, 2) if "order 1" in chromium.evaluate(f"document.querySelectorAll('tr')[{n}].innerText"))
     chromium.evaluate(f"document.querySelectorAll('tbody tr')[{row - 1}].querySelector('a').id = 'first'")
     chromium.click(
@@ -146,15 +161,15 @@ def test_a_dead_letter_is_retried_until_it_is_handled_and_another_is_purged(
     )
     for text in ("no card for order 1", "Traceback", '"number": 1', "LookupError"):
         assert text in chromium.text()
-    assert faults(chromium) == []
+    assert accessible(bus)
 
     (bus.folder / "fixed").touch()
     chromium.click("Retry …")
     assert "Retry 1 dead letter of billing?" in chromium.text()
-    assert faults(chromium) == []
+    assert accessible(bus)
     chromium.click("Retry now")
     assert "1 of 1 retried." in chromium.text()
-    assert faults(chromium) == []
+    assert accessible(bus)
     bus.worker.wait_for("charged 1")
 
     chromium.click("Back to the dead letters")
@@ -168,7 +183,7 @@ def test_a_dead_letter_is_retried_until_it_is_handled_and_another_is_purged(
     assert "No dead letters." in chromium.text()
 
 
-def test_live_events_arrive_and_the_filter_holds_others_back(bus: Bus, chromium: Browser, faults: Faults) -> None:
+def test_live_events_arrive_and_others_are_held_back(bus: Bus, chromium: Browser, accessible: Accessible) -> None:
     chromium.visit(f"{bus.address}/tail?pattern=order.*&contains=gift")
     wait_until(lambda: "Listening." in chromium.text(), "the stream is open")
     note = "plain"
@@ -182,15 +197,23 @@ def test_live_events_arrive_and_the_filter_holds_others_back(bus: Bus, chromium:
     wait_until(arrives, "an event on the page")
     assert "plain" not in chromium.text()
     assert chromium.evaluate("document.querySelectorAll('#tail b').length") == 0
-    assert faults(chromium) == []
+    assert accessible(bus)
 
 
+@pytest.mark.parametrize("bus", ["sqlite"], indirect=True)
+def test_the_checker_finds_a_fault(bus: Bus, chromium: Browser, faults: Faults) -> None:
+    chromium.visit(f"{bus.address}/apps")
+    chromium.evaluate("document.querySelector('label').remove()")
+    assert [one for one in faults(chromium) if "label" in one]
+
+
+@pytest.mark.parametrize("bus", ["sqlite"], indirect=True)
 def test_without_scripts_live_events_are_collected(bus: Bus, chromium: Browser) -> None:
     chromium.without_scripts()
     try:
         chromium.visit(f"{bus.address}/tail?pattern=%23")
-        assert "Collect for 5 s" in chromium.text()
+        assert "Collect for 3 s" in chromium.text()
         chromium.visit(f"{bus.address}/tail?pattern=%23&collect=1")
-        assert "within 5 s." in chromium.text()
+        assert "within 3 s." in chromium.text()
     finally:
         chromium.without_scripts(False)
