@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import os
 from pathlib import Path
@@ -83,13 +84,9 @@ def web(
             f"--host {host} lets other machines read the page, so it needs a token: set {TOKEN}, or give --token-file. "
             "A good one: openssl rand -hex 32"
         )
-    try:
-        from lightbus.web import security, server
-        from lightbus.web.source import Source
-    except ImportError as error:
-        raise errors.LightbusError(
-            f"`lightbus web` needs the extra [web] ({error}). Install it: pip install 'lightbus-amqp[web]'"
-        ) from error
+    check_extra()
+    from lightbus.web import security, server
+    from lightbus.web.source import Source
 
     if token is not None and len(token) < security.SHORTEST:
         raise click.UsageError(
@@ -119,6 +116,21 @@ def web(
 
     with listener:
         server.serve(listener, source, guard, actions=allow_actions, ready=ready)
+
+
+def check_extra() -> None:
+    """
+    Raises:
+        errors.LightbusError: the extra [web] is not installed.
+    """
+    from lightbus import errors
+
+    try:
+        importlib.import_module("lightbus.web.server")
+    except ImportError as error:
+        raise errors.LightbusError(
+            f"`lightbus web` needs the extra [web] ({error}). Install it: pip install 'lightbus-amqp[web]'"
+        ) from error
 
 
 def _token(file: Path | None) -> str | None:
