@@ -119,8 +119,9 @@ def draw(snapshot: Snapshot, pairs: Sequence[Pair], focus: str = "") -> Picture:
         y += GAP
     nodes += events
     height = y
-    step = max(float(ROW), min(3.0 * ROW, (height - top) / max(1, len(order))))
-    first = top + max(0.0, (height - GAP - top - step * len(order)) / 2)
+    span = height - GAP - top
+    step = max(float(ROW), min(3.0 * ROW, span / max(1, len(order))))
+    first = top + max(0.0, (span - step * len(order)) / 2)
     handling: dict[str, Node] = {}
     contracts = {one.app: one for one in snapshot.catalog.contracts}
     for number, app in enumerate(order):

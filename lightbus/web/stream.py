@@ -89,7 +89,7 @@ def described(taken: Taken) -> dict[str, Any]:
             "body": text.printable(f"This event cannot be read: {error}"),
             "kind": "",
         }
-    content, kind = text.body(message.body, BODY)
+    content, kind = text.body(message.body, BODY, indent=0)
     return {
         "at": taken.received,
         "event": text.printable(message.event),

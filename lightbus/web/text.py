@@ -69,16 +69,20 @@ def moment(at: float | datetime | None) -> str:
     return "unknown" if one is None else f"{one:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def body(content: bytes, limit: int = LONGEST) -> tuple[str, str]:
-    """A message's body as text, and what was done with it: `JSON`, `text`, `bytes`, with `, cut` if it was."""
-    kind, text = _decoded(content, limit)
+def body(content: bytes, limit: int = LONGEST, *, indent: int = 2) -> tuple[str, str]:
+    """A message's body as text, and what was done with it: `JSON`, `text`, `bytes`, with `, cut` if it was.
+
+    Args:
+        indent: of JSON; 0: on one line.
+    """
+    kind, text = _decoded(content, limit, indent)
     return (cut(text, limit), kind + (", cut" if len(text) > limit else ""))
 
 
-def _decoded(content: bytes, limit: int) -> tuple[str, str]:
+def _decoded(content: bytes, limit: int, indent: int) -> tuple[str, str]:
     if len(content) <= LONGEST_JSON:
         try:
-            return "JSON", msgspec.json.format(content, indent=2).decode()
+            return "JSON", msgspec.json.format(content, indent=indent).decode()
         except (msgspec.MsgspecError, ValueError, RecursionError):
             pass
     try:

@@ -35,6 +35,10 @@ def test_a_body_is_shown_as_what_it_is_and_cut(content: bytes, shown: str, kind:
     assert text.body(content, 20) == (shown, kind)
 
 
+def test_a_body_in_the_stream_is_on_one_line() -> None:
+    assert text.body(b'{"a":9.50,\n"b":[1,2]}', 100, indent=0) == ('{"a": 9.50, "b": [1, 2]}', "JSON")
+
+
 def test_text_that_would_turn_or_hide_what_is_read_is_escaped() -> None:
     assert text.printable("a\u202eb\x1b[0m\udc80\tc\nd") == "a\\u202eb\\x1b[0m\\udc80\tc\nd"
     assert text.quoted("a/b ?\udc80") == "a%2Fb%20%3F%3F"
@@ -109,6 +113,13 @@ def test_the_map_has_each_app_and_event_and_a_line_for_each_handler() -> None:
     assert ("/events/invoice.paid", "/apps/audit") in lines
     assert [each.target for each in found.edges if each.down] == ["/apps/billing"]
     assert all(each.x + each.width <= found.width and each.y + each.height <= found.height for each in found.nodes)
+
+
+def test_boxes_beside_each_other_are_on_one_line() -> None:
+    one = snapshot()
+    event, app = picture.draw(one, [one.catalog.publishers("invoice.paid")[0]]).nodes[1:]
+    assert (event.label, app.label) == ("invoice.paid", "audit")
+    assert event.middle == app.middle
 
 
 def test_the_map_of_nothing_is_empty() -> None:
