@@ -42,7 +42,7 @@ class Live:
                 tail = stream.open_tail(self.frame.source, wanted)
                 collected = await self._counted(stream.collect, tail, COLLECTED, 50)
         except errors.LightbusError as error:
-            problem = str(error)
+            problem = stream.explained(error, self.frame.source)
         return self.frame.page(
             request, "tail.html", given=given, problem=problem, collected=collected, seconds=COLLECTED, status=200
         )
@@ -53,14 +53,15 @@ class Live:
         async def events() -> AsyncIterator[str]:
             # Only what has begun is ended: so the queue is opened here, not before the answer begins.
             try:
+                wanted = stream.read(*given)
                 self._check_streams()
-                tail = stream.open_tail(self.frame.source, stream.read(*given))
+                tail = stream.open_tail(self.frame.source, wanted)
             except (errors.LightbusError, HTTPException) as error:
                 yield stream.problem(error.detail if isinstance(error, HTTPException) else str(error))
                 return
             self._open_streams += 1
             try:
-                async for one in stream.events(tail, self.frame.is_over, self._streams):
+                async for one in stream.events(self.frame.source, tail, self.frame.is_over, self._streams):
                     yield one
             finally:
                 self._open_streams -= 1

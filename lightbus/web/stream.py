@@ -118,7 +118,9 @@ def collect(tail: Tail, seconds: float, most: int) -> list[dict[str, Any]]:
     return found
 
 
-async def events(tail: Tail, is_over: Callable[[], bool], limiter: anyio.CapacityLimiter) -> AsyncIterator[str]:
+async def events(
+    source: Source, tail: Tail, is_over: Callable[[], bool], limiter: anyio.CapacityLimiter
+) -> AsyncIterator[str]:
     """The stream. It ends with the connection, because Starlette then cancels it."""
     until = time.monotonic() + LONGEST
     last = time.monotonic()
@@ -128,7 +130,7 @@ async def events(tail: Tail, is_over: Callable[[], bool], limiter: anyio.Capacit
             try:
                 batch = await anyio.to_thread.run_sync(partial(_batch, tail), limiter=limiter)
             except errors.BrokerError as error:
-                yield problem(str(error))
+                yield problem(explained(error, source))
                 return
             if batch["events"] or batch["skipped"]:
                 yield _sent("events", batch)
@@ -144,6 +146,13 @@ async def events(tail: Tail, is_over: Callable[[], bool], limiter: anyio.Capacit
 def problem(why: str) -> str:
     """The last message of a stream that cannot go on."""
     return _sent("problem", {"text": text.printable(why)})
+
+
+def explained(error: errors.LightbusError, source: Source) -> str:
+    """The error, and what an app's own user can do."""
+    if isinstance(error, errors.AccessRefused) and source.app is None:
+        return f"{error} An app's own user can start: lightbus web MODULE:ATTR."
+    return str(error)
 
 
 def _batch(tail: Tail) -> dict[str, Any]:

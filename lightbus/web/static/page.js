@@ -8,13 +8,14 @@ function watch(list) {
   const count = document.getElementById("tail-count");
   const pause = document.getElementById("tail-pause");
   const clear = document.getElementById("tail-clear");
-  let shown = 0, skipped = 0, paused = false;
+  let shown = 0, skipped = 0, overrun = false, paused = false;
   const source = new EventSource(list.dataset.url);
 
   function tell(state) {
     const lost = skipped ? `, ${skipped.toLocaleString("en")} skipped: they arrived faster than a page shows them` : "";
+    const missing = overrun ? " More may be missing: they arrived faster than the server read them." : "";
     if (status.textContent !== state) status.textContent = state; // announced by screen readers
-    count.textContent = `${shown.toLocaleString("en")} shown${lost}.`;
+    count.textContent = `${shown.toLocaleString("en")} shown${lost}.${missing}`;
   }
 
   function item(one) {
@@ -49,6 +50,7 @@ function watch(list) {
   source.addEventListener("events", (event) => {
     const batch = JSON.parse(event.data);
     skipped += batch.skipped;
+    overrun ||= batch.overrun;
     if (paused) skipped += batch.events.length;
     else {
       shown += batch.events.length;
