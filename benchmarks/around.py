@@ -24,7 +24,7 @@ ADDITIONS = {
     "telemetry": {WITHOUT: "", METRICS: "metrics", TRACES: "traces"},
 }
 """By `Plan.additions`: what is added, and its `Plan.around`."""
-BLOCKS = 25
+BLOCKS = 100
 
 
 class Span:

@@ -335,11 +335,11 @@ CASES = tuple(
             "Consume with middleware and dependencies",
             Suite.around,
             (
-                Row("Lightbus", "lightbus_", 2000),
-                Row("FastStream", "faststream_", 1000, lacks=FASTSTREAM),
+                Row("Lightbus", "lightbus_", 500),
+                Row("FastStream", "faststream_", 250, lacks=FASTSTREAM),
             ),
             "Without a server: Lightbus on `memory://`, FastStream with its TestRabbitBroker, whose subscriber is "
-            "called with one message again and again. CPU of the thread that runs the event loop, lowest of 25 "
+            "called with one message again and again. CPU of the thread that runs the event loop, lowest of 100 "
             "blocks, which take turns in one process. Added: what a line costs more than the line without.",
             5,
         ),
@@ -348,14 +348,14 @@ CASES = tuple(
             "Consume with metrics and traces",
             Suite.around,
             (
-                Row("Lightbus", "lightbus_", 2000, settings={"additions": "telemetry"}),
+                Row("Lightbus", "lightbus_", 500, settings={"additions": "telemetry"}),
                 Row(
                     "Lightbus, --processes",
                     "lightbus_",
-                    2000,
+                    500,
                     settings={"additions": "metrics", "multiprocess": True},
                 ),
-                Row("FastStream", "faststream_", 1000, lacks=FASTSTREAM, settings={"additions": "telemetry"}),
+                Row("FastStream", "faststream_", 250, lacks=FASTSTREAM, settings={"additions": "telemetry"}),
             ),
             "Measured as in consume-middleware. Prometheus metrics: `Metrics(app)`, or FastStream's "
             "`RabbitPrometheusMiddleware`, in memory; with --processes, in files that several processes share. "

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,6 +94,22 @@ def _logging_as_before() -> Iterator[None]:
     for each, level, disabled, propagate in before:
         each.setLevel(level)
         each.disabled, each.propagate = disabled, propagate
+
+
+@pytest.fixture(autouse=True)
+def _modules_as_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Forget modules that a test has imported from its temporary folder: later tests may have one of the same name."""
+    before = {*sys.modules}
+    yield
+    temporary = str(tmp_path_factory.getbasetemp())
+    # All are found before one is deleted: a package without `__init__.py` needs its parents for its path.
+    for name in [name for name in {*sys.modules} - before if _is_in(temporary, sys.modules[name])]:
+        del sys.modules[name]
+
+
+def _is_in(folder: str, module: object) -> bool:
+    found = getattr(module, "__dict__", {})
+    return any(str(place).startswith(folder) for place in (found.get("__file__"), *found.get("__path__", ())))
 
 
 def _need(found: object, install: str) -> None:

@@ -62,10 +62,12 @@ def publish(broker: BrokerAddresses, contract: Contract) -> None:
     """Publish an app's contract, and return when the broker has it.
 
     Raises:
-        errors.CatalogError: the broker keeps no catalogue, this user may not publish to it, or it is too large.
-        errors.BrokerError: the broker is not usable.
+        errors.CatalogError: this user may not publish to the catalogue; or the contract is too large, or not readable.
+        errors.BrokerError: the broker is not usable, or has no streams.
     """
-    _publish(broker, contract.app, contracts.to_json(contract))
+    content = contracts.to_json(contract)
+    contracts.from_json(content)  # the app's team shall see what is wrong, not only the readers
+    _publish(broker, contract.app, content)
 
 
 def withdraw(broker: BrokerAddresses, app: str) -> None:
@@ -78,7 +80,7 @@ def withdraw(broker: BrokerAddresses, app: str) -> None:
 
 
 def _publish(broker: BrokerAddresses, app: str, content: dict[str, Any]) -> None:
-    body = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    body = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
     if len(body) > MAX_BYTES:
         raise errors.CatalogError(
             f"The contract of app {app!r} has {len(body):,} bytes; the catalogue takes {MAX_BYTES:,}. Shorten the "
@@ -108,7 +110,7 @@ def _declare_stream(connection: Connection) -> None:
     """An administrator may have declared it, with other limits.
 
     Raises:
-        errors.CatalogError: it does not exist, and this user or broker cannot create it.
+        errors.CatalogError: it does not exist, and this user may not create it.
     """
     probe = connection.channel()
     try:
@@ -120,11 +122,6 @@ def _declare_stream(connection: Connection) -> None:
             raise errors.CatalogError(
                 f"The stream {CATALOG} does not exist, and this user may not create it. Run once as a user who may: "
                 "lightbus catalog"
-            ) from error
-        except amqp.exceptions.PreconditionFailed as error:
-            raise errors.CatalogError(
-                "This broker has no streams, which keep the catalogue. RabbitMQ has them from 3.9 on; after an upgrade, "
-                f"run: rabbitmqctl enable_feature_flag stream_queue ({error})"
             ) from error
     else:
         probe.close()
@@ -173,8 +170,8 @@ def read(broker: BrokerAddresses) -> Catalog:
     """Read the newest contract of each app.
 
     Raises:
-        errors.CatalogError: the broker keeps no catalogue, or this user may not read it.
-        errors.BrokerError: the broker is not usable.
+        errors.CatalogError: the stream does not exist, and this user may not create it.
+        errors.BrokerError: the broker is not usable, has no streams, or this user may not read this one.
     """
     newest: dict[str, _Stored] = {}
     ignored: dict[str, Ignored] = {}

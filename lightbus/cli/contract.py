@@ -18,10 +18,14 @@ Examples:
 Each worker publishes its app's contract when it starts, and every 24 hours.
 """
 
-EXIT_CODES = """\b
+EXAMPLE = """\b
+Example:
+  {}
+
+\b
 Exit codes:
   0  success
-  1  the broker is not usable, or keeps no catalogue; the error names the next step
+  1  the broker is not usable, or the contract cannot be published; the error names the next step
   2  the command line or MODULE:ATTR is invalid
 """
 
@@ -37,7 +41,10 @@ def contract() -> None:
     """
 
 
-@contract.command(short_help="Print an app's contract as JSON.", epilog=EXIT_CODES)
+@contract.command(
+    short_help="Print an app's contract as JSON.",
+    epilog=EXAMPLE.format("lightbus contract show billing.bus:app | jq '.handlers[].patterns'"),
+)
 @click.argument("target", metavar="MODULE:ATTR")
 @_release
 def show(target: str, release: str) -> None:
@@ -51,7 +58,10 @@ def show(target: str, release: str) -> None:
     output.write(json.dumps(contracts.to_json(found), indent=1, ensure_ascii=False))
 
 
-@contract.command(short_help="Publish an app's contract, as in a deployment.", epilog=EXIT_CODES)
+@contract.command(
+    short_help="Publish an app's contract, as in a deployment.",
+    epilog=EXAMPLE.format("lightbus contract publish billing.bus:app --release 2026.11"),
+)
 @click.argument("target", metavar="MODULE:ATTR")
 @_release
 def publish(target: str, release: str) -> None:
@@ -74,7 +84,10 @@ def publish(target: str, release: str) -> None:
     )
 
 
-@contract.command(short_help="Remove an app from the catalogue.", epilog=EXIT_CODES)
+@contract.command(
+    short_help="Remove an app from the catalogue.",
+    epilog=EXAMPLE.format("lightbus contract withdraw billing.bus:app"),
+)
 @click.argument("target", metavar="MODULE:ATTR")
 def withdraw(target: str) -> None:
     """Remove an app from the catalogue, until it publishes a contract again. Stop its workers first."""

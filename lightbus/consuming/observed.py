@@ -9,27 +9,29 @@ from typing import Any, cast
 
 import attrs
 
-from lightbus import middleware
 from lightbus.consuming.connection import ConsumerConnection
 from lightbus.consuming.consumer import Consumer
 from lightbus.consuming.failure import Failures, Result
 from lightbus.consuming.runner import QueueRunner
 from lightbus.consuming.subscription import HandlerRun, SubscriptionConfig
 from lightbus.handler import Handler
+from lightbus.middleware import SKIPPED, the_delivery
 from lightbus.outcome import Kind, Observe, Outcome
 from lightbus.retry import RetryIn
 from lightbus.transport import Delivery
 from lightbus.wire import codec
 
-Key = tuple[int, str]
+Runs = dict[int, float]
+"""By the `id` of the delivery. Negative while it runs: when it began (monotonic clock). Then its seconds."""
 
 
 class Stopwatch:
     """How long each handler run took, and whether its handler was skipped; from its start until it is reported."""
 
     def __init__(self) -> None:
-        self._runs: dict[Key, float | tuple[float, bool]] = {}
-        """When each began (monotonic clock); once it has ended, (seconds, skipped)."""
+        self._runs: dict[str, Runs] = {}
+        """By handler."""
+        self._skipped: set[tuple[int, str]] = set()
 
     def around(self, config: SubscriptionConfig) -> SubscriptionConfig:
         """The same queue with its handlers timed."""
@@ -38,47 +40,56 @@ class Stopwatch:
 
     def take(self, delivery: Delivery, handler: Handler | None) -> tuple[float, bool]:
         """(seconds, skipped) of a run; so far, if its handler runs on after its timeout. (0, False) if none began."""
-        run = self._runs.pop((id(delivery), "" if handler is None else handler.name), None)
-        if run is None:
+        if handler is None:
             return 0.0, False
-        return run if isinstance(run, tuple) else (time.monotonic() - run, False)
+        seconds = self._runs[handler.name].pop(id(delivery), 0.0)
+        if seconds < 0:
+            seconds += time.monotonic()
+        skipped = self._skipped
+        if skipped and (key := (id(delivery), handler.name)) in skipped:
+            skipped.remove(key)
+            return seconds, True
+        return seconds, False
 
     def _timed(self, handler: Handler) -> Handler:
         # Without functions for beginning and end: they are called for each event.
         function, arguments, name = handler.function, handler.arguments, handler.name
-        runs, now = self._runs, time.monotonic
+        now, skipped = time.monotonic, self._skipped
+        runs = self._runs[name] = {}
 
         async def timed(delivery: Delivery) -> None:
-            key, returned = (id(delivery), name), None
-            began = runs[key] = now()
+            key, returned = id(delivery), None
+            before = runs[key] = -now()
             try:
                 returned = await function(*arguments(delivery))
             finally:
                 if key in runs:  # not reported meanwhile
-                    runs[key] = now() - began, returned is middleware.SKIPPED
+                    runs[key] = before + now()
+                    if returned is SKIPPED:
+                        skipped.add((key, name))
 
-        async def rest(key: Key, began: float, returned: Awaitable[Any]) -> None:
+        async def rest(key: int, before: float, returned: Awaitable[Any]) -> None:
             try:
                 await returned
             finally:
                 if key in runs:
-                    runs[key] = now() - began, False
+                    runs[key] = before + now()
 
         def timed_sync(delivery: Delivery) -> Any:
-            key, awaited = (id(delivery), name), False
+            key, awaited = id(delivery), False
             returned: Any = None
-            began = runs[key] = now()
+            before = runs[key] = -now()
             try:
                 returned = function(*arguments(delivery))
                 awaited = returned is not None and inspect.isawaitable(returned)
             finally:
                 if not awaited and key in runs:
-                    runs[key] = now() - began, returned is middleware.SKIPPED
-            return rest(key, began, cast("Awaitable[Any]", returned)) if awaited else None
+                    runs[key] = before + now()
+                    if returned is SKIPPED:
+                        skipped.add((key, name))
+            return rest(key, before, cast("Awaitable[Any]", returned)) if awaited else None
 
-        return attrs.evolve(
-            handler, function=timed if handler.is_async else timed_sync, arguments=middleware.the_delivery
-        )
+        return attrs.evolve(handler, function=timed if handler.is_async else timed_sync, arguments=the_delivery)
 
 
 class ObservedRunner(QueueRunner):

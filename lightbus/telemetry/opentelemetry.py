@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
 import attrs
+import msgspec
 from opentelemetry import context as contexts
 from opentelemetry import metrics, propagate, trace
 from opentelemetry.context import Context
@@ -279,15 +280,13 @@ class _Destination:
         return self.metrics if error is None else {**self.metrics, ERROR_TYPE: errors.type_name(error)}
 
 
-@attrs.define(eq=False)
-class _Run:
+class _Run(msgspec.Struct, eq=False):
     """A handler's run whose outcome is not known yet."""
 
     span: Span
     destination: _Destination
     delivery: Delivery
     """So that no other delivery gets its `id`."""
-    attempt: int
     ended: int | None = None
     """Nanoseconds since 1970."""
 
@@ -318,7 +317,6 @@ class _Instrumented:
     def _end_without_outcome(self, key: tuple[int, str | None]) -> None:
         run = self._running.pop(key, None)
         if run is not None:
-            run.span.set_attributes(_of_message(run.delivery, run.attempt))
             run.span.end(run.ended)
 
     # --- publishing
@@ -462,13 +460,12 @@ class _Instrumented:
             if key in self._running:  # it was interrupted, and runs again
                 self._end_without_outcome(key)
             one, attempt = self._handling(delivery, handler, queue)
-            context = propagate.extract(_headers(delivery), _NOWHERE, _getter)
-            span = instruments.tracer.start_span(one.span, context, SpanKind.CONSUMER, one.attributes)
+            span, context = _start_process(instruments, one, delivery, attempt)
             contexts.attach(trace.set_span_in_context(span, context))
             if span.is_recording():
                 if len(self._running) >= RUNNING:
                     self._end_without_outcome(next(iter(self._running.copy())))
-                self._running[key] = _Run(span, one, delivery, attempt)
+                self._running[key] = _Run(span, one, delivery)
         except Exception:
             logger.exception("Handler %r runs without a span, since OpenTelemetry has failed.", handler.name)
 
@@ -483,11 +480,9 @@ class _Instrumented:
         if span is not None:
             ended = None if run is None else run.ended
             try:
-                attributes = _of_message(delivery, outcome.attempt)
-                attributes[OUTCOME] = outcome.kind
+                span.set_attribute(OUTCOME, outcome.kind)
                 if outcome.delay is not None:
-                    attributes[DELAY] = outcome.delay
-                span.set_attributes(attributes)
+                    span.set_attribute(DELAY, outcome.delay)
                 if error is not None:
                     _record(span, error, ended)
             finally:
@@ -502,11 +497,10 @@ class _Instrumented:
         """For an event that no handler matches, there is a span too. Another one without a run is not sampled."""
         app = self._app()
         handler = None if outcome.handler is None or app is None else app.handlers.get(outcome.handler)
-        one, _ = self._handling(delivery, handler, outcome.queue or "")
+        one, attempt = self._handling(delivery, handler, outcome.queue or "")
         if outcome.handler is not None:
             return one, None
-        context = propagate.extract(_headers(delivery), _NOWHERE, _getter)
-        span = instruments.tracer.start_span(one.span, context, SpanKind.CONSUMER, one.attributes)
+        span, _ = _start_process(instruments, one, delivery, attempt)
         return one, span if span.is_recording() else None
 
     def observe(self, outcome: Outcome) -> None:
@@ -627,27 +621,28 @@ def _as_text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _headers(delivery: Delivery) -> Mapping[str, Any]:
-    try:
-        headers = codec.read_properties(delivery).get("headers")
-    except errors.DecodeError:
-        return {}
-    return headers if isinstance(headers, dict) else {}
-
-
-def _of_message(delivery: Delivery, attempt: int) -> Attributes:
-    attributes: Attributes = {ATTEMPT: attempt, DELIVERY_TAG: delivery.delivery_tag}
+def _start_process(
+    instruments: _Instruments, one: _Destination, delivery: Delivery, attempt: int
+) -> tuple[Span, Context]:
+    """The span of an attempt, and the context that came with the message. It has all attributes that are known now:
+    the sampler sees them, and the SDK needs 0.9 us less than for a second set of them later.
+    """
+    attributes = {**one.attributes, ATTEMPT: attempt, DELIVERY_TAG: delivery.delivery_tag}
+    if delivery.redelivered:
+        attributes[REDELIVERED] = True
+    headers: Any = None
     try:
         properties = codec.read_properties(delivery)
     except errors.DecodeError:
-        return attributes
-    for name, key in ((MESSAGE_ID, "message_id"), (CONVERSATION_ID, "correlation_id")):
-        value = properties.get(key)
-        if isinstance(value, str) and value:
-            attributes[name] = value
-    if delivery.redelivered:
-        attributes[REDELIVERED] = True
-    return attributes
+        pass
+    else:
+        headers = properties.get("headers")
+        for name, key in ((MESSAGE_ID, "message_id"), (CONVERSATION_ID, "correlation_id")):
+            value = properties.get(key)
+            if isinstance(value, str) and value:
+                attributes[name] = value
+    context = propagate.extract(headers if isinstance(headers, dict) else {}, _NOWHERE, _getter)
+    return instruments.tracer.start_span(one.span, context, SpanKind.CONSUMER, attributes), context
 
 
 def _record(span: Span, error: BaseException, at: int | None = None) -> None:

@@ -42,7 +42,7 @@ from lightbus.telemetry.families import (
     Family,
 )
 from lightbus.telemetry.queues import QueueStates, Samples
-from lightbus.telemetry.series import Histogram, Series, Value, describe
+from lightbus.telemetry.series import Histogram, Series, Tally, Value, describe
 from lightbus.worker.health import report
 from lightbus.worker.services import ServiceRunner
 from lightbus.worker.worker import Worker
@@ -54,6 +54,7 @@ PUBLISHES: Final = ("published", "unrouted", "failed")
 """Each counter begins at 0: Prometheus' `increase` misses the first event of a series that begins at 1."""
 OTHER: Final = "other"
 """The label of events that the app has not declared (an outbox may have them from an earlier release)."""
+MOST: Final = Tally.MOST
 AGE_PAUSE = 0.01
 """Seconds between two measurements of an event's age in a queue: reading a message's time costs more than all else."""
 TICK = 1.0
@@ -143,24 +144,31 @@ class Metrics:
             self._count_publish(outcome)
             return
         key = outcome.queue, outcome.handler, outcome.kind
-        count, observe, age = self._attempts.get(key) or self._new_attempt(*key)
-        count(1)
-        if observe is not None:
-            observe(outcome.seconds)
+        tally, count, age = self._attempts.get(key) or self._new_attempt(*key)
+        waiting = tally.waiting
+        waiting.append(outcome.seconds)
+        if len(waiting) >= MOST:
+            tally.flush()
+        if count is not None:
+            count(1)
         if age is not None and (now := time.monotonic()) >= age.next_at and outcome.attempt == 1:
             age.next_at = now + AGE_PAUSE
             age.measure(outcome)
 
     def _new_attempt(self, queue: str | None, handler: str | None, kind: str) -> _Attempt:
         name, queue = self.app.name, queue or ""
-        observe = None if handler is None else self._series.histogram(HANDLER_SECONDS, name, queue, handler).observe
+        histogram = None if handler is None else self._series.histogram(HANDLER_SECONDS, name, queue, handler)
+        counter = self._series.value(EVENTS, name, queue, handler or "", kind)
         age = None
         if kind != "redelivered":  # it comes again
             with self._lock:
                 age = self._ages.get(queue)
                 if age is None:
                     age = self._ages[queue] = _Age(self._series.histogram(EVENT_AGE, name, queue))
-        made = self._series.value(EVENTS, name, queue, handler or "", kind).inc, observe, age
+        if self._exposition.folder is None:
+            made = self._series.tally(counter, histogram), None, age
+        else:  # each count is in the file at once: if the process is killed, it is not lost
+            made = self._series.tally(None, histogram), counter.inc, age
         self._attempts[queue, handler, kind] = made
         self._exposition.begin()
         return made
@@ -358,8 +366,10 @@ class _Collected(Collector):
         return self._collect()
 
 
-_Attempt = tuple[Callable[[float], object], Callable[[float], object] | None, _Age | None]
-"""What an attempt of one handler with one outcome is added to: the counter, its duration, its age."""
+_Attempt = tuple[Tally, Callable[[float], object] | None, _Age | None]
+"""What an attempt of one handler with one outcome is added to: its duration, its counter where that is not the tally's,
+its age.
+"""
 _metrics_of: weakref.WeakValueDictionary[int, Metrics] = weakref.WeakValueDictionary()
 """By the id of the app, which lives as long: it observes with its Metrics."""
 _exposition_of: weakref.WeakKeyDictionary[CollectorRegistry, weakref.ref[_Exposition]] = weakref.WeakKeyDictionary()

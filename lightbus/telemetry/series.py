@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from bisect import bisect_left
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prometheus_client import Metric, values
@@ -36,6 +38,15 @@ class Histogram:
             self._counts[bisect_left(self._bounds, seconds)] += 1
             self._sum += seconds
 
+    def observe_all(self, seconds: Sequence[float]) -> None:
+        """Costs a third of `observe` for each of them, if there are many."""
+        values = sorted(seconds)
+        below = [*(bisect_right(values, bound) for bound in self._bounds), len(values)]
+        with self._lock:
+            for number, count in enumerate(below):
+                self._counts[number] += count - (below[number - 1] if number else 0)
+            self._sum += sum(values)
+
     def flush(self) -> None:
         with self._lock:
             counts, self._counts = self._counts, [0] * len(self._counts)
@@ -62,12 +73,49 @@ class Histogram:
         return counts, self._total.get()
 
 
+class Tally:
+    """Counts what happens very often, and how long it took. `flush` adds up what is in `waiting`: an append needs no
+    lock, and costs a tenth of what the counter and the histogram do.
+    """
+
+    MOST = 1000
+    """Whoever appends calls `flush` when this many wait."""
+
+    def __init__(self, counter: Value | None, histogram: Histogram | None) -> None:
+        """
+        Args:
+            counter: None if it is counted elsewhere.
+            histogram: None if only the number matters.
+        """
+        self._counter, self._histogram = counter, histogram
+        self.waiting: deque[float] = deque()
+        """Seconds."""
+
+    def flush(self) -> None:
+        """From any thread."""
+        waiting, taken = self.waiting, list[float]()
+        with contextlib.suppress(IndexError):  # another thread does the same
+            for _ in range(len(waiting)):
+                taken.append(waiting.popleft())
+        if not taken:
+            return
+        if self._counter is not None:
+            self._counter.inc(len(taken))
+        if self._histogram is not None:
+            self._histogram.observe_all(taken)
+
+    def forget(self) -> None:
+        """In a forked child: what is not flushed belongs to the parent."""
+        self.waiting.clear()
+
+
 class Series:
     """All series of a process, for one registry."""
 
     def __init__(self) -> None:
         self._values: dict[Family, dict[tuple[str, ...], Value]] = {family: {} for family in FAMILIES}
         self._histograms: dict[Family, dict[tuple[str, ...], Histogram]] = {family: {} for family in FAMILIES}
+        self._tallies: list[Tally] = []
         self._lock = threading.Lock()
 
     def value(self, family: Family, *labels: str) -> Value:
@@ -87,7 +135,14 @@ class Series:
                 found = self._histograms[family][labels] = Histogram(family, labels)
         return found
 
+    def tally(self, counter: Value | None, histogram: Histogram | None) -> Tally:
+        made = Tally(counter, histogram)
+        self._tallies.append(made)
+        return made
+
     def flush(self) -> None:
+        for tally in self._tallies.copy():
+            tally.flush()
         for histogram in self._all_histograms():
             histogram.flush()
 
@@ -99,6 +154,8 @@ class Series:
 
     def forget(self) -> None:
         """In a forked child: what is not flushed belongs to the parent."""
+        for tally in self._tallies:
+            tally.forget()
         for histogram in self._all_histograms():
             histogram.forget()
 

@@ -46,7 +46,7 @@ def billing_contract(make_app: MakeApp) -> Contract:
 
 
 def put(connection: Connection, exchange: str, body: bytes, properties: dict[str, Any] | None = None) -> None:
-    """Publish to the catalogue as an app does, or as one that is up to something."""
+    """Publish to the catalogue as an app does, or as an attacker."""
     app = exchange.removesuffix(".internal")
     declare(connection, Topology(queues=(catalog_stream(),)))
     declare(connection, attrs.evolve(cataloguing(app), exchanges=(Exchange(exchange, "direct"),)))
@@ -117,6 +117,16 @@ def test_a_contract_that_is_too_large_is_refused(make_app: MakeApp) -> None:
         errors.CatalogError, match=r"The contract of app 'shop' has 1,0\d\d,\d\d\d bytes; the catalogue"
     ):
         storage.publish(make_app("shop").broker, large)
+
+
+def test_a_contract_that_nobody_could_read_is_refused(make_app: MakeApp) -> None:
+    broker, shop = make_app("shop").broker, shop_contract(make_app)
+    (event,) = shop.events
+    with pytest.raises(errors.CatalogError, match=r"event 'order\.placed': its JSON Schema: Expected"):
+        storage.publish(broker, attrs.evolve(shop, events=[attrs.evolve(event, schema={"type": 5})]))
+    odd = attrs.evolve(shop, events=[attrs.evolve(event, doc="\ud800")])  # no UTF-8
+    storage.publish(broker, odd)
+    assert [one.events[0].doc for one in storage.read(broker).contracts] == ["?"]
 
 
 # --- what does not count ----------------------------------------------------------------------

@@ -12,8 +12,12 @@ import pytest
 
 from lightbus import Lightbus
 from lightbus.catalog import catalog, storage
-from lightbus.catalog.contract import Contract, contract_of
+from lightbus.catalog.contract import Contract, contract_of, to_json
+from lightbus.connection.declare import declare
 from lightbus.connection.dial import BrokerAddresses
+from lightbus.transport import Publication
+from lightbus.wire.topology import cataloguing
+from tests.bus import connected, publish_confirmed
 from tests.processes import lightbus
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "check.md").read_text()
@@ -147,8 +151,13 @@ def test_a_change_is_checked_against_the_contracts_on_the_broker(folder: Path, r
 def test_a_contract_that_cannot_be_read_does_not_end_the_commands(folder: Path, rabbitmq_url: str) -> None:
     broker = BrokerAddresses.parse(rabbitmq_url)
     bad = attrs.evolve(billing(), app="mallory", handlers=[attrs.evolve(billing().handlers[0], schema={"type": 5})])
-    for one in (shop(BUS), billing(), bad):
+    for one in (shop(BUS), billing()):
         storage.publish(broker, one)
+    with connected(rabbitmq_url) as connection:
+        declare(connection, cataloguing("mallory"))
+        publish_confirmed(
+            connection, Publication("mallory.internal", "contract", json.dumps(to_json(bad)).encode(), {})
+        )
     change(folder, "    email: str\n", "")
     done = lightbus("check", "shop.bus:app", folder=folder, url=rabbitmq_url)
     assert done.returncode == 1

@@ -70,7 +70,7 @@ def test_a_worker_publishes_its_contract(folder: Path, sqlite_url: str, options:
 
 
 @pytest.mark.rabbitmq
-def test_a_worker_without_access_to_the_catalogue_says_so_once_and_works(
+def test_a_worker_without_access_to_the_catalogue_logs_that_and_works(
     folder: Path, rabbitmq_url: str, rabbitmq: Node
 ) -> None:
     vhost = rabbitmq_url.rpartition("/")[2]

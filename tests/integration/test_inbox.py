@@ -287,7 +287,8 @@ async def test_a_worker_that_is_cancelled_leaves_nothing(billing: Billing) -> No
                     await anyio.sleep(0.0005 * number)
                     tasks.cancel_scope.cancel()
                 await eventually(lambda: checked_out(billing.engine), 0)
-                assert len(billing.database.entries()) == len(billing.database.handled())
+                # A server may still commit what it got just before the connection was closed.
+                await eventually(lambda: len(billing.database.entries()) - len(billing.database.handled()), 0)
         async with billing.running():
             await eventually(lambda: len(billing.database.handled()), 25)
     assert billing.database.entries() == sorted(f"order {number}" for number in range(25))

@@ -38,7 +38,7 @@ def apps(rabbitmq: nodes.Node, rabbitmq_url: str) -> Iterator[dict[str, Lightbus
     for name in APPS:
         rabbitmq.ctl("add_user", f"{name}-{vhost}", PASSWORD)
         own, more = rf"{name}(\..+)?", "|mallory" if name == "billing" else ""
-        permissions = (rf"^{own}$", rf"^({own}|lightbus)$", rf"^({own}|lightbus{more})$")
+        permissions = (rf"^{own}$", rf"^({own}|lightbus(\.catalog)?)$", rf"^({own}|lightbus(\.catalog)?{more})$")
         rabbitmq.ctl("set_permissions", "-p", vhost, f"{name}-{vhost}", *permissions)
     yield {
         name: Lightbus(

@@ -34,7 +34,11 @@ import pytest
 
 import lightbus
 from lightbus import Lightbus, Message, Retry
+from lightbus.catalog import storage
+from lightbus.catalog.contract import contract_of
+from lightbus.connection.declare import declare
 from lightbus.transport import Delivery
+from lightbus.wire.topology import cataloguing
 from tests.bus import connected, eventually, running
 
 COUNT = int(os.environ.get("LIGHTBUS_HOSTILE", "3000"))
@@ -329,6 +333,35 @@ async def test_hostile_messages_are_handled_or_dead_lettered_with_a_reason(
     assert 0.1 * thrown["order.placed"] < handled["order.placed"] < 0.5 * thrown["order.placed"]
     assert max(sizes) - sizes[0] < GROWTH, f"memory grew: {[size >> 20 for size in sizes]} MB"
     assert_nothing_was_run()
+
+
+@pytest.mark.rabbitmq
+def test_hostile_messages_in_the_catalogue_cost_no_other_contract(rabbitmq_url: str) -> None:
+    shop = Lightbus("shop", url=rabbitmq_url)
+    first, last = contract_of(shop, "1"), contract_of(shop, "2")
+    storage.publish(shop.broker, first)
+    with connected(rabbitmq_url) as connection:
+        declare(connection, cataloguing("mallory"))
+    stored = sum(_put_into_the_catalogue(rabbitmq_url, seed) for seed in range(COUNT // 20))
+    assert stored > COUNT // 80
+    found = storage.read(shop.broker)
+    assert found.contracts == [first]
+    assert [one.writer for one in found.ignored] == ["mallory"]
+    storage.publish(shop.broker, last)
+    assert storage.read(shop.broker).contracts == [last]
+
+
+def _put_into_the_catalogue(url: str, seed: int) -> bool:
+    """Whether RabbitMQ stores it in a stream: it fails (541) on some properties, and closes the connection."""
+    chance = random.Random(seed)
+    message = amqp.Message(body(chance), **properties(chance))
+    try:
+        with as_stranger(url) as channel:
+            channel.confirm_select()
+            channel.basic_publish_confirm(message, "mallory.internal", "contract")
+    except amqp.exceptions.InternalError:
+        return False
+    return True
 
 
 def _bind_everything(url: str) -> None:

@@ -26,7 +26,7 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler, SamplingResult
 
 from lightbus import Depends, Lightbus, Message, Next, NextSync, Reject, Retry, errors
 from lightbus.outbox import Outbox, metadata
@@ -392,6 +392,38 @@ async def test_what_is_not_sampled_is_not_recorded_and_its_context_is_passed_on(
         assert first[1] is False
         assert recorded.spans == []
         assert len(recorded.points("messaging.client.sent.messages")) == 1
+        for app in (shop, billing):
+            app.__exit__(None, None, None)
+
+
+class LaterAttempts(Sampler):
+    """Samples attempts from the second on."""
+
+    def should_sample(
+        self, parent_context: Any, trace_id: int, name: str, kind: Any = None, attributes: Any = None, *rest: Any
+    ) -> SamplingResult:
+        sampler = ALWAYS_ON if attributes.get("lightbus.attempt", 1) > 1 else ALWAYS_OFF
+        return sampler.should_sample(parent_context, trace_id, name, kind, attributes, *rest)
+
+    def get_description(self) -> str:
+        return "later attempts"
+
+
+async def test_a_sampler_sees_which_attempt_it_is() -> None:
+    broker = f"memory://{uuid.uuid4().hex}"
+    recorded = Recorded(LaterAttempts())
+    for _ in instrumented(recorded):
+        shop, billing = declare_orders(Lightbus("shop", url=broker)), Lightbus("billing", url=broker, retry=QUICK)
+
+        @billing.on("order.placed")
+        async def handle(order: OrderPlaced, message: Message) -> None:
+            if message.attempt < 3:
+                raise ValueError("again")
+
+        async with running(billing):
+            await shop.publish(OrderPlaced(number=1))
+            await eventually(lambda: len(recorded.spans), 2)
+        assert [one.attributes["lightbus.outcome"] for one in recorded.spans] == ["retried", "handled"]
         for app in (shop, billing):
             app.__exit__(None, None, None)
 

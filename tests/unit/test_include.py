@@ -7,7 +7,7 @@ import logging
 import runpy
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,7 +45,7 @@ Write = Callable[..., Lightbus]
 
 
 @pytest.fixture
-def parcels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+def parcels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """`parcels(include=[...], handlers="...")`: a package of these modules. Returns its app."""
 
     def write(include: object = ("parcels.handlers",), /, **modules: str) -> Lightbus:
@@ -61,9 +61,7 @@ def parcels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield write
-    for name in [name for name in sys.modules if name.partition(".")[0] == "parcels"]:
-        del sys.modules[name]
+    return write
 
 
 def imported(name: str) -> bool:

@@ -22,8 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from lightbus import Lightbus, Message, Next, Outcome, Receipt, Reject, Retry, errors
 from lightbus.inspection.states import queue_states
 from lightbus.telemetry import processes, queues
-from lightbus.telemetry.families import FAMILIES
+from lightbus.telemetry.families import FAMILIES, HANDLER_SECONDS
 from lightbus.telemetry.prometheus import Metrics
+from lightbus.telemetry.series import Histogram, Tally
 from lightbus.wire import topology
 from lightbus.worker.worker import Worker
 from tests.bus import OrderCancelled, OrderPlaced, connected, eventually, running
@@ -199,11 +200,28 @@ def test_later_attempts_and_redeliveries_have_no_age(shop: Lightbus, registry: C
     assert sum(samples(registry, "lightbus_event_age_seconds_count").values()) == 0
 
 
-def test_counts_of_many_threads_are_exact(shop: Lightbus, registry: CollectorRegistry) -> None:
+@pytest.mark.parametrize(
+    ("one", "total", "seconds"),
+    [
+        (
+            outcome("order.placed", receipt=Receipt("1", True), seconds=0.25),
+            "lightbus_published_total",
+            "lightbus_publish_seconds",
+        ),
+        (
+            outcome("order.placed", kind="handled", handler="bill", queue="shop.main", seconds=0.25),
+            "lightbus_events_total",
+            "lightbus_handler_seconds",
+        ),
+    ],
+    ids=["publishes", "attempts"],
+)
+def test_counts_of_many_threads_are_exact(
+    shop: Lightbus, registry: CollectorRegistry, one: Outcome, total: str, seconds: str
+) -> None:
     Metrics(shop, registry=registry)
     observe = shop.observer
     assert observe is not None
-    one = outcome("order.placed", receipt=Receipt("1", True), seconds=0.25)
     started = threading.Barrier(4)
 
     def publish() -> None:
@@ -216,10 +234,30 @@ def test_counts_of_many_threads_are_exact(shop: Lightbus, registry: CollectorReg
         thread.start()
     started.wait(LIMIT)
     while any(thread.is_alive() for thread in threads):
-        samples(registry, "lightbus_publish_seconds_count")
-    assert samples(registry, "lightbus_published_total") == {("order.placed", "published"): 15_000}
-    assert samples(registry, "lightbus_publish_seconds_count", "app") == {"shop": 15_000}
-    assert samples(registry, "lightbus_publish_seconds_sum", "app") == {"shop": 15_000 * 0.25}
+        samples(registry, f"{seconds}_count")
+    assert samples(registry, total, "app") == {"shop": 15_000}
+    assert samples(registry, f"{seconds}_count", "app") == {"shop": 15_000}
+    assert samples(registry, f"{seconds}_sum", "app") == {"shop": 15_000 * 0.25}
+
+
+@pytest.mark.parametrize("seconds", [[], [0.0005], [0.001, 0.0025, 300.0], [0.0, 0.3, 0.3, 0.25, 400.0, 0.26, 1.0]])
+def test_a_histogram_takes_many_values_at_once_as_one_by_one(seconds: list[float]) -> None:
+    at_once, one_by_one = (Histogram(HANDLER_SECONDS, ("shop", "main", name)) for name in ("bill", "pack"))
+    at_once.observe_all(seconds)
+    for value in seconds:
+        one_by_one.observe(value)
+    for histogram in (at_once, one_by_one):
+        histogram.flush()
+    assert at_once.read() == one_by_one.read()
+    assert at_once.read()[0][-1][1] == len(seconds)
+
+
+def test_attempts_that_nobody_reads_are_added_up(shop: Lightbus, registry: CollectorRegistry) -> None:
+    metrics = Metrics(shop, registry=registry)
+    assert shop.observer is not None
+    for number in range(Tally.MOST * 2 + 3):
+        shop.observer(outcome("order.placed", kind="handled", handler="bill", queue="shop.main", seconds=number))
+    assert [len(tally.waiting) for tally in metrics._series._tallies] == [3]
 
 
 # --- a registry -------------------------------------------------------------------------------
