@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.patience import LIMIT
-from tests.processes import Program, lightbus
+from tests.patience import LIMIT, silent_server
+from tests.processes import Program, environment, lightbus
 from tests.web.conftest import Answer, ask, serving
 
 TOKEN = "correct-horse-battery-staple"
@@ -199,8 +202,6 @@ def test_a_broker_that_is_down_is_shown_without_its_password_or_a_traceback(tmp_
 
 
 def test_ctrl_c_ends_the_server_with_an_open_stream_and_without_a_traceback(tmp_path: Path) -> None:
-    import http.client
-
     url = f"sqlite:///{tmp_path}/bus.db"
     with Program("web", "--port", "0", folder=tmp_path, url=url) as program:
         found = program.wait_for(r"^Lightbus web: http://127.0.0.1:(\d+)/$")
@@ -210,6 +211,36 @@ def test_ctrl_c_ends_the_server_with_an_open_stream_and_without_a_traceback(tmp_
         assert program.end(signal.SIGINT) == 0
         assert "Traceback" not in program.output
         stream.close()
+
+
+def test_ctrl_c_ends_the_server_while_a_page_waits_for_the_broker(tmp_path: Path) -> None:
+    with silent_server() as broker:
+        url = f"amqp://127.0.0.1:{broker.getsockname()[1]}/"
+        with Program("web", "--port", "0", folder=tmp_path, url=url) as program:
+            found = program.wait_for(r"^Lightbus web: http://127.0.0.1:(\d+)/$")
+            page = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=LIMIT)
+            page.request("GET", "/")
+            with broker.accept()[0]:  # the page has connected to the broker
+                assert program.end(signal.SIGINT) == 0
+            assert "Traceback" not in program.output
+            page.close()
+
+
+def test_without_the_extra_the_error_names_it(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['uvicorn'] = None; sys.argv[1:] = ['web']; from lightbus.__main__ import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "needs the extra [web]" in done.stderr
+    assert "pip install 'lightbus-amqp[web]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_port_in_use_is_an_error_with_the_next_step(address: str, tmp_path: Path) -> None:
