@@ -86,6 +86,10 @@ class Browser:
         assert found, f"no {text!r} in {within} of {self.text()}"
         self._loaded()
 
+    def press_tab(self) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+
     def text(self) -> str:
         """What a reader sees."""
         found: str = self.evaluate("document.body.innerText")

@@ -89,9 +89,9 @@ class Frame:
         content = self._templates.get_template(template).render(
             path=request.url.path,
             place=self.source.place,
+            known=self.guard.knows(request.headers),
             actions=self.actions,
             has_broker=self.source.broker is not None,
-            has_token=self.guard.token is not None and template != "login.html",
             form_token=self.guard.form_token(browser),
             version=__version__,
             **values,

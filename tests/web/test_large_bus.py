@@ -63,6 +63,12 @@ def test_a_large_map_is_found_by_app_and_by_search(address: str, chromium: Brows
     assert {"service-3", "service-4", "service-2"} <= set(chromium.evaluate(names % "app"))
     assert faults(chromium) == []
 
+    # With the keyboard: one stop for the map, which scrolls, and then its boxes, whose lines are marked.
+    chromium.evaluate("document.querySelector('.wide').focus()")
+    chromium.press_tab()
+    assert chromium.evaluate("document.activeElement.getAttribute('href')") == "/apps/service-21"
+    assert chromium.evaluate("document.querySelectorAll('.edge.lit').length") == 1
+
     chromium.evaluate("document.getElementById('q').value = 'thing150.'")
     chromium.evaluate("document.getElementById('app').value = ''")
     chromium.click("Show", "form")

@@ -112,6 +112,8 @@ def test_the_login_form_sets_a_cookie_that_only_this_page_uses(guarded: str) -> 
     page = ask(guarded + "/login")
     assert page.status == 200
     assert TOKEN not in page.text
+    for path in ("/login", "/static/nothing"):  # what needs no token shows nothing of the bus
+        assert "sqlite" not in ask(guarded + path).text
 
     wrong = ask(guarded + "/login", method="POST", body="token=wrong", Origin=guarded)
     assert (wrong.status, "This is not the token." in wrong.text) == (401, True)

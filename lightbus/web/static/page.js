@@ -82,8 +82,8 @@ if (all) {
   });
 }
 
-// On a map, the lines of the box that is pointed at.
-for (const map of document.querySelectorAll("svg.map")) {
+// On a map, the lines of the box that is pointed at. (The listeners are not the SVG's: Chromium would then focus it.)
+for (const map of document.querySelectorAll(".wide:has(> svg.map)")) {
   const light = (event) => {
     const path = event.target.closest?.("a.node")?.getAttribute("href");
     for (const edge of map.querySelectorAll(".edge"))
