@@ -25,13 +25,13 @@ class Dead:
         self.frame = frame
 
     async def apps(self, request: Request) -> Response:
+        if app := query_of(request, "app"):
+            return RedirectResponse(f"/dead/{text.quoted(app)}", 303)
         snapshot = await self.frame.snapshot()
         handling = [one for one in snapshot.catalog.contracts if one.handlers]
         counts = [(one, snapshot.dead(one)) for one in handling]
         counts.sort(key=lambda one: (-(one[1] or 0), one[0].app))
         page, pages, shown = paged(request, counts)
-        if app := query_of(request, "app"):
-            return RedirectResponse(f"/dead/{text.quoted(app)}", 303)
         return self.frame.page(request, "dead.html", snapshot=snapshot, page=page, pages=pages, counts=shown)
 
     async def of_app(self, request: Request) -> Response:
@@ -45,7 +45,6 @@ class Dead:
             app=app,
             listing=listing,
             wanted=wanted,
-            most=letters.SHOWN,
             handlers=await self._handlers(app),
         )
 
@@ -54,7 +53,10 @@ class Dead:
         digest = _digest(request.path_params["digest"])
         found = await self.frame.ask(letters.selected, self.frame.source, app, [digest])
         if not found:
-            raise NotFound(f"This dead letter of {app} is no longer in its queue: it was retried or purged.")
+            raise NotFound(
+                f"This dead letter of {app} was retried or purged, or is not among the first {letters.READ_FOR_ONE:,} "
+                "of its queue."
+            )
         one = found[0]
         body, kind = text.body(one.delivery.body)
         headers = one.delivery.properties.get("headers")

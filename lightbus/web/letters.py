@@ -113,14 +113,23 @@ def act(source: Source, app: str, action: Action, digests: Collection[bytes], *,
         errors.LightbusError: as `listed`; or the broker refuses it before anything was done.
     """
     outcome = Outcome()
-    with _opened(source, app) as dead:
-        if action == "purge":
-            actions.purge(dead, Filter(), outcome, limit=len(digests), only=digests)
-        else:
-            try:
-                actions.retry(dead, Filter(), outcome, limit=len(digests), trust_origin=trust_origin, only=digests)
-            finally:
-                if dead.app is not source.app:
-                    dead.app.publisher.close(1.0)
+    try:
+        with _opened(source, app) as dead:
+            if action == "purge":
+                actions.purge(dead, Filter(), outcome, limit=len(digests), only=digests)
+            else:
+                _retry(dead, outcome, digests, trust_origin)
+    except errors.BrokerError as error:
+        if not outcome.matched:
+            raise
+        outcome.problem = str(error)
     outcome.vanished = max(0, len(digests) - outcome.matched)
     return outcome
+
+
+def _retry(dead: DeadQueue, outcome: Outcome, digests: Collection[bytes], trust_origin: bool) -> None:
+    try:
+        actions.retry(dead, Filter(), outcome, limit=len(digests), trust_origin=trust_origin, only=digests)
+    finally:
+        if not dead.app.handlers:  # made for this action only: see `Source.app_named`
+            dead.app.publisher.close(1.0)

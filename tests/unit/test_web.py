@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.datastructures import Headers
 
+from lightbus import errors
 from lightbus.catalog.catalog import Catalog
 from lightbus.catalog.live import Live
+from lightbus.connection.dial import BrokerAddresses
+from lightbus.dead_letters import actions
+from lightbus.dead_letters.actions import Outcome
+from lightbus.dead_letters.letter import Filter
 from lightbus.inspection.states import QueueState
-from lightbus.web import fields, picture, text
+from lightbus.web import fields, letters, picture, text
 from lightbus.web.security import BROWSER, Guard
-from lightbus.web.source import Snapshot
+from lightbus.web.source import Snapshot, Source
 from tests.catalogs import small
+from tests.integration.test_dead import put_dead_letters
 
 
 @pytest.mark.parametrize(
@@ -156,3 +163,28 @@ def test_a_server_for_other_machines_answers_to_addresses_and_given_names_only()
     guard = Guard("t" * 16, frozenset({"bus.example"}), False)
     assert all(guard.allows_host(one) for one in ("10.0.0.7:8765", "[fe80::1]", "bus.example:80", "localhost"))
     assert not any(guard.allows_host(one) for one in ("evil.example", "", "bus.example.evil", "[", "10.0.0.7.evil"))
+
+
+# --- dead letters
+
+
+def test_an_action_that_loses_the_broker_halfway_reports_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/bus.db"
+    put_dead_letters(url, 3)
+    source = Source(BrokerAddresses.parse(url))
+    digests = [one.digest for one in letters.listed(source, "billing", Filter()).found]
+
+    def purge(_queue: Any, _wanted: Any, outcome: Outcome, **_: Any) -> None:
+        outcome.matched, outcome.done = 2, 1
+        raise errors.BrokerUnreachable("The broker is gone.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(actions, "purge", purge)
+        outcome = letters.act(source, "billing", "purge", digests, trust_origin=False)
+    assert (outcome.done, outcome.problem, outcome.vanished) == (1, "The broker is gone.", 1)
+
+    outcome = letters.act(source, "billing", "retry", digests[1:], trust_origin=False)
+    assert (outcome.done, outcome.problem, outcome.vanished) == (2, "", 0)
+    assert [one.digest for one in letters.listed(source, "billing", Filter()).found] == digests[:1]
