@@ -68,7 +68,7 @@ def serving(*options: str, folder: Path, url: str = "memory://", **extra: str) -
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = browser.find()
     if program is None:
-        pytest.skip(browser.INSTALL)
+        pytest.skip(f"THE PAGES OF LIGHTBUS WEB ARE NOT TESTED IN A BROWSER. {browser.INSTALL}")
     with browser.start(program, tmp_path_factory.mktemp("chromium")) as found:
         yield found
 
