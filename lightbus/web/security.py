@@ -2,6 +2,8 @@
 
 - A browser sends the name that a page was opened with in the header `Host`. A page of another site, whose name leads to
   this address (DNS rebinding), is refused: only IP addresses, `localhost` and names that were given are answered.
+- Pages of other sites may link to a page, but not load it in a frame, as an image, or with a script: reading dead
+  letters takes them out of their queue for a moment.
 - With a token, each page needs it: as `Authorization: Bearer`, or as a cookie that the login form sets.
 - An action needs a POST from this page: the header `Origin` must name this host, and a field of the form must fit to a
   cookie that browsers do not send from other sites (SameSite=Strict).
@@ -122,6 +124,15 @@ def is_own_origin(headers: Headers) -> bool:
     return origin.scheme in ("http", "https") and origin.netloc == headers.get("host", "")
 
 
+def is_foreign(headers: Headers) -> bool:
+    """Whether a page of another site loads this one as a part of itself. Browsers say so to secure origins, which those
+    of this machine are.
+    """
+    if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+        return False
+    return (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) != ("navigate", "document")
+
+
 def cookie(headers: Headers, name: str) -> str:
     """The value of a cookie; "" if there is none."""
     try:
@@ -168,6 +179,8 @@ class Guarded:
                 "when it started, or start it with --allow-name.\n",
                 421,
             )
+        if is_foreign(headers):
+            return PlainTextResponse("Pages of other sites may link to this one, but not load it.\n", 403)
         if self.guard.knows(headers) or scope["path"].startswith(OPEN):
             return self.app
         if "text/html" in headers.get("accept", "") and scope["method"] in ("GET", "HEAD"):

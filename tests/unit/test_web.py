@@ -11,7 +11,9 @@ import pytest
 from starlette.datastructures import Headers
 
 from lightbus import errors
+from lightbus.catalog import storage
 from lightbus.catalog.catalog import Catalog
+from lightbus.catalog.contract import contract_of
 from lightbus.catalog.live import Live
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.dead_letters import actions
@@ -21,7 +23,7 @@ from lightbus.inspection.states import QueueState
 from lightbus.web import fields, letters, picture, text
 from lightbus.web.security import BROWSER, Guard
 from lightbus.web.source import Snapshot, Source
-from tests.catalogs import small
+from tests.catalogs import apps, small
 from tests.integration.test_dead import put_dead_letters
 
 
@@ -163,6 +165,33 @@ def test_a_server_for_other_machines_answers_to_addresses_and_given_names_only()
     guard = Guard("t" * 16, frozenset({"bus.example"}), False)
     assert all(guard.allows_host(one) for one in ("10.0.0.7:8765", "[fe80::1]", "bus.example:80", "localhost"))
     assert not any(guard.allows_host(one) for one in ("evil.example", "", "bus.example.evil", "[", "10.0.0.7.evil"))
+
+
+# --- the source
+
+
+def test_an_answer_is_kept_for_a_moment_and_the_last_one_is_kept_while_the_broker_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/bus.db"
+    shop = apps(url)[0]
+    storage.publish(shop.broker, contract_of(shop, "1"))
+    source = Source(shop.broker)
+    first = source.snapshot()
+    assert [one.app for one in first.catalog.contracts] == ["shop"]
+    storage.publish(shop.broker, contract_of(shop, "2"))
+    assert source.snapshot() is first
+    source.expire()
+    assert source.snapshot().catalog.contracts[0].release == "2"
+
+    def is_down(*_: object) -> None:
+        raise errors.BrokerUnreachable("The broker is down.")
+
+    monkeypatch.setattr(storage, "read", is_down)
+    source.expire()
+    last = source.snapshot()
+    assert (last.problem, last.catalog.contracts[0].release) == ("The broker is down.", "2")
+    assert 0 < last.at <= time.time()
 
 
 # --- dead letters

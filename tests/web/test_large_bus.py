@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 import pytest
@@ -88,3 +89,20 @@ def test_a_search_that_fits_too_much_draws_the_first_events(address: str) -> Non
     page = ask(f"{address}/?q=thing").text
     assert "2,000 events match. The map shows the first 60: add a word to the search." in page
     assert page.count('class="node event') == 60
+
+
+def test_the_pages_of_errors_and_of_the_login_are_accessible(
+    address: str, tmp_path: Path, chromium: Browser, faults: Faults
+) -> None:
+    chromium.visit(f"{address}/nothing")
+    assert "There is no such page." in chromium.text()
+    assert faults(chromium) == []
+    chromium.visit(f"{address}/apps/service-2000")
+    assert "Did you mean 'service-200'?" in chromium.text() or "Did you mean 'service-20'?" in chromium.text()
+    with serving(folder=tmp_path, LIGHTBUS_WEB_TOKEN="a token of sixteen") as guarded:
+        chromium.visit(guarded)
+        assert "Log in" in chromium.text()
+        assert faults(chromium) == []
+        chromium.evaluate("document.getElementById('token').value = 'a token of sixteen'")
+        chromium.click("Log in", "main")
+        assert "Map of the bus" in chromium.text()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
+import http.server
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.browser import Browser
 from tests.patience import LIMIT, silent_server
 from tests.processes import Program, environment, lightbus
 from tests.web.conftest import Answer, ask, serving
@@ -59,6 +63,37 @@ def test_a_page_is_not_answered_under_other_names(address: str, host: str) -> No
     answer = ask(address, host=host)
     assert answer.status == 421 if host else answer.status in (400, 421)
     assert "Lightbus web" not in answer.text
+
+
+# --- other sites
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_of_another_site_may_link_but_not_load(address: str, site: str) -> None:
+    def status(mode: str, dest: str) -> int:
+        sent = {"Sec_Fetch_Site": site, "Sec_Fetch_Mode": mode, "Sec_Fetch_Dest": dest}
+        return ask(f"{address}/health", **sent).status
+
+    assert status("navigate", "document") == 200
+    loaded = [("no-cors", "image"), ("cors", "empty"), ("navigate", "iframe"), ("no-cors", "script"), ("navigate", "")]
+    assert {status(*one) for one in loaded} == {403}
+
+
+def test_in_a_browser_another_origin_loads_nothing(address: str, chromium: Browser, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<p>Another site.</p>")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+
+    def fetched(url: str) -> str:
+        script = f"fetch({url!r}, {{mode: 'no-cors'}}).then(() => 'loaded', () => 'refused')"
+        answer = chromium.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        return str(answer["result"]["value"])
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        chromium.visit(f"http://localhost:{other.server_port}/")
+        assert fetched(f"http://127.0.0.1:{other.server_port}/") == "loaded"
+        assert fetched(f"{address}/health") == "refused"
+        other.shutdown()
 
 
 # --- headers
