@@ -67,6 +67,7 @@ pictures: $(READY) servers  ## draw and record the pictures of the documentation
 	@$(PYTHON) docs/site/recordings.py
 	@$(PYTHON) docs/site/trace_picture.py
 	@PYTHONPATH=. $(PYTHON) docs/site/dashboard_picture.py
+	@PYTHONPATH=. $(PYTHON) docs/site/web_pictures.py
 
 bench: $(READY) servers  ## measure against the peers (under 30 minutes), or a part of it, as in CASE=consume (under 3)
 	@$(PYTHON) -m benchmarks $(if $(CASE),--case $(CASE)) $(ARGS)

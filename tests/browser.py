@@ -64,8 +64,39 @@ class Browser:
             self._unread += data
 
     def open(self, page: Path) -> None:
-        self.call("Page.navigate", url=page.as_uri())
+        self.visit(page.as_uri())
+
+    def visit(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        self._loaded()
+
+    def _loaded(self) -> None:
         self._read(lambda one: one.get("method") == "Page.loadEventFired")
+
+    def click(self, text: str, within: str = "body") -> None:
+        """Click the link or button with this text, which leads to another page, and wait until that is loaded."""
+        found = self.evaluate(
+            f"""(() => {{
+              const all = document.querySelectorAll({json.dumps(within)} + " :is(a, button)");
+              const one = [...all].find((each) => each.textContent.trim() === {json.dumps(text)});
+              if (one) one.click();
+              return Boolean(one);
+            }})()"""
+        )
+        assert found, f"no {text!r} in {within} of {self.text()}"
+        self._loaded()
+
+    def press_tab(self) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+
+    def text(self) -> str:
+        """What a reader sees."""
+        found: str = self.evaluate("document.body.innerText")
+        return found
+
+    def without_scripts(self, off: bool = True) -> None:
+        self.call("Emulation.setScriptExecutionDisabled", value=off)
 
     def resize(self, width: int, height: int = 900) -> None:
         self.call(

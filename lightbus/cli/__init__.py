@@ -23,6 +23,7 @@ COMMANDS = {
     "check": "lightbus.cli.check:check",
     "catalog": "lightbus.cli.catalog:catalog",
     "who": "lightbus.cli.who:who",
+    "web": "lightbus.cli.web:web",
     "dead": "lightbus.cli.dead:dead",
     "outbox": "lightbus.cli.outbox:outbox",
     "doctor": "lightbus.cli.doctor:doctor",

@@ -49,6 +49,7 @@ def retry(
     limit: int | None = None,
     rate: float | None = None,
     trust_origin: bool = False,
+    only: Collection[bytes] | None = None,
 ) -> None:
     """Publish each selected dead letter to the queue that it came from, and ack it after the confirm.
 
@@ -59,12 +60,14 @@ def retry(
         limit: retry at most so many.
         rate: dead letters per second at most.
         trust_origin: include those whose source is not verified.
+        only: retry only dead letters with one of these digests.
     """
     size = CHUNK if rate is None else max(1, min(CHUNK, int(rate)))
     if rate is not None:
         queue.most_ahead = max(1, min(WINDOW, int(SECONDS_AHEAD * rate)))
     began = time.monotonic()
-    for chunk in _chunks(retriable(queue, wanted, outcome, limit=limit, trust_origin=trust_origin), size):
+    selected = retriable(queue, wanted, outcome, limit=limit, trust_origin=trust_origin, only=only)
+    for chunk in _chunks(selected, size):
         _retry_chunk(queue, chunk, outcome)
         if outcome.problem:
             return
@@ -73,13 +76,21 @@ def retry(
 
 
 def retriable(
-    queue: DeadQueue, wanted: Filter, outcome: Outcome, *, limit: int | None = None, trust_origin: bool = False
+    queue: DeadQueue,
+    wanted: Filter,
+    outcome: Outcome,
+    *,
+    limit: int | None = None,
+    trust_origin: bool = False,
+    only: Collection[bytes] | None = None,
 ) -> Iterator[DeadLetter]:
     """The dead letters that `retry` retries with the same arguments. Counts `matched` and `unproven` in the outcome."""
     if limit == 0:
         return
     taken = 0
     for dead_letter in queue.matching(wanted):
+        if only is not None and dead_letter.digest not in only:
+            continue
         outcome.matched += 1
         if not dead_letter.proven and not trust_origin:
             outcome.unproven += 1

@@ -46,7 +46,7 @@ PROGRAMS = {"python", "pytest", "uvicorn", "gunicorn", "node", "curl", "sh", "op
 """Programs that only these pages may run."""
 SETS_UP = {"cd", "mkdir", "export", ".", "pip", "npm", "docker", "python3", "rabbitmqctl"}
 """Commands that change the machine or the broker. Tests do the same in a different way."""
-ENDLESS = {"worker", "tail", "demo", "new"}
+ENDLESS = {"worker", "tail", "demo", "new", "web"}
 """Commands of Lightbus that do not end, or take long. Here only their options are parsed."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 import amqp.exceptions
 import pytest
 
+from lightbus.catalog import storage
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.wire.topology import CATALOG
 from tests.patience import LIMIT, wait_until
+from tests.web.conftest import ask
 
 COMMAND = [sys.executable, "-m", "lightbus", "demo"]
 
@@ -171,3 +174,34 @@ def test_an_invalid_url_is_explained(temporary: Path, url: str, expected: str) -
     assert expected in " ".join(output.split())
     assert "Traceback" not in output
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def test_with_web_a_page_shows_the_services_until_ctrl_c(
+    temporary: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    url: str = request.getfixturevalue("rabbitmq_url") if kind == "rabbitmq" else ""
+    running = start(temporary, "--web", *(["--url", url] if url else []))
+    assert running.stdout is not None
+    address, seen = "", ""
+    for line in running.stdout:
+        seen += line
+        if line.startswith("Page: "):
+            address = line.split()[1]
+            break
+    assert address, seen
+    # The workers publish their contracts in the background.
+    wait_until(lambda: "4 apps" in ask(f"{address}apps").text, "all contracts")
+    page = ask(f"{address}apps").text
+    prefix = re.findall(r"/apps/([\w-]*)inbox", page)[0]
+    assert all(f">{prefix}{app}<" in page for app in ("forge", "stats", "reviews", "inbox"))
+    wait_until(lambda: "MailTooLong" in ask(f"{address}dead/{prefix}inbox").text, "a dead letter to retry")
+    running.send_signal(signal.SIGINT)
+    rest, _ = running.communicate(timeout=LIMIT)
+    assert running.returncode == 0, seen + rest
+    assert rest.splitlines()[-1] == "Stopped."
+    assert not list(temporary.iterdir())
+    assert not processes_of(temporary)
+    if url:
+        assert leftovers(url, prefix) == [f"queue {CATALOG}"]
+        assert storage.read(BrokerAddresses.parse(url)).contracts == []

@@ -49,6 +49,7 @@ ORDER = [
     "outbox",
     "telemetry",
     "testing",
+    "web",
     "cli",
     "django",
     "pytest_plugin",
@@ -141,6 +142,22 @@ INNER_ORDER = {
     ],
     "worker": ["loop_watch", "worker", "services", "process", "reload", "supervisor", "health", "health_server"],
     "telemetry": ["families", "queues", "processes", "series", "prometheus", "opentelemetry"],
+    "web": [
+        "text",
+        "source",
+        "fields",
+        "letters",
+        "picture",
+        "security",
+        "stream",
+        "frame",
+        "overview",
+        "dead",
+        "live",
+        "login",
+        "site",
+        "server",
+    ],
     "testing": ["messages", "records", "apps", "recorder", "host", "session", "drain", "bus"],
 }
 """The same within a package."""
@@ -179,6 +196,10 @@ HEAVY = {
     "sqlite3",
     "trio",
     "uvloop",
+    "jinja2",
+    "lightbus.web",
+    "starlette",
+    "uvicorn",
     "watchfiles",
 }
 """What `import lightbus` does not need: what connects, what a command needs, what an extra brings."""
@@ -365,7 +386,12 @@ except ImportError:
         lightbus.outbox.Sender  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_only_telemetry_imports_the_libraries_of_telemetry() -> None:
+@pytest.mark.parametrize(
+    ("room", "libraries"),
+    [("telemetry", {"opentelemetry", "prometheus_client"}), ("web", {"jinja2", "starlette", "uvicorn"})],
+)
+def test_only_one_room_imports_the_libraries_of_an_extra(room: str, libraries: set[str]) -> None:
+    importing: set[str] = set()
     for name, path in modules():
         found = {
             one.partition(".")[0]
@@ -373,4 +399,6 @@ def test_only_telemetry_imports_the_libraries_of_telemetry() -> None:
             if isinstance(node, ast.Import | ast.ImportFrom)
             for one in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
         }
-        assert name.startswith("telemetry") or not found & {"opentelemetry", "prometheus_client"}, path
+        if found & libraries:
+            importing.add(name.partition(".")[0])
+    assert importing == {room}

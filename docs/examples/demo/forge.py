@@ -25,9 +25,10 @@ class CommitPushed:
     deletions: int
 
 
-if __name__ == "__main__":  # python forge.py < commits.jsonl
+if __name__ == "__main__":  # python forge.py [BATCH] < commits.jsonl
+    batch = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     commits = (msgspec.json.decode(line, type=CommitPushed) for line in sys.stdin.buffer)
     with app:
-        while some := list(islice(commits, 100)):
+        while some := list(islice(commits, batch)):
             app.publish_many_sync(some)  # returns once the broker has confirmed all of them
             print(len(some), flush=True)

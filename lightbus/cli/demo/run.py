@@ -29,19 +29,28 @@ class Run:
     """Starts the services, publishes the commits, watches, and compares."""
 
     def __init__(
-        self, *, folder: Path, url: str, prefix: str, lines: list[bytes], screen: Screen, stopping: Stopping
+        self,
+        *,
+        folder: Path,
+        url: str,
+        prefix: str,
+        lines: list[bytes],
+        screen: Screen,
+        stopping: Stopping,
+        contracts: bool = False,
     ) -> None:
         """
         Args:
             prefix: of the names of the apps.
-            lines: the commits to publish.
+            lines: the commits to publish; none, if they are published slowly, again and again.
+            contracts: whether the services publish contracts, also on a broker that is not the demo's own.
         """
         self.broker = BrokerAddresses.parse(url)
         self.prefix = prefix
         self.lines = lines
         self.screen = screen
         self.stopping = stopping
-        self.services = Services(folder, url, prefix)
+        self.services = Services(folder, url, prefix, contracts=contracts)
         self.expected = expected(lines)
         self.failures_shown = 0
 
@@ -50,8 +59,7 @@ class Run:
         began = time.monotonic()
         queues = Queues(self.broker, self.prefix)
         try:
-            self.screen.write(f"Broker:     {self.broker.masked}" + ("" if self.prefix else "  (embedded: no server)"))
-            self._start_services(queues)
+            self.start(queues)
             self._publish()
             self._watch(queues, began + LIMIT)
             self.services.stop()
@@ -61,7 +69,9 @@ class Run:
             with contextlib.suppress(*LOST, errors.LightbusError):
                 queues.delete()
 
-    def _start_services(self, queues: Queues) -> None:
+    def start(self, queues: Queues) -> None:
+        """Start the services, and return when they consume."""
+        self.screen.write(f"Broker:     {self.broker.masked}" + ("" if self.prefix else "  (embedded: no server)"))
         for name in LISTENERS:
             self.services.start_worker(name)
         listed = ", ".join(f"{name} (process {self.services.pid(name)})" for name in LISTENERS)
@@ -84,10 +94,10 @@ class Run:
         seen: object = None
         changed_at = time.monotonic()
         while True:
-            entries = self._entries()
+            entries = self.entries()
             published, waiting, dead = self.services.published(), queues.waiting(), queues.dead()
             self._show_failures()
-            self.screen.show(self._progress(published, entries, dead))
+            self.screen.show(self.progress(published, entries, dead))
             now = ({name: len(rows) for name, rows in entries.items()}, published, waiting, dead)
             if now != seen or waiting or self.services.publishing:
                 seen, changed_at = now, time.monotonic()
@@ -100,14 +110,15 @@ class Run:
             self.services.check()
             self.stopping.pause(0.1)
         self.services.check()
-        self.screen.show(self._progress(published, entries, dead), last=True)
+        self.screen.show(self.progress(published, entries, dead), last=True)
 
-    def _progress(self, published: int, entries: Entries, dead: int) -> list[str]:
+    def progress(self, published: int, entries: Entries, dead: int) -> list[str]:
+        """The lines that are updated in place."""
         mails = Counter(what for what, _ in entries["inbox"])
         retries = mails["attempt 2"] + mails["attempt 3"]
         large = sum(what == "large" for what, _ in entries["reviews"])
         return [
-            f"forge   published {published:>6,} of {len(self.lines):,}",
+            f"forge   published {published:>6,}" + (f" of {len(self.lines):,}" if self.lines else ""),
             f"stats   counted   {len(entries['stats']):>6,}",
             f"reviews checked   {len(entries['reviews']):>6,}, requested {large}",
             f"inbox   delivered {mails['delivered']:>6,}, retried {retries}, gave up on {dead}",
@@ -123,7 +134,8 @@ class Run:
             self.failures_shown += 1
             self.screen.write(f"inbox logs: {found.strip()}", fg="yellow")
 
-    def _entries(self) -> Entries:
+    def entries(self) -> Entries:
+        """The records of each service."""
         return {name: self.services.entries(name) for name in LISTENERS}
 
     def _rows(self, entries: Entries, dead: int) -> list[Row]:
@@ -131,7 +143,7 @@ class Run:
         return [Row(service, what, counts.get((service, what), 0), count) for service, what, count in self.expected]
 
     def _report(self, queues: Queues, seconds: float) -> bool:
-        rows = self._rows(self._entries(), queues.dead())
+        rows = self._rows(self.entries(), queues.dead())
         rows.append(Row("broker", "events still waiting in a queue", queues.waiting(), 0))
         equal = all(row.handled == row.expected for row in rows)
         self.screen.write()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightbus
 from lightbus.cli.demo.stopping import Failed
@@ -18,6 +18,11 @@ from lightbus.wire.topology import Topology
 
 LISTENERS = ("stats", "reviews", "inbox")
 PUBLISHER = "forge"
+PAGE = "web"
+
+
+CONTRACT_LIMIT = 20.0
+"""Seconds for one `lightbus contract` command."""
 
 
 def _folder() -> Path:
@@ -54,20 +59,21 @@ def topology_of(service: str, prefix: str) -> Topology:
 class Services:
     """Starts and stops the processes, and reads what they have recorded."""
 
-    def __init__(self, folder: Path, url: str, prefix: str) -> None:
+    def __init__(self, folder: Path, url: str, prefix: str, *, contracts: bool = False) -> None:
         """
         Args:
             folder: the working directory of the processes.
-            prefix: of the names of the apps.
+            prefix: of the names of the apps. With one, the broker is not the demo's own.
+            contracts: whether workers publish contracts, although they would stay on the broker for 90 days.
         """
         self.folder = folder
         self.url = url
         self.prefix = prefix
+        self.contracts = contracts or not prefix
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start_worker(self, name: str) -> None:
-        # With a prefix, the broker is not the demo's own: a contract would stay there for 90 days.
-        options = ["--no-contract"] if self.prefix else []
+        options = [] if self.contracts else ["--no-contract"]
         self._start(name, "-m", "lightbus", "worker", f"{name}:app", *options)
 
     def start_publisher(self, lines: list[bytes]) -> None:
@@ -76,6 +82,27 @@ class Services:
         data.write_bytes(b"".join(lines))
         with data.open("rb") as file:
             self._start(PUBLISHER, str(FOLDER / "forge.py"), stdin=file)
+
+    def start_slow_publisher(self) -> IO[bytes]:
+        """Start a publisher that publishes each line that is written to this pipe."""
+        self._start(PUBLISHER, str(FOLDER / "forge.py"), "1", stdin=subprocess.PIPE)
+        pipe = self.processes[PUBLISHER].stdin
+        assert pipe is not None
+        return pipe
+
+    def start_page(self) -> None:
+        """Start `lightbus web`, on any free port."""
+        self._start(PAGE, "-m", "lightbus", "web", "--port", "0", "--allow-actions")
+
+    def page(self) -> str:
+        """The page's address; "" before it is ready."""
+        first = self._output(PAGE).read_text().partition("\n")
+        return first[0].removeprefix("Lightbus web: ") if first[1] else ""
+
+    def contract(self, command: str, name: str) -> None:
+        """Run `lightbus contract publish` or `withdraw`, to its end."""
+        self._start("contract", "-m", "lightbus", "contract", command, f"{name}:app")
+        self.processes.pop("contract").wait(CONTRACT_LIMIT)
 
     def _start(self, name: str, *arguments: str, stdin: Any = subprocess.DEVNULL) -> None:
         roots = [str(FOLDER), str(Path(lightbus.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
