@@ -117,6 +117,15 @@ def shown(chromium: Browser, text: str) -> None:
     wait_until(is_shown, text)
 
 
+@pytest.mark.parametrize("path", ["/events/order.placed", "/apps/billing"])
+def test_names_in_tables_stay_in_one_piece_on_a_phone(bus: Bus, chromium: Browser, path: str) -> None:
+    chromium.resize(320)
+    chromium.visit(bus.address + path)
+    lines = "[...document.querySelectorAll(':is(th, td) code')].map((one) => one.getClientRects().length)"
+    assert {*chromium.evaluate(lines)} == {1}
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= 320
+
+
 def test_each_page_shows_the_bus(bus: Bus, chromium: Browser, accessible: Accessible) -> None:
     chromium.resize(1280)
     chromium.visit(bus.address)
