@@ -206,7 +206,7 @@ def worker(
 
     def started() -> None:
         logger.info("Ready: %r waits for events.%s", app.name, how)
-        if place.processes and not no_contract:  # of several processes, one publishes it
+        if place.number <= 1 and not no_contract:  # of several processes, one publishes it
             from lightbus.catalog.announcer import announce
 
             announce(app)

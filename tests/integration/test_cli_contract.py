@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from lightbus.catalog import storage
 from lightbus.connection.dial import BrokerAddresses
 from tests.patience import wait_until
-from tests.processes import Program, lightbus, working
+from tests.processes import Program, children_of, lightbus, working
 from tests.rabbitmq import Node
 
 FILES = {
@@ -67,6 +68,19 @@ def test_a_worker_publishes_its_contract(folder: Path, sqlite_url: str, options:
         wait_until(lambda: releases(sqlite_url) == {"billing": "9"}, "it is in the catalogue")
         assert worker.end(signal.SIGTERM) == 0
     assert "contract" not in worker.output
+
+
+def test_a_worker_process_that_replaces_another_publishes_the_contract(folder: Path, sqlite_url: str) -> None:
+    with Program("worker", "billing:app", "--processes", "2", folder=folder, url=sqlite_url) as worker:
+        wait_until(lambda: releases(sqlite_url), "it is in the catalogue")
+        worker.wait_for("Ready")
+        worker.wait_for("Ready")
+        done = lightbus("contract", "withdraw", "billing:app", folder=folder, url=sqlite_url)
+        assert done.returncode == 0, done.stderr
+        for process in children_of(worker.process.pid):
+            os.kill(process, signal.SIGKILL)
+        wait_until(lambda: releases(sqlite_url), "it is in the catalogue again")
+        assert worker.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.rabbitmq
