@@ -410,6 +410,9 @@ def _exact_generator() -> Any:
                 return super().field_is_required(field, total)
             return not field.get("serialization_exclude") and "serialization_exclude_if" not in field
 
+        def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+            return {}  # any value: a field that JSON Schema cannot describe
+
         def decimal_schema(self, schema: Any) -> dict[str, Any]:
             made = super().decimal_schema(schema)
             for part in made.get("anyOf", [made]):

@@ -40,8 +40,11 @@ def _run(app: Lightbus) -> None:
             text = f"The contract of app {app.name!r} is not in the catalogue of the bus: {error}"
             logger.log(logging.DEBUG if text in logged else logging.INFO, "%s", text)
             logged.add(text)
-        except Exception:  # a fault of Lightbus must not end the worker, or be repeated in its log
-            logger.debug("The contract of app %r could not be published.", app.name, exc_info=True)
+        except Exception as error:  # a fault of Lightbus must not end the worker, or be repeated in its log
+            text = repr(error)
+            level = logging.DEBUG if text in logged else logging.WARNING
+            logger.log(level, "The contract of app %r could not be published.", app.name, exc_info=True)
+            logged.add(text)
         else:
             logger.debug("The contract of app %r is published.", app.name)
             pause = EVERY

@@ -63,10 +63,10 @@ def check(ctx: click.Context, target: str, file: Path | None, as_json: bool) -> 
     try:
         app = targets.load_app(target)
         catalog = _catalog(app, file)
+        contract = contract_of(app)
     except errors.LightbusError as error:  # 1 is a result
         logs.show_error(str(error))
         ctx.exit(2)
-    contract = contract_of(app)
     found = compatibility.check(contract, catalog)
     missing = list(_missing(contract, catalog))
     if as_json:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import attrs
 import msgspec
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from lightbus import Lightbus, Message, errors
 from lightbus.catalog import catalog, contract, schemas
@@ -333,3 +333,27 @@ def test_a_contract_has_the_formats_of_dates_and_decimal_numbers() -> None:
     assert read["when"] == {"type": "string", "format": "date-time"}
     assert {"type": "string", "format": "time"} in read["hours"]["items"]["anyOf"]
     assert [one.get("format") for one in second["Priced"]["properties"]["amount"]["anyOf"]] == [None, "decimal"]
+
+
+class Opaque:
+    pass
+
+
+class Odd(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    number: int
+    other: Opaque | None = None
+
+
+def test_a_field_that_json_schema_cannot_describe_may_be_anything() -> None:
+    app = Lightbus("billing", url="memory://")
+
+    @app.on("order.placed")
+    def placed(order: Odd) -> None: ...
+
+    (listener,) = contract_of(app).handlers
+    assert listener.schema is not None
+    properties = listener.schema["$defs"]["Odd"]["properties"]
+    assert properties["number"]["type"] == "integer"
+    assert {} in properties["other"]["anyOf"]
