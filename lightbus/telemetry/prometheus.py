@@ -108,6 +108,11 @@ class Metrics:
         """In a forked child."""
         self._lock = threading.Lock()
 
+    def forget(self) -> None:
+        """In a forked child: the first outcome of each kind starts its thread."""
+        self._attempts.clear()
+        self._publishes.clear()
+
     def watch(self, worker: Worker | ServiceRunner) -> None:
         """Add what is known of this worker of the app: whether it is ready, what runs in it, what its queues hold."""
         self._worker = worker
@@ -354,6 +359,8 @@ class _Exposition(Collector):
             metrics.renew_lock()
         if self.folder is not None:
             self.series.forget()
+            for metrics in self._metrics:
+                metrics.forget()
 
 
 class _Collected(Collector):

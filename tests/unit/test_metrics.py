@@ -6,6 +6,8 @@ import gc
 import os
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +31,7 @@ from lightbus.wire import topology
 from lightbus.worker.worker import Worker
 from tests.bus import OrderCancelled, OrderPlaced, connected, eventually, running
 from tests.patience import DELAY, LIMIT, within
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.anyio
 
@@ -445,6 +448,54 @@ def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent(
     go_on.set()
     scrape.join(LIMIT)
     assert os.waitpid(child, 0)[1] == 0
+
+
+FORKS = """
+import os, signal, time
+from lightbus import Lightbus
+from lightbus.telemetry import processes
+from lightbus.telemetry.prometheus import Metrics
+from tests.unit.test_metrics import outcome
+
+app = Lightbus("shop", url="memory://")
+Metrics(app)
+one = outcome("order.placed", kind="handled", handler="bill", queue="shop.main", seconds=0.5)
+app.observer(one)
+ended, end = os.pipe()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    app.observer(one)
+    os.read(ended, 1)
+    os._exit(0)
+deadline = time.monotonic() + 60
+while True:
+    counts = [
+        sample.value
+        for family in processes.merged(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        for sample in family.samples
+        if sample.name == "lightbus_handler_seconds_count"
+    ]
+    if counts == [2.0] or time.monotonic() > deadline:
+        break
+    time.sleep(0.05)
+os.write(end, b"1")
+os.waitpid(child, 0)
+print(counts)
+"""
+
+
+def test_a_forked_child_shows_the_durations_of_its_handlers(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT,
+        check=False,
+    )
+    assert done.stdout == "[2.0]\n", done.stderr
 
 
 class SlowBroker:
