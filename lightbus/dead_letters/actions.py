@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ def retry(
         limit: retry at most so many.
         rate: dead letters per second at most.
         trust_origin: include those whose source is not verified.
-        only: retry only dead letters with one of these digests.
+        only: retry only dead letters with these digests, one for each.
     """
     size = CHUNK if rate is None else max(1, min(CHUNK, int(rate)))
     if rate is not None:
@@ -88,9 +89,7 @@ def retriable(
     if limit == 0:
         return
     taken = 0
-    for dead_letter in queue.matching(wanted):
-        if only is not None and dead_letter.digest not in only:
-            continue
+    for dead_letter in chosen(queue.matching(wanted), only):
         outcome.matched += 1
         if not dead_letter.proven and not trust_origin:
             outcome.unproven += 1
@@ -113,7 +112,7 @@ def purge(
 
     Args:
         limit: purge at most so many.
-        only: purge only dead letters with one of these digests.
+        only: purge only dead letters with these digests, one for each.
     """
     for chunk in _chunks(purgeable(queue, wanted, limit=limit, only=only), CHUNK):
         outcome.matched += len(chunk)
@@ -125,8 +124,19 @@ def purgeable(
     queue: DeadQueue, wanted: Filter, *, limit: int | None = None, only: Collection[bytes] | None = None
 ) -> Iterator[DeadLetter]:
     """The dead letters that `purge` deletes with the same arguments."""
-    matching = queue.matching(wanted)
-    return itertools.islice((one for one in matching if only is None or one.digest in only), limit)
+    return itertools.islice(chosen(queue.matching(wanted), only), limit)
+
+
+def chosen(dead_letters: Iterator[DeadLetter], only: Collection[bytes] | None) -> Iterator[DeadLetter]:
+    """One dead letter for each of these digests; all of them for None. Messages without an id may have the same one."""
+    if only is None:
+        yield from dead_letters
+        return
+    left = Counter(only)
+    while left.total() and (one := next(dead_letters, None)) is not None:
+        if left[one.digest]:
+            left[one.digest] -= 1
+            yield one
 
 
 def _chunks(dead_letters: Iterator[DeadLetter], size: int) -> Iterator[list[DeadLetter]]:

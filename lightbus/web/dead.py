@@ -90,7 +90,7 @@ class Dead:
             raise HTTPException(
                 403, "This form is not from this page, or the server was started again. Open the page again."
             )
-        digests = list(dict.fromkeys(_digest(one) for one in form.get("letter", [])))[: letters.SHOWN]
+        digests = [_digest(one) for one in form.get("letter", [])[: letters.SHOWN]]
         if not digests:
             raise HTTPException(400, "No dead letter is selected. Go back, and select at least one.")
         if first(form, "confirmed") == "yes":

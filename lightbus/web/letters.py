@@ -88,23 +88,17 @@ def listed(source: Source, app: str, wanted: Filter, shown: int = SHOWN) -> List
 
 
 def selected(source: Source, app: str, digests: Collection[bytes]) -> list[DeadLetter]:
-    """The dead letters with these digests. Those that are no longer in the queue are missing.
+    """A dead letter for each of these digests. Those that are no longer in the queue are missing.
 
     Raises:
         errors.LightbusError: as `listed`.
     """
-    found: dict[bytes, DeadLetter] = {}
     with _opened(source, app) as dead:
-        for one in _first(dead, READ_FOR_ONE):
-            if one.digest in digests:
-                found.setdefault(one.digest, one)
-                if len(found) == len(set(digests)):
-                    break
-    return list(found.values())
+        return list(actions.chosen(_first(dead, READ_FOR_ONE), digests))
 
 
 def act(source: Source, app: str, action: Action, digests: Collection[bytes], *, trust_origin: bool) -> Outcome:
-    """Retry or purge the dead letters with these digests.
+    """Retry or purge a dead letter for each of these digests.
 
     Args:
         trust_origin: retry also those whose source is not verified.
@@ -116,7 +110,7 @@ def act(source: Source, app: str, action: Action, digests: Collection[bytes], *,
     try:
         with _opened(source, app) as dead:
             if action == "purge":
-                actions.purge(dead, Filter(), outcome, limit=len(digests), only=digests)
+                actions.purge(dead, Filter(), outcome, only=digests)
             else:
                 _retry(dead, outcome, digests, trust_origin)
     except errors.BrokerError as error:
@@ -129,7 +123,7 @@ def act(source: Source, app: str, action: Action, digests: Collection[bytes], *,
 
 def _retry(dead: DeadQueue, outcome: Outcome, digests: Collection[bytes], trust_origin: bool) -> None:
     try:
-        actions.retry(dead, Filter(), outcome, limit=len(digests), trust_origin=trust_origin, only=digests)
+        actions.retry(dead, Filter(), outcome, trust_origin=trust_origin, only=digests)
     finally:
         if not dead.app.handlers:  # made for this action only: see `Source.app_named`
             dead.app.publisher.close(1.0)
