@@ -100,10 +100,10 @@ def web(
     broker, app = _broker(target, file)
     try:
         listener = server.listen(host, port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise errors.LightbusError(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}. Choose another port: --port 0 takes any that "
-            "is free."
+            f"Cannot listen on {host}:{port}: {reason}. Choose another port: --port 0 takes any that is free."
         ) from error
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}/"

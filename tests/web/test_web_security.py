@@ -285,3 +285,10 @@ def test_a_port_in_use_is_an_error_with_the_next_step(address: str, tmp_path: Pa
     done = lightbus("web", "--port", port, folder=tmp_path, url="memory://")
     assert done.returncode == 1
     assert f"Cannot listen on 127.0.0.1:{port}: Address already in use. Choose another port: --port 0" in done.stderr
+
+
+def test_a_host_that_is_no_name_is_an_error(tmp_path: Path) -> None:
+    done = lightbus("web", "--host", "a..b", folder=tmp_path, url="memory://", extra={"LIGHTBUS_WEB_TOKEN": "t" * 16})
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Cannot listen on a..b:8765: ")
+    assert done.stderr.count("\n") == 1
