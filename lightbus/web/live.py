@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Send
 
 from lightbus import errors
 from lightbus.web import stream
@@ -20,6 +21,22 @@ T = TypeVar("T")
 
 COLLECTED = 3.0
 """Seconds for which events are collected for a page without scripts."""
+PATIENCE = 30.0
+"""Seconds that a part of a stream may take to be sent."""
+
+
+class EventStream(StreamingResponse):
+    """Ends if a browser keeps the connection, but does not read for `PATIENCE` seconds."""
+
+    async def stream_response(self, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            with anyio.fail_after(PATIENCE):
+                await send(message)
+
+        try:
+            await super().stream_response(send_in_time)
+        except TimeoutError:
+            await cast("AsyncGenerator[str]", self.body_iterator).aclose()
 
 
 class Live:
@@ -67,7 +84,7 @@ class Live:
                 self._open_streams -= 1
                 tail.let_go()
 
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+        return EventStream(events(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
     def _check_streams(self) -> None:
         if self._open_streams >= stream.STREAMS:

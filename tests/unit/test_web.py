@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from starlette.datastructures import Headers
+from starlette.types import Message
 
 from lightbus import errors
 from lightbus.catalog import storage
 from lightbus.catalog.catalog import Catalog
 from lightbus.catalog.contract import contract_of
 from lightbus.catalog.live import Live
+from lightbus.connection.declare import declare
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.dead_letters import actions
 from lightbus.dead_letters.actions import Outcome
 from lightbus.dead_letters.letter import Filter
 from lightbus.inspection.states import QueueState
-from lightbus.web import fields, letters, picture, text
+from lightbus.transport import Publication
+from lightbus.web import fields, letters, live, picture, text
 from lightbus.web.security import BROWSER, Guard
 from lightbus.web.source import Snapshot, Source
+from tests.bus import connected, publish_confirmed
 from tests.catalogs import apps, small
-from tests.integration.test_dead import put_dead_letters
+from tests.integration.test_dead import app_of, put_dead_letters
+from tests.patience import LIMIT
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.mark.parametrize(
@@ -217,3 +231,42 @@ def test_an_action_that_loses_the_broker_halfway_reports_what_was_done(
     outcome = letters.act(source, "billing", "retry", digests[1:], trust_origin=False)
     assert (outcome.done, outcome.problem, outcome.vanished) == (2, "", 0)
     assert [one.digest for one in letters.listed(source, "billing", Filter()).found] == digests[:1]
+
+
+def test_of_dead_letters_that_are_the_same_only_as_many_as_selected_are_deleted(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/bus.db"
+    bodies = (b"{}", b"{}", b'{"b":1}')
+    with connected(url) as connection:
+        declare(connection, app_of(url).topology())
+        publish_confirmed(connection, *(Publication("billing.internal", "dead", body, {}) for body in bodies))
+    source = Source(BrokerAddresses.parse(url))
+    first, twin, other = (one.digest for one in letters.listed(source, "billing", Filter()).found)
+    assert first == twin
+    assert len(letters.selected(source, "billing", [first, twin])) == 2
+    outcome = letters.act(source, "billing", "purge", [first, other], trust_origin=False)
+    assert (outcome.done, outcome.vanished) == (2, 0)
+    assert [one.delivery.body for one in letters.listed(source, "billing", Filter()).found] == [b"{}"]
+
+
+async def test_a_stream_ends_if_nobody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "PATIENCE", 0.05)
+    ended = []
+
+    async def parts() -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "data: 1\n\n"
+        finally:
+            ended.append(True)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await anyio.sleep_forever()
+
+    async def receive() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    with anyio.fail_after(LIMIT):
+        await live.EventStream(parts())({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+    assert ended
