@@ -15,7 +15,17 @@ from lightbus.dead_letters import actions
 from lightbus.dead_letters.letter import DeadLetter, Filter
 from lightbus.dead_letters.queue import opened
 from lightbus.transport import Delivery, Publication
-from tests.bus import OrderPlaced, connected, dead_letters, eventually, publish_plainly, reason, running, stranger
+from tests.bus import (
+    OrderPlaced,
+    connected,
+    dead_letters,
+    eventually,
+    publish_confirmed,
+    publish_plainly,
+    reason,
+    running,
+    stranger,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -129,8 +139,7 @@ def _move(app: Lightbus, source: str, target: str) -> Delivery:
         moved = channel.get(source)
         assert moved is not None
         publication = Publication("", target, moved.body, moved.properties, mandatory=False)
-        channel.publish([publication])
-        channel.queue_declare(target, passive=True)  # a synchronous method behind it
+        publish_confirmed(connection, publication)
         channel.basic_ack(moved.delivery_tag)
         channel.close()
     return moved

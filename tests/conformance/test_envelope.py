@@ -444,7 +444,7 @@ class TestForeignClients:
     async def test_py_amqp(self, make_rabbitmq_app: MakeApp, rabbitmq_url: str) -> None:
         def publish(url: str) -> None:
             host, _, vhost = url.rpartition("@")[2].partition("/")
-            with amqp.Connection(host, virtual_host=vhost) as connection:
+            with amqp.Connection(host, virtual_host=vhost, confirm_publish=True) as connection:
                 channel = connection.channel()
                 for number in (1, 2):
                     message = amqp.Message(json.dumps({"number": number}))

@@ -12,10 +12,19 @@ import pytest
 
 from lightbus import Lightbus, Message, Retry
 from lightbus.connection.declare import declare
-from lightbus.transport import Channel, Publication
+from lightbus.transport import Channel, Connection, Publication
 from lightbus.wire.topology import Topology, bus_exchange, publishing
 from tests import rabbitmq as nodes
-from tests.bus import OrderPlaced, connected, dead_letters, eventually, publish_plainly, reason, running
+from tests.bus import (
+    OrderPlaced,
+    connected,
+    dead_letters,
+    eventually,
+    publish_confirmed,
+    publish_plainly,
+    reason,
+    running,
+)
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.anyio]
 
@@ -115,8 +124,8 @@ async def test_an_alternate_exchange_does_not_change_the_source(apps: dict[str, 
 
 
 def publish_plainly_to_fanout(channel: Channel) -> None:
-    channel.publish([Publication("mallory.trick", "order.placed", b"{}", {}, mandatory=False)])
-    channel.exchange_declare("mallory.trick", "fanout", passive=True)
+    connection: Connection = channel.connection
+    publish_confirmed(connection, Publication("mallory.trick", "order.placed", b"{}", {}, mandatory=False))
 
 
 def bind_the_bus(channel: Channel) -> None:

@@ -7,6 +7,7 @@ All of it is valid AMQP, published by py-amqp itself (not by Lightbus), with not
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import logging
 import os
@@ -18,7 +19,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -37,9 +37,10 @@ from lightbus import Lightbus, Message, Retry
 from lightbus.catalog import storage
 from lightbus.catalog.contract import contract_of
 from lightbus.connection.declare import declare
-from lightbus.transport import Delivery
+from lightbus.transport import Delivery, Publication
 from lightbus.wire.topology import cataloguing
-from tests.bus import connected, eventually, running
+from tests.bus import connected, eventually, publish_confirmed, running
+from tests.patience import LIMIT
 
 COUNT = int(os.environ.get("LIGHTBUS_HOSTILE", "3000"))
 BATCH = 2000
@@ -222,7 +223,7 @@ def routing_key(chance: Chance) -> str:
 # --- the test ---------------------------------------------------------------------------------
 
 
-@contextmanager
+@contextlib.contextmanager
 def as_stranger(url: str) -> Iterator[amqp.Channel]:
     parts = urlsplit(url)
     host, user, secret = f"{parts.hostname}:{parts.port}", parts.username, parts.password
@@ -233,14 +234,24 @@ def as_stranger(url: str) -> Iterator[amqp.Channel]:
 def throw(url: str, first: int, count: int) -> Counter[str]:
     """Publish `count` messages, each from a separate seed; returns how many the broker accepted, by routing key."""
     taken: Counter[str] = Counter()
+    unconfirmed = {*range(1, count + 1)}
+
+    def on_ack(tag: int, multiple: bool) -> None:
+        unconfirmed.difference_update(range(1, tag + 1) if multiple else (tag,))
+
     with as_stranger(url) as channel:
+        channel.confirm_select()
+        channel.events["basic_ack"].add(on_ack)
         for number in range(first, first + count):
             chance = random.Random(number)
             key = routing_key(chance)
             channel.basic_publish(amqp.Message(body(chance), **properties(chance)), "shop", key)
             taken[key] += 1
-        # After all of them: the broker answers once it has processed them.
-        channel.queue_declare("billing.main", passive=True)
+        deadline = time.monotonic() + LIMIT
+        while unconfirmed:  # closing the connection before could lose them
+            assert time.monotonic() < deadline, f"not confirmed: {len(unconfirmed)}"
+            with contextlib.suppress(TimeoutError):
+                channel.connection.drain_events(timeout=1)
     return taken
 
 
@@ -411,14 +422,11 @@ async def test_kombu_never_decodes_a_body(monkeypatch: pytest.MonkeyPatch, broke
         received.append(payload)
 
     def publish() -> None:
-        from lightbus.transport import Publication
-
         with connected(broker_url) as connection:
-            channel = connection.channel()
             for kind in kombu.serialization.registry.name_to_type.values():
                 some = {"content_type": kind, "content_encoding": "binary"}
-                channel.publish([Publication("shop", "order.placed", pickle.dumps(Exploit()), some, mandatory=False)])
-                channel.publish([Publication("shop", "order.placed", b'{"number": 1}', some, mandatory=False)])
+                bodies = (pickle.dumps(Exploit()), b'{"number": 1}')
+                publish_confirmed(connection, *(Publication("shop", "order.placed", body, some) for body in bodies))
 
     async with running(shop, billing) as bus:
         await anyio.to_thread.run_sync(publish)
