@@ -42,7 +42,7 @@ from lightbus.telemetry.families import (
     Family,
 )
 from lightbus.telemetry.queues import QueueStates, Samples
-from lightbus.telemetry.series import Histogram, Series, Tally, Value, describe
+from lightbus.telemetry.series import MOST_WAITING, Histogram, Series, Tally, Value, describe
 from lightbus.worker.health import report
 from lightbus.worker.services import ServiceRunner
 from lightbus.worker.worker import Worker
@@ -54,7 +54,6 @@ PUBLISHES: Final = ("published", "unrouted", "failed")
 """Each counter begins at 0: Prometheus' `increase` misses the first event of a series that begins at 1."""
 OTHER: Final = "other"
 """The label of events that the app has not declared (an outbox may have them from an earlier release)."""
-MOST: Final = Tally.MOST
 AGE_PAUSE = 0.01
 """Seconds between two measurements of an event's age in a queue: reading a message's time costs more than all else."""
 TICK = 1.0
@@ -109,7 +108,7 @@ class Metrics:
         self._lock = threading.Lock()
 
     def forget(self) -> None:
-        """In a forked child: the first outcome of each kind starts its thread."""
+        """In a forked child: the first outcome of each kind makes its tally, and starts the thread."""
         self._attempts.clear()
         self._publishes.clear()
 
@@ -152,7 +151,7 @@ class Metrics:
         tally, count, age = self._attempts.get(key) or self._new_attempt(*key)
         waiting = tally.waiting
         waiting.append(outcome.seconds)
-        if len(waiting) >= MOST:
+        if len(waiting) >= MOST_WAITING:
             tally.flush()
         if count is not None:
             count(1)

@@ -26,7 +26,7 @@ from lightbus.inspection.states import queue_states
 from lightbus.telemetry import processes, queues
 from lightbus.telemetry.families import FAMILIES, HANDLER_SECONDS
 from lightbus.telemetry.prometheus import Metrics
-from lightbus.telemetry.series import Histogram, Tally
+from lightbus.telemetry.series import MOST_WAITING, Histogram
 from lightbus.wire import topology
 from lightbus.worker.worker import Worker
 from tests.bus import OrderCancelled, OrderPlaced, connected, eventually, running
@@ -258,7 +258,7 @@ def test_a_histogram_takes_many_values_at_once_as_one_by_one(seconds: list[float
 def test_attempts_that_nobody_reads_are_added_up(shop: Lightbus, registry: CollectorRegistry) -> None:
     metrics = Metrics(shop, registry=registry)
     assert shop.observer is not None
-    for number in range(Tally.MOST * 2 + 3):
+    for number in range(MOST_WAITING * 2 + 3):
         shop.observer(outcome("order.placed", kind="handled", handler="bill", queue="shop.main", seconds=number))
     assert [len(tally.waiting) for tally in metrics._series._tallies] == [3]
 
