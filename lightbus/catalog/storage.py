@@ -29,6 +29,7 @@ from lightbus.connection.declare import declare
 from lightbus.connection.diagnosis import LOST, describe
 from lightbus.connection.dial import BrokerAddresses, address_of
 from lightbus.transport import Connection, Delivery, Publication
+from lightbus.wire import codec
 from lightbus.wire.topology import CATALOG, CONTRACT_KEY, INTERNAL, Topology, catalog_stream, cataloguing, internal_name
 
 LIMIT = 30.0
@@ -216,8 +217,8 @@ def _time_of(delivery: Delivery) -> float:
 def _property(delivery: Delivery, name: str) -> object:
     """None if it is missing, or the properties cannot be read."""
     try:
-        return delivery.properties.get(name)
-    except ValueError:
+        return codec.read_properties(delivery).get(name)
+    except errors.DecodeError:
         return None
 
 

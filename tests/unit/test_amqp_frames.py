@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightbus.transport import UNREADABLE, Delivery, Publication, Unencodable
+from lightbus.transport.amqp import channel as channels
 from lightbus.transport.amqp import wire as amqp_wire
 from lightbus.transport.amqp.connection import Connection
 from tests.patience import LIMIT, within
@@ -554,3 +555,20 @@ def test_names_that_are_not_utf_8_are_kept() -> None:
     sent = amqp_wire.encode_publish(1, Publication("x", name, b"", {}), 131072)
     start = sent.index(b"\x01x")
     assert amqp_wire.decode_names(sent[start : start + 5]) == ("x", name)
+
+
+@pytest.mark.parametrize(
+    ("headers", "offset"), [({"x-stream-offset": 3}, 3), ({"x-stream-offset": "3"}, 7), ({}, 7), ("no table", 7)]
+)
+def test_the_offset_of_a_message_in_a_stream(headers: object, offset: int) -> None:
+    no_channel: Any = None
+    delivery = Delivery(no_channel, 1, False, "", "", {"headers": headers}, b"")
+    assert channels._offset(delivery, 7) == offset
+
+
+def test_properties_that_cannot_be_read_do_not_end_the_reading_of_a_stream() -> None:
+    def malformed() -> dict[str, Any]:
+        raise ValueError("malformed")
+
+    no_channel: Any = None
+    assert channels._offset(Delivery(no_channel, 1, False, "", "", malformed, b""), 7) == 7

@@ -60,7 +60,10 @@ class Owner(Protocol):
 
 def _offset(delivery: Delivery, otherwise: int) -> int:
     """The place of a message in its stream. `otherwise`, if the publisher's headers cannot be read."""
-    headers = delivery.properties.get("headers")
+    try:
+        headers = delivery.properties.get("headers")
+    except ValueError:
+        return otherwise
     offset = headers.get("x-stream-offset") if isinstance(headers, dict) else None
     return offset if isinstance(offset, int) else otherwise
 
