@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lightbus.cli.catalog import reading
+
 if TYPE_CHECKING:
     from lightbus import Lightbus
     from lightbus.connection.dial import BrokerAddresses
@@ -32,14 +34,7 @@ Exit codes:
 
 @click.command(short_help="The bus as a page: apps, events, dead letters, live events.", epilog=EPILOG)
 @click.argument("target", metavar="[MODULE:ATTR]", required=False)
-@click.option(
-    "--from",
-    "file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A snapshot (of lightbus catalog --json) in the place of the contracts on the broker. Without MODULE:ATTR, no "
-    "broker is used.",
-)
+@reading.from_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on. Others need a token.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="The port; 0 for any that is free."
@@ -157,12 +152,8 @@ def _is_local(host: str) -> bool:
 
 def _broker(target: str | None, file: Path | None) -> tuple[BrokerAddresses | None, Lightbus | None]:
     from lightbus.cli import target as targets
-    from lightbus.connection import dial
 
     if target is not None:
         app = targets.load_app(target)
         return app.broker, app
-    if file is not None:
-        return None, None
-    dial.warned = True  # the first lines show the broker
-    return dial.BrokerAddresses.from_environment(), None
+    return (reading.default_broker() if file is None else None), None

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lightbus.cli import output, tables
+from lightbus.cli.catalog.reading import Reading, from_option, read
 
 if TYPE_CHECKING:
     from lightbus.catalog.who import Answer, Publisher, Reader
-    from lightbus.cli.catalog.reading import Reading
 
 EPILOG = """\b
 Examples (with quotes, because * and # are special in a shell):
@@ -34,14 +34,7 @@ Exit codes:
 
 @click.command(short_help="Who publishes and who gets an event, or reads a field of it.", epilog=EPILOG)
 @click.argument("arguments", metavar="[MODULE:ATTR] EVENT[.FIELD]", nargs=-1, required=True)
-@click.option(
-    "--from",
-    "file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A snapshot (of lightbus catalog --format json) in the place of the contracts on the broker. Without "
-    "MODULE:ATTR, no broker is used.",
-)
+@from_option
 @click.option("--json", "as_json", is_flag=True, help="A JSON array, with an object for each event or field.")
 def who(arguments: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     """Show who publishes an event and which handlers get it, with the fields that each reads.
@@ -55,11 +48,10 @@ def who(arguments: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     """
     from lightbus.catalog import who as answers
     from lightbus.cli import logs
-    from lightbus.cli.catalog import reading
 
     logs.configure("error")
     target, question = _read(arguments)
-    found = reading.read(target, file)
+    found = read(target, file)
     answered = answers.who(found.catalog, question)
     if as_json:
         output.write(json.dumps([_described(found, one) for one in answered], indent=1))

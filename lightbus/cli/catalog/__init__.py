@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from lightbus.cli import output, tables
+from lightbus.cli.catalog import reading
 
 EPILOG = """\b
 Examples:
@@ -33,14 +34,7 @@ Exit codes:
 
 @click.command(short_help="All apps and events of a bus: who publishes, who listens.", epilog=EPILOG)
 @click.argument("target", metavar="[MODULE:ATTR]", required=False)
-@click.option(
-    "--from",
-    "file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A snapshot (of --format json) in the place of the contracts on the broker. Without MODULE:ATTR, no broker is "
-    "used.",
-)
+@reading.from_option
 @click.option(
     "--format",
     "form",
@@ -61,7 +55,6 @@ def catalog(target: str | None, file: Path | None, form: str, as_json: bool) -> 
     ignored because another user wrote them. These are no errors: the other side may not be deployed yet.
     """
     from lightbus.cli import logs
-    from lightbus.cli.catalog import reading
 
     logs.configure("error")
     found = reading.read(target, file)

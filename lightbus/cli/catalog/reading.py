@@ -1,4 +1,4 @@
-"""Where `lightbus catalog` and `lightbus who` get a catalogue from: a broker or a file."""
+"""Where `lightbus catalog`, `who` and `web` get a catalogue from: a broker or a file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
+import click
 
 if TYPE_CHECKING:
     from lightbus.catalog.catalog import Catalog
     from lightbus.catalog.live import Live
     from lightbus.connection.dial import BrokerAddresses
+
+
+from_option = click.option(
+    "--from",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A snapshot (of lightbus catalog --json) in the place of the contracts on the broker. Without MODULE:ATTR, no "
+    "broker is used.",
+)
 
 
 @attrs.frozen
@@ -38,7 +49,7 @@ def read(target: str | None, file: Path | None) -> Reading:
     from lightbus.catalog import catalog, live
     from lightbus.cli import banner
 
-    broker = None if file is not None and target is None else _broker(target)
+    broker = None if file is not None and target is None else _broker_of(target)
     if file is not None:
         found, place = catalog.from_file(file), f"in {file}"
         if broker is not None:
@@ -49,13 +60,17 @@ def read(target: str | None, file: Path | None) -> Reading:
     return Reading(found, None if broker is None else live.ask(broker, found), place)
 
 
-def _broker(target: str | None) -> BrokerAddresses:
+def _broker_of(target: str | None) -> BrokerAddresses:
     from lightbus.cli import target as targets
+
+    return default_broker() if target is None else targets.find_app(target).broker
+
+
+def default_broker() -> BrokerAddresses:
+    """The one in LIGHTBUS_URL. The command's first line shows it, so the warning about a missing URL is not logged."""
     from lightbus.connection import dial
 
-    if target is not None:
-        return targets.find_app(target).broker
-    dial.warned = True  # the first line shows the broker
+    dial.warned = True
     return dial.BrokerAddresses.from_environment()
 
 
