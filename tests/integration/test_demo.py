@@ -16,6 +16,8 @@ import amqp.exceptions
 import pytest
 
 from lightbus.catalog import storage
+from lightbus.cli.demo.services import Services
+from lightbus.cli.demo.stopping import Failed
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.wire.topology import CATALOG
 from tests.patience import LIMIT, wait_until
@@ -205,3 +207,10 @@ def test_with_web_a_page_shows_the_services_until_ctrl_c(
     if url:
         assert leftovers(url, prefix) == [f"queue {CATALOG}"]
         assert storage.read(BrokerAddresses.parse(url)).contracts == []
+
+
+def test_a_contract_that_cannot_be_published_ends_the_page(tmp_path: Path) -> None:
+    services = Services(tmp_path, "amqp://127.0.0.1:1/", "demo-1-")
+    with pytest.raises(Failed, match=r"(?s)contract publish forge:app ended with status 1\..*Connection refused"):
+        services.contract("publish", "forge")
+    assert services.processes == {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import subprocess
 import time
 
 from lightbus import errors
@@ -31,7 +30,7 @@ def show(run: Run, lines: list[bytes]) -> None:
 
     Raises:
         Stopped: Ctrl-C.
-        Failed: a service has ended.
+        Failed: a service, or the command that publishes forge's contract, has ended.
     """
     services, screen = run.services, run.screen
     queues = Queues(run.broker, run.prefix)
@@ -56,7 +55,7 @@ def show(run: Run, lines: list[bytes]) -> None:
         services.stop()
         if run.prefix:
             for name in (*LISTENERS, PUBLISHER):
-                with contextlib.suppress(subprocess.TimeoutExpired):
+                with contextlib.suppress(Failed):
                     services.contract("withdraw", name)
         with contextlib.suppress(*LOST, errors.LightbusError):
             queues.delete()

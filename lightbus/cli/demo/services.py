@@ -100,9 +100,20 @@ class Services:
         return first[0].removeprefix("Lightbus web: ") if first[1] else ""
 
     def contract(self, command: str, name: str) -> None:
-        """Run `lightbus contract publish` or `withdraw`, to its end."""
+        """Run `lightbus contract publish` or `withdraw`, to its end.
+
+        Raises:
+            Failed: it has failed, or did not end within `CONTRACT_LIMIT`.
+        """
         self._start("contract", "-m", "lightbus", "contract", command, f"{name}:app")
-        self.processes.pop("contract").wait(CONTRACT_LIMIT)
+        process = self.processes.pop("contract")
+        try:
+            status = process.wait(CONTRACT_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        if status:
+            raise Failed(f"lightbus contract {command} {name}:app ended with status {status}.\n{self.log('contract')}")
 
     def _start(self, name: str, *arguments: str, stdin: Any = subprocess.DEVNULL) -> None:
         roots = [str(FOLDER), str(Path(lightbus.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
