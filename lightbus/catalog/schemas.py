@@ -103,7 +103,7 @@ def field(schema: Schema, path: Sequence[str]) -> Field:
     for name in path:
         inner: list[Schema] = []
         is_open, siblings = False, {}
-        for part in [element for each in parts for element in _elements(each, schema)]:
+        for part in [element for each in parts for element in elements(each, schema)]:
             properties, others = _dictionary(part.get("properties")), part.get("additionalProperties")
             if name in properties:
                 inner.append(_dictionary(properties[name]))
@@ -150,7 +150,7 @@ def _is_open(part: Schema) -> bool:
     return part.get("type", "object") == "object" and not part.keys() & {"properties", "enum", "const"}
 
 
-def _elements(part: Schema, root: Schema) -> Iterator[Schema]:
+def elements(part: Schema, root: Schema) -> Iterator[Schema]:
     """The alternatives of a part; instead of arrays, those of their elements."""
     left, seen = [part], 0
     while left and seen < MOST_PARTS:

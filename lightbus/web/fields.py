@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 
 from lightbus.catalog import schemas
 from lightbus.catalog.schemas import Schema
+from lightbus.web import text
 
 MOST_ROWS = 200
 """Rows of one schema."""
@@ -30,60 +29,33 @@ class Row:
 
 
 def rows(schema: Schema) -> list[Row]:
-    """The fields, and the fields of their objects below them. Of a hostile schema, too, at most `MOST_ROWS`."""
+    """The fields, and the fields of their objects below them: at most `MOST_ROWS`."""
     found: list[Row] = []
-    _collect(schema, schema, "", 0, found, ())
+    _collect(schema, schema, "", found, ())
     return found
 
 
-def _collect(root: Schema, part: Schema, prefix: str, level: int, found: list[Row], inside: tuple[str, ...]) -> None:
-    for one, references in _objects(root, part, inside):
-        properties = one.get("properties")
-        if not isinstance(properties, dict):
+def _collect(root: Schema, part: Schema, prefix: str, found: list[Row], inside: tuple[Schema, ...]) -> None:
+    """
+    Args:
+        inside: the objects around this part. One that is among them is not shown again.
+    """
+    for one in schemas.elements(part, root):
+        if any(one is outer for outer in inside):
             continue
-        required = one.get("required")
-        required = required if isinstance(required, list) else []
-        for name, inner in properties.items():
+        for name, inner in one.get("properties", {}).items():
             if len(found) >= MOST_ROWS:
                 return
-            if not isinstance(inner, dict):
-                inner = {}
-            default = repr(inner["default"]) if "default" in inner else ""
-            doc = inner.get("description")
+            about = inner if isinstance(inner, dict) else {}  # True: any value
             found.append(
                 Row(
                     prefix + name,
-                    level,
-                    schemas.described(inner),
-                    name in required,
-                    doc if isinstance(doc, str) else "",
-                    default if len(default) < 60 else default[:59] + "…",
+                    len(inside),
+                    schemas.described(about),
+                    name in one.get("required", ()),
+                    about.get("description", ""),
+                    text.cut(repr(about["default"]), 60) if "default" in about else "",
                 )
             )
-            if level < DEEPEST:
-                _collect(root, inner, f"{prefix}{name}.", level + 1, found, references)
-
-
-def _objects(root: Schema, part: Schema, inside: tuple[str, ...]) -> list[tuple[Schema, tuple[str, ...]]]:
-    """The objects that a part can be, or hold as an array, with the references that led there."""
-    found: list[tuple[Schema, tuple[str, ...]]] = []
-    left: list[tuple[Any, tuple[str, ...]]] = [(part, inside)]
-    for _ in range(MOST_ROWS):
-        if not left:
-            break
-        one, references = left.pop(0)
-        if not isinstance(one, dict):
-            continue
-        if isinstance(target := one.get("$ref"), str):
-            parts = root.get("$defs")
-            if target not in references and isinstance(parts, dict):
-                left.append((parts.get(target.removeprefix("#/$defs/")), (*references, target)))
-            continue
-        if "properties" in one:
-            found.append((one, references))
-        for key in ("anyOf", "oneOf", "allOf"):
-            several = one.get(key)
-            left += [(inner, references) for inner in several] if isinstance(several, list) else []
-        if "items" in one:
-            left.append((one["items"], references))
-    return found
+            if len(inside) < DEEPEST:
+                _collect(root, about, f"{prefix}{name}.", found, (*inside, one))

@@ -77,7 +77,7 @@ def test_an_age_has_one_unit(seconds: float | None, shown: str) -> None:
 def test_a_time_is_shown_in_utc_and_an_impossible_one_as_unknown() -> None:
     assert text.moment(datetime(2026, 11, 28, 12, tzinfo=UTC)) == "2026-11-28 12:00:00 UTC"
     assert [text.moment(one) for one in (1e300, 0, None, -1e300)] == ["unknown"] * 4
-    assert text.ago(time.time() - 5) in ("5 s ago", "6 s ago")
+    assert text.ago(time.time() - 600) == "10 min ago"
 
 
 # --- schemas
@@ -100,9 +100,9 @@ def test_a_schema_becomes_rows_with_the_fields_of_its_objects() -> None:
     [
         {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}},
         {"$ref": "#/$defs/A", "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}] * 500}}},
-        {"properties": {"a": True, "b": [], "c": {"required": 1, "properties": []}}, "required": {"a": 1}},
+        {"properties": {"a": True, "c": {"properties": {"d": False}}}},
         {"properties": {f"f{number}": {"properties": {"x": {}}} for number in range(5000)}},
-        {"$defs": [], "$ref": "#/$defs/A", "items": [1]},
+        {"$ref": "#/$defs/A", "items": True},
     ],
 )
 def test_a_hostile_schema_has_bounded_rows(schema: dict[str, Any]) -> None:
