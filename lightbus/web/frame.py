@@ -116,7 +116,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Jinja2's types of these dictionaries are those of its own filters.
+    # Jinja2's types of these dictionaries are those of the filters that come with it.
     filters: dict[str, Any] = found.filters
     filters.update({"quoted": text.quoted, "ago": text.ago, "moment": text.moment, "cut": text.cut})
     names: dict[str, Any] = found.globals
