@@ -27,13 +27,17 @@ POSTGRES_FOLDERS := $(if $(LIGHTBUS_POSTGRES),$(LIGHTBUS_POSTGRES):)/opt/homebre
 PROMETHEUS_FOLDERS := $(if $(LIGHTBUS_PROMETHEUS),$(LIGHTBUS_PROMETHEUS):)/opt/homebrew/bin:/usr/local/bin
 POSTGRES_OF_DEBIAN := /usr/lib/postgresql/*/bin/postgres
 MARIADB_FOLDERS := $(if $(LIGHTBUS_MARIADB),$(LIGHTBUS_MARIADB):)/usr/sbin:/opt/homebrew/bin:/usr/local/bin
+ARTEMIS_VERSION := 2.40.0
+ARTEMIS_SHA512 := 270a00dc3028fb3b93c6aa09aa3e40fbe76015029e5308e0aac241589299a72dac9bb50a10e7e86ad66185e2d8bc7224626810df12f1ee05694322054ad32700
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lightbus
+ARTEMIS := $(CACHE)/apache-artemis-$(ARTEMIS_VERSION)
 
 # A clone that was moved or copied needs a new environment: the paths in it are absolute.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 
-.PHONY: help demo test lint docs pictures bench faults setup servers lock clean
+.PHONY: help demo test lint docs pictures bench faults setup servers artemis proton lock clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -76,7 +80,7 @@ faults: $(READY) servers  ## faults on real brokers and databases, and 100,000 h
 	@$(PYTHON) -m tests.faults $(ARGS)
 	@$(if $(ARGS),true,LIGHTBUS_HOSTILE=100000 $(PYTHON) -m pytest -q --no-header -s tests/security/test_hostile.py)
 
-setup: $(READY) servers  ## only set up: the environment, and RabbitMQ, PostgreSQL, MariaDB and Prometheus for the tests
+setup: $(READY) servers  ## only set up: the environment, and RabbitMQ, ActiveMQ Artemis, PostgreSQL, MariaDB and Prometheus for the tests
 
 # Exact versions, so that a test that passes today also passes tomorrow.
 $(READY): pyproject.toml requirements-dev.txt
@@ -121,7 +125,7 @@ endef
 # NO_CLUSTER, which exists only during the installation, prevents that Debian's package creates a PostgreSQL cluster.
 # amqp-tools contains amqp-publish, which one example uses.
 # The test of the site's layout needs a browser: only continuous integration installs one.
-servers:
+servers: artemis proton
 	@packages=; \
 	PATH="$(RABBITMQ_FOLDERS):$$PATH" command -v rabbitmq-server >/dev/null || packages=rabbitmq-server; \
 	PATH="$(POSTGRES_FOLDERS):$$PATH" command -v postgres >/dev/null || ls $(POSTGRES_OF_DEBIAN) >/dev/null 2>&1 || packages="$${packages:+$$packages }postgresql"; \
@@ -152,6 +156,51 @@ servers:
 	  echo "apt-get could not install $$package, so tests that need it will be skipped." >&2; \
 	done; \
 	rm -f $$log
+
+# No distribution has Artemis, and Maven Central has its binary. It is unpacked beside its place and then renamed, so what
+# is in its place is complete.
+artemis:
+	@if [ -n "$(LIGHTBUS_ARTEMIS)" ] || [ -e "$(ARTEMIS)" ]; then exit 0; fi; \
+	java=$$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p'); \
+	if ! command -v mvn >/dev/null || [ "$${java:-0}" -lt 17 ]; then \
+	  echo "Not installed, so the tests on ActiveMQ Artemis will be skipped: Maven, and Java 17 or newer. On Debian and Ubuntu: sudo apt-get install maven openjdk-17-jre-headless" >&2; \
+	  exit 0; \
+	fi; \
+	echo "Downloading ActiveMQ Artemis $(ARTEMIS_VERSION) to $(CACHE) (once) ..."; \
+	mkdir -p "$(CACHE)" && new=$$(mktemp -d "$(CACHE)/new.XXXXXX") || exit; \
+	trap 'rm -rf "$$new"' EXIT; trap 'exit 130' INT TERM; \
+	file=$$new/apache-artemis-$(ARTEMIS_VERSION)-bin.tar.gz; \
+	if ! mvn -B -q dependency:copy -Dartifact=org.apache.activemq:apache-artemis:$(ARTEMIS_VERSION):tar.gz:bin \
+	  -DoutputDirectory="$$new" </dev/null >"$$new/log" 2>&1; then \
+	  tail -n 5 "$$new/log" >&2; \
+	  echo "Maven could not download ActiveMQ Artemis, so tests that need it will be skipped." >&2; \
+	elif ! echo "$(ARTEMIS_SHA512)  $$file" | sha512sum --check --status; then \
+	  echo "ActiveMQ Artemis was not installed, so tests that need it will be skipped: the SHA-512 of the download is not that of the Makefile." >&2; \
+	else \
+	  tar -xzf "$$file" -C "$$new" && { mv -T "$$new/apache-artemis-$(ARTEMIS_VERSION)" "$(ARTEMIS)" 2>/dev/null || [ -e "$(ARTEMIS)" ]; }; \
+	fi
+
+# The client library of ActiveMQ is not in requirements-dev.txt: PyPI has only its source, which needs a C compiler.
+proton: requirements-activemq.txt
+	@if [ ! -x $(PYTHON) ] || $(PYTHON) -c 'import proton' 2>/dev/null; then exit 0; fi; \
+	packages=; \
+	command -v cc >/dev/null || packages="gcc libc6-dev"; \
+	$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	  || packages="$${packages:+$$packages }$$($(PYTHON) -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')"; \
+	log=$$(mktemp); trap 'rm -f $$log' EXIT; trap 'exit 130' INT TERM; \
+	if [ -n "$$packages" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing with apt-get, to build python-qpid-proton: $$packages ..."; \
+	  { $(APT_GET) update; $(APT_GET) install --yes --no-install-recommends $$packages; } </dev/null >$$log 2>&1 && packages=; \
+	fi; \
+	if [ -n "$$packages" ]; then \
+	  echo "Cannot build python-qpid-proton, so the tests on ActiveMQ Artemis will be skipped. On Debian and Ubuntu: sudo apt-get install $$packages" >&2; \
+	  exit 0; \
+	fi; \
+	echo "Building python-qpid-proton (once, under a minute) ..."; \
+	if ! $(PIP) install --requirement requirements-activemq.txt --constraint requirements-dev.txt >$$log 2>&1; then \
+	  tail -n 5 $$log >&2; \
+	  echo "pip could not build python-qpid-proton, so the tests on ActiveMQ Artemis will be skipped." >&2; \
+	fi
 
 # The groups in pyproject.toml list what is needed; the lock file has the versions. The oldest supported Python writes it,
 # because only that one needs some of them. The lock files of the template get the same versions.

@@ -1,5 +1,5 @@
-"""Fixtures that give each test its own broker (an embedded one, or a virtual host of a private RabbitMQ node) and its
-own database of a private PostgreSQL cluster.
+"""Fixtures that give each test its own broker (an embedded one, a virtual host of a private RabbitMQ node, or an
+emptied private Artemis) and its own database of a private PostgreSQL cluster.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import artemis as brokers
 from tests import mariadb as mariadbs
 from tests import postgres as clusters
 from tests import prometheus as monitors
@@ -28,6 +29,7 @@ _vhost_numbers = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rabbitmq: needs an installed RabbitMQ server (it does not need to run)")
+    config.addinivalue_line("markers", "artemis: needs an installed ActiveMQ Artemis (it does not need to run)")
     config.addinivalue_line("markers", "postgres: needs an installed PostgreSQL server (it does not need to run)")
     config.addinivalue_line("markers", "mariadb: needs an installed MariaDB server (it does not need to run)")
     config.addinivalue_line("markers", "prometheus: needs an installed Prometheus server (it does not need to run)")
@@ -66,6 +68,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     servers = (
         ("RABBITMQ", nodes.INSTALL),
+        ("ACTIVEMQ ARTEMIS", brokers.INSTALL),
         ("POSTGRESQL", clusters.INSTALL),
         ("MARIADB", mariadbs.INSTALL),
         ("PROMETHEUS", monitors.INSTALL),
@@ -124,6 +127,12 @@ def need_rabbitmq() -> None:
     _need(nodes.find("rabbitmq-server"), nodes.INSTALL)
 
 
+def need_artemis() -> None:
+    if brokers.find() is None and not brokers.can_install():
+        pytest.skip(brokers.INSTALL)  # in CI, too: only Maven has it
+    _need(brokers.find(), brokers.INSTALL)
+
+
 def need_postgres() -> None:
     _need(clusters.find(), clusters.INSTALL)
 
@@ -178,6 +187,21 @@ def _vhosts(rabbitmq: nodes.Node) -> Iterator[str]:
 def rabbitmq_url(rabbitmq: nodes.Node, _vhosts: Iterator[str]) -> str:
     """The URL of a virtual host of the shared node that no other test has used."""
     return rabbitmq.vhost_url(next(_vhosts))
+
+
+@pytest.fixture(scope="session")
+def artemis() -> Iterator[brokers.Artemis]:
+    """The Artemis broker that all tests share. Leave it as it is: a test that breaks one starts its own."""
+    need_artemis()
+    with brokers.Artemis() as broker:
+        yield broker
+
+
+@pytest.fixture
+def artemis_url(artemis: brokers.Artemis) -> str:
+    """The URL of the shared broker, emptied for this test, for a user who may do everything."""
+    artemis.reset()
+    return artemis.url()
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests import wheelhouse
+from tests import artemis, wheelhouse
 from tests.patience import LIMIT
 from tests.processes import ROOT
 
@@ -111,27 +113,158 @@ def test_only_a_missing_server_is_installed(tmp_path: Path) -> None:
     assert installed == "rabbitmq-server; #!/bin/sh\nexit 101\n"
 
 
+MVN = """\
+#!/bin/sh
+for argument in "$@"; do case $argument in -DoutputDirectory=*) folder=${argument#*=};; esac; done
+echo "$*" >> asked
+cp download.tar.gz "$folder/apache-artemis-2.40.0-bin.tar.gz"
+"""
+JAVA = "#!/bin/sh\necho 'openjdk version \"17.0.15\" 2025-04-15' >&2\n"
+OLD_JAVA = "#!/bin/sh\necho 'openjdk version \"1.8.0_392\"' >&2\n"
+
+
+def test_artemis_is_downloaded_once(tmp_path: Path) -> None:
+    right = artemis_download(tmp_path)
+    done = get_artemis(tmp_path, {"mvn": MVN, "java": JAVA}, right)
+    assert done.stdout == f"Downloading ActiveMQ Artemis {artemis.VERSION} to {tmp_path}/cache/lightbus (once) ...\n"
+    folder = tmp_path / "cache" / "lightbus"
+    assert [path.name for path in folder.iterdir()] == [f"apache-artemis-{artemis.VERSION}"]
+    assert (folder / f"apache-artemis-{artemis.VERSION}" / "lib" / "artemis-boot.jar").exists()
+    assert get_artemis(tmp_path, {}, right).stdout == ""
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+
+
+def test_a_download_of_artemis_with_another_checksum_is_deleted(tmp_path: Path) -> None:
+    artemis_download(tmp_path)
+    done = get_artemis(tmp_path, {"mvn": MVN, "java": JAVA}, "0" * 128)
+    assert "the SHA-512 of the download is not that of the Makefile" in done.stderr
+    assert list((tmp_path / "cache" / "lightbus").iterdir()) == []
+
+
+@pytest.mark.parametrize("programs", [{}, {"mvn": MVN}, {"java": JAVA}, {"mvn": MVN, "java": OLD_JAVA}])
+def test_without_maven_and_java_17_artemis_is_skipped(tmp_path: Path, programs: dict[str, str]) -> None:
+    done = get_artemis(tmp_path, programs, "")
+    assert done.stderr == (
+        "Not installed, so the tests on ActiveMQ Artemis will be skipped: Maven, and Java 17 or newer. "
+        "On Debian and Ubuntu: sudo apt-get install maven openjdk-17-jre-headless\n"
+    )
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_failed_download_of_artemis_is_shown(tmp_path: Path) -> None:
+    done = get_artemis(tmp_path, {"mvn": "#!/bin/sh\necho no network; exit 1\n", "java": JAVA}, "")
+    assert done.stderr.splitlines() == [
+        "no network",
+        "Maven could not download ActiveMQ Artemis, so tests that need it will be skipped.",
+    ]
+
+
+PYTHON = """\
+#!/bin/sh
+case "$*" in
+  *"import proton"*) [ -e built ];;
+  *Python.h*) [ -e headers ];;
+  *python%d*) echo python3.11-dev;;
+  *" pip "*) echo "$*" > built;;
+esac
+"""
+"""Of an environment. `headers` stands for Python's header files."""
+
+
+def test_the_client_of_artemis_is_built_where_there_is_a_compiler(tmp_path: Path) -> None:
+    (tmp_path / "headers").touch()
+    done = build_proton(tmp_path, {"cc": "#!/bin/sh\n"})
+    assert done.stdout == "Building python-qpid-proton (once, under a minute) ...\n"
+    assert "install --requirement requirements-activemq.txt --constraint requirements-dev.txt" in (
+        (tmp_path / "built").read_text()
+    )
+    assert build_proton(tmp_path, {}).stdout == ""
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_without_a_compiler_root_installs_one(tmp_path: Path, root: bool) -> None:
+    done = build_proton(tmp_path, {"apt-get": APT_GET.replace("rabbitmq-server", "python3.11-dev")}, root=root)
+    assert (tmp_path / "built").exists() == root
+    if root:
+        assert "Installing with apt-get, to build python-qpid-proton: gcc libc6-dev python3.11-dev ..." in done.stdout
+        assert (tmp_path / "installed").read_text() == "python3.11-dev; \n"
+    else:
+        assert done.stderr == (
+            "Cannot build python-qpid-proton, so the tests on ActiveMQ Artemis will be skipped. "
+            "On Debian and Ubuntu: sudo apt-get install gcc libc6-dev python3.11-dev\n"
+        )
+
+
+def artemis_download(folder: Path) -> str:
+    """A small Artemis, for the program `MVN`; returns its SHA-512."""
+    program = folder / f"apache-artemis-{artemis.VERSION}" / "lib" / "artemis-boot.jar"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    with tarfile.open(folder / "download.tar.gz", "w:gz") as archive:
+        archive.add(program.parent.parent, program.parent.parent.name)
+    return hashlib.sha512((folder / "download.tar.gz").read_bytes()).hexdigest()
+
+
+def get_artemis(folder: Path, scripts: dict[str, str], checksum: str) -> subprocess.CompletedProcess[str]:
+    return make(folder, scripts, "artemis", f"ARTEMIS_SHA512={checksum}", f"XDG_CACHE_HOME={folder}/cache")
+
+
+def build_proton(folder: Path, scripts: dict[str, str], *, root: bool = False) -> subprocess.CompletedProcess[str]:
+    python = folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    (folder / "requirements-activemq.txt").touch()
+    scripts = {"id": f"#!/bin/sh\necho {0 if root else 1000}\n", **scripts}
+    return make(folder, scripts, "proton", "VENV=venv")
+
+
 def install_servers(folder: Path, present: tuple[str, ...], policy: str = "") -> str:
     """Run `make servers` as if by root, on a machine with these programs only; returns what `apt-get` wrote."""
-    programs = folder / "bin"
-    programs.mkdir()
-    for name in ("cat", "chmod", "ls", "mkdir", "mktemp", "rm", "rmdir", "tail"):
-        (programs / name).symlink_to(shutil.which(name) or "")
-    for name, script in {
-        "apt-get": APT_GET,
-        "id": "#!/bin/sh\necho 0\n",
-        **dict.fromkeys(present, "#!/bin/sh\n"),
-    }.items():
-        (programs / name).write_text(script)
-        (programs / name).chmod(0o755)
     if policy:
         (folder / "policy-rc.d").write_text(policy + "\n")
     nowhere = folder / "nowhere"
-    command = [
-        *(shutil.which("make") or "", "-f", ROOT / "Makefile", "servers"),
+    make(
+        folder,
+        {"apt-get": APT_GET, "id": "#!/bin/sh\necho 0\n", **dict.fromkeys(present, "#!/bin/sh\n")},
+        *("servers", "-o", "artemis", "-o", "proton"),
         *("POLICY=policy-rc.d", "NO_CLUSTER=d/cluster.conf", f"POSTGRES_OF_DEBIAN={nowhere}"),
         *(f"{server}_FOLDERS={nowhere}" for server in ("POSTGRES", "RABBITMQ", "MARIADB", "PROMETHEUS")),
-    ]
-    subprocess.run(command, cwd=folder, env={"PATH": str(programs)}, check=True, capture_output=True, timeout=LIMIT)
+    )
     written = folder / "installed"
     return written.read_text() if written.exists() else ""
+
+
+REAL = (
+    "cat",
+    "chmod",
+    "cp",
+    "cut",
+    "gzip",
+    "ls",
+    "mkdir",
+    "mktemp",
+    "mv",
+    "rm",
+    "rmdir",
+    "sed",
+    "sha512sum",
+    "tail",
+    "tar",
+)
+
+
+def make(folder: Path, scripts: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make in the folder, on a machine with these programs only."""
+    programs = folder / "bin"
+    shutil.rmtree(programs, ignore_errors=True)
+    programs.mkdir()
+    for name in REAL:
+        (programs / name).symlink_to(shutil.which(name) or "")
+    for name, script in scripts.items():
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    command = [shutil.which("make") or "", "-f", str(ROOT / "Makefile"), *arguments]
+    return subprocess.run(
+        command, cwd=folder, env={"PATH": str(programs)}, check=True, capture_output=True, text=True, timeout=LIMIT
+    )

@@ -1,0 +1,60 @@
+"""The private broker of the tests: what it keeps, and what `reset` deletes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lightbus.transport.activemq import broker_xml
+from tests.artemis import Artemis
+from tests.conftest import need_artemis
+
+pytestmark = pytest.mark.artemis
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Artemis]:
+    need_artemis()
+    with Artemis() as broker:
+        yield broker
+
+
+def send(broker: Artemis, *addresses: str) -> None:
+    from proton import Message
+    from proton.utils import BlockingConnection
+
+    connection = BlockingConnection(broker.url(scheme="amqp"), timeout=30, allowed_mechs="PLAIN")
+    for address in addresses:
+        connection.create_sender(address).send(Message(body=b"x", durable=True))
+    connection.close()
+
+
+def messages(broker: Artemis) -> dict[str, int]:
+    """How many messages each queue has that is not a client's temporary one."""
+    with broker.management() as management:
+        queues = management.listed("listQueues")
+    return {one["name"]: int(one["messageCount"]) for one in queues if one["name"].startswith("lightbus.")}
+
+
+def addresses(broker: Artemis) -> set[str]:
+    with broker.management() as management:
+        found = management.listed("listAddresses")
+    return {one["name"] for one in found if one["name"].startswith("lightbus.")}
+
+
+def test_a_reset_leaves_only_what_the_administrator_has_made(broker: Artemis) -> None:
+    send(broker, "lightbus.contract.billing", "lightbus.exchange.billing", "lightbus.delay.billing")
+    assert messages(broker) == {"lightbus.catalog": 1, "lightbus.delay.billing": 1}
+    broker.reset()
+    assert messages(broker) == {"lightbus.catalog": 0}
+    assert addresses(broker) == set(broker_xml.FIXED_ADDRESSES)
+
+
+def test_confirmed_messages_survive_a_kill(broker: Artemis) -> None:
+    broker.reset()
+    send(broker, "lightbus.contract.billing")
+    broker.kill()
+    assert not broker.answers()
+    broker.start()
+    assert messages(broker) == {"lightbus.catalog": 1}
