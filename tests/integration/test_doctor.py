@@ -287,6 +287,11 @@ def test_a_wrong_password_and_a_stopped_broker_are_distinguished(folder: Path, r
         ("amqp", "RabbitMQ", "", "warn"),
         ("amqp", "Other", "1", "warn"),
         ("memory", "Lightbus embedded broker", __version__, "ok"),
+        ("activemq", "apache-activemq-artemis", "2.40.0", "ok"),
+        ("activemq", "apache-activemq-artemis", "2.41.0", "ok"),
+        ("activemq", "apache-activemq-artemis", "2.39.0", "warn"),
+        ("activemq", "apache-activemq-artemis", "3.0.0", "warn"),
+        ("activemq", "ActiveMQ", "5.17.2", "warn"),
     ],
 )
 def test_supported_versions(scheme: str, product: str, version: str, level: str) -> None:

@@ -86,6 +86,7 @@ INNER_ORDER = {
         "brokers.row",
         "brokers.rabbitmq",
         "brokers.embedded",
+        "brokers.artemis",
         "brokers.table",
         "loop_reader",
         "wake_up",
@@ -97,7 +98,7 @@ INNER_ORDER = {
         "counts",
         "thread",
     ],
-    "connection.brokers": ["row", "rabbitmq", "embedded", "table"],
+    "connection.brokers": ["row", "rabbitmq", "embedded", "artemis", "table"],
     "publishing": ["confirms", "connection", "publisher", "observed"],
     "consuming": [
         "acks",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from lightbus.connection.brokers.artemis import ARTEMIS
 from lightbus.connection.brokers.embedded import EMBEDDED
 from lightbus.connection.brokers.rabbitmq import RABBITMQ
 from lightbus.connection.brokers.row import Broker, Scheme
 
-BROKERS = (RABBITMQ, EMBEDDED)
+BROKERS = (RABBITMQ, ARTEMIS, EMBEDDED)
 
 SCHEMES: dict[str, tuple[Broker, Scheme]] = {one.name: (broker, one) for broker in BROKERS for one in broker.schemes}
 """By the scheme of a URL."""
