@@ -236,7 +236,14 @@ def mariadb_url(mariadb: mariadbs.MariaDB) -> Iterator[str]:
     mariadb.drop_database(database)
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+@pytest.fixture(
+    params=[
+        "memory",
+        "sqlite",
+        pytest.param("rabbitmq", marks=pytest.mark.rabbitmq),
+        pytest.param("artemis", marks=pytest.mark.artemis),
+    ]
+)
 def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty broker; the test runs once for each kind."""
     match request.param:
@@ -244,6 +251,9 @@ def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
             return f"memory://{uuid.uuid4().hex}"
         case "sqlite":
             return f"sqlite:///{tmp_path}/bus.db"
+        case "artemis":
+            artemis_url: str = request.getfixturevalue("artemis_url")
+            return artemis_url
         case _:
             url: str = request.getfixturevalue("rabbitmq_url")
             return url

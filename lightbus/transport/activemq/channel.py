@@ -148,7 +148,8 @@ class Channel(KombuChannel):
         self.connection.flush()
 
     def _end(self) -> None:
-        for link in [*self._senders.values(), *self._receivers.values()]:
+        links: list[Incoming | Outgoing] = [*self._senders.values(), *self._receivers.values()]
+        for link in links:
             self.connection.links.pop(link.link.name, None)
         for held in self._held.values():
             held.transfer.update(Transfer.RELEASED)
@@ -302,11 +303,10 @@ class Channel(KombuChannel):
 
     def basic_cancel(self, consumer_tag: str, nowait: bool = False) -> None:
         """Receive no more. What it holds stays with the channel."""
-        link = next(
-            (one for one in self._receivers.values() if one.consumer and one.consumer.tag == consumer_tag), None
-        )
-        if link is None:
+        links = [one for one in self._receivers.values() if one.consumer and one.consumer.tag == consumer_tag]
+        if not links:
             return
+        link = links[0]
         receiver = link.link
         if receiver.credit > 0:
             # The broker sends one more message at most, and answers the drain: then nothing is on its way.
@@ -363,10 +363,10 @@ class Channel(KombuChannel):
 
     def _close_unused(self, link: Incoming) -> None:
         """Close a link without a consumer, once all that it delivered is settled."""
-        if link.consumer is None and link.get is None and not link.unsettled and link.queue in self._receivers:
-            if link.queue not in self.connection.declarations.volatile:
-                del self._receivers[link.queue]
-                self._drop_link(link)
+        is_used = link.consumer is not None or link.get is not None or link.unsettled > 0
+        if not is_used and link.queue in self._receivers and link.queue not in self.connection.declarations.volatile:
+            del self._receivers[link.queue]
+            self._drop_link(link)
 
     def receiver_closed(self, link: Incoming, condition: Condition | None) -> None:
         if self._receivers.get(link.queue) is link:
@@ -386,7 +386,6 @@ class Channel(KombuChannel):
             return
         self._delivered += 1
         tag = self._delivered
-        received = message.split(data)
         if consumer is not None and consumer.no_ack:
             transfer.update(Transfer.ACCEPTED)
             transfer.settle()
@@ -396,7 +395,10 @@ class Channel(KombuChannel):
             link.unsettled += 1
             if consumer is not None:
                 consumer.held += 1
-        delivery = self._delivery(link.queue, tag, received)
+        try:
+            delivery = self._delivery(link.queue, tag, message.split(data))
+        except ValueError as error:
+            delivery = Delivery(self, tag, False, "", "", partial(_unreadable, str(error)), data)
         if get is not None:
             get(delivery)
         elif consumer is not None:
@@ -695,6 +697,15 @@ def _clause(exchange: str, pattern: str) -> str:
         raise answers.precondition_failed(str(error)) from error
 
 
+def _unreadable(why: str) -> Properties:
+    """The properties of a message of which nothing could be read.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(why)
+
+
 _DELAY_HEADER = "lightbus-delay-"
 
 
@@ -707,8 +718,11 @@ def _delay_of(properties: Properties) -> int:
 def _dead_lettered(received: message.Received) -> Properties:
     """The properties of a message that the broker itself dead-lettered, with an `x-death` header as RabbitMQ writes it.
     Artemis does not keep the time, the reason, and the address that the event came from."""
-    properties = dict(received.properties())
-    death = {"queue": received.orig_queue or "", "reason": "delivery_limit", "exchange": "", "count": 1}
-    death["routing-keys"] = [received.subject]
-    properties["headers"] = {**(properties.get("headers") or {}), "x-death": [death]}
-    return properties
+    death: dict[str, Any] = {
+        "queue": received.orig_queue or "",
+        "reason": "delivery_limit",
+        "exchange": "",
+        "routing-keys": [received.subject],
+        "count": 1,
+    }
+    return received.properties([death])

@@ -50,6 +50,7 @@ from lightbus.transport.activemq.stream import Stream
 from lightbus.transport.kombu_channel import ignore
 from lightbus.version import __version__
 
+DEFAULT_PORT = 5672
 CONNECT_TIMEOUT = 5.0
 OPERATION_TIMEOUT = 10.0
 WRITE_TIMEOUT = 5.0
@@ -159,7 +160,7 @@ class Connection:
         return f"{next(self._link_numbers)} {what}"
 
     def end_session(self, session: Session) -> None:
-        """Close it, as soon as the broker has opened it: proton does not know the answer to a session that it closed."""
+        """Close it once the broker has opened it: proton does not expect the answer to a session that it has closed."""
         self._ending.append(session)
         if not session.state & Endpoint.REMOTE_UNINIT:
             session.close()
@@ -447,7 +448,6 @@ class Transport(base.Transport):
     """The class for `kombu.Connection(transport=...)`: creates connections, and passes kombu's calls on to them."""
 
     client: Any = None  # kombu's connection
-    default_port = 5672
     can_parse_url = True
     driver_type = "lightbus-activemq"
     driver_name = "python-qpid-proton"
@@ -463,7 +463,7 @@ class Transport(base.Transport):
         host = unquote(parts.hostname or "localhost")
         endpoint = options.get("endpoint")
         if endpoint is None:
-            port = parts.port or self.default_port
+            port = parts.port or DEFAULT_PORT
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             endpoint = family, kind, protocol, address
         tls = client.ssl if isinstance(client.ssl, Mapping) else None

@@ -9,6 +9,7 @@ from typing import Protocol
 import attrs
 from proton import Condition, Delivery, Described, Receiver, Sender, Terminus, symbol
 
+from lightbus.transport import Delivery as Message
 from lightbus.transport import OnCancel, OnDelivery
 
 UNLIMITED = 1000
@@ -116,7 +117,7 @@ class Consumer:
 class IncomingOwner(Protocol):
     """The channel, as a link that receives needs it."""
 
-    def arrived(self, link: Incoming, delivery: Delivery, data: bytes) -> None: ...
+    def arrived(self, link: Incoming, transfer: Delivery, data: bytes) -> None: ...
 
     def receiver_closed(self, link: Incoming, condition: Condition | None) -> None: ...
 
@@ -144,8 +145,8 @@ class Incoming:
         self.unsettled = 0
         self.is_open = False
         """The broker has answered."""
-        self.get: Callable[[Delivery, bytes], object] | None = None
-        """Takes the next message in the place of a consumer."""
+        self.get: Callable[[Message], object] | None = None
+        """Takes what arrives, in the place of a consumer."""
         self._owner = owner
         link.source.address = address
         link.target.address = link.name

@@ -84,7 +84,7 @@ class Management:
         answer = self._answers.pop(token)
         found = json.loads(answer.body) if isinstance(answer.body, str) and answer.body else []
         value = found[0] if found else None
-        if not (answer.properties or {}).get("_AMQ_OperationSucceeded"):
+        if not answer.properties or not answer.properties.get("_AMQ_OperationSucceeded"):
             raise Refused(str(value))
         return value
 
@@ -103,12 +103,12 @@ class Management:
 
     # --- what the links report
 
-    def arrived(self, link: Incoming, delivery: Delivery, data: bytes) -> None:
+    def arrived(self, link: Incoming, transfer: Delivery, data: bytes) -> None:
         message = Message()
         message.decode(data)
         self._answers[str(message.correlation_id)] = message
-        delivery.update(Delivery.ACCEPTED)
-        delivery.settle()
+        transfer.update(Delivery.ACCEPTED)
+        transfer.settle()
         link.give(1)
 
     def accepted(self, sent: Sent) -> None:

@@ -17,7 +17,7 @@ _DIRECT = f'"m.{names.ORIG_ADDRESS}" IS NULL'
 """Sent to the queue itself: a copy of the app's own."""
 _EVERYTHING = f'"m.{names.ORIG_ADDRESS}" IS NOT NULL'
 _NOTHING_BUT = f'"m.{names.ORIG_ADDRESS}" IN '
-_QUEUES = f'"m.{names.ORIG_QUEUE}" IN '
+_QUEUES = f'"m.{names.ORIG_QUEUE}" LIKE '
 _ESCAPE = "!"
 
 # The broker compares by trial, which takes exponential time in the number of wildcards.
@@ -66,9 +66,9 @@ def clauses_of(selector: str) -> list[str]:
     return clauses
 
 
-def dead_selector(queues: Iterable[str]) -> str:
-    """The selector of a dead-letter queue: the app's own dead letters, and the broker's from these queues."""
-    return f"{_DIRECT} OR {_QUEUES}{_list(sorted(set(queues)))}"
+def dead_selector(app: str) -> str:
+    """The selector of an app's dead-letter queue: its own dead letters, and the broker's from any of its queues."""
+    return f"{_DIRECT} OR {_QUEUES}{_quote(f'{_escape(app)}.%')} ESCAPE '{_ESCAPE}'"
 
 
 def clause(exchange: str, pattern: str) -> str:

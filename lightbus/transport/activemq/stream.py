@@ -91,7 +91,7 @@ class Stream:
         return ready[0][1] != select.POLLOUT
 
     def close(self) -> None:
-        """Close the descriptor only: in a forked child, a shutdown or TLS's goodbye would end the parent's connection."""
+        """Close the descriptor only: in a forked child, a shutdown, or TLS's, would end the parent's connection."""
         sock, self._socket = self._socket, None
         if sock is not None:
             sock.close()
