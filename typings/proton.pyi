@@ -41,13 +41,16 @@ class Endpoint:
 
 class Disposition:
     condition: Condition | None
+    failed: bool
 
 class Delivery:
     ACCEPTED: int
     REJECTED: int
     RELEASED: int
+    MODIFIED: int
     aborted: bool
     link: Link
+    local: Disposition
     partial: bool
     pending: int
     readable: bool

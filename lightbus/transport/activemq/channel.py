@@ -33,6 +33,8 @@ from lightbus.transport.kombu_channel import KombuChannel, ignore
 
 LARGE = 131072
 """Bytes of a body from which `takes` is asked."""
+TRIES = 10
+"""Drains that find nothing, after which a queue counts as empty though the broker counts messages in it."""
 BROWSED = 500
 """Messages of the catalogue that are asked for at once."""
 
@@ -152,7 +154,9 @@ class Channel(KombuChannel):
         for link in links:
             self.connection.links.pop(link.link.name, None)
         for held in self._held.values():
-            held.transfer.update(Transfer.RELEASED)
+            # Counted as a delivery, as RabbitMQ does: a handler may have begun with it.
+            held.transfer.local.failed = True
+            held.transfer.update(Transfer.MODIFIED)
             held.transfer.settle()
         self._held.clear()
         self.connection.end_session(self.session)
@@ -228,6 +232,9 @@ class Channel(KombuChannel):
         """
         exchange, key = publication.exchange, publication.routing_key
         if exchange == "":
+            waits_in = names.retry_queue_of(key)
+            if waits_in is not None:
+                return _Target(names.queue_address(waits_in[0]), delay=waits_in[1])
             return _Target(names.queue_address(key))
         if exchange == names.BUS:
             raise answers.access_refused(f"cannot publish to internal exchange '{exchange}'")
@@ -307,13 +314,10 @@ class Channel(KombuChannel):
         if not links:
             return
         link = links[0]
-        receiver = link.link
-        if receiver.credit > 0:
+        if link.link.credit > 0:
             # The broker sends one more message at most, and answers the drain: then nothing is on its way.
-            receiver.flow(1 - receiver.credit)
-            receiver.drain(0)
-            self._wait(lambda: receiver.credit <= 0, "cancelling a consumer")
-            receiver.drain_mode = False
+            link.give(1 - link.link.credit)
+            self._drain(link, 0, "cancelling a consumer")
         consumer = link.consumer
         assert consumer is not None
         if self._is_open:
@@ -416,9 +420,10 @@ class Channel(KombuChannel):
         source = None if received.orig_address is None else names.source_of(received.orig_address)
         properties = received.properties
         if received.orig_address is None:
-            # Only the app may send to its queue. The key is the one with which RabbitMQ delivers a copy.
+            # Only the app may send to its queue: through its internal exchange, or by the queue's name.
             app, _, suffix = queue.partition(".")
-            exchange, key = f"{app}{names.INTERNAL}", suffix
+            key = received.subject
+            exchange = f"{app}{names.INTERNAL}" if key == suffix else ""
         elif queue.endswith(f".{names.DEAD}"):
             exchange, key = "", received.subject
             properties = partial(_dead_lettered, received)
@@ -437,10 +442,11 @@ class Channel(KombuChannel):
         found: list[Delivery] = []
         link.get = found.append
         try:
-            receiver = link.link
-            receiver.drain(1)
-            self._wait(lambda: bool(found) or receiver.credit <= 0, "basic.get")
-            receiver.drain_mode = False
+            for _ in range(TRIES):
+                self._drain(link, 1, "basic.get")
+                # Artemis may answer a drain before it delivers what is in the queue (seen on 2.40.0).
+                if found or (queue not in self.connection.declarations.volatile and not self._ready(queue)):
+                    break
         finally:
             link.get = None
         if not found:
@@ -450,14 +456,23 @@ class Channel(KombuChannel):
             self.basic_ack(found[0].delivery_tag)
         return found[0]
 
+    def _drain(self, link: Incoming, count: int, what: str) -> None:
+        """Let the broker send up to `count` messages, and wait until it has sent what it has."""
+        receiver = link.link
+        receiver.drain(count)
+        self._wait(lambda: receiver.credit <= 0, what)
+        receiver.drain_mode = False
+
+    def _ready(self, queue: str) -> int:
+        return self.connection.declarations.counts(queue).ready
+
     def read_stream(self, queue: str, on_delivery: OnDelivery, *, seconds: float) -> None:
         """Browse all messages of a queue that keeps them."""
         self._check_open()
-        if self.connection.declarations.selector_of(queue) is None:
-            raise answers.not_found("queue", queue)
+        expected = self._ready(queue)
         link = self._attach(queue, names.queue_address(queue), browse=True)
         deadline = time.monotonic() + seconds
-        receiver, seen = link.link, 0
+        seen = 0
 
         def take(delivery: Delivery) -> None:
             nonlocal seen
@@ -469,15 +484,13 @@ class Channel(KombuChannel):
             on_delivery(delivery)
 
         link.get = take
-        before = -1
-        while seen > before:
-            before = seen
-            receiver.drain(BROWSED)
-            left = deadline - time.monotonic()
-            if left <= 0:
+        while seen < expected:
+            if time.monotonic() > deadline:
                 raise TimeoutError(f"reading {queue} took longer than {seconds:g} s")
-            self._wait(lambda: receiver.credit <= 0, f"reading {queue}")
-            receiver.drain_mode = False
+            before = seen
+            self._drain(link, BROWSED, f"reading {queue}")
+            if seen == before:
+                expected = min(expected, self._ready(queue))  # some have expired
         link.get = None
         self._close_unused(link)
 
