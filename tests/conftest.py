@@ -30,6 +30,7 @@ _vhost_numbers = itertools.count(1)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rabbitmq: needs an installed RabbitMQ server (it does not need to run)")
     config.addinivalue_line("markers", "artemis: needs an installed ActiveMQ Artemis (it does not need to run)")
+    config.addinivalue_line("markers", "impossible_on_artemis(reason): see the table in docs/howto/activemq.md")
     config.addinivalue_line("markers", "postgres: needs an installed PostgreSQL server (it does not need to run)")
     config.addinivalue_line("markers", "mariadb: needs an installed MariaDB server (it does not need to run)")
     config.addinivalue_line("markers", "prometheus: needs an installed Prometheus server (it does not need to run)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,10 @@ from lightbus.transport.activemq.declarations import Declarations
 from lightbus.transport.activemq.links import UNLIMITED, Consumer, Incoming, Outgoing, Sent
 from lightbus.transport.kombu_channel import KombuChannel, ignore
 
+OPERATION_TIMEOUT = 10.0
+"""Seconds for a request and its answer."""
+CREDIT_WAIT = 2.0
+"""Seconds that a publication waits for the credit of a new link."""
 LARGE = 131072
 """Bytes of a body from which `takes` is asked."""
 TRIES = 10
@@ -55,7 +60,7 @@ class Owner(Protocol):
 
     def flush(self) -> None: ...
 
-    def wait_for(self, is_over: Callable[[], bool], what: str, seconds: float = ...) -> None: ...
+    def wait_for(self, is_over: Callable[[], bool], what: str, seconds: float) -> None: ...
 
     def dispatch_later(self, callback: Callable[[], object]) -> None: ...
 
@@ -128,14 +133,15 @@ class Channel(KombuChannel):
         if not self._is_open or not self.connection.connected:
             raise answers.closed("channel")
 
-    def _wait(self, is_over: Callable[[], bool], what: str) -> None:
+    def _wait(self, is_over: Callable[[], bool], what: str, seconds: float | None = None) -> None:
         """
         Raises:
             amqp.exceptions.AMQPError: the broker closed the channel; or the connection, which others raise as well.
         """
         self._waits += 1
         try:
-            self.connection.wait_for(lambda: is_over() or self._error is not None, what)
+            limit = OPERATION_TIMEOUT if seconds is None else seconds
+            self.connection.wait_for(lambda: is_over() or self._error is not None, what, limit)
         finally:
             self._waits -= 1
         if self._error is not None:
@@ -153,14 +159,17 @@ class Channel(KombuChannel):
         links: list[Incoming | Outgoing] = [*self._senders.values(), *self._receivers.values()]
         for link in links:
             self.connection.links.pop(link.link.name, None)
+        self.give_back()
+        self.connection.end_session(self.session)
+        self.connection.channels.pop(self.channel_id, None)
+
+    def give_back(self) -> None:
+        """Return what is not settled to its queue. It counts as a delivery, as on RabbitMQ: a handler may have begun."""
         for held in self._held.values():
-            # Counted as a delivery, as RabbitMQ does: a handler may have begun with it.
             held.transfer.local.failed = True
             held.transfer.update(Transfer.MODIFIED)
             held.transfer.settle()
         self._held.clear()
-        self.connection.end_session(self.session)
-        self.connection.channels.pop(self.channel_id, None)
 
     def drop(self) -> None:
         """The connection has ended."""
@@ -194,6 +203,9 @@ class Channel(KombuChannel):
         encoded: list[tuple[_Target, bytes]] = []
         for publication in publications:
             target = self._target(publication)
+            if target.delay is not None and "expiration" in publication.properties:
+                properties = {name: value for name, value in publication.properties.items() if name != "expiration"}
+                publication = attrs.evolve(publication, properties=properties)  # it would expire before it is delivered
             subject = publication.routing_key if target.subject is None else target.subject
             try:
                 data = message.encode(publication, subject, ttl=target.ttl, delay=target.delay)
@@ -201,19 +213,26 @@ class Channel(KombuChannel):
                 raise Unencodable(str(error), publication) from error
             encoded.append((target, data))
         touched: dict[str, Outgoing] = {}
+        new: list[Outgoing] = []
         for publication, (target, data) in zip(publications, encoded, strict=True):
             link = self._senders.get(target.address)
             if link is None:
                 link = self._new_sender(target)
+                new.append(link)
             self._published += 1
-            link.put(
-                Sent(self._published, publication.properties.get("message_id", ""), publication.mandatory),
-                data,
-            )
+            message_id = publication.properties.get("message_id", "")
+            link.put(Sent(self._published, message_id, publication.mandatory), data)
             touched[target.address] = link
         for link in touched.values():
             link.push()
         self.connection.flush()
+        if new:
+            self._wait_for_credit(new)
+
+    def _wait_for_credit(self, links: Sequence[Outgoing]) -> None:
+        """The broker gives it when a link opens. What has none after `CREDIT_WAIT` is sent when it comes."""
+        with contextlib.suppress(TimeoutError):
+            self._wait(lambda: not any(link.waiting for link in links), "opening a link", CREDIT_WAIT)
 
     def publish_nowait(self, publications: Sequence[Publication]) -> bool:
         """Always False: the engine belongs to the connection's owner."""
@@ -438,6 +457,7 @@ class Channel(KombuChannel):
     def take(self, queue: str, *, no_ack: bool) -> Delivery | None:
         """`get`; with `no_ack`, the message is settled at once."""
         self._check_open()
+        _not_the_catalog(queue, "basic.get")
         link = self._receiver(queue)
         found: list[Delivery] = []
         link.get = found.append
@@ -630,6 +650,7 @@ class Channel(KombuChannel):
         elif queue == names.CATALOG:
             self._failing(partial(self._require_catalog))
         elif names.retry_queue_of(queue) is None and names.delaying_app(queue) is None:
+            self._failing(partial(_check_arguments, queue, arguments or {}))
             self._declared.setdefault(queue, set())
         return queue_declare_ok_t(queue, 0, 0)
 
@@ -688,6 +709,7 @@ class Channel(KombuChannel):
 
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
         self._check_open()
+        _not_the_catalog(queue, "queue.purge")
         self._failing(self.settle_declarations)
         return int(self._failing(partial(self.connection.declarations.purge, queue)))
 
@@ -701,6 +723,38 @@ class Channel(KombuChannel):
                 self._drop_link(link)
             return
         self._failing(partial(self.connection.declarations.delete, queue))
+
+
+def _check_arguments(queue: str, arguments: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        amqp.exceptions.AMQPNotImplementedError: one of them asks for what queues on Artemis do not have.
+    """
+    for name, value in arguments.items():
+        is_stream = name == "x-queue-type" and value == "stream"
+        is_other = name == "x-dead-letter-exchange" and not str(value).endswith(names.INTERNAL)
+        if is_stream or is_other or name not in _ARGUMENTS:
+            raise answers.not_implemented(f"queue '{queue}': {name}={value!r} does not exist on Artemis")
+
+
+_ARGUMENTS = {
+    "x-queue-type",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-dead-letter-strategy",
+    "x-overflow",
+    "x-delivery-limit",
+}
+"""Of an app's queues. The administrator's part of broker.xml has what they mean."""
+
+
+def _not_the_catalog(queue: str, method: str) -> None:
+    """
+    Raises:
+        amqp.exceptions.AMQPNotImplementedError: it is the catalogue, which is read with `read_stream` only.
+    """
+    if queue == names.CATALOG:
+        raise answers.not_implemented(f"{method} not supported by queue '{queue}', which keeps what was read")
 
 
 def _clause(exchange: str, pattern: str) -> str:

@@ -42,7 +42,7 @@ from proton import Transport as Driver
 from lightbus import errors
 from lightbus.transport import OnUnsent
 from lightbus.transport.activemq import answers, stream
-from lightbus.transport.activemq.channel import Channel
+from lightbus.transport.activemq.channel import OPERATION_TIMEOUT, Channel
 from lightbus.transport.activemq.declarations import Declarations
 from lightbus.transport.activemq.links import Incoming, Outgoing
 from lightbus.transport.activemq.management import Management
@@ -52,7 +52,6 @@ from lightbus.version import __version__
 
 DEFAULT_PORT = 5672
 CONNECT_TIMEOUT = 5.0
-OPERATION_TIMEOUT = 10.0
 WRITE_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 3.0
 MAX_FRAME = 131072
@@ -420,6 +419,7 @@ class Connection:
                 with contextlib.suppress(OSError, amqp.exceptions.AMQPError):
                     for channel in [*self.channels.values()]:
                         channel.settle_declarations()
+                        channel.give_back()
                     self.engine.close()
                     self.wait_for(lambda: self._error is not None, "close", CLOSE_TIMEOUT)
         finally:
