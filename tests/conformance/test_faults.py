@@ -193,6 +193,7 @@ async def test_a_memory_alarm_blocks_publishing_but_not_handling(
     assert 102 in order_numbers(await left_in(billing))
 
 
+@pytest.mark.impossible_on_artemis("a queue cannot be full and refuse what others take")
 async def test_a_full_queue_causes_a_nack(shop: Lightbus, billing: Lightbus) -> None:
     arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
     async with shop, stranger(shop) as channel:

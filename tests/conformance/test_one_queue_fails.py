@@ -81,6 +81,7 @@ def on_the_broker(app: Lightbus, do: Callable[[Any], object]) -> None:
         do(connection.channel())
 
 
+@pytest.mark.impossible_on_artemis("there are no retry queues")
 async def test_a_retry_queue_that_is_gone_is_declared_again_and_nothing_runs_twice(
     busy: Busy, caplog: pytest.LogCaptureFixture
 ) -> None:

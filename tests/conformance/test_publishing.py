@@ -51,14 +51,15 @@ async def test_an_event_without_a_queue_is_confirmed_and_not_routed(shop: Lightb
     async with running(shop, billing):
         assert not (await shop.publish(OrderPlaced(number=1))).routed
         assert (await shop.publish(OrderCancelled(number=1))).routed
+        receipts = await shop.publish_many([OrderPlaced(number=1), OrderCancelled(number=2), OrderPlaced(number=3)])
+    assert [receipt.routed for receipt in receipts] == [False, True, False]
 
 
-@pytest.mark.impossible_on_artemis("the broker confirms an event also when no queue takes it")
 async def test_publish_many_returns_a_receipt_for_each_event(shop: Lightbus, billing: Lightbus) -> None:
     billing.on("order.cancelled")(lambda: None)
     async with running(shop, billing):
         receipts = await shop.publish_many([OrderPlaced(number=1), OrderCancelled(number=2), OrderPlaced(number=3)])
-    assert [receipt.routed for receipt in receipts] == [False, True, False]
+    assert receipts[1].routed
     assert len({receipt.id for receipt in receipts}) == 3
 
 

@@ -60,7 +60,6 @@ ORDER = [
 INNER_ORDER = {
     "wire": ["collisions", "topology", "codec"],
     "transport.amqp": ["wire", "frames", "endpoint", "link", "writer", "channel", "connection"],
-    "transport": ["kombu_channel", "amqp", "sqlite", "activemq"],
     "transport.activemq": [
         "names",
         "answers",
@@ -69,6 +68,7 @@ INNER_ORDER = {
         "broker_xml",
         "stream",
         "links",
+        "engine",
         "management",
         "declarations",
         "channel",

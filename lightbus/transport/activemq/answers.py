@@ -8,6 +8,7 @@ from amqp import exceptions as amqp_errors
 
 NOT_FOUND = "amqp:not-found"
 REFUSED = "amqp:unauthorized-access"
+FORCED = "amqp:connection:forced"
 DELETED = "amqp:resource-deleted"
 
 PUBLISH = (60, 40)
@@ -20,7 +21,7 @@ _OF_CHANNELS: dict[str, tuple[Any, str]] = {
     "amqp:resource-locked": (amqp_errors.ResourceLocked, "RESOURCE_LOCKED"),
 }
 _OF_CONNECTIONS: dict[str, tuple[Any, str]] = {
-    "amqp:connection:forced": (amqp_errors.ConnectionForced, "CONNECTION_FORCED"),
+    FORCED: (amqp_errors.ConnectionForced, "CONNECTION_FORCED"),
     REFUSED: (amqp_errors.AccessRefused, "ACCESS_REFUSED"),
     "amqp:not-allowed": (amqp_errors.NotAllowed, "NOT_ALLOWED"),
     "amqp:resource-limit-exceeded": (amqp_errors.ResourceError, "RESOURCE_ERROR"),

@@ -29,6 +29,7 @@ from lightbus.transport import (
 )
 from lightbus.transport.activemq import answers, message, names, selector
 from lightbus.transport.activemq.declarations import Declarations
+from lightbus.transport.activemq.engine import Engine
 from lightbus.transport.activemq.links import UNLIMITED, Consumer, Incoming, Outgoing, Sent
 from lightbus.transport.kombu_channel import KombuChannel, ignore
 
@@ -38,6 +39,8 @@ CREDIT_WAIT = 2.0
 """Seconds that a publication waits for the credit of a new link."""
 LARGE = 131072
 """Bytes of a body from which `takes` is asked."""
+DRAIN_AGAIN = 0.25
+"""Seconds after which a drain without an answer is repeated."""
 TRIES = 10
 """Drains that find nothing, after which a queue counts as empty though the broker counts messages in it."""
 BROWSED = 500
@@ -48,15 +51,16 @@ class Owner(Protocol):
     """What a channel needs from its connection."""
 
     channels: dict[int, Channel]
-    links: dict[str, Incoming | Outgoing]
     declarations: Declarations
+    engine: Engine
 
     @property
     def connected(self) -> bool: ...
 
-    def link_name(self, what: str) -> str: ...
+    @property
+    def links(self) -> dict[str, Incoming | Outgoing]: ...
 
-    def end_session(self, session: Session) -> None: ...
+    def link_name(self, what: str) -> str: ...
 
     def flush(self) -> None: ...
 
@@ -121,7 +125,6 @@ class Channel(KombuChannel):
         self._declared: dict[str, set[str]] = {}
         """The queues that were declared, and the clauses of their bindings: declared in one piece, since on Artemis a
         queue has one selector."""
-        session.open()
 
     @property
     def _is_open(self) -> bool:
@@ -160,11 +163,11 @@ class Channel(KombuChannel):
         for link in links:
             self.connection.links.pop(link.link.name, None)
         self.give_back()
-        self.connection.end_session(self.session)
+        self.connection.engine.end_session(self.session)
         self.connection.channels.pop(self.channel_id, None)
 
     def give_back(self) -> None:
-        """Return what is not settled to its queue. It counts as a delivery, as on RabbitMQ: a handler may have begun."""
+        """Return what is not settled to its queue. It counts as a delivery, as on RabbitMQ: a handler may have run."""
         for held in self._held.values():
             held.transfer.local.failed = True
             held.transfer.update(Transfer.MODIFIED)
@@ -480,7 +483,15 @@ class Channel(KombuChannel):
         """Let the broker send up to `count` messages, and wait until it has sent what it has."""
         receiver = link.link
         receiver.drain(count)
-        self._wait(lambda: receiver.credit <= 0, what)
+        deadline = time.monotonic() + OPERATION_TIMEOUT
+        while receiver.credit > 0:
+            try:
+                self._wait(lambda: receiver.credit <= 0, what, DRAIN_AGAIN)
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    raise
+                # Artemis ignores a drain that arrives while it still ends the one before.
+                receiver.drain(0)
         receiver.drain_mode = False
 
     def _ready(self, queue: str) -> int:
@@ -591,6 +602,7 @@ class Channel(KombuChannel):
         elif exchange == names.BUS:
             self._failing(self.connection.declarations.check_bus)
         elif names.delaying_app(exchange) is None and not exchange.endswith(names.INTERNAL):
+            self._failing(partial(_check_type, exchange, type))
             self._create_address(exchange)
 
     def _require_exchange(self, exchange: str) -> None:
@@ -723,6 +735,15 @@ class Channel(KombuChannel):
                 self._drop_link(link)
             return
         self._failing(partial(self.connection.declarations.delete, queue))
+
+
+def _check_type(exchange: str, type: str) -> None:
+    """
+    Raises:
+        amqp.exceptions.AMQPNotImplementedError: only topic exchanges can be expressed.
+    """
+    if type != "topic":
+        raise answers.not_implemented(f"exchange '{exchange}': the type '{type}' does not exist on Artemis")
 
 
 def _check_arguments(queue: str, arguments: Mapping[str, Any]) -> None:

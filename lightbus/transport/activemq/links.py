@@ -54,11 +54,6 @@ class Outgoing:
         _set_capability(link.target, capability)
         link.open()
 
-    @property
-    def stalled(self) -> bool:
-        """Whether the broker gives no credit for what waits."""
-        return bool(self.waiting)
-
     def put(self, sent: Sent, data: bytes) -> None:
         self.waiting.append((sent, data))
 
@@ -86,6 +81,9 @@ class Outgoing:
             else:
                 self._owner.rejected(sent, delivery.remote.condition)
         delivery.settle()
+
+    def opened(self) -> None:
+        """The broker has answered. Credit follows."""
 
     def flowed(self) -> None:
         self.push()
@@ -171,6 +169,9 @@ class Incoming:
             data = link.recv(delivery.pending)
             link.advance()
             self._owner.arrived(self, delivery, bytes(data or b""))
+
+    def opened(self) -> None:
+        self.is_open = self.link.remote_source.address is not None
 
     def flowed(self) -> None:
         """The broker has answered a drain; its owner waits for that."""

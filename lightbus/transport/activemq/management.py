@@ -12,9 +12,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from proton import Connection, Delivery, Message
+from proton import Delivery, Message
 
 from lightbus.transport.activemq import answers, names
+from lightbus.transport.activemq.engine import Engine
 from lightbus.transport.activemq.links import Incoming, Outgoing, Sent
 
 CREDIT = 100
@@ -23,8 +24,10 @@ CREDIT = 100
 class Owner(Protocol):
     """The connection, as requests need it."""
 
-    engine: Connection
-    links: dict[str, Incoming | Outgoing]
+    engine: Engine
+
+    @property
+    def links(self) -> dict[str, Incoming | Outgoing]: ...
 
     def link_name(self, what: str) -> str: ...
 
@@ -91,7 +94,6 @@ class Management:
     def _open(self) -> None:
         owner = self._owner
         session = owner.engine.session()
-        session.open()
         self._address = names.REPLIES + uuid.uuid4().hex
         receiver = session.receiver(owner.link_name("replies"))
         self._receiver = owner.links[receiver.name] = Incoming(self, receiver, self._address, "")

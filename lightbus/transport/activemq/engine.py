@@ -1,0 +1,237 @@
+"""proton's engine and its socket: what arrives becomes calls of links and sessions, what is to be sent is written."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any, Protocol
+
+from proton import Collector, Condition, Connection, Endpoint, Event, Session, Transport, TransportException
+
+from lightbus.transport.activemq import answers
+from lightbus.transport.activemq.links import Incoming, Outgoing
+from lightbus.transport.activemq.stream import Stream
+from lightbus.version import __version__
+
+WRITE_TIMEOUT = 5.0
+MAX_FRAME = 131072
+"""Bytes. Artemis' own default. It must take a selector, which Artemis repeats in its answer to an attach."""
+
+
+class Owner(Protocol):
+    """The connection, as its engine needs it."""
+
+    may_wait: bool
+
+    def on_unsent(self) -> object: ...
+
+    def session_closed(self, session: Session, condition: Condition | None) -> None: ...
+
+
+class Engine:
+    """The protocol's state. Not thread-safe: the connection's owner, or the event loop in its place, uses it."""
+
+    def __init__(self, owner: Owner, host: str, name: str, user: str | None, password: str | None, idle: float) -> None:
+        """
+        Args:
+            user: None for an anonymous login.
+            idle: seconds without anything from the broker, after which the connection is lost.
+        """
+        self.links: dict[str, Incoming | Outgoing] = {}
+        """By name."""
+        self.is_open = False
+        """The broker has accepted the connection."""
+        self.error: Exception | None = None
+        """Why it has ended."""
+        self._owner = owner
+        self._stream: Stream | None = None
+        self._ending: list[Session] = []
+        """Closed here, and not yet by the broker."""
+        self._collector = Collector()
+        self._connection = Connection()
+        self._connection.collect(self._collector)
+        self._connection.container = f"{name} {uuid.uuid4().hex[:12]}"
+        self._connection.hostname = host
+        if user is not None:
+            self._connection.user = user
+            self._connection.password = password or ""
+        self._connection.properties = {"product": "Lightbus", "version": __version__, "connection_name": name}
+        self._transport = Transport()
+        self._transport.max_frame_size = MAX_FRAME
+        self._transport.idle_timeout = idle
+        sasl = self._transport.sasl()
+        sasl.allowed_mechs("ANONYMOUS" if user is None else "PLAIN")
+        sasl.allow_insecure_mechs = True
+        self._transport.bind(self._connection)
+
+    def open(self, stream: Stream) -> None:
+        """Begin the handshake on a connected socket."""
+        self._stream = stream
+        self._connection.open()
+        self.tick()
+
+    @property
+    def server_properties(self) -> Mapping[str, str]:
+        given = self._connection.remote_properties or {}
+        return {str(key): str(value) for key, value in given.items()}
+
+    @property
+    def stream(self) -> Stream:
+        """
+        Raises:
+            Exception: why the connection has ended.
+        """
+        if self.error is not None:
+            raise self.error
+        if self._stream is None:
+            raise answers.closed("connection")
+        return self._stream
+
+    @property
+    def is_closed(self) -> bool:
+        return self._stream is None
+
+    def session(self) -> Session:
+        session = self._connection.session()
+        session.open()
+        return session
+
+    def end_session(self, session: Session) -> None:
+        """Close it once the broker has opened it: proton does not expect the answer to a session that it has closed."""
+        self._ending.append(session)
+        if not session.state & Endpoint.REMOTE_UNINIT:
+            session.close()
+
+    def tick(self) -> None:
+        """Let proton look at the time: it sends what keeps the connection alive, and notices a silent broker."""
+        self._transport.tick(monotonic())
+
+    def close(self) -> None:
+        """Begin to close. `error` is set when the broker has answered."""
+        self._connection.close()
+
+    def drop(self) -> None:
+        """Close the socket at once."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+        self.links.clear()
+        self._ending.clear()
+        self._transport.unbind()
+
+    # --- reading and writing ------------------------------------------------------------------
+
+    def read(self) -> None:
+        """Take what has arrived, without waiting."""
+        transport = self._transport
+        try:
+            for piece in self.stream.receive():
+                view = memoryview(piece)
+                while view and (capacity := transport.capacity()) > 0:
+                    transport.push(view[:capacity])
+                    view = view[capacity:]
+                    self._collect()
+        except TransportException as error:
+            self._collect()
+            self._fail(answers.connection_error("", str(error)))
+        except OSError as error:
+            self._collect()
+            self._fail(error)
+        self._collect()
+
+    def flush(self, *, wait: bool = False) -> None:
+        """Write what is to be sent. If the connection may not wait: what can be written at once.
+
+        Raises:
+            TimeoutError: the broker did not read in time.
+            OSError: the connection is lost.
+        """
+        transport, deadline = self._transport, 0.0
+        self._collect()
+        while (pending := transport.pending()) > 0:
+            data = transport.peek(pending)
+            if not data:
+                break
+            try:
+                sent = self.stream.send(data)
+                if sent:
+                    transport.pop(sent)
+                    continue
+                if not (wait or self._owner.may_wait):
+                    self._owner.on_unsent()
+                    return
+                deadline = deadline or monotonic() + WRITE_TIMEOUT
+                readable = self.stream.wait_writable(deadline - monotonic())
+            except OSError as error:
+                self._fail(error)
+                raise
+            if readable:
+                # Read now, dispatch later: a broker that cannot send its confirms may stop reading.
+                self.read()
+
+    def _fail(self, error: Exception) -> None:
+        if self.error is None:
+            self.error = error
+
+    # --- events -------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        """Turn proton's events into calls."""
+        collector = self._collector
+        while (event := collector.peek()) is not None:
+            kind = event.type
+            if kind is Event.DELIVERY:
+                self._of_delivery(event)
+            elif kind in _OF_LINKS:
+                link = self.links.get(event.link.name)
+                if link is not None:
+                    self._of_link(kind, link)
+            else:
+                self._of_others(kind, event)
+            collector.pop()
+
+    def _of_delivery(self, event: Event) -> None:
+        delivery = event.delivery
+        link = self.links.get(delivery.link.name)
+        if isinstance(link, Outgoing):
+            link.outcome(delivery)
+        elif link is not None:
+            link.read()
+
+    def _of_link(self, kind: Any, link: Incoming | Outgoing) -> None:
+        if kind is Event.LINK_FLOW:
+            link.flowed()
+        elif kind is Event.LINK_REMOTE_OPEN:
+            link.opened()
+        else:
+            self.links.pop(link.link.name, None)
+            link.closed(link.link.remote_condition)
+
+    def _of_others(self, kind: Any, event: Event) -> None:
+        if kind is Event.SESSION_REMOTE_OPEN:
+            if event.session in self._ending:
+                event.session.close()
+        elif kind is Event.SESSION_REMOTE_CLOSE:
+            if event.session in self._ending:
+                self._ending.remove(event.session)
+            else:
+                self._owner.session_closed(event.session, event.session.remote_condition)
+        elif kind is Event.CONNECTION_REMOTE_OPEN:
+            self.is_open = True
+        elif kind is Event.CONNECTION_REMOTE_CLOSE:
+            self._end(
+                self._connection.remote_condition or Condition(answers.FORCED, "the broker closed the connection")
+            )
+        elif kind is Event.TRANSPORT_ERROR:
+            self._end(self._transport.condition)
+
+    def _end(self, condition: Condition | None) -> None:
+        name, description = ("", "") if condition is None else (condition.name, condition.description or "")
+        if name == answers.REFUSED and not self.is_open:
+            self._fail(answers.access_refused(f"login refused: {description}"))
+        else:
+            self._fail(answers.connection_error(name, description))
+
+
+_OF_LINKS = (Event.LINK_FLOW, Event.LINK_REMOTE_OPEN, Event.LINK_REMOTE_CLOSE, Event.LINK_REMOTE_DETACH)
