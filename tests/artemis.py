@@ -72,8 +72,8 @@ EVERYTHING = "".join(
         *("deleteNonDurableQueue", "send", "consume", "browse", "manage", "view", "edit"),
     )
 )
-OPEN = f'<security-settings><security-setting match="#">{EVERYTHING}</security-setting></security-settings>'
-"""All rights for `ADMIN`, none for other roles."""
+OPEN = f'<security-setting match="#">{EVERYTHING}</security-setting>'
+"""All rights for `ADMIN`, none for other roles, on what has no setting."""
 
 BOOTSTRAP = """\
 <broker xmlns="http://activemq.apache.org/schema">
@@ -101,6 +101,12 @@ appender.console.name = console
 appender.console.layout.type = PatternLayout
 appender.console.layout.pattern = %d %-5level [%logger] %msg%n
 """
+
+
+def default_settings(*security: str) -> str:
+    """The administrator's part, these security-settings, and all rights for `ADMIN`."""
+    end = "</security-settings>"
+    return broker_xml.administrator(ADMIN).replace(end, "\n".join([*security, OPEN, end]))
 
 
 @functools.cache
@@ -136,7 +142,7 @@ class Artemis(PrivateServer):
 
     def __init__(
         self,
-        settings: str = broker_xml.administrator() + OPEN,
+        settings: str | None = None,
         *,
         tls: Mapping[str, object] | None = None,
         options: str = "",
@@ -145,10 +151,10 @@ class Artemis(PrivateServer):
     ) -> None:
         """
         Args:
-            settings: the elements of broker.xml's `<core>`, apart from the acceptors and the journal's. By default,
-                the administrator's part, and all rights for `ADMIN`. Extra elements are appended to these.
+            settings: the elements of broker.xml's `<core>`, apart from the acceptors and the journal's. None:
+                `default_settings()`.
             tls: options of a second acceptor, at `tls_port`, such as keyStorePath. None: there is none.
-            options: more options of the acceptors, such as "amqpIdleTimeout=2000".
+            options: more options of the acceptors, or in place of ours, such as "amqpIdleTimeout=2000".
             sync: confirm only what is on the disk, as a production broker does.
         """
         super().__init__("Artemis")
@@ -156,13 +162,15 @@ class Artemis(PrivateServer):
         self.java_options = (*JAVA_OPTIONS, *java_options)
         self.users = {ADMIN: (ADMIN, [ADMIN])}
         self.etc = self.folder / "etc"
-        options = ";".join(filter(None, [broker_xml.ACCEPTOR_OPTIONS, options]))
+        pairs = f"{broker_xml.ACCEPTOR_OPTIONS};{options}".rstrip(";").split(";")
+        options = ";".join("=".join(pair) for pair in dict(pair.split("=", 1) for pair in pairs).items())
         acceptors = {"amqp": f"tcp://127.0.0.1:{self.port}?{options}"}
         if tls is not None:
             secure = {"sslEnabled": "true", **tls}
-            pairs = ";".join(f"{key}={value}" for key, value in secure.items())
-            acceptors["amqps"] = f"tcp://127.0.0.1:{self.tls_port}?{options};{pairs}"
+            more = ";".join(f"{key}={value}" for key, value in secure.items())
+            acceptors["amqps"] = f"tcp://127.0.0.1:{self.tls_port}?{options};{more}"
         lines = "\n".join(f'<acceptor name="{name}">{url}</acceptor>' for name, url in acceptors.items())
+        settings = default_settings() if settings is None else settings
         self.etc.mkdir()
         files = {
             "broker.xml": BROKER.format(

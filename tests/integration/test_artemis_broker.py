@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from lightbus.transport.activemq import broker_xml
 from tests.artemis import Artemis
 from tests.conftest import need_artemis
+from tests.patience import wait_until
 
 pytestmark = pytest.mark.artemis
 
@@ -37,6 +39,12 @@ def messages(broker: Artemis) -> dict[str, int]:
     return {one["name"]: int(one["messageCount"]) for one in queues if one["name"].startswith("lightbus.")}
 
 
+def selector(broker: Artemis, queue: str) -> str:
+    with broker.management() as management:
+        (found,) = management.call([(f"queue.{queue}", "getFilter", [])])
+    return str(found)
+
+
 def addresses(broker: Artemis) -> set[str]:
     with broker.management() as management:
         found = management.listed("listAddresses")
@@ -58,3 +66,23 @@ def test_confirmed_messages_survive_a_kill(broker: Artemis) -> None:
     assert not broker.answers()
     broker.start()
     assert messages(broker) == {"lightbus.catalog": 1}
+
+
+def test_a_selector_in_broker_xml_replaces_that_of_a_queue_for_good(broker: Artemis) -> None:
+    """`updateQueue` changes it only until the broker restarts."""
+    created = {"name": "billing.main", "address": "lightbus.bus", "routing-type": "MULTICAST", "filter-string": "FALSE"}
+    updated = {"name": "billing.main", "filter-string": "JMSType = 'a'"}
+    with broker.management() as management:
+        for operation, configuration in (("createQueue", created), ("updateQueue", updated)):
+            management.call([("broker", operation, [json.dumps(configuration)])])
+    assert selector(broker, "billing.main") == "JMSType = 'a'"
+    broker.restart()
+    assert selector(broker, "billing.main") == "FALSE"
+    file = broker.etc / "broker.xml"
+    address = '<address name="lightbus.bus">'
+    wanted = """JMSType = 'a' OR "m.x-opt-ORIG-ADDRESS" IS NULL"""
+    with_queue = f"{address}<multicast>{broker_xml.queue('billing.main', wanted)}</multicast>"
+    file.write_text(file.read_text().replace(f"{address}<multicast/>", with_queue))
+    wait_until(lambda: selector(broker, "billing.main") == wanted, "the broker reads broker.xml again")
+    broker.restart()
+    assert selector(broker, "billing.main") == wanted

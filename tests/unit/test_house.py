@@ -60,6 +60,7 @@ ORDER = [
 INNER_ORDER = {
     "wire": ["collisions", "topology", "codec"],
     "transport.amqp": ["wire", "frames", "endpoint", "link", "writer", "channel", "connection"],
+    "transport.activemq": ["names", "broker_xml"],
     "transport.sqlite": [
         "schema",
         "place",
@@ -180,6 +181,7 @@ HEAVY = {
     "lightbus.pytest_plugin",
     "lightbus.telemetry",
     "lightbus.testing",
+    "lightbus.transport.activemq",
     "lightbus.transport.amqp",
     "lightbus.transport.sqlite",
     "lightbus.worker",
@@ -189,6 +191,7 @@ HEAVY = {
     "lightbus.service",
     "platformdirs",
     "prometheus_client",
+    "proton",
     "pydantic",
     "pydantic_core",
     "pytest",
