@@ -30,6 +30,7 @@ _vhost_numbers = itertools.count(1)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rabbitmq: needs an installed RabbitMQ server (it does not need to run)")
     config.addinivalue_line("markers", "artemis: needs an installed ActiveMQ Artemis (it does not need to run)")
+    config.addinivalue_line("markers", "impossible_on_artemis(reason): see the table in docs/howto/activemq.md")
     config.addinivalue_line("markers", "postgres: needs an installed PostgreSQL server (it does not need to run)")
     config.addinivalue_line("markers", "mariadb: needs an installed MariaDB server (it does not need to run)")
     config.addinivalue_line("markers", "prometheus: needs an installed Prometheus server (it does not need to run)")
@@ -236,7 +237,14 @@ def mariadb_url(mariadb: mariadbs.MariaDB) -> Iterator[str]:
     mariadb.drop_database(database)
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+@pytest.fixture(
+    params=[
+        "memory",
+        "sqlite",
+        pytest.param("rabbitmq", marks=pytest.mark.rabbitmq),
+        pytest.param("artemis", marks=pytest.mark.artemis),
+    ]
+)
 def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty broker; the test runs once for each kind."""
     match request.param:
@@ -244,6 +252,9 @@ def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
             return f"memory://{uuid.uuid4().hex}"
         case "sqlite":
             return f"sqlite:///{tmp_path}/bus.db"
+        case "artemis":
+            artemis_url: str = request.getfixturevalue("artemis_url")
+            return artemis_url
         case _:
             url: str = request.getfixturevalue("rabbitmq_url")
             return url

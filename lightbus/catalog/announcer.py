@@ -24,7 +24,7 @@ AGAIN = 600.0
 
 def announce(app: Lightbus) -> None:
     """Publish the contract now and every 24 hours, from a daemon thread. A failure is logged once, and tried again."""
-    if any(address.scheme == "memory" for address in app.broker.addresses):
+    if any(address.private for address in app.broker.addresses):
         return  # nobody else can read it
     threading.Thread(target=_run, args=(app,), name="lightbus contract", daemon=True).start()
 

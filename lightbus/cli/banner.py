@@ -9,7 +9,6 @@ import click
 
 if TYPE_CHECKING:
     from lightbus import Lightbus, Retry
-    from lightbus.connection.address import Address
     from lightbus.connection.dial import BrokerAddresses
     from lightbus.consuming.dispatcher import Dispatcher
 
@@ -35,23 +34,12 @@ def title(app: Lightbus, target: str) -> str:
 
 def broker_line(broker: BrokerAddresses) -> str:
     """The broker that an app connects to, without the password, and how to use another one."""
-    advice = "; set LIGHTBUS_URL to use RabbitMQ"
-    return ", or ".join(_place(one) + (advice if one.scheme == "sqlite" else "") for one in broker.addresses)
+    return ", or ".join(f"{one.place}{one.hint}" for one in broker.addresses)
 
 
 def broker_name(broker: BrokerAddresses) -> str:
     """The same without advice, as a field of a log record."""
-    return ", or ".join(_place(address) for address in broker.addresses)
-
-
-def _place(address: Address) -> str:
-    if not address.embedded:
-        return address.masked
-    if address.scheme == "memory":
-        return "embedded, in memory: only this process can use it"
-    from lightbus.transport.sqlite.place import locate, short_path
-
-    return f"embedded (SQLite file {short_path(locate(address.plain).path)})"
+    return ", or ".join(address.place for address in broker.addresses)
 
 
 def _queues(consumer: Dispatcher) -> list[list[str]]:

@@ -13,6 +13,8 @@ import attrs
 from kombu.transport import TRANSPORT_ALIASES
 
 from lightbus import errors
+from lightbus.connection.brokers.row import Broker
+from lightbus.connection.brokers.table import SCHEMES, choices
 
 URL_VARIABLE = "LIGHTBUS_URL"
 REQUIRE_VARIABLE = "LIGHTBUS_REQUIRE_URL"
@@ -22,13 +24,6 @@ CONNECT_TIMEOUT = 5.0
 HEARTBEAT = 10
 """Seconds. RabbitMQ recommends 5 to 20: a busy machine must not miss two, a dead peer must be noticed soon."""
 
-TRANSPORTS = {
-    "amqp": "lightbus.transport.amqp.connection:Transport",
-    "pyamqp": "lightbus.transport.amqp.connection:Transport",
-    "amqps": "lightbus.transport.amqp.connection:Transport",
-    "sqlite": "lightbus.transport.sqlite.connection:Transport",
-    "memory": "lightbus.transport.sqlite.connection:Transport",
-}
 OPTIONS = ("heartbeat", "connect_timeout", "cafile", "certfile", "keyfile")
 _RANGES = {"heartbeat": (1.0, 3600.0), "connect_timeout": (0.1, 3600.0)}
 """Seconds. In AMQP 0 turns heartbeats off, so a dead broker would not be noticed."""
@@ -60,13 +55,38 @@ class Address:
 
     @property
     def vhost(self) -> str:
-        """The virtual host, as rabbitmqctl takes it."""
-        return "/" if self.embedded else unquote(urlsplit(self.plain).path[1:]) or "/"
+        """The virtual host; "/" if the broker has none."""
+        return (unquote(urlsplit(self.plain).path[1:]) or "/") if self.broker.virtual_hosts else "/"
 
     @property
-    def embedded(self) -> bool:
-        """Whether it is the embedded broker. For output only: no behaviour depends on it."""
-        return self.scheme in ("sqlite", "memory")
+    def broker(self) -> Broker:
+        """What is particular to this kind of broker."""
+        return SCHEMES[self.scheme][0]
+
+    @property
+    def tls(self) -> bool:
+        return SCHEMES[self.scheme][1].tls
+
+    @property
+    def port(self) -> int | None:
+        """None: the URL has no host."""
+        default = SCHEMES[self.scheme][1].port
+        return None if default is None else urlsplit(self.plain).port or default
+
+    @property
+    def place(self) -> str:
+        """Where the broker is, for output, without the password."""
+        return self.broker.place(self)
+
+    @property
+    def hint(self) -> str:
+        """How to use another broker, after `place`."""
+        return SCHEMES[self.scheme][1].hint
+
+    @property
+    def private(self) -> bool:
+        """Only this process can use the broker."""
+        return SCHEMES[self.scheme][1].private
 
 
 _ESCAPE = (
@@ -101,7 +121,7 @@ def parse_address(url: object, folder: str | None = None) -> Address:
             "The value given is not a broker URL. Use 'amqp://user:password@host:5672/vhost', 'sqlite:///bus.db' or "
             f"'memory://'.{'' if text else ' It is empty.'}"
         )
-    if scheme not in TRANSPORTS:
+    if scheme not in SCHEMES:
         raise errors.UnsupportedBroker(_why_unsupported(scheme))
     problem = _problem_of(scheme, rest)
     if problem is not None:
@@ -113,7 +133,7 @@ def parse_address(url: object, folder: str | None = None) -> Address:
     for name in ("cafile", "certfile", "keyfile"):
         if options.get(name):
             options[name] = _absolute(options[name], folder)
-    if scheme == "sqlite" and base.startswith("/") and base != "/":
+    if SCHEMES[scheme][1].file and base.startswith("/") and base != "/":
         base = "/" + quote(os.fsencode(_absolute(os.fsdecode(unquote_to_bytes(os.fsencode(base[1:]))), folder)))
     return Address(f"{scheme}://{base}{'?' if query else ''}{query}", scheme, options)
 
@@ -151,7 +171,7 @@ def _text_of(url: object) -> str:
 
 def _problem_of(scheme: str, rest: str) -> str | None:
     """What is wrong with the part after `scheme://`, without quoting it; None if it is valid."""
-    embedded = scheme in ("sqlite", "memory")
+    broker, given = SCHEMES[scheme]
     base, _, query = rest.partition("?")
     if "://" in rest:
         return f"it contains more than one URL. {_SEVERAL}"
@@ -159,7 +179,7 @@ def _problem_of(scheme: str, rest: str) -> str | None:
         return "it contains a line break or another control character. Remove it."
     if "#" in rest or "@" in query:
         return f"it contains a '#', or an '@' after a '?'. {_ESCAPE}"
-    if embedded:
+    if given.port is None:
         return (
             "it has a user name or a password, which a file URL cannot have." if "@" in base.partition("/")[0] else None
         )
@@ -174,6 +194,8 @@ def _problem_of(scheme: str, rest: str) -> str | None:
     if "@" in userinfo:
         return f"it contains more than one '@'. {_ESCAPE} {_SEVERAL}"
     problem = (_problem_of_user(userinfo) if at else None) or _problem_of_host(hostport) or _problem_of_vhost(path)
+    if problem is None and path and not broker.virtual_hosts:
+        return f"a path follows its host, but {broker.name} has no virtual hosts. Remove what follows the host."
     if problem is None and not _urlsplit_accepts(rest):
         return f"it contains a character that Unicode normalizes to one of / ? # @ and :. {_ESCAPE}"
     return problem
@@ -287,7 +309,7 @@ def _absolute(path: str, folder: str | None) -> str:
 
 
 def _why_unsupported(scheme: str) -> str:
-    advice = "Use RabbitMQ (amqp:// or amqps://), or the embedded broker (sqlite:// or memory://)."
+    advice = f"Use {choices()}."
     if scheme in TRANSPORT_ALIASES or scheme in _OTHERS:
         what = (
             "it has no AMQP exchanges and bindings to route events"
@@ -295,7 +317,7 @@ def _why_unsupported(scheme: str) -> str:
             else "unknown broker type"
         )
         return f"{scheme}:// is not supported: {what}. {advice}"
-    near = errors.nearest(scheme, TRANSPORTS)
+    near = errors.nearest(scheme, SCHEMES)
     meant = f" Did you mean {near}://?" if near else ""
     return f"The URL's scheme, before '://', is not supported: unknown broker type.{meant} {advice}"
 

@@ -9,6 +9,7 @@ Each address is tried, and each IP address of its host.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import logging
 import os
 import random
@@ -28,7 +29,6 @@ from lightbus.connection.address import (
     EMBEDDED,
     HEARTBEAT,
     REQUIRE_VARIABLE,
-    TRANSPORTS,
     URL_VARIABLE,
     Address,
     parse_address,
@@ -187,14 +187,12 @@ class BrokerAddresses:
 
 
 def _resolve(address: Address) -> list[Endpoint]:
-    if address.embedded:
+    if address.port is None:
         return [Endpoint(address)]
-    parts = urlsplit(address.plain)
-    host = unquote(parts.hostname or "")
-    port = parts.port or (5671 if address.scheme == "amqps" else 5672)
-    found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    host = unquote(urlsplit(address.plain).hostname or "")
+    found = socket.getaddrinfo(host, address.port, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     targets = [*dict.fromkeys((family, kind, protocol, target) for family, kind, protocol, _, target in found)]
-    if host == "localhost":  # on one machine RabbitMQ always listens on IPv4: that answer counts
+    if host == "localhost":  # on one machine, brokers always listen on IPv4: that answer counts
         targets = [target for target in targets if target[0] == socket.AF_INET] or targets
     return [Endpoint(address, target, str(target[3][0]) if len(targets) > 1 else "") for target in targets]
 
@@ -230,14 +228,27 @@ def connect_to(endpoint: Endpoint, name: str) -> Connection:
     }
     if endpoint.target is not None:
         transport_options["endpoint"] = endpoint.target
-    if address.scheme == "amqps":
+    if address.tls:
         settings["ssl"] = _tls(urlsplit(address.plain).hostname or "localhost", options)
-    elif not address.embedded:
+    elif endpoint.target is not None:
         settings["login_method"] = "PLAIN"
-    client = kombu.connection.Connection(address.plain, transport=TRANSPORTS[address.scheme], **settings)
+    _check_library(address)
+    client = kombu.connection.Connection(address.plain, transport=address.broker.transport, **settings)
     connection: Connection = client.transport.establish_connection()
     connection.reached = endpoint
     return connection
+
+
+def _check_library(address: Address) -> None:
+    """
+    Raises:
+        errors.UnsupportedBroker: the library of the broker's transport is not installed.
+    """
+    broker = address.broker
+    if broker.library and importlib.util.find_spec(broker.library) is None:
+        raise errors.UnsupportedBroker(
+            f"{address.scheme}:// needs the extra: pip install 'lightbus-amqp[{broker.extra}]'"
+        )
 
 
 def _tls(host: str, options: Mapping[str, str]) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import amqp.exceptions
 
 from lightbus import errors
+from lightbus.connection.address import Address
 from lightbus.connection.declare import declare
 from lightbus.connection.diagnosis import CHANNEL_LOST, FATAL
-from lightbus.connection.dial import BrokerAddresses
+from lightbus.connection.dial import BrokerAddresses, address_of
 from lightbus.connection.loop_reader import Loop
 from lightbus.connection.thread import ConnectionThread
 from lightbus.consuming.consumer import Consumer, Receiver
@@ -190,7 +191,7 @@ class ConsumerConnection(ConnectionThread):
         if self.draining:
             self._cancel()
         else:
-            self._watch()
+            self._watch(connection)
         pause = self._repair(connection)
         held = False
         for consumer in self.consumers:
@@ -292,7 +293,7 @@ class ConsumerConnection(ConnectionThread):
             raise error
         logger.warning("%s: something is being deleted (%s). Declaring it again in a moment.", self.name, error)
 
-    def _watch(self) -> None:
+    def _watch(self, connection: Connection) -> None:
         """The watchdog: ask the broker about each queue that is due, and subscribe again where nothing arrives."""
         for consumer in self.consumers:
             watch = consumer.watch
@@ -306,7 +307,7 @@ class ConsumerConnection(ConnectionThread):
             if stalled is None:
                 continue
             if watch.rebuilds >= REBUILDS:
-                self._give_up(_still_stalled(stalled))
+                self._give_up(_still_stalled(stalled, address_of(connection, self.broker)))
                 return
             watch.rebuilds += 1
             logger.error(
@@ -353,9 +354,9 @@ class ConsumerConnection(ConnectionThread):
         self._report(self._listener.give_up, error)
 
 
-def _still_stalled(why: str) -> errors.WorkerError:
+def _still_stalled(why: str, address: Address) -> errors.WorkerError:
     return errors.WorkerError(
         f"Connected but stalled: {why}, even after reconnecting and subscribing again {REBUILDS} times. Exiting, so "
         "that the supervisor of this worker notices. Check the queue on the broker (lightbus doctor MODULE:ATTR; "
-        "rabbitmq-queues quorum_status NAME), then restart the worker."
+        f"{address.broker.queue_health}), then restart the worker."
     )

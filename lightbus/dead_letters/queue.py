@@ -20,9 +20,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import amqp.exceptions
 
@@ -75,7 +74,8 @@ class DeadQueue:
         self.most_ahead = WINDOW
         """Maximum prefetch."""
         self._on_read = on_read
-        self._forgeable = _keeps_forged_deaths(connection.server_properties)
+        broker = address_of(connection, app.broker).broker
+        self._forgeable = broker.keeps_forged_deaths(connection.server_properties)
         self._next_tick = time.monotonic() + 1.0
         self._arrived: deque[Delivery] = deque()
         self._unsettled = _Unsettled()
@@ -291,12 +291,6 @@ class _Unsettled:
                 group = tags[start : start + IN_ORDER]
                 yield group[-1], len(group)
             first = end
-
-
-def _keeps_forged_deaths(server: Mapping[str, Any]) -> bool:
-    """RabbitMQ before 4.0 does. So does the embedded broker, but it has no users."""
-    major = str(server.get("version", "")).partition(".")[0]
-    return server.get("product") == "RabbitMQ" and not (major.isdigit() and int(major) >= 4)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import amqp.exceptions
 
 from lightbus.connection.address import Address
 from lightbus.connection.declare import declare
-from lightbus.connection.diagnosis import describe, message_of, resolution
+from lightbus.connection.diagnosis import describe, is_conflict, message_of
 from lightbus.inspection.finding import Finding
 from lightbus.transport import Connection
 from lightbus.wire.topology import Topology
@@ -25,10 +25,10 @@ def differences(
         declare(connection, one)
     except amqp.exceptions.PreconditionFailed as error:
         answer = message_of(error)
-        if "inequivalent arg" not in answer:
+        if not is_conflict(answer, address):
             return [Finding("fail", "topology", str(describe(error, address)), "See above.")]
         text = f"It differs from what the app declares: {answer}."
-        return [Finding("fail", "topology", text, resolution(answer, address))]
+        return [Finding("fail", "topology", text, address.broker.resolution(answer, address))]
     except amqp.exceptions.AccessRefused as error:
         if restricted:  # as intended: only an administrator may configure the bus
             return []

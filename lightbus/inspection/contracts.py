@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import amqp.exceptions
 
 from lightbus.app import Lightbus
+from lightbus.connection.address import Address
 from lightbus.connection.diagnosis import message_of
 from lightbus.inspection.finding import Finding
 from lightbus.inspection.states import queue_states
@@ -21,7 +22,7 @@ READING_LIMIT = 5.0
 """Seconds for reading the catalogue."""
 
 
-def catalog(connection: Connection, app: Lightbus | None, target: str) -> Iterator[Finding]:
+def catalog(connection: Connection, address: Address, app: Lightbus | None, target: str) -> Iterator[Finding]:
     """Whether the catalogue exists and, with an app, whether the app's broker user may write and read it.
 
     Args:
@@ -33,7 +34,7 @@ def catalog(connection: Connection, app: Lightbus | None, target: str) -> Iterat
             "note",
             "catalog",
             f"The stream {CATALOG!r} does not exist: no contract has been published here.",
-            "Run once, as a user with permission to configure it: lightbus catalog",
+            address.broker.no_catalog_step,
         )
     elif app is not None:
         yield _access(connection, app, target)

@@ -11,7 +11,7 @@ from lightbus import errors
 from lightbus.app import Lightbus
 from lightbus.connection.address import Address
 from lightbus.connection.declare import exchange_exists, near_exchange
-from lightbus.connection.diagnosis import LOST, ctl, describe
+from lightbus.connection.diagnosis import LOST, describe
 from lightbus.connection.dial import BrokerAddresses, address_of
 from lightbus.inspection import contracts
 from lightbus.inspection.broker import encryption, unreachable_step, version
@@ -39,10 +39,10 @@ def examine(broker: BrokerAddresses, app: Lightbus | None, target: str) -> Itera
             try:
                 connections.append(BrokerAddresses((address,)).connect("lightbus doctor"))
             except errors.BrokerError as error:
-                yield Finding("fail", "broker", str(error), unreachable_step(error))
+                yield Finding("fail", "broker", str(error), unreachable_step(error, address))
             else:
                 yield Finding("ok", "broker", f"{address.masked} answers.")
-                yield version(connections[-1].server_properties)
+                yield version(address, connections[-1].server_properties)
                 yield from encryption(address)
         if connections:
             yield from _on_broker(connections[0], address_of(connections[0], broker), app, target)
@@ -55,7 +55,7 @@ def _on_broker(connection: Connection, address: Address, app: Lightbus | None, t
     try:
         if app is None:
             yield from _bus(connection, address, target)
-            yield from contracts.catalog(connection, None, target)
+            yield from contracts.catalog(connection, address, None, target)
             yield Finding("note", "app", "No app was given.", "To check an app, too: lightbus doctor MODULE:ATTR")
             return
         complete = True
@@ -65,8 +65,8 @@ def _on_broker(connection: Connection, address: Address, app: Lightbus | None, t
         yield from _sources(connection, app)
         yield from _queues(connection, address, app, target)
         if complete:
-            yield from trial(connection, app, target)
-            yield from contracts.catalog(connection, app, target)
+            yield from trial(connection, address, app, target)
+            yield from contracts.catalog(connection, address, app, target)
         else:
             yield Finding(
                 "note",
@@ -88,8 +88,8 @@ def _bus(connection: Connection, address: Address, target: str) -> Iterator[Find
         yield Finding(
             "warn",
             "topology",
-            f"The bus exchange {bus.name!r} does not exist: no app has run here yet.",
-            "Start a worker once, as a user with permission to configure it.",
+            f"The bus exchange {bus.name!r} does not exist: {address.broker.no_bus}.",
+            address.broker.no_bus_step,
         )
     else:
         yield from differences(connection, address, Topology(exchanges=(bus,)), target, restricted=True)
@@ -130,12 +130,12 @@ def _topology(connection: Connection, address: Address, app: Lightbus, target: s
         yield Finding("ok", "topology", f"{count}, as {app.name!r} declares them.")
     if not app.handlers:
         return
-    look = ctl("list_bindings", address.vhost, "source_name", "routing_key", "destination_name") + "; "
+    look = address.broker.list_bindings(address.vhost)
     yield Finding(
         "note",
         "bindings",
-        f"{len(wanted.bindings)} are declared by each worker that starts; AMQP cannot list them.",
-        f"{'' if address.embedded else look}lightbus unbind removes one.",
+        f"{len(wanted.bindings)} are declared by each worker that starts; {address.broker.bindings}.",
+        f"{look and f'{look}; '}lightbus unbind removes one.",
     )
 
 
@@ -169,6 +169,7 @@ def _queues(connection: Connection, address: Address, app: Lightbus, target: str
     waiting = sum(state.ready for state in others)
     if others:
         yield Finding("ok", "retries", f"{retries_waiting(waiting)}.")
+    look = address.broker.list_consumers(address.vhost)
     for state in [*others, *([dead] if dead.exists else [])]:
         if state.consumers:
             count = "1 consumer" if state.consumers == 1 else f"{state.consumers} consumers"
@@ -177,7 +178,7 @@ def _queues(connection: Connection, address: Address, app: Lightbus, target: str
                 "warn",
                 "queue",
                 f"{state.name} has {count}; Lightbus {ours}.",
-                "Find out who does" + ("." if address.embedded else f": {ctl('list_consumers', address.vhost)}"),
+                f"Find out who does{f': {look}' if look else '.'}",
             )
     if dead.exists and dead.ready:
         yield Finding(

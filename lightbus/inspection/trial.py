@@ -1,4 +1,4 @@
-"""A test message through temporary queues: checks permissions, alarms and clocks.
+"""A trial of what an app needs, with temporary queues: checks permissions and, with a test message, alarms and clocks.
 
 The names of these queues begin with the app's name, so that the app's own broker user may declare them. They are
 deleted with the connection, and receive no events.
@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import amqp.exceptions
 
 from lightbus.app import Lightbus
+from lightbus.connection.address import Address
+from lightbus.connection.brokers.row import Trial
 from lightbus.connection.diagnosis import LOST, message_of
 from lightbus.inspection.finding import Finding
 from lightbus.transport import Channel, Connection, Delivery, Publication
@@ -28,34 +30,43 @@ CLOCK_OFF = 5.0
 TRIAL_LIMIT = 5.0
 """Seconds for the test message."""
 
+NO_TIME = Finding("note", "clock", "The broker does not report its time, so the clocks cannot be compared.")
 
-def trial(connection: Connection, app: Lightbus, target: str) -> Iterator[Finding]:
-    """Publish a test message through exclusive, temporary queues, where the broker dead-letters it, and get it back.
 
-    This checks permissions, alarms and, with the time in the `x-death` header, the broker's clock.
-    """
+def trial(connection: Connection, address: Address, app: Lightbus, target: str) -> Iterator[Finding]:
+    """Whether the app's broker user may do what the app does, and the broker works. Nothing reaches a handler."""
     name = f"{app.name}.doctor-{uuid.uuid4().hex[:12]}"
     channel = connection.channel()
     try:
-        sent = time.time()
-        dead_letter = _send(connection, channel, app, name)
+        yield from _TRIALS[address.broker.trial](connection, channel, app, name)
     except amqp.exceptions.AccessRefused as error:
-        if not app.handlers:
-            with contextlib.suppress(*LOST):  # an auto-delete exchange without bindings stays
-                connection.channel().exchange_delete(name)
         text = f"Publishing, binding or reading is refused: {message_of(error)}."
         yield Finding("fail", "permissions", text, f"lightbus topology permissions {target} prints what it needs.")
         return
     except TimeoutError:
         if connection.blocked:
-            text, step = "The broker accepts no messages: a memory or disk alarm.", "rabbitmq-diagnostics alarms"
+            text, step = "The broker accepts no messages: a memory or disk alarm.", address.broker.alarms
         else:
             text, step = (
                 f"A trial message did not arrive within {TRIAL_LIMIT:g} s.",
                 "Check the broker's load and log.",
             )
         yield Finding("fail", "publishing", text, step)
-        return
+
+
+def _through_dead_lettering(connection: Connection, channel: Channel, app: Lightbus, name: str) -> Iterator[Finding]:
+    """Publish a test message through exclusive, temporary queues, where the broker dead-letters it, and get it back.
+
+    This checks permissions, alarms and, with the time in the `x-death` header, the broker's clock.
+    """
+    sent = time.time()
+    try:
+        dead_letter = _send(connection, channel, app, name)
+    except amqp.exceptions.AccessRefused:
+        if not app.handlers:
+            with contextlib.suppress(*LOST):  # an auto-delete exchange without bindings stays
+                connection.channel().exchange_delete(name)
+        raise
     works = "publishing, confirms and reading work" if app.handlers else "publishing and confirms work"
     yield Finding("ok", "permissions", f"Declaring, binding, {works}.")
     yield clock(dead_letter, sent, time.time())
@@ -96,6 +107,29 @@ def _send(connection: Connection, channel: Channel, app: Lightbus, name: str) ->
     return dead_letter
 
 
+def _through_subscription(_connection: Connection, channel: Channel, app: Lightbus, name: str) -> Iterator[Finding]:
+    """Subscribe with a key of no event. To publish one would be wrong: it would reach the handlers of `#`, too. But the
+    app's exchange is declared, which needs the permission to publish to it."""
+    channel.exchange_declare(app.name, "topic", durable=True, auto_delete=False)
+    if not app.handlers:
+        yield Finding("ok", "permissions", "The app may publish.")
+        return
+    channel.queue_declare(name, durable=False, exclusive=True, auto_delete=True)
+    for source in (topology.BUS, app.name, *(one.name for one in app.topology().shared[1:])):
+        channel.queue_bind(name, source, name)
+    channel.consume(name, lambda _: None, on_cancel=lambda _: None, no_ack=True)
+    channel.queue_delete(name)
+    channel.close()
+    yield Finding("ok", "permissions", "Declaring, binding and reading work, and the app may publish.")
+    yield NO_TIME
+
+
+_TRIALS: dict[Trial, Callable[[Connection, Channel, Lightbus, str], Iterator[Finding]]] = {
+    "dead-lettering": _through_dead_lettering,
+    "subscription": _through_subscription,
+}
+
+
 def clock(dead_letter: Delivery, sent: float, received: float) -> Finding:
     """Whether the clocks of the broker and of this machine agree.
 
@@ -107,7 +141,7 @@ def clock(dead_letter: Delivery, sent: float, received: float) -> Finding:
     if isinstance(death, datetime):
         death = death.replace(tzinfo=UTC).timestamp() if death.tzinfo is None else death.timestamp()
     if not isinstance(death, (int, float)):
-        return Finding("note", "clock", "The broker does not report its time, so the clocks cannot be compared.")
+        return NO_TIME
     off = max(sent - death - 1.0, death - received, 0.0)
     if off > CLOCK_OFF:
         ahead = "ahead of" if death > received else "behind"

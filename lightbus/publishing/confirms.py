@@ -212,14 +212,17 @@ class ConfirmWindow:
     def ack(self, tag: int, multiple: bool) -> None:
         self._finish(self._confirmed(tag, multiple))
 
-    def nack(self, tag: int, multiple: bool) -> None:
+    def nack(self, tag: int, multiple: bool, look: str = "") -> None:
+        """
+        Args:
+            look: where an operator finds the cause.
+        """
         confirmed = self._confirmed(tag, multiple)
         for pending in confirmed:
             pending.error = errors.PublishNacked(
                 f"event {pending.publication.routing_key!r} ({pending.publication.properties['message_id']}): the "
                 "broker refused it: a bound queue is full, or has no quorum of its nodes. Other queues may have "
-                "received it. Publish it again later (the same event, a new id); see `rabbitmqctl list_queues name "
-                "messages policy`."
+                "received it. Publish it again later (the same event, a new id){look and f'; {look}'}."
             )
         self._finish(confirmed)
 

@@ -17,7 +17,7 @@ import amqp.exceptions
 from lightbus import errors
 from lightbus.connection.declare import declare
 from lightbus.connection.diagnosis import FATAL, describe
-from lightbus.connection.dial import BrokerAddresses
+from lightbus.connection.dial import BrokerAddresses, address_of
 from lightbus.connection.loop_reader import Loop
 from lightbus.connection.thread import ConnectionThread
 from lightbus.connection.wake_up import WakeUp
@@ -180,14 +180,15 @@ class PublisherConnection(ConnectionThread):
     def _confirming_channel(self, connection: Connection) -> Channel:
         channel = connection.channel()
         channel.on_ack = self.window.ack
-        channel.on_nack = self._nacked
+        look = address_of(connection, self.broker).broker.queue_lengths
+        channel.on_nack = lambda tag, multiple: self._nacked(tag, multiple, look)
         channel.on_return = self.window.mark_returned
         channel.confirm_select()
         return channel
 
-    def _nacked(self, tag: int, multiple: bool) -> None:
+    def _nacked(self, tag: int, multiple: bool, look: str) -> None:
         self._renewal.nacked(time.monotonic())
-        self.window.nack(tag, multiple)
+        self.window.nack(tag, multiple, look)
 
     def _renew_channel(self, connection: Connection) -> bool:
         """Replace the channel once nothing is in flight on it, so that nothing is published twice. False: not yet."""

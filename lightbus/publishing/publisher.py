@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from lightbus import errors
-from lightbus.connection.dial import BrokerAddresses
+from lightbus.connection.dial import BrokerAddresses, address_of
 from lightbus.connection.loop_reader import Loop, current_loop
 from lightbus.connection.thread import StartInterrupted, own_thread
 from lightbus.connection.wake_up import WakeUp
@@ -189,7 +189,8 @@ class Publisher(PublisherConnection):
         if connection is not None and connection.blocked:
             return errors.PublishBlocked(
                 f"{pending} was not sent: {broker} has not accepted messages (a memory or disk alarm) for {limit:g} s. "
-                "Free memory or disk on the broker (rabbitmq-diagnostics alarms); publishing resumes automatically."
+                f"Free memory or disk on the broker ({address_of(connection, self.broker).broker.alarms}); publishing "
+                "resumes automatically."
             )
         if self.error is not None or self.channel is None:
             slow = f"No connection to {broker} yet: no answer so far. Is a broker listening there?"

@@ -73,9 +73,6 @@ DELAY: Final = "lightbus.delay"
 ROUTED: Final = "lightbus.routed"
 REDELIVERED: Final = "lightbus.redelivered"
 
-_SYSTEMS = {"amqp": "rabbitmq", "amqps": "rabbitmq", "pyamqp": "rabbitmq", "sqlite": "lightbus", "memory": "lightbus"}
-"""`messaging.system` by the scheme of the broker's URL. The embedded broker has no name in the conventions."""
-
 _BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Seconds, as the conventions give them."""
 
@@ -582,11 +579,11 @@ def _system(broker: BrokerAddresses | None) -> Attributes:
     """The broker, as far as it is known: which node of a cluster a connection has, is not."""
     if broker is None:
         return {SYSTEM: "rabbitmq"}
-    attributes: Attributes = {SYSTEM: _SYSTEMS.get(broker.addresses[0].scheme, broker.addresses[0].scheme)}
-    if len(broker.addresses) == 1 and not broker.addresses[0].embedded:
-        parts = urlsplit(broker.addresses[0].plain)
-        attributes[SERVER_ADDRESS] = parts.hostname or "localhost"
-        attributes[SERVER_PORT] = parts.port or (5671 if parts.scheme == "amqps" else 5672)
+    address = broker.addresses[0]
+    attributes: Attributes = {SYSTEM: address.broker.messaging_system}
+    if len(broker.addresses) == 1 and address.port is not None:
+        attributes[SERVER_ADDRESS] = urlsplit(address.plain).hostname or "localhost"
+        attributes[SERVER_PORT] = address.port
     return attributes
 
 

@@ -6,8 +6,8 @@ kombu's virtual transports have no exchange-to-exchange bindings, confirms and r
 this module lists.
 
 **A third transport** is a kombu transport (a subclass of `kombu.transport.base.Transport`) whose connections and
-channels have the methods of `Connection` and `Channel` below. `connection/address.py` maps its URL schemes to it, and
-`tests/conformance` must pass on it.
+channels have the methods of `Connection` and `Channel` below. A row in `connection/brokers` maps its URL schemes to it,
+and `tests/conformance` must pass on it.
 
 **Threads.** One thread owns a connection, and calls all methods of it and its channels, except where a method allows
 other threads. In the owner's place, an event loop may read the connection (`Connection.watched`): one at a time.

@@ -19,6 +19,14 @@ def anyio_backend() -> str:
 MakeApp = Callable[..., Lightbus]
 
 
+@pytest.fixture(autouse=True)
+def _possible(request: pytest.FixtureRequest) -> None:
+    marker = request.node.get_closest_marker("impossible_on_artemis")
+    callspec = getattr(request.node, "callspec", None)
+    if marker is not None and callspec is not None and callspec.params.get("broker_url") == "artemis":
+        pytest.skip(f"impossible on Artemis: {marker.args[0]}")
+
+
 @pytest.fixture
 def make_app(broker_url: str) -> Iterator[MakeApp]:
     """`make_app("billing")`: an app on this test's broker, with a short retry schedule; closed at the end."""

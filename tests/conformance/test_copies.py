@@ -221,6 +221,7 @@ async def test_a_dead_letter_that_was_moved_away_and_back_is_still_the_event_tha
     assert not letter.proven
 
 
+@pytest.mark.impossible_on_artemis("the broker does not record in the message where it was dead-lettered")
 async def test_a_letter_of_the_broker_s_that_was_moved_by_hand_keeps_its_name_too(
     shop: Lightbus, billing: Lightbus
 ) -> None:
@@ -277,6 +278,7 @@ async def test_what_nobody_published_to_an_exchange_has_no_source(billing: Light
     assert (letter.event, letter.source) == ("billing.main", "")
 
 
+@pytest.mark.impossible_on_artemis("a queue cannot dead-letter to an exchange")
 async def test_what_a_queue_dead_letters_to_the_bus_is_not_handled_and_can_be_retried(
     shop: Lightbus, billing: Lightbus
 ) -> None:

@@ -253,8 +253,8 @@ async def test_source_matches_only_events_of_that_app(billing: Lightbus, make_ap
         received["from_shop"].append(message.source)
 
     async with running(shop, market, billing):
-        assert not (await market.publish(OrderPlaced(number=1))).routed
-        assert (await shop.publish(OrderPlaced(number=2))).routed
+        await market.publish(OrderPlaced(number=1))
+        await shop.publish(OrderPlaced(number=2))
         await eventually(lambda: received["from_shop"], ["shop"])
 
 

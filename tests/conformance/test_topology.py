@@ -115,7 +115,7 @@ async def test_a_queue_with_other_arguments_is_a_conflict_with_the_difference_an
     assert "queue 'billing.main'" in text
     assert "other arguments than this app declares" in text
     assert re.search(way_out(billing, amqp=r"rabbitmqctl delete_queue --vhost \S+ billing.main,"), text)
-    assert ("rabbitmqctl" in text) == (not billing.broker.addresses[0].embedded)
+    assert ("rabbitmqctl" in text) == (billing.broker.addresses[0].broker.name == "RabbitMQ")
 
 
 async def test_an_exchange_of_another_type_is_a_conflict_for_the_publisher(shop: Lightbus) -> None:

@@ -14,6 +14,7 @@ import pytest
 from lightbus import Lightbus, Retry, __version__
 from lightbus.catalog import storage
 from lightbus.catalog.contract import contract_of
+from lightbus.connection.address import parse_address
 from lightbus.connection.declare import declare
 from lightbus.inspection.broker import version as check_version
 from lightbus.inspection.trial import clock as check_clock
@@ -276,20 +277,26 @@ def test_a_wrong_password_and_a_stopped_broker_are_distinguished(folder: Path, r
 
 
 @pytest.mark.parametrize(
-    ("product", "version", "level"),
+    ("scheme", "product", "version", "level"),
     [
-        ("RabbitMQ", "3.9.29", "fail"),
-        ("RabbitMQ", "3.10.0", "ok"),
-        ("RabbitMQ", "3.13.7", "ok"),
-        ("RabbitMQ", "4.1.0-rc.1", "ok"),
-        ("RabbitMQ", "5.0.0", "warn"),
-        ("RabbitMQ", "", "warn"),
-        ("Other", "1", "warn"),
-        ("Lightbus embedded broker", __version__, "ok"),
+        ("amqp", "RabbitMQ", "3.9.29", "fail"),
+        ("amqp", "RabbitMQ", "3.10.0", "ok"),
+        ("amqp", "RabbitMQ", "3.13.7", "ok"),
+        ("amqp", "RabbitMQ", "4.1.0-rc.1", "ok"),
+        ("amqp", "RabbitMQ", "5.0.0", "warn"),
+        ("amqp", "RabbitMQ", "", "warn"),
+        ("amqp", "Other", "1", "warn"),
+        ("memory", "Lightbus embedded broker", __version__, "ok"),
+        ("activemq", "apache-activemq-artemis", "2.40.0", "ok"),
+        ("activemq", "apache-activemq-artemis", "2.41.0", "ok"),
+        ("activemq", "apache-activemq-artemis", "2.39.0", "warn"),
+        ("activemq", "apache-activemq-artemis", "3.0.0", "warn"),
+        ("activemq", "ActiveMQ", "5.17.2", "warn"),
     ],
 )
-def test_supported_versions(product: str, version: str, level: str) -> None:
-    assert check_version({"product": product, "version": version}).level == level
+def test_supported_versions(scheme: str, product: str, version: str, level: str) -> None:
+    address = parse_address(f"{scheme}://localhost")
+    assert check_version(address, {"product": product, "version": version}).level == level
 
 
 @pytest.mark.parametrize(("death", "level"), [(1000, "ok"), (1004, "ok"), (1100, "warn"), (900, "warn"), ("?", "note")])

@@ -244,4 +244,4 @@ def test_the_password_of_a_damaged_url_is_not_shown(url: str) -> None:
 def test_any_value_is_parsed_or_rejected_without_quoting_it(url: Any) -> None:
     broker = _read(url)
     for address in broker.addresses if broker is not None else ():
-        assert address.embedded or urlsplit(address.plain).hostname
+        assert address.port is None or urlsplit(address.plain).hostname

@@ -58,15 +58,16 @@ def demo(url: str | None, events: int | None, web: bool, no_color: bool) -> None
     With --url, the demo's queues and exchanges have names unique to this run, and are deleted at the end. (The bus
     exchange, `lightbus`, stays. Apps on that virtual host that subscribe to `#` receive the demo's events, too.)
     """
-    if url is not None and url.startswith("memory:"):
-        raise click.UsageError("memory:// works within one process; the demo has four. Omit --url, or use RabbitMQ.")
     from lightbus import errors
     from lightbus.cli.demo import page
     from lightbus.cli.demo.run import Run
     from lightbus.cli.demo.screen import Screen
     from lightbus.cli.demo.services import FOLDER
     from lightbus.cli.demo.stopping import Failed, Stopped, Stopping
+    from lightbus.connection.dial import BrokerAddresses
 
+    if url is not None and any(address.private for address in BrokerAddresses.parse(url).addresses):
+        raise click.UsageError("memory:// works within one process; the demo has four. Omit --url, or use RabbitMQ.")
     if web:
         from lightbus.cli.web import check_extra
 

@@ -46,7 +46,7 @@ def require_shared_broker(app: Lightbus) -> None:
     """
     from lightbus import errors
 
-    if any(address.scheme == "memory" for address in app.broker.addresses):
+    if any(address.private for address in app.broker.addresses):
         raise errors.TargetError(
             f"the broker of app {app.name!r} is memory://, which only this process can use: no worker would receive "
             "what the relay sends. Set LIGHTBUS_URL, or the app's url=, to the broker of the workers."

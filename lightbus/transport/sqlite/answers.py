@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from amqp import exceptions as amqp_errors
 
+from lightbus.transport.kombu_channel import amqp_error
+
 Kind = Literal["queue", "exchange"]
 Arguments = Mapping[str, Any]
 
@@ -15,12 +17,6 @@ Arguments = Mapping[str, Any]
 def same(value: Any, other: Any) -> bool:
     """Whether two arguments are equal for AMQP."""
     return type(value) is type(other) and bool(value == other)  # 1 is not True, as in AMQP
-
-
-def amqp_error(kind: Any, text: str) -> Exception:
-    """An error of `amqp.exceptions`, which has no types."""
-    error: Exception = kind(text, reply_code=kind.code or None)
-    return error
 
 
 def not_found(kind: Kind, name: str) -> Exception:

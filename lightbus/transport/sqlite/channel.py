@@ -25,9 +25,9 @@ from lightbus.transport import (
     Publication,
     Takes,
 )
-from lightbus.transport.sqlite.answers import amqp_error, not_for_streams, precondition_failed
+from lightbus.transport.kombu_channel import KombuChannel, amqp_error, ignore
+from lightbus.transport.sqlite.answers import not_for_streams, precondition_failed
 from lightbus.transport.sqlite.deliveries import Claim
-from lightbus.transport.sqlite.kombu_channel import KombuChannel, ignore
 from lightbus.transport.sqlite.store import Outcome, Store
 from lightbus.transport.sqlite.tables import decode_table
 from lightbus.transport.sqlite.topology import Exchange, Queue

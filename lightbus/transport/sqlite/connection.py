@@ -39,7 +39,7 @@ from amqp import exceptions as amqp_errors
 from kombu.transport import base
 
 from lightbus import errors
-from lightbus.transport.sqlite.answers import amqp_error
+from lightbus.transport.kombu_channel import amqp_error
 from lightbus.transport.sqlite.channel import Channel, Consumer
 from lightbus.transport.sqlite.deliveries import Claim
 from lightbus.transport.sqlite.place import locate

@@ -8,11 +8,11 @@ from typing import Any
 
 from amqp import exceptions as amqp_errors
 
+from lightbus.transport.kombu_channel import amqp_error
 from lightbus.transport.sqlite.answers import (
     Arguments,
     Kind,
     access_refused,
-    amqp_error,
     assert_same,
     check_queue_arguments,
     not_found,

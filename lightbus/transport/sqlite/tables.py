@@ -10,7 +10,8 @@ import msgspec
 from amqp import exceptions as amqp_errors
 
 from lightbus.transport import Properties
-from lightbus.transport.sqlite.answers import Arguments, amqp_error
+from lightbus.transport.kombu_channel import amqp_error
+from lightbus.transport.sqlite.answers import Arguments
 
 _SIMPLE = frozenset({str, int, bool, float, bytes, type(None)})
 _TIME = 1  # msgpack extension: seconds since 1970

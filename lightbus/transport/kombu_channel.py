@@ -11,7 +11,12 @@ from kombu import message
 from kombu.transport import base
 
 from lightbus.transport import Delivery, OnCancel, OnDelivery, Publication
-from lightbus.transport.sqlite.answers import amqp_error
+
+
+def amqp_error(kind: Any, text: str) -> Exception:
+    """An error of `amqp.exceptions`, which has no types."""
+    error: Exception = kind(text, reply_code=kind.code or None)
+    return error
 
 
 def ignore(*_: Any) -> None:

@@ -1,0 +1,795 @@
+"""A channel of a connection to Artemis: publishes, consumes, settles and declares. It is an AMQP 1.0 session."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import attrs
+from amqp import exceptions as amqp_errors
+from amqp.protocol import queue_declare_ok_t
+from proton import Condition, Session
+from proton import Delivery as Transfer
+
+from lightbus.transport import (
+    Delivery,
+    OnCancel,
+    OnClosed,
+    OnConfirm,
+    OnDelivery,
+    OnReturn,
+    Properties,
+    Publication,
+    Takes,
+    Unencodable,
+)
+from lightbus.transport.activemq import answers, message, names, selector
+from lightbus.transport.activemq.declarations import Declarations
+from lightbus.transport.activemq.links import UNLIMITED, Consumer, Incoming, Outgoing, Sent
+from lightbus.transport.kombu_channel import KombuChannel, ignore
+
+OPERATION_TIMEOUT = 10.0
+"""Seconds for a request and its answer."""
+CREDIT_WAIT = 2.0
+"""Seconds that a publication waits for the credit of a new link."""
+LARGE = 131072
+"""Bytes of a body from which `takes` is asked."""
+TRIES = 10
+"""Drains that find nothing, after which a queue counts as empty though the broker counts messages in it."""
+BROWSED = 500
+"""Messages of the catalogue that are asked for at once."""
+
+
+class Owner(Protocol):
+    """What a channel needs from its connection."""
+
+    channels: dict[int, Channel]
+    links: dict[str, Incoming | Outgoing]
+    declarations: Declarations
+
+    @property
+    def connected(self) -> bool: ...
+
+    def link_name(self, what: str) -> str: ...
+
+    def end_session(self, session: Session) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def wait_for(self, is_over: Callable[[], bool], what: str, seconds: float) -> None: ...
+
+    def dispatch_later(self, callback: Callable[[], object]) -> None: ...
+
+
+@attrs.frozen
+class _Target:
+    """Where a publication goes."""
+
+    address: str
+    capability: str = "topic"
+    subject: str | None = None
+    """Instead of the routing key."""
+    ttl: int | None = None
+    delay: int | None = None
+    """Both in milliseconds."""
+
+
+@attrs.frozen
+class _Held:
+    """A message that is delivered and not settled."""
+
+    transfer: Transfer
+    link: Incoming
+    consumer: Consumer | None
+
+
+class Channel(KombuChannel):
+    """A channel; see `lightbus.transport.Channel`.
+
+    Over 300 lines: a third of them are the signatures of AMQP's declarations.
+    """
+
+    counts_bytes = False
+
+    def __init__(self, connection: Owner, session: Session, number: int) -> None:
+        self.connection = connection
+        self.channel_id = number
+        self.session = session
+        self.on_ack: OnConfirm = ignore
+        self.on_nack: OnConfirm = ignore
+        self.on_return: OnReturn = ignore
+        self.on_closed: OnClosed | None = None
+        self.takes: Takes | None = None
+        self._error: Exception | None = None
+        """Why the broker closed it."""
+        self._waits = 0
+        """Methods that wait for an answer."""
+        self._published = 0
+        self._delivered = 0
+        self._limit = UNLIMITED
+        self._tags = itertools.count(1)
+        self._senders: dict[str, Outgoing] = {}
+        """By address."""
+        self._receivers: dict[str, Incoming] = {}
+        """By queue."""
+        self._held: dict[int, _Held] = {}
+        """By delivery tag, in ascending order."""
+        self._declared: dict[str, set[str]] = {}
+        """The queues that were declared, and the clauses of their bindings: declared in one piece, since on Artemis a
+        queue has one selector."""
+        session.open()
+
+    @property
+    def _is_open(self) -> bool:
+        return self.connection.channels.get(self.channel_id) is self
+
+    def _check_open(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if not self._is_open or not self.connection.connected:
+            raise answers.closed("channel")
+
+    def _wait(self, is_over: Callable[[], bool], what: str, seconds: float | None = None) -> None:
+        """
+        Raises:
+            amqp.exceptions.AMQPError: the broker closed the channel; or the connection, which others raise as well.
+        """
+        self._waits += 1
+        try:
+            limit = OPERATION_TIMEOUT if seconds is None else seconds
+            self.connection.wait_for(lambda: is_over() or self._error is not None, what, limit)
+        finally:
+            self._waits -= 1
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Declare what was begun. What is not settled returns to its queue."""
+        if not self._is_open or not self.connection.connected:
+            return
+        self.settle_declarations()
+        self._end()
+        self.connection.flush()
+
+    def _end(self) -> None:
+        links: list[Incoming | Outgoing] = [*self._senders.values(), *self._receivers.values()]
+        for link in links:
+            self.connection.links.pop(link.link.name, None)
+        self.give_back()
+        self.connection.end_session(self.session)
+        self.connection.channels.pop(self.channel_id, None)
+
+    def give_back(self) -> None:
+        """Return what is not settled to its queue. It counts as a delivery, as on RabbitMQ: a handler may have begun."""
+        for held in self._held.values():
+            held.transfer.local.failed = True
+            held.transfer.update(Transfer.MODIFIED)
+            held.transfer.settle()
+        self._held.clear()
+
+    def drop(self) -> None:
+        """The connection has ended."""
+        self._held.clear()
+
+    def fail(self, error: Exception) -> None:
+        """The broker refused something, which closes the channel, as in AMQP 0-9-1."""
+        if not self._is_open:
+            return
+        self._error = error
+        self._declared.clear()
+        self._end()
+        if not self._waits:
+            self.connection.dispatch_later(self._report)
+
+    def _report(self) -> None:
+        assert self._error is not None
+        if self.on_closed is None:
+            raise self._error
+        self.on_closed(self._error)
+
+    # --- publishing -----------------------------------------------------------------------
+
+    def confirm_select(self, nowait: bool = False) -> None:
+        """Count publications from 1. Artemis confirms each in any case."""
+
+    def publish(self, publications: Sequence[Publication]) -> None:
+        """Send all for which the broker has given credit. The rest waits for it here."""
+        self._check_open()
+        self.settle_declarations()
+        encoded: list[tuple[_Target, bytes]] = []
+        for publication in publications:
+            target = self._target(publication)
+            if target.delay is not None and "expiration" in publication.properties:
+                properties = {name: value for name, value in publication.properties.items() if name != "expiration"}
+                publication = attrs.evolve(publication, properties=properties)  # it would expire before it is delivered
+            subject = publication.routing_key if target.subject is None else target.subject
+            try:
+                data = message.encode(publication, subject, ttl=target.ttl, delay=target.delay)
+            except ValueError as error:
+                raise Unencodable(str(error), publication) from error
+            encoded.append((target, data))
+        touched: dict[str, Outgoing] = {}
+        new: list[Outgoing] = []
+        for publication, (target, data) in zip(publications, encoded, strict=True):
+            link = self._senders.get(target.address)
+            if link is None:
+                link = self._new_sender(target)
+                new.append(link)
+            self._published += 1
+            message_id = publication.properties.get("message_id", "")
+            link.put(Sent(self._published, message_id, publication.mandatory), data)
+            touched[target.address] = link
+        for link in touched.values():
+            link.push()
+        self.connection.flush()
+        if new:
+            self._wait_for_credit(new)
+
+    def _wait_for_credit(self, links: Sequence[Outgoing]) -> None:
+        """The broker gives it when a link opens. What has none after `CREDIT_WAIT` is sent when it comes."""
+        with contextlib.suppress(TimeoutError):
+            self._wait(lambda: not any(link.waiting for link in links), "opening a link", CREDIT_WAIT)
+
+    def publish_nowait(self, publications: Sequence[Publication]) -> bool:
+        """Always False: the engine belongs to the connection's owner."""
+        return False
+
+    def _new_sender(self, target: _Target) -> Outgoing:
+        sender = self.session.sender(self.connection.link_name(target.address))
+        link = Outgoing(self, sender, target.address, target.capability)
+        self._senders[target.address] = self.connection.links[sender.name] = link
+        return link
+
+    def _target(self, publication: Publication) -> _Target:
+        """
+        Raises:
+            amqp.exceptions.AMQPError: it can go nowhere on Artemis.
+        """
+        exchange, key = publication.exchange, publication.routing_key
+        if exchange == "":
+            waits_in = names.retry_queue_of(key)
+            if waits_in is not None:
+                return _Target(names.queue_address(waits_in[0]), delay=waits_in[1])
+            return _Target(names.queue_address(key))
+        if exchange == names.BUS:
+            raise answers.access_refused(f"cannot publish to internal exchange '{exchange}'")
+        delaying = names.delaying_app(exchange)
+        if delaying is not None:
+            return _Target(names.DELAYS + delaying, "queue", ttl=1000 * _delay_of(publication.properties))
+        if not exchange.endswith(names.INTERNAL):
+            return _Target(names.exchange_address(exchange))
+        app = exchange.removesuffix(names.INTERNAL)
+        if key == names.CONTRACT:
+            return _Target(names.CONTRACTS + app)
+        retry = names.retry_of(key)
+        if retry is None:
+            return _Target(names.queue_address(f"{app}.{key}"))
+        suffix, delay = retry
+        ttl = publication.properties.get("expiration")
+        delay = min(delay, int(ttl)) if ttl is not None else delay
+        return _Target(names.queue_address(f"{app}.{suffix}"), subject=suffix, delay=delay)
+
+    def accepted(self, sent: Sent) -> None:
+        self.connection.dispatch_later(lambda: self.on_ack(sent.number, False))
+
+    def unroutable(self, sent: Sent) -> None:
+        """No such queue."""
+        if sent.mandatory:
+            self.connection.dispatch_later(lambda: self.on_return(sent.message_id))
+        self.accepted(sent)
+
+    def rejected(self, sent: Sent, condition: Condition | None) -> None:
+        if condition is not None and condition.name == answers.REFUSED:
+            self.fail(answers.channel_error(condition.name, condition.description or "", answers.PUBLISH))
+        elif condition is not None and condition.name == answers.NOT_FOUND:
+            self.unroutable(sent)
+        else:
+            self.connection.dispatch_later(lambda: self.on_nack(sent.number, False))
+
+    def sender_closed(self, link: Outgoing, condition: Condition | None) -> None:
+        self._senders.pop(link.address, None)
+        if condition is not None and condition.name in (answers.NOT_FOUND, answers.DELETED):
+            for sent in link.take_back():
+                self.unroutable(sent)
+            link.link.close()
+        else:
+            name, description = ("", "") if condition is None else (condition.name, condition.description or "")
+            self.fail(answers.channel_error(name, description, answers.PUBLISH))
+
+    # --- consuming ------------------------------------------------------------------------
+
+    def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool) -> None:
+        """Limit what each new consumer may hold. 0 means no limit."""
+        self._limit = prefetch_count or UNLIMITED
+
+    def consume(
+        self,
+        queue: str,
+        on_delivery: OnDelivery,
+        *,
+        on_cancel: OnCancel,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        consumer_tag: str = "",
+    ) -> str:
+        """Subscribe and return the consumer tag."""
+        self._check_open()
+        tag = consumer_tag or f"ctag{self.channel_id}.{next(self._tags)}"
+        link = self._receiver(queue)
+        if link.consumer is not None:
+            raise answers.precondition_failed(f"this channel consumes queue '{queue}' already")
+        link.consumer = Consumer(tag, self._limit, no_ack, on_delivery, on_cancel)
+        link.give(self._limit)
+        self.connection.flush()
+        return tag
+
+    def basic_cancel(self, consumer_tag: str, nowait: bool = False) -> None:
+        """Receive no more. What it holds stays with the channel."""
+        links = [one for one in self._receivers.values() if one.consumer and one.consumer.tag == consumer_tag]
+        if not links:
+            return
+        link = links[0]
+        if link.link.credit > 0:
+            # The broker sends one more message at most, and answers the drain: then nothing is on its way.
+            link.give(1 - link.link.credit)
+            self._drain(link, 0, "cancelling a consumer")
+        consumer = link.consumer
+        assert consumer is not None
+        if self._is_open:
+            # What has arrived before is delivered before this returns, in its order.
+            link.consumer = None
+            self._close_unused(link)
+            self.connection.flush()
+
+    def _receiver(self, queue: str) -> Incoming:
+        """The link of a queue.
+
+        Raises:
+            amqp.exceptions.NotFound: there is no such queue.
+        """
+        self.settle_declarations()
+        known = self._receivers.get(queue)
+        if known is not None:
+            return known
+        declarations = self.connection.declarations
+        if queue in declarations.volatile:
+            return self._subscribe(queue)
+        if declarations.selector_of(queue) is None:
+            raise answers.not_found("queue", queue)
+        link = self._attach(queue, names.queue_address(queue))
+        declarations.selector_of(queue)  # the attach has created the queue, if it was deleted meanwhile
+        return link
+
+    def _subscribe(self, queue: str) -> Incoming:
+        """Open, or open again, the subscription of an exclusive queue."""
+        known = self._receivers.pop(queue, None)
+        clauses = self.connection.declarations.volatile[queue]
+        if known is not None:
+            self._drop_link(known)
+        return self._attach(queue, names.BUS_ADDRESS, selector=" OR ".join(f"({one})" for one in sorted(clauses)))
+
+    def _attach(self, queue: str, address: str, *, selector: str | None = None, browse: bool = False) -> Incoming:
+        connection = self.connection
+        receiver = self.session.receiver(connection.link_name(queue))
+        link = Incoming(self, receiver, address, queue, selector=selector, browse=browse)
+        self._receivers[queue] = connection.links[receiver.name] = link
+        self._wait(lambda: link.is_open, f"attaching to {address}")
+        return link
+
+    def _drop_link(self, link: Incoming) -> None:
+        self.connection.links.pop(link.link.name, None)
+        link.link.close()
+
+    def _close_unused(self, link: Incoming) -> None:
+        """Close a link without a consumer, once all that it delivered is settled."""
+        is_used = link.consumer is not None or link.get is not None or link.unsettled > 0
+        if not is_used and link.queue in self._receivers and link.queue not in self.connection.declarations.volatile:
+            del self._receivers[link.queue]
+            self._drop_link(link)
+
+    def receiver_closed(self, link: Incoming, condition: Condition | None) -> None:
+        if self._receivers.get(link.queue) is link:
+            del self._receivers[link.queue]
+        consumer, link.consumer = link.consumer, None
+        name, description = ("", "") if condition is None else (condition.name, condition.description or "")
+        if consumer is None or not link.is_open:
+            self.fail(answers.channel_error(name, description))
+        else:
+            self.connection.dispatch_later(lambda: consumer.on_cancel(consumer.tag))
+
+    def arrived(self, link: Incoming, transfer: Transfer, data: bytes) -> None:
+        consumer, get = link.consumer, link.get
+        if not self._is_open or (consumer is None and get is None):
+            transfer.update(Transfer.RELEASED)
+            transfer.settle()
+            return
+        self._delivered += 1
+        tag = self._delivered
+        if consumer is not None and consumer.no_ack:
+            transfer.update(Transfer.ACCEPTED)
+            transfer.settle()
+            link.give(1)
+        else:
+            self._held[tag] = _Held(transfer, link, consumer)
+            link.unsettled += 1
+            if consumer is not None:
+                consumer.held += 1
+        try:
+            delivery = self._delivery(link.queue, tag, message.split(data))
+        except ValueError as error:
+            delivery = Delivery(self, tag, False, "", "", partial(_unreadable, str(error)), data)
+        if get is not None:
+            get(delivery)
+        elif consumer is not None:
+            self.connection.dispatch_later(partial(self._hand_over, consumer, delivery))
+
+    def _hand_over(self, consumer: Consumer, delivery: Delivery) -> None:
+        if not self._is_open:
+            return  # a callback has closed it, and the message is back in its queue
+        size = len(delivery.body)
+        if size > LARGE and self.takes is not None and not self.takes(delivery.delivery_tag, size):
+            return
+        consumer.on_delivery(delivery)
+
+    def _delivery(self, queue: str, tag: int, received: message.Received) -> Delivery:
+        source = None if received.orig_address is None else names.source_of(received.orig_address)
+        properties = received.properties
+        if received.orig_address is None:
+            # Only the app may send to its queue: through its internal exchange, or by the queue's name.
+            app, _, suffix = queue.partition(".")
+            key = received.subject
+            exchange = f"{app}{names.INTERNAL}" if key == suffix else ""
+        elif queue.endswith(f".{names.DEAD}"):
+            exchange, key = "", received.subject
+            properties = partial(_dead_lettered, received)
+        else:
+            exchange, key = source or "", received.subject
+        return Delivery(self, tag, received.deliveries > 0, exchange, key, properties, received.body)
+
+    def get(self, queue: str) -> Delivery | None:
+        """Take one message, which must be settled. None: the queue is empty."""
+        return self.take(queue, no_ack=False)
+
+    def take(self, queue: str, *, no_ack: bool) -> Delivery | None:
+        """`get`; with `no_ack`, the message is settled at once."""
+        self._check_open()
+        _not_the_catalog(queue, "basic.get")
+        link = self._receiver(queue)
+        found: list[Delivery] = []
+        link.get = found.append
+        try:
+            for _ in range(TRIES):
+                self._drain(link, 1, "basic.get")
+                # Artemis may answer a drain before it delivers what is in the queue (seen on 2.40.0).
+                if found or (queue not in self.connection.declarations.volatile and not self._ready(queue)):
+                    break
+        finally:
+            link.get = None
+        if not found:
+            self._close_unused(link)
+            return None
+        if no_ack:
+            self.basic_ack(found[0].delivery_tag)
+        return found[0]
+
+    def _drain(self, link: Incoming, count: int, what: str) -> None:
+        """Let the broker send up to `count` messages, and wait until it has sent what it has."""
+        receiver = link.link
+        receiver.drain(count)
+        self._wait(lambda: receiver.credit <= 0, what)
+        receiver.drain_mode = False
+
+    def _ready(self, queue: str) -> int:
+        return self.connection.declarations.counts(queue).ready
+
+    def read_stream(self, queue: str, on_delivery: OnDelivery, *, seconds: float) -> None:
+        """Browse all messages of a queue that keeps them."""
+        self._check_open()
+        expected = self._ready(queue)
+        link = self._attach(queue, names.queue_address(queue), browse=True)
+        deadline = time.monotonic() + seconds
+        seen = 0
+
+        def take(delivery: Delivery) -> None:
+            nonlocal seen
+            seen += 1
+            held = self._held.pop(delivery.delivery_tag)
+            held.transfer.update(Transfer.ACCEPTED)
+            held.transfer.settle()
+            link.unsettled -= 1
+            on_delivery(delivery)
+
+        link.get = take
+        while seen < expected:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"reading {queue} took longer than {seconds:g} s")
+            before = seen
+            self._drain(link, BROWSED, f"reading {queue}")
+            if seen == before:
+                expected = min(expected, self._ready(queue))  # some have expired
+        link.get = None
+        self._close_unused(link)
+
+    def first_properties(self, queue: str) -> Properties | None:
+        """AMQP 1.0 has no such request."""
+        return None
+
+    # --- settling -------------------------------------------------------------------------
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        self._settle(delivery_tag, multiple, Transfer.ACCEPTED)
+
+    def basic_reject(self, delivery_tag: int, requeue: bool) -> None:
+        self._settle(delivery_tag, False, Transfer.RELEASED if requeue else Transfer.REJECTED)
+
+    def basic_nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> None:
+        self._settle(delivery_tag, multiple, Transfer.RELEASED if requeue else Transfer.REJECTED)
+
+    def basic_recover(self, requeue: bool = False) -> None:
+        """Return all that is not settled to its queue."""
+        if self._held:
+            self._settle(max(self._held), True, Transfer.RELEASED)
+
+    def _settle(self, delivery_tag: int, multiple: bool, state: Any) -> None:
+        self._check_open()
+        held = self._held
+        if multiple:
+            tags = list(itertools.takewhile(lambda tag: tag <= delivery_tag, held)) if delivery_tag else [*held]
+        else:
+            tags = [delivery_tag] if delivery_tag in held else []
+        if not tags:
+            self.fail(answers.precondition_failed(f"unknown delivery tag {delivery_tag}"))
+            return
+        credit: dict[Incoming, int] = {}
+        for tag in tags:
+            one = held.pop(tag)
+            one.transfer.update(state)
+            one.transfer.settle()
+            one.link.unsettled -= 1
+            if one.consumer is not None:
+                one.consumer.held -= 1
+            more = one.consumer is not None and one.consumer is one.link.consumer
+            credit[one.link] = credit.get(one.link, 0) + more
+        for link, count in credit.items():
+            if count:
+                link.give(count)
+            else:
+                self._close_unused(link)
+        self.connection.flush()
+
+    # --- declaring ------------------------------------------------------------------------
+
+    def settle_declarations(self) -> None:
+        """Create the declared queues, or add the bindings that they lack."""
+        declared, self._declared = self._declared, {}
+        for queue, clauses in declared.items():
+            wanted = self.connection.declarations.wanted(queue, clauses)
+            if wanted is not None:
+                self._check_open()
+                link = self._attach(queue, names.queue_address(queue), selector=wanted)
+                self._close_unused(link)
+
+    def exchange_declare(
+        self,
+        exchange: str,
+        type: str = "topic",
+        passive: bool = False,
+        durable: bool = False,
+        auto_delete: bool = True,
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        internal: bool = False,
+    ) -> None:
+        self._check_open()
+        if passive:
+            self._failing(partial(self._require_exchange, exchange))
+        elif exchange == names.BUS:
+            self._failing(self.connection.declarations.check_bus)
+        elif names.delaying_app(exchange) is None and not exchange.endswith(names.INTERNAL):
+            self._create_address(exchange)
+
+    def _require_exchange(self, exchange: str) -> None:
+        if not self.connection.declarations.exchange_exists(exchange):
+            raise answers.not_found("exchange", exchange)
+
+    def _create_address(self, exchange: str) -> None:
+        """Attach once: that creates the address."""
+        target = _Target(names.exchange_address(exchange))
+        link = self._senders.get(target.address) or self._new_sender(target)
+        self._wait(lambda: link.link.remote_target.address is not None, f"attaching to {target.address}")
+
+    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
+        """Nothing: an address without messages costs nothing, and is created again by the next publication."""
+
+    def exchange_bind(
+        self,
+        destination: str,
+        source: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The broker's diverts bind the exchanges of all apps to the bus; there are no other such bindings."""
+        if destination != names.BUS and names.delaying_app(source) is None and names.delaying_app(destination) is None:
+            raise answers.not_implemented(f"on Artemis, an exchange cannot be bound to '{destination}'")
+
+    def exchange_unbind(
+        self,
+        destination: str,
+        source: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        raise answers.not_implemented("on Artemis, the exchange of an app cannot be unbound from the bus")
+
+    def queue_declare(
+        self,
+        queue: str = "",
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = True,
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> queue_declare_ok_t:
+        """Returns (queue, message_count, consumer_count)."""
+        self._check_open()
+        declarations = self.connection.declarations
+        if passive:
+            self._failing(self.settle_declarations)
+            counts = self._failing(partial(declarations.counts, queue))
+            return queue_declare_ok_t(queue, counts.ready, counts.consumers)
+        if exclusive:
+            declarations.volatile.setdefault(queue, [])
+        elif queue == names.CATALOG:
+            self._failing(partial(self._require_catalog))
+        elif names.retry_queue_of(queue) is None and names.delaying_app(queue) is None:
+            self._failing(partial(_check_arguments, queue, arguments or {}))
+            self._declared.setdefault(queue, set())
+        return queue_declare_ok_t(queue, 0, 0)
+
+    def _require_catalog(self) -> None:
+        if self.connection.declarations.selector_of(names.CATALOG) is None:
+            raise answers.access_refused(
+                f"queue '{names.CATALOG}' does not exist: the broker's broker.xml lacks the part that `lightbus "
+                "topology artemis` prints"
+            )
+
+    def _failing(self, method: Callable[[], Any]) -> Any:
+        """Call it. An error closes the channel, as in AMQP 0-9-1."""
+        try:
+            return method()
+        except amqp_errors.ChannelError as error:
+            if self._is_open:
+                self._error = error
+                self._end()
+            raise
+
+    def queue_bind(
+        self,
+        queue: str,
+        exchange: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._check_open()
+        if exchange.endswith(names.INTERNAL) or names.delaying_app(exchange) is not None:
+            return  # a queue is found by its name
+        clause = self._failing(partial(_clause, exchange, routing_key))
+        declarations = self.connection.declarations
+        if queue in declarations.volatile:
+            declarations.volatile[queue].append(clause)
+            self._subscribe(queue)
+        elif queue in self._declared:
+            self._declared[queue].add(clause)
+        else:
+            self._failing(partial(declarations.bind, queue, clause))
+
+    def queue_unbind(
+        self,
+        queue: str,
+        exchange: str,
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._check_open()
+        if exchange.endswith(names.INTERNAL):
+            raise answers.not_implemented("on Artemis, a queue is found by its name, without a binding")
+        self._failing(self.settle_declarations)
+        clause = self._failing(partial(_clause, exchange, routing_key))
+        self._failing(partial(self.connection.declarations.unbind, queue, clause))
+
+    def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
+        self._check_open()
+        _not_the_catalog(queue, "queue.purge")
+        self._failing(self.settle_declarations)
+        return int(self._failing(partial(self.connection.declarations.purge, queue)))
+
+    def queue_delete(
+        self, queue: str = "", if_unused: bool = False, if_empty: bool = False, nowait: bool = False
+    ) -> None:
+        self._check_open()
+        if self.connection.declarations.volatile.pop(queue, None) is not None:
+            link = self._receivers.pop(queue, None)
+            if link is not None:
+                self._drop_link(link)
+            return
+        self._failing(partial(self.connection.declarations.delete, queue))
+
+
+def _check_arguments(queue: str, arguments: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        amqp.exceptions.AMQPNotImplementedError: one of them asks for what queues on Artemis do not have.
+    """
+    for name, value in arguments.items():
+        is_stream = name == "x-queue-type" and value == "stream"
+        is_other = name == "x-dead-letter-exchange" and not str(value).endswith(names.INTERNAL)
+        if is_stream or is_other or name not in _ARGUMENTS:
+            raise answers.not_implemented(f"queue '{queue}': {name}={value!r} does not exist on Artemis")
+
+
+_ARGUMENTS = {
+    "x-queue-type",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-dead-letter-strategy",
+    "x-overflow",
+    "x-delivery-limit",
+}
+"""Of an app's queues. The administrator's part of broker.xml has what they mean."""
+
+
+def _not_the_catalog(queue: str, method: str) -> None:
+    """
+    Raises:
+        amqp.exceptions.AMQPNotImplementedError: it is the catalogue, which is read with `read_stream` only.
+    """
+    if queue == names.CATALOG:
+        raise answers.not_implemented(f"{method} not supported by queue '{queue}', which keeps what was read")
+
+
+def _clause(exchange: str, pattern: str) -> str:
+    try:
+        return selector.clause(exchange, pattern)
+    except ValueError as error:
+        raise answers.precondition_failed(str(error)) from error
+
+
+def _unreadable(why: str) -> Properties:
+    """The properties of a message of which nothing could be read.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(why)
+
+
+_DELAY_HEADER = "lightbus-delay-"
+
+
+def _delay_of(properties: Properties) -> int:
+    """The seconds of a delayed publication: its headers name the powers of two."""
+    headers = properties.get("headers") or {}
+    return sum(1 << int(name.removeprefix(_DELAY_HEADER)) for name in headers if name.startswith(_DELAY_HEADER))
+
+
+def _dead_lettered(received: message.Received) -> Properties:
+    """The properties of a message that the broker itself dead-lettered, with an `x-death` header as RabbitMQ writes it.
+    Artemis does not keep the time, the reason, and the address that the event came from."""
+    death: dict[str, Any] = {
+        "queue": received.orig_queue or "",
+        "reason": "delivery_limit",
+        "exchange": "",
+        "routing-keys": [received.subject],
+        "count": 1,
+    }
+    return received.properties([death])
