@@ -72,8 +72,8 @@ EVERYTHING = "".join(
         *("deleteNonDurableQueue", "send", "consume", "browse", "manage", "view", "edit"),
     )
 )
-OPEN = f'<security-settings><security-setting match="#">{EVERYTHING}</security-setting></security-settings>'
-"""All rights for `ADMIN`, none for other roles."""
+OPEN = f'<security-setting match="#">{EVERYTHING}</security-setting>'
+"""All rights for `ADMIN`, none for other roles, on what has no setting."""
 
 BOOTSTRAP = """\
 <broker xmlns="http://activemq.apache.org/schema">
@@ -101,6 +101,12 @@ appender.console.name = console
 appender.console.layout.type = PatternLayout
 appender.console.layout.pattern = %d %-5level [%logger] %msg%n
 """
+
+
+def default_settings(*security: str) -> str:
+    """The administrator's part, these security-settings, and all rights for `ADMIN`."""
+    end = "</security-settings>"
+    return broker_xml.administrator(ADMIN).replace(end, "\n".join([*security, OPEN, end]))
 
 
 @functools.cache
@@ -136,7 +142,7 @@ class Artemis(PrivateServer):
 
     def __init__(
         self,
-        settings: str = broker_xml.administrator() + OPEN,
+        settings: str | None = None,
         *,
         tls: Mapping[str, object] | None = None,
         options: str = "",
@@ -145,10 +151,12 @@ class Artemis(PrivateServer):
     ) -> None:
         """
         Args:
-            settings: the elements of broker.xml's `<core>`, apart from the acceptors and the journal's. By default,
-                the administrator's part, and all rights for `ADMIN`. Extra elements are appended to these.
-            tls: options of a second acceptor, at `tls_port`, such as keyStorePath. None: there is none.
-            options: more options of the acceptors, such as "amqpIdleTimeout=2000".
+            settings: the elements of broker.xml's `<core>`, apart from the acceptors and the journal's. None:
+                `default_settings()`.
+            tls: options of a second acceptor, at `tls_port`. {"keyStoreType": "PEM", "keyStorePath": ...} is a file
+                with a key and its certificates; {"needClientAuth": "true", "trustStoreType": "PEMCA",
+                "trustStorePath": ...} demands one of the client. None: there is none.
+            options: more options of the acceptors, or in place of ours, such as "amqpIdleTimeout=2000".
             sync: confirm only what is on the disk, as a production broker does.
         """
         super().__init__("Artemis")
@@ -156,13 +164,15 @@ class Artemis(PrivateServer):
         self.java_options = (*JAVA_OPTIONS, *java_options)
         self.users = {ADMIN: (ADMIN, [ADMIN])}
         self.etc = self.folder / "etc"
-        options = ";".join(filter(None, [broker_xml.ACCEPTOR_OPTIONS, options]))
+        pairs = f"{broker_xml.ACCEPTOR_OPTIONS};{options}".rstrip(";").split(";")
+        options = ";".join("=".join(pair) for pair in dict(pair.split("=", 1) for pair in pairs).items())
         acceptors = {"amqp": f"tcp://127.0.0.1:{self.port}?{options}"}
         if tls is not None:
             secure = {"sslEnabled": "true", **tls}
-            pairs = ";".join(f"{key}={value}" for key, value in secure.items())
-            acceptors["amqps"] = f"tcp://127.0.0.1:{self.tls_port}?{options};{pairs}"
+            more = ";".join(f"{key}={value}" for key, value in secure.items())
+            acceptors["amqps"] = f"tcp://127.0.0.1:{self.tls_port}?{options};{more}"
         lines = "\n".join(f'<acceptor name="{name}">{url}</acceptor>' for name, url in acceptors.items())
+        settings = default_settings() if settings is None else settings
         self.etc.mkdir()
         files = {
             "broker.xml": BROKER.format(
@@ -274,7 +284,8 @@ class Artemis(PrivateServer):
             for address in addresses:
                 if address not in (*fixed, management.reply_to) and not address.startswith(("activemq.", "$sys.")):
                     requests.append(("broker", "deleteAddress", [address, True]))
-            management.call(requests)
+            # A queue or address of a client that is leaving may be gone by now.
+            management.call(requests, tolerate=("AMQ229017", "AMQ229203", "AMQ229067"))
 
     @contextlib.contextmanager
     def management(self, user: str = ADMIN) -> Iterator[Management]:
@@ -300,8 +311,11 @@ class Management:
         self._sender = connection.create_sender("activemq.management")
         self.reply_to: str = self._answers.link.remote_source.address
 
-    def call(self, requests: Iterable[tuple[str, str, list[Any]]]) -> list[Any]:
+    def call(self, requests: Iterable[tuple[str, str, list[Any]]], *, tolerate: tuple[str, ...] = ()) -> list[Any]:
         """The answers to requests of (resource, operation, arguments), in one round trip.
+
+        Args:
+            tolerate: the codes of errors that are ignored: the answer is None.
 
         Raises:
             RuntimeError: one of them failed.
@@ -322,6 +336,8 @@ class Management:
             self._answers.accept()
             value = json.loads(answer.body) if answer.body else None
             if not answer.properties["_AMQ_OperationSucceeded"]:
+                if str(value[0]).startswith(tolerate):
+                    continue
                 raise RuntimeError(f"management operation {answer.correlation_id} failed: {value}")
             answers[int(answer.correlation_id)] = value[0] if value else None
         return answers

@@ -1,4 +1,4 @@
-"""`lightbus topology`: the exchanges and queues of an app, and the permissions of its broker user."""
+"""`lightbus topology`: the exchanges and queues of an app, permissions of its broker user, and settings of Artemis."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ Examples:
   lightbus topology billing.bus:app --live
   lightbus topology billing.bus:app --format svg > billing.svg
   lightbus topology permissions billing.bus:app
+  lightbus topology artemis                             (once for each broker: ActiveMQ Artemis)
 
 \b
 `lightbus topology COMMAND --help` shows the options of each.
@@ -55,9 +56,33 @@ All steps, once for each app, on the broker's machine:
 Then, where the app runs: LIGHTBUS_URL=amqps://billing:PASSWORD@host/VHOST
 
 \b
+On ActiveMQ Artemis: add the output of this to <security-settings> in broker.xml, again after each new queue:
+  lightbus topology permissions billing.bus:app --format artemis
+
+\b
 Exit codes:
   0  success; no broker is used
   2  the command line or MODULE:ATTR is invalid
+"""
+
+
+ARTEMIS_EPILOG = """\b
+Examples:
+  lightbus topology artemis
+  lightbus topology artemis --admin-role operators
+
+\b
+All steps, once for each broker:
+  1. Add the output to <core> in broker.xml. Elements that exist there, such as <addresses>, get the new children.
+  2. Restart the broker.
+Then, for each app:
+  3. Add its user to artemis-users.properties.
+  4. lightbus topology permissions billing.bus:app --format artemis
+
+\b
+Exit codes:
+  0  success; no broker is used
+  2  the command line is invalid
 """
 
 
@@ -252,8 +277,19 @@ def _verdict(states: States, target: str) -> Iterator[str]:
 @click.argument("target", metavar="MODULE:ATTR")
 @click.option("--user", help="The broker's user.  [default: the app's name]")
 @click.option("--vhost", help="The virtual host.  [default: the one in the app's URL]")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["rabbitmqctl", "artemis"]),
+    default="rabbitmqctl",
+    show_default=True,
+    help="A command for RabbitMQ; security-settings for the broker.xml of ActiveMQ Artemis.",
+)
+@click.option("--admin-role", metavar="ROLE", help="With --format artemis: the administrators' role.  [default: amq]")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object: user, vhost, configure, write, read.")
-def permissions(target: str, user: str | None, vhost: str | None, as_json: bool) -> None:
+def permissions(
+    target: str, user: str | None, vhost: str | None, form: str, admin_role: str | None, as_json: bool
+) -> None:
     """Print the rabbitmqctl command that gives an app's own broker user the minimal permissions.
 
     The user may configure, write and read the app's own exchanges and queues, and read the bus and the exchanges of
@@ -261,12 +297,25 @@ def permissions(target: str, user: str | None, vhost: str | None, as_json: bool)
     read another app's queues. So the broker verifies the source of each event.
 
     The bus exchange, lightbus, must exist: start any app once as a user with permission to configure it.
+
+    With --format artemis, it prints security-settings for the same. `lightbus topology artemis` prints what they need.
     """
     from lightbus.cli import logs
     from lightbus.cli import target as targets
 
+    if form == "artemis" and (vhost is not None or as_json):
+        raise click.UsageError("--vhost and --json are for RabbitMQ: omit them with --format artemis.")
+    if form != "artemis" and admin_role is not None:
+        raise click.UsageError("--admin-role is for ActiveMQ Artemis: add --format artemis.")
     logs.configure("error")
     app = targets.load_app(target)
+    if form == "artemis":
+        from lightbus.transport.activemq import broker_xml
+
+        queues = [one.name for one in app.consumed_queues()]
+        role = broker_xml.ADMIN_ROLE if admin_role is None else admin_role
+        output.write(broker_xml.permissions(app.name, queues, user=user, admin_role=role).rstrip())
+        return
     user = app.name if user is None else user
     vhost = app.broker.addresses[0].vhost if vhost is None else vhost
     configure, write, read = rules(app)
@@ -293,3 +342,19 @@ def rules(app: Lightbus) -> tuple[str, str, str]:
 def sources(app: Lightbus) -> list[str]:
     """The other apps that handlers name with source=."""
     return sorted({one.source for one in app.handlers.values() if one.source} - {app.name})
+
+
+# --- artemis ----------------------------------------------------------------------------------
+
+
+@topology.command(short_help="Print what Lightbus needs in the broker.xml of ActiveMQ Artemis.", epilog=ARTEMIS_EPILOG)
+@click.option("--admin-role", metavar="ROLE", default="amq", show_default=True, help="The administrators' role.")
+def artemis(admin_role: str) -> None:
+    """Print what Lightbus needs in the broker.xml of ActiveMQ Artemis, for all apps.
+
+    These are addresses, diverts (which verify the source of each event), settings of addresses, and the rights that all
+    apps have. `lightbus topology permissions MODULE:ATTR --format artemis` prints those of one app.
+    """
+    from lightbus.transport.activemq import broker_xml
+
+    output.write(broker_xml.administrator(admin_role).rstrip())

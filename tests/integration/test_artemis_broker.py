@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lightbus.transport.activemq import broker_xml
 from tests.artemis import Artemis
 from tests.conftest import need_artemis
+from tests.patience import LIMIT, wait_until
 
 pytestmark = pytest.mark.artemis
 
@@ -37,6 +42,12 @@ def messages(broker: Artemis) -> dict[str, int]:
     return {one["name"]: int(one["messageCount"]) for one in queues if one["name"].startswith("lightbus.")}
 
 
+def selector(broker: Artemis, queue: str) -> str:
+    with broker.management() as management:
+        (found,) = management.call([(f"queue.{queue}", "getFilter", [])])
+    return str(found)
+
+
 def addresses(broker: Artemis) -> set[str]:
     with broker.management() as management:
         found = management.listed("listAddresses")
@@ -58,3 +69,50 @@ def test_confirmed_messages_survive_a_kill(broker: Artemis) -> None:
     assert not broker.answers()
     broker.start()
     assert messages(broker) == {"lightbus.catalog": 1}
+
+
+def test_a_selector_in_broker_xml_replaces_that_of_a_queue_for_good(broker: Artemis) -> None:
+    """`updateQueue` changes it only until the broker restarts."""
+    created = {"name": "billing.main", "address": "lightbus.bus", "routing-type": "MULTICAST", "filter-string": "FALSE"}
+    updated = {"name": "billing.main", "filter-string": "JMSType = 'a'"}
+    with broker.management() as management:
+        for operation, configuration in (("createQueue", created), ("updateQueue", updated)):
+            management.call([("broker", operation, [json.dumps(configuration)])])
+    assert selector(broker, "billing.main") == "JMSType = 'a'"
+    broker.restart()
+    assert selector(broker, "billing.main") == "FALSE"
+    file = broker.etc / "broker.xml"
+    address = '<address name="lightbus.bus">'
+    wanted = """JMSType = 'a' OR "m.x-opt-ORIG-ADDRESS" IS NULL"""
+    with_queue = f"{address}<multicast>{broker_xml.queue('billing.main', wanted)}</multicast>"
+    file.write_text(file.read_text().replace(f"{address}<multicast/>", with_queue))
+    wait_until(lambda: selector(broker, "billing.main") == wanted, "the broker reads broker.xml again")
+    broker.restart()
+    assert selector(broker, "billing.main") == wanted
+
+
+def test_a_second_port_has_tls(tmp_path: Path) -> None:
+    trustme = pytest.importorskip("trustme")
+    need_artemis()
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    header = b"AMQP\x03\x01\x00\x00"
+    with (
+        Artemis(tls={"keyStoreType": "PEM", "keyStorePath": tmp_path / "server.pem"}) as broker,
+        socket.create_connection(("127.0.0.1", broker.tls_port), timeout=LIMIT) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secure,
+    ):
+        secure.sendall(header)
+        assert secure.recv(8) == header
+
+
+def test_a_suspended_broker_answers_again_when_it_is_resumed(broker: Artemis) -> None:
+    broker.suspend()
+    with socket.create_connection(("127.0.0.1", broker.port), timeout=LIMIT) as client:
+        client.sendall(b"AMQP\x03\x01\x00\x00")
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(8)
+    broker.resume()
+    assert broker.answers()

@@ -92,6 +92,8 @@ def on_a_full_disk(folder: Path, url: str, *command: str, both: bool = False) ->
         ("topology bus:app --format svg", 0),
         ("topology permissions bus:app", 0),
         ("topology permissions bus:app --json", 0),
+        ("topology permissions bus:app --format artemis", 0),
+        ("topology artemis", 0),
         ("doctor bus:app", 0),
         ("doctor bus:app --json", 0),
         ("doctor bus:hearing", 1),

@@ -15,6 +15,7 @@ from lightbus.cli import mermaid, picture
 from lightbus.connection.declare import declare
 from lightbus.inspection.states import States, states
 from lightbus.transport import Publication
+from lightbus.transport.activemq import broker_xml
 from tests.bus import connected
 from tests.processes import lightbus, wait_until
 
@@ -118,6 +119,31 @@ def test_permissions_is_a_subcommand(folder: Path) -> None:
     mistyped = lightbus("topology", "permision", "bus:app", folder=folder, url=NOWHERE)
     assert mistyped.returncode == 2
     assert "No such command 'permision'. Did you mean 'permissions'?" in mistyped.stderr
+
+
+def test_permissions_for_artemis_name_each_queue_of_the_app(folder: Path) -> None:
+    done = lightbus(
+        "topology", "permissions", "bus:app", "--format", "artemis", "--user", "b", folder=folder, url=NOWHERE
+    )
+    queues = ["billing.main", "billing.reports"]
+    assert done.stdout == broker_xml.permissions("billing", queues, user="b")
+    assert "s3cr3t" not in done.stdout
+    done = lightbus("topology", "artemis", "--admin-role", "operators", folder=folder, url=NOWHERE)
+    assert done.stdout == broker_xml.administrator("operators")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ("--format artemis --vhost events", "--vhost and --json are for RabbitMQ: omit them with --format artemis."),
+        ("--format artemis --json", "--vhost and --json are for RabbitMQ: omit them with --format artemis."),
+        ("--admin-role amq", "--admin-role is for ActiveMQ Artemis: add --format artemis."),
+    ],
+)
+def test_options_of_another_broker_are_refused(folder: Path, options: str, error: str) -> None:
+    done = lightbus("topology", "permissions", "bus:app", *options.split(), folder=folder, url=NOWHERE)
+    assert done.returncode == 2
+    assert error in done.stderr
 
 
 # --- on a broker ------------------------------------------------------------------------------

@@ -1,12 +1,29 @@
 """The parts of Artemis' broker.xml that Lightbus needs. Pure text.
 
 The administrator's part (`administrator`) is the same for all apps and is written once. It has no address of an app:
-wildcards match those that apps create.
+wildcards match those that apps create. Each app adds security-settings (`permissions`) for its own user.
 """
 
 from __future__ import annotations
 
-from lightbus.transport.activemq.names import BUS_ADDRESS, CATALOG, CONTRACTS, DEAD_ADDRESS, DELAYS, EXCHANGES
+import textwrap
+from collections.abc import Iterable
+from xml.sax.saxutils import quoteattr
+
+import attrs
+
+from lightbus.transport.activemq.names import (
+    BUS_ADDRESS,
+    CATALOG,
+    CONTRACTS,
+    DEAD,
+    DEAD_ADDRESS,
+    DELAYS,
+    EXCHANGES,
+    MANAGEMENT,
+    REPLIES,
+    queue_address,
+)
 
 BUS_DIVERT = "lightbus-bus"
 CATALOG_DIVERT = "lightbus-catalog"
@@ -21,8 +38,21 @@ CATALOG_DAYS = 90
 ACCEPTOR_OPTIONS = "protocols=AMQP;amqpDuplicateDetection=false"
 """Without the last one, the broker takes the message id of an event for that of a duplicate, also of a retry."""
 
+ADMIN_ROLE = "amq"
+"""The role of administrators, as `artemis create` names it."""
+SHARED_ROLE = "lightbus"
+"""The role that the users of all apps have."""
+
+ACCEPTOR = f"""\
+<!-- In <acceptors>, for the apps (with TLS: see the manual of Artemis):
+       <acceptor name="amqp">tcp://0.0.0.0:5672?{ACCEPTOR_OPTIONS}</acceptor>
+     The users of apps must not reach an acceptor with other protocols (that of `artemis create` on port 61616 has them
+     all): only with a message that arrived over AMQP does the broker note its source where clients of AMQP see it. -->
+"""
+
 SETTINGS = """\
-<!-- Rights on single management operations: apps may read the counts of their own queues, and nothing else. -->
+<!-- Required: the rights below on `mops` addresses are for single management operations. Without this line, the right
+     `manage`, which apps have, is for all operations. -->
 <management-message-rbac>true</management-message-rbac>
 <!-- Milliseconds. Delayed events expire when they are due, so this is how late they may be. -->
 <message-expiry-scan-period>1000</message-expiry-scan-period>
@@ -83,6 +113,11 @@ ADDRESS_SETTINGS = f"""\
     <max-delivery-attempts>-1</max-delivery-attempts>
     <expiry-delay>{CATALOG_DAYS * 24 * 60 * 60 * 1000}</expiry-delay>
   </address-setting>
+  <!-- Answers to management requests. -->
+  <address-setting match="{REPLIES}#">
+    <auto-delete-queues>true</auto-delete-queues>
+    <auto-delete-addresses>true</auto-delete-addresses>
+  </address-setting>
   <!-- Delayed events. They expire when they are due, and then reach the queues of all apps. -->
   <address-setting match="{DELAYS}#">
     <expiry-address>{BUS_ADDRESS}</expiry-address>
@@ -93,6 +128,100 @@ ADDRESS_SETTINGS = f"""\
 """
 
 
-def administrator() -> str:
-    """The elements to add to `<core>` in broker.xml."""
-    return "\n".join([SETTINGS, ADDRESSES, DIVERTS, ADDRESS_SETTINGS])
+def administrator(admin_role: str = ADMIN_ROLE) -> str:
+    """The elements to add to `<core>` in broker.xml.
+
+    Only the setting with the most specific `match` counts, so each of ours names the role of the administrators, too.
+    """
+    rights = _settings(
+        # A volatile subscription, for `lightbus tail`. Apps have no right to send.
+        _Right(
+            BUS_ADDRESS,
+            SHARED_ROLE,
+            ("createNonDurableQueue", "consume"),
+            ("deleteNonDurableQueue", "createDurableQueue", "deleteDurableQueue", "send", "browse"),
+        ),
+        _Right(CATALOG, SHARED_ROLE, ("browse",), ("consume",)),
+        _Right(MANAGEMENT, SHARED_ROLE, ("send", "manage")),
+        # Whether another app exists, and whether the divert does.
+        _Right(f"mops.address.{EXCHANGES}#", SHARED_ROLE, ("view",), ("edit",)),
+        _Right(f"mops.divert.{BUS_DIVERT}.#", SHARED_ROLE, ("view",), ("edit",)),
+        # An operator changes the selector of a queue, or deletes a queue of an app that no longer exists.
+        *(_Right(f"mops.broker.{each}", "", (), ("edit",)) for each in ("updateQueue", "destroyQueue")),
+        admin_role=admin_role,
+    )
+    security = (
+        "<security-settings>\n"
+        f"  <!-- The users of all apps have the role `{SHARED_ROLE}`. Each has another role, too: see the output of\n"
+        f"       lightbus topology permissions MODULE:ATTR. Administrators have the role `{admin_role}`. -->\n"
+        f"{textwrap.indent(rights, '  ')}</security-settings>\n"
+    )
+    return "\n".join([ACCEPTOR, SETTINGS, ADDRESSES, DIVERTS, ADDRESS_SETTINGS, security])
+
+
+def app_role(app: str) -> str:
+    """The role of an app's user. With the prefix, no app's name can be that of a role of other programs."""
+    return f"{SHARED_ROLE}.{app}"
+
+
+def permissions(app: str, queues: Iterable[str], *, user: str | None = None, admin_role: str = ADMIN_ROLE) -> str:
+    """The elements to add to `<security-settings>` in broker.xml: the least that an app needs.
+
+    Artemis compares the fully qualified name of a queue (`address::queue`) only as a whole, so each queue is named, and
+    one that the app gets later needs its own setting. With it, rights on the queue are separate from those on its
+    address: an app sends retries to its queue, and cannot send to `lightbus.bus`. A queue without a setting has the
+    rights of its address: all apps can consume it.
+
+    An app needs no right on another app's exchange, also not for `source=`: its queue's selector compares the source.
+
+    Args:
+        queues: the names of the queues that the app consumes, without its dead-letter queue.
+        user: the broker's user, for the comment. None: it is named as the app.
+    """
+    role, user = app_role(app), user or app
+    of_queue = ("createDurableQueue", "send", "consume")
+    rights = _settings(
+        _Right(EXCHANGES + app, role, ("createAddress", "send")),
+        _Right(DELAYS + app, role, ("createAddress", "createDurableQueue", "send")),
+        _Right(CONTRACTS + app, role, ("createAddress", "send")),
+        *(_Right(queue_address(queue), role, of_queue) for queue in (*queues, f"{app}.{DEAD}")),
+        # The broker sends the answer with the rights of the app.
+        _Right(f"{REPLIES}{app}.#", role, ("createAddress", "createNonDurableQueue", "send", "consume")),
+        _Right(f"mops.queue.{app}.#", role, ("view",), ("edit",)),
+        admin_role=admin_role,
+    )
+    return (
+        f"<!-- {app}. Its user needs two roles. In artemis-roles.properties:\n"
+        f"       {SHARED_ROLE} = {user}          (separate the users of several apps with commas)\n"
+        f"       {role} = {user} -->\n{rights}"
+    )
+
+
+def queue(name: str, selector: str) -> str:
+    """The element to add to `<multicast>` of the queue's address in broker.xml, to change the selector of a queue.
+
+    The broker reads a changed broker.xml within some seconds, and the messages in the queue stay. The management
+    operation `updateQueue` does the same, but only until the broker restarts (seen in 2.40). After both, the broker
+    still compares the selector of a client that attaches with that of the queue's creation: attach without one.
+    """
+    return f"<queue name={quoteattr(name)}><filter string={quoteattr(selector)}/></queue>\n"
+
+
+@attrs.frozen
+class _Right:
+    match: str
+    role: str
+    types: tuple[str, ...]
+    """For the role and for administrators."""
+    admin_types: tuple[str, ...] = ()
+    """For administrators only."""
+
+
+def _settings(*rights: _Right, admin_role: str) -> str:
+    lines: list[str] = []
+    for right in rights:
+        lines.append(f'<security-setting match="{right.match}">')
+        for names, types in ((f"{right.role},{admin_role}", right.types), (admin_role, right.admin_types)):
+            lines += (f"  <permission type={quoteattr(each)} roles={quoteattr(names)}/>" for each in types)
+        lines.append("</security-setting>")
+    return "\n".join([*lines, ""])
