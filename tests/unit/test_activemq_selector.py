@@ -44,7 +44,7 @@ ODD_KEYS = [
 # --- an interpreter of selectors --------------------------------------------------------------
 
 Fields = dict[str, str | None]
-TOKEN = re.compile(r"""\s*('(?:[^']|'')*'|"[^"]*"|[A-Za-z]+|[=(),])""")
+TOKEN = re.compile(r"""\s*('(?:[^']|'')*'|"[^"]*"|[A-Za-z_]+|[=(),])""")
 
 
 def evaluate(text: str, fields: Fields) -> bool:
@@ -175,9 +175,17 @@ def test_copies_of_the_app_are_let_through_whatever_is_bound() -> None:
     assert not lets_through(selector([]), "a")
 
 
+def test_a_message_that_came_over_another_protocol_is_not_let_through() -> None:
+    """The broker notes where it was moved from in a property, which an AMQP client can write too."""
+    text = selector([clause(names.BUS, "#"), clause("shop", "a")])
+    assert not evaluate(text, {"JMSType": "a", "_AMQ_ORIG_ADDRESS": "lightbus.exchange.shop"})
+    assert evaluate(text, {"JMSType": "a", "_AMQ_ORIG_ADDRESS": "x", "m.x-opt-ORIG-ADDRESS": OF_SHOP})
+
+
 def test_a_dead_letter_queue_has_the_brokers_dead_letters_of_its_queues() -> None:
     text = dead_selector("billing")
     fields: Fields = {"m.x-opt-ORIG-ADDRESS": "lightbus.bus"}
+    assert not evaluate(text, {"_AMQ_ORIG_ADDRESS": "lightbus.bus", "_AMQ_ORIG_QUEUE": "stats.main"})
     assert evaluate(text, {**fields, "m.x-opt-ORIG-QUEUE": "billing.slow"})
     assert not evaluate(text, {**fields, "m.x-opt-ORIG-QUEUE": "stats.main"})
     assert not evaluate(dead_selector("my_app"), {**fields, "m.x-opt-ORIG-QUEUE": "my-app.main"})

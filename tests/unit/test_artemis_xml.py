@@ -56,7 +56,7 @@ def test_no_app_may_send_to_a_shared_address_but_for_management() -> None:
 def test_an_app_may_change_nothing_by_management() -> None:
     both = broker_xml.administrator() + broker_xml.permissions("billing", ["billing.main"])
     editing = [types["edit"] for types in rights(both).values() if "edit" in types]
-    assert len(editing) == 5
+    assert len(editing) == 6
     assert all(roles == {"amq"} for roles in editing)
 
 

@@ -23,6 +23,7 @@ from lightbus.transport.activemq.names import (
     MANAGEMENT,
     REPLIES,
     queue_address,
+    reply_address,
 )
 
 BUS_DIVERT = "lightbus-bus"
@@ -143,6 +144,7 @@ def administrator(admin_role: str = ADMIN_ROLE) -> str:
         ),
         _Right(CATALOG, SHARED_ROLE, ("browse",), ("consume",)),
         _Right(MANAGEMENT, SHARED_ROLE, ("send", "manage")),
+        _Right(f"mops.queue.{CATALOG}.#", SHARED_ROLE, ("view",), ("edit",)),
         # Whether another app exists, and whether the divert does.
         _Right(f"mops.address.{EXCHANGES}#", SHARED_ROLE, ("view",), ("edit",)),
         _Right(f"mops.divert.{BUS_DIVERT}.#", SHARED_ROLE, ("view",), ("edit",)),
@@ -176,7 +178,7 @@ def permissions(app: str, queues: Iterable[str], *, user: str | None = None, adm
 
     Args:
         queues: the names of the queues that the app consumes, without its dead-letter queue.
-        user: the broker's user, for the comment. None: it is named as the app.
+        user: the broker's user. None: it is named as the app.
     """
     role, user = app_role(app), user or app
     of_queue = ("createDurableQueue", "send", "consume")
@@ -186,7 +188,7 @@ def permissions(app: str, queues: Iterable[str], *, user: str | None = None, adm
         _Right(CONTRACTS + app, role, ("createAddress", "send")),
         *(_Right(queue_address(queue), role, of_queue) for queue in (*queues, f"{app}.{DEAD}")),
         # The broker sends the answer with the rights of the app.
-        _Right(f"{REPLIES}{app}.#", role, ("createAddress", "createNonDurableQueue", "send", "consume")),
+        _Right(f"{reply_address(user)}.#", role, ("createAddress", "createNonDurableQueue", "send", "consume")),
         _Right(f"mops.queue.{app}.#", role, ("view",), ("edit",)),
         admin_role=admin_role,
     )

@@ -373,12 +373,12 @@ class Channel(KombuChannel):
         clauses = self.connection.declarations.volatile[queue]
         if known is not None:
             self._drop_link(known)
-        return self._attach(queue, names.BUS_ADDRESS, selector=" OR ".join(f"({one})" for one in sorted(clauses)))
+        return self._attach(queue, names.BUS_ADDRESS, chosen=selector.subscription(clauses))
 
-    def _attach(self, queue: str, address: str, *, selector: str | None = None, browse: bool = False) -> Incoming:
+    def _attach(self, queue: str, address: str, *, chosen: str | None = None, browse: bool = False) -> Incoming:
         connection = self.connection
         receiver = self.session.receiver(connection.link_name(queue))
-        link = Incoming(self, receiver, address, queue, selector=selector, browse=browse)
+        link = Incoming(self, receiver, address, queue, selector=chosen, browse=browse)
         self._receivers[queue] = connection.links[receiver.name] = link
         self._wait(lambda: link.is_open, f"attaching to {address}")
         return link
@@ -581,7 +581,7 @@ class Channel(KombuChannel):
             wanted = self.connection.declarations.wanted(queue, clauses)
             if wanted is not None:
                 self._check_open()
-                link = self._attach(queue, names.queue_address(queue), selector=wanted)
+                link = self._attach(queue, names.queue_address(queue), chosen=wanted)
                 self._close_unused(link)
 
     def exchange_declare(

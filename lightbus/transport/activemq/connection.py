@@ -94,7 +94,7 @@ class Connection:
         self._wake_up.setblocking(False)
         self._woken.setblocking(False)
         self.engine = Engine(self, host, name, user, password, idle=2 * heartbeat)
-        self.management = Management(self)
+        self.management = Management(self, user or "")
         self.declarations = Declarations(self.management)
         try:
             self._connect(endpoint, tls, connect_timeout)

@@ -57,7 +57,7 @@ class Declarations:
         """
         if not self._is_prepared:
             try:
-                self._management.attribute("divert.lightbus-bus", "address")
+                self._management.invoke("divert.lightbus-bus", "getAddress")
             except Refused as error:
                 if _is_permission(error):
                     raise answers.access_refused(str(error)) from error
@@ -73,7 +73,7 @@ class Declarations:
         if exchange.endswith(names.INTERNAL):
             return self.selector_of(f"{exchange.removesuffix(names.INTERNAL)}.{names.DEAD}") is not None
         try:
-            self._management.attribute(f"address.{names.exchange_address(exchange)}", "queueNames")
+            self._management.invoke(f"address.{names.exchange_address(exchange)}", "getQueueNames")
         except Refused as error:
             if _is_permission(error):
                 raise answers.access_refused(str(error)) from error
@@ -90,7 +90,7 @@ class Declarations:
             amqp.exceptions.PreconditionFailed: it has none, so it receives every event.
         """
         try:
-            found = self._management.attribute(f"queue.{queue}", "filter")
+            found = self._management.invoke(f"queue.{queue}", "getFilter")
         except Refused as error:
             if _is_permission(error):
                 raise answers.access_refused(str(error)) from error
@@ -111,21 +111,21 @@ class Declarations:
             main, _ = retries
             self._require(main)
             shown = self._shows_scheduled.setdefault(main, queue)
-            return Counts(self._number(main, "scheduledCount") if shown == queue else 0, 0)
+            return Counts(self._number(main, "getScheduledCount") if shown == queue else 0, 0)
         if names.delaying_app(queue) is not None:
             return Counts(0, 0)
         self._require(queue)
-        total = self._number(queue, "messageCount")
-        away = self._number(queue, "scheduledCount") + self._number(queue, "deliveringCount")
-        return Counts(max(0, total - away), self._number(queue, "consumerCount"))
+        total = self._number(queue, "getMessageCount")
+        away = self._number(queue, "getScheduledCount") + self._number(queue, "getDeliveringCount")
+        return Counts(max(0, total - away), self._number(queue, "getConsumerCount"))
 
     def _require(self, queue: str) -> None:
         if self.selector_of(queue) is None:
             raise answers.not_found("queue", queue)
 
-    def _number(self, queue: str, attribute: str) -> int:
+    def _number(self, queue: str, operation: str) -> int:
         try:
-            return int(self._management.attribute(f"queue.{queue}", attribute))
+            return int(self._management.invoke(f"queue.{queue}", operation))
         except Refused as error:
             raise answers.not_found("queue", f"{queue}': {error}; '") from error
 

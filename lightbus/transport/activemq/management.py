@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from proton import Delivery, Message
@@ -41,8 +41,13 @@ class Refused(Exception):
 class Management:
     """Asks the broker, one request at a time. Owned by a connection; the links open with the first request."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, user: str) -> None:
+        """
+        Args:
+            user: the one that is logged in.
+        """
         self._owner = owner
+        self._user = user
         self._sender: Outgoing | None = None
         self._receiver: Incoming | None = None
         self._address = ""
@@ -50,22 +55,14 @@ class Management:
         self._answers: dict[str, Message] = {}
         self._error: Exception | None = None
 
-    def attribute(self, resource: str, name: str) -> Any:
-        """
+    def invoke(self, resource: str, operation: str, *arguments: Any) -> Any:
+        """Call an operation. (Of a refused attribute, Artemis does not say that it was refused.)
+
         Raises:
             Refused: the broker does not know the resource, or refuses.
             amqp.exceptions.AccessRefused: this user may not ask at all.
         """
-        return self._ask({"_AMQ_ResourceName": resource, "_AMQ_Attribute": name}, ())
-
-    def invoke(self, resource: str, operation: str, *arguments: Any) -> Any:
-        """
-        Raises:
-            Refused, amqp.exceptions.AccessRefused: as `attribute`.
-        """
-        return self._ask({"_AMQ_ResourceName": resource, "_AMQ_OperationName": operation}, arguments)
-
-    def _ask(self, properties: dict[str, str], arguments: Sequence[Any]) -> Any:
+        properties = {"_AMQ_ResourceName": resource, "_AMQ_OperationName": operation}
         if self._sender is None:
             self._open()
         sender, number = self._sender, next(self._numbers)
@@ -80,7 +77,7 @@ class Management:
         )
         sender.put(Sent(number, token, mandatory=False), request.encode())
         sender.push()
-        what = f"the request for {properties['_AMQ_ResourceName']}"
+        what = f"{operation} of {resource}"
         self._owner.wait_for(lambda: token in self._answers or self._error is not None, what)
         if self._error is not None:
             raise self._error
@@ -94,7 +91,7 @@ class Management:
     def _open(self) -> None:
         owner = self._owner
         session = owner.engine.session()
-        self._address = names.REPLIES + uuid.uuid4().hex
+        self._address = f"{names.reply_address(self._user)}.{uuid.uuid4().hex}"
         receiver = session.receiver(owner.link_name("replies"))
         self._receiver = owner.links[receiver.name] = Incoming(self, receiver, self._address, "")
         self._receiver.give(CREDIT)

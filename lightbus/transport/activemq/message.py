@@ -65,7 +65,10 @@ _KNOWN = frozenset(
 _NOTED = {f"x-opt-lightbus-{name.replace('_', '-')}".encode(): name for name in ("type", "app_id", "cluster_id")}
 """The properties without a place in AMQP 1.0: annotations."""
 _TABLES = b"x-opt-lightbus-headers"
-"""The annotation of headers that are lists or tables: application properties cannot be."""
+"""The annotation of headers that are lists or tables: application properties cannot be. Also of those with a name that
+Artemis acts on."""
+_THE_PREFIXES = ("_AMQ_", "JMSX", "JMS_")
+"""Names that Artemis acts on as application properties. One of them would let the queue's selector drop a copy."""
 _THE_BROKERS = ("x-death", "x-delivery-count")
 """Headers that RabbitMQ writes. Those of a publisher are left out."""
 
@@ -201,7 +204,9 @@ def _head(properties: Properties, subject: str, ttl: int | None, delay: int | No
         tables: list[bytes] = []
         for key, value in headers.items():
             kind = type(value)
-            if kind is str:
+            if key.startswith(_THE_PREFIXES):
+                tables += (_key(key), _encode_value(value, 1))
+            elif kind is str:
                 entries += (_key(key), _string(value))
             elif kind is int and -128 <= value < 128:
                 entries += (_key(key), b"\x54" + value.to_bytes(1, signed=True))

@@ -24,7 +24,7 @@ DELAYS = "lightbus.delay."
 CONTRACTS = "lightbus.contract."
 """Followed by an app's name: where it publishes its contract. The broker diverts these addresses to `CATALOG`."""
 REPLIES = "lightbus.reply."
-"""Followed by an app's name and more: where the broker answers management requests."""
+"""Followed by a user's name and more: where the broker answers its management requests."""
 MANAGEMENT = "activemq.management"
 
 ORIG_ADDRESS = "x-opt-ORIG-ADDRESS"
@@ -50,6 +50,11 @@ def queue_address(queue: str) -> str:
         return f"{CATALOG}::{CATALOG}"
     address = DEAD_ADDRESS if queue.endswith(f".{DEAD}") else BUS_ADDRESS
     return f"{address}::{queue}"
+
+
+def reply_address(user: str) -> str:
+    """The beginning of the addresses of answers to a user. Only this user may read and write there."""
+    return REPLIES + re.sub(r"[^A-Za-z0-9_-]", lambda found: f"%{ord(found[0]):X}", user)
 
 
 def source_of(address: str) -> str | None:

@@ -13,8 +13,11 @@ from collections.abc import Iterable, Sequence
 from lightbus.pattern import split_words
 from lightbus.transport.activemq import names
 
-_DIRECT = f'"m.{names.ORIG_ADDRESS}" IS NULL'
-"""Sent to the queue itself: a copy of the app's own."""
+_DIRECT = f'("m.{names.ORIG_ADDRESS}" IS NULL AND _AMQ_ORIG_ADDRESS IS NULL)'
+"""Sent to the queue itself: a copy of the app's own. Not a message that a divert or the broker has moved: of one that
+came over another protocol (STOMP), the broker notes the address in a property, which an AMQP client could forge."""
+_MOVED = f'"m.{names.ORIG_ADDRESS}" IS NOT NULL'
+"""By the broker, as a message of AMQP. Nothing else is an event."""
 _EVERYTHING = f'"m.{names.ORIG_ADDRESS}" IS NOT NULL'
 _NOTHING_BUT = f'"m.{names.ORIG_ADDRESS}" IN '
 _QUEUES = f'"m.{names.ORIG_QUEUE}" LIKE '
@@ -34,7 +37,18 @@ _STRING = re.compile(r"'(?:[^']|'')*'")
 
 def selector(clauses: Iterable[str]) -> str:
     """The selector of a consumed queue with these bindings. Equal bindings give equal selectors."""
-    return " OR ".join((_DIRECT, *(f"({clause})" for clause in sorted(set(clauses)))))
+    return _written(sorted(set(clauses)))
+
+
+def _written(clauses: Sequence[str]) -> str:
+    bound = " OR ".join(f"({clause})" for clause in clauses)
+    return f"{_DIRECT} OR {_MOVED} AND ({bound})" if clauses else _DIRECT
+
+
+def subscription(clauses: Iterable[str]) -> str:
+    """The selector of a subscription without a queue."""
+    bound = " OR ".join(f"({clause})" for clause in sorted(set(clauses)))
+    return f"{_MOVED} AND ({bound})"
 
 
 def clauses_of(selector: str) -> list[str]:
@@ -43,12 +57,16 @@ def clauses_of(selector: str) -> list[str]:
     Raises:
         ValueError: `selector()` has not written it.
     """
-    if selector != _DIRECT and not selector.startswith(f"{_DIRECT} OR "):
+    if selector == _DIRECT:
+        return []
+    start_of_all, end_of_all = f"{_DIRECT} OR {_MOVED} AND (", ")"
+    if not selector.startswith(start_of_all) or not selector.endswith(end_of_all):
         raise ValueError(f"{selector!r} is not the selector of a queue of Lightbus")
+    bound = selector[len(start_of_all) : -len(end_of_all)]
     clauses: list[str] = []
     depth, start = 0, 0
-    strings = [(found.start(), found.end()) for found in _STRING.finditer(selector)]
-    hidden = list(selector)
+    strings = [(found.start(), found.end()) for found in _STRING.finditer(bound)]
+    hidden = list(bound)
     for begin, end in strings:
         hidden[begin:end] = "x" * (end - begin)
     for position, letter in enumerate(hidden):
@@ -58,17 +76,16 @@ def clauses_of(selector: str) -> list[str]:
         elif letter == ")":
             depth -= 1
             if depth == 0:
-                clauses.append(selector[start:position])
+                clauses.append(bound[start:position])
     canonical = all(_CLAUSE.fullmatch(_STRING.sub("''", clause)) for clause in clauses)
-    written = " OR ".join((_DIRECT, *(f"({clause})" for clause in clauses)))
-    if not canonical or selector != written or clauses != sorted(set(clauses)):
+    if not canonical or selector != _written(clauses) or clauses != sorted(set(clauses)):
         raise ValueError(f"{selector!r} is not the selector of a queue of Lightbus")
     return clauses
 
 
 def dead_selector(app: str) -> str:
     """The selector of an app's dead-letter queue: its own dead letters, and the broker's from any of its queues."""
-    return f"{_DIRECT} OR {_QUEUES}{_quote(f'{_escape(app)}.%')} ESCAPE '{_ESCAPE}'"
+    return f"{_DIRECT} OR {_MOVED} AND {_QUEUES}{_quote(f'{_escape(app)}.%')} ESCAPE '{_ESCAPE}'"
 
 
 def clause(exchange: str, pattern: str) -> str:
