@@ -97,12 +97,14 @@ def publish(
     if as_json:
         output.report(json.dumps({"id": receipt.id, "event": event_type.name, "routed": receipt.routed}))
     else:
-        output.report(f"Published {event_type.name} {receipt.id}: {_result(receipt, delay)}.")
+        output.report(f"Published {event_type.name} {receipt.id}: {_result(app, receipt, delay)}.")
 
 
-def _result(receipt: Receipt, delay: float | None) -> str:
+def _result(app: Lightbus, receipt: Receipt, delay: float | None) -> str:
     if delay:
         return f"confirmed, the broker holds it for {delay:g} s"
+    if not all(address.broker.reports_unrouted for address in app.broker.addresses):
+        return "confirmed (this broker does not report whether a queue is bound for it)"
     return "confirmed, routed" if receipt.routed else "confirmed, not routed (no queue is bound for it)"
 
 

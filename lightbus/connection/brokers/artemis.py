@@ -194,6 +194,7 @@ ARTEMIS = Broker(
     library="proton",
     extra="activemq",
     messaging_system="activemq",
+    reports_unrouted=False,
     place=lambda url: url.masked,
     trial="subscription",
     answers=_ANSWERS,

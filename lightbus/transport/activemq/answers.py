@@ -28,16 +28,32 @@ _OF_CONNECTIONS: dict[str, tuple[Any, str]] = {
 }
 
 
+_NO_PERMISSION = "AMQ229032"
+"""Artemis' code, which also comes with other conditions."""
+
+
+def is_refused(condition: str, description: str) -> bool:
+    """Whether a permission is missing."""
+    return condition == REFUSED or _NO_PERMISSION in description
+
+
 def channel_error(condition: str, description: str, method: tuple[int, int] | None = None) -> Exception:
     """The error of a link or a session. The connection stays open."""
+    condition = REFUSED if is_refused(condition, description) else condition
     kind, word = _OF_CHANNELS.get(condition, (amqp_errors.PreconditionFailed, "PRECONDITION_FAILED"))
     return _error(kind, f"{word} - {description or condition}", method)
 
 
 def connection_error(condition: str, description: str) -> Exception:
     """The error that ended a connection."""
+    condition = REFUSED if is_refused(condition, description) else condition
+    if _OTHER_SELECTOR in description:
+        return precondition_failed(description)
     kind, word = _OF_CONNECTIONS.get(condition, (amqp_errors.InternalError, "INTERNAL_ERROR"))
     return _error(kind, f"{word} - {description or condition}")
+
+
+_OTHER_SELECTOR = "filter mismatch"
 
 
 def not_found(what: str, name: str) -> Exception:

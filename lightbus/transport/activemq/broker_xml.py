@@ -145,6 +145,7 @@ def administrator(admin_role: str = ADMIN_ROLE) -> str:
         _Right(CATALOG, SHARED_ROLE, ("browse",), ("consume",)),
         _Right(MANAGEMENT, SHARED_ROLE, ("send", "manage")),
         _Right(f"mops.queue.{CATALOG}.#", SHARED_ROLE, ("view",), ("edit",)),
+        _Right(f"{REPLIES}#", "", (), ("createAddress", "createNonDurableQueue", "send", "consume")),
         # Whether another app exists, and whether the divert does.
         _Right(f"mops.address.{EXCHANGES}#", SHARED_ROLE, ("view",), ("edit",)),
         _Right(f"mops.divert.{BUS_DIVERT}.#", SHARED_ROLE, ("view",), ("edit",)),

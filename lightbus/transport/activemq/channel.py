@@ -603,17 +603,16 @@ class Channel(KombuChannel):
             self._failing(self.connection.declarations.check_bus)
         elif names.delaying_app(exchange) is None and not exchange.endswith(names.INTERNAL):
             self._failing(partial(_check_type, exchange, type))
-            self._create_address(exchange)
+            self._attach_once(names.exchange_address(exchange))
 
     def _require_exchange(self, exchange: str) -> None:
         if not self.connection.declarations.exchange_exists(exchange):
             raise answers.not_found("exchange", exchange)
 
-    def _create_address(self, exchange: str) -> None:
-        """Attach once: that creates the address."""
-        target = _Target(names.exchange_address(exchange))
-        link = self._senders.get(target.address) or self._new_sender(target)
-        self._wait(lambda: link.link.remote_target.address is not None, f"attaching to {target.address}")
+    def _attach_once(self, address: str) -> None:
+        """Open a link to an address: that creates the address, and fails without the right to send."""
+        link = self._senders.get(address) or self._new_sender(_Target(address))
+        self._wait(lambda: link.link.remote_target.address is not None, f"attaching to {address}")
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
         """Nothing: an address without messages costs nothing, and is created again by the next publication."""
@@ -692,6 +691,9 @@ class Channel(KombuChannel):
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self._check_open()
+        if queue == names.CATALOG:
+            self._attach_once(names.CONTRACTS + exchange.removesuffix(names.INTERNAL))
+            return
         if exchange.endswith(names.INTERNAL) or names.delaying_app(exchange) is not None:
             return  # a queue is found by its name
         clause = self._failing(partial(_clause, exchange, routing_key))
@@ -713,6 +715,8 @@ class Channel(KombuChannel):
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self._check_open()
+        if queue == names.CATALOG:
+            return  # only contracts get there
         if exchange.endswith(names.INTERNAL):
             raise answers.not_implemented("on Artemis, a queue is found by its name, without a binding")
         self._failing(self.settle_declarations)

@@ -106,6 +106,8 @@ class Declarations:
         Raises:
             amqp.exceptions.NotFound: there is no such queue.
         """
+        if queue in self.volatile:
+            return Counts(0, 1)
         retries = names.retry_queue_of(queue)
         if retries is not None:
             main, _ = retries
@@ -218,4 +220,4 @@ def _checked(queue: str, wanted: str) -> str:
 
 
 def _is_permission(error: Refused) -> bool:
-    return "AMQ229032" in str(error) or "permission" in str(error)
+    return answers.is_refused("", str(error))

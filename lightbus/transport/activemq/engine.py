@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import uuid
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Protocol
 
+import cproton
 from proton import Collector, Condition, Connection, Endpoint, Event, Session, Transport, TransportException
 
 from lightbus.transport.activemq import answers
 from lightbus.transport.activemq.links import Incoming, Outgoing
 from lightbus.transport.activemq.stream import Stream
 from lightbus.version import __version__
+
+# At the exit, proton forgets its objects while connections may still have to be closed: the process would crash then.
+atexit.unregister(cproton.clear_retained_objects)
 
 WRITE_TIMEOUT = 5.0
 MAX_FRAME = 131072

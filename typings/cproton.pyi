@@ -1,0 +1,3 @@
+"""What Lightbus uses of proton's bindings."""
+
+def clear_retained_objects() -> None: ...
