@@ -58,6 +58,7 @@ class Company:
     def run(self, user: str, *arguments: str) -> tuple[int, str]:
         """Run a command as this user. Returns its exit code, and what it printed."""
         done = lightbus(*arguments, folder=self.folder, url=self.broker.url(user))
+        assert "extern" not in done.stderr  # of proton's objects that are freed too late
         return done.returncode, done.stdout + done.stderr
 
     def dead_letters(self) -> int:
@@ -98,6 +99,7 @@ def worker(company: Company) -> Iterator[Program]:
     with working("billing:app", folder=company.folder, url=company.broker.url("billing")) as running:
         yield running
         assert running.end(signal.SIGTERM) == 0
+        assert "extern" not in running.output
 
 
 def test_an_app_with_its_printed_permissions_handles_retries_and_dead_letters(

@@ -140,9 +140,10 @@ async def test_the_spans_of_a_publish_and_of_an_attempt_follow_the_conventions(
         receipt = await shop.publish(OrderPlaced(number=1), correlation_id="request-1")
         await eventually(lambda: len(recorded.named("process shop:order.placed:billing.main")), 1)
     system: dict[str, Any] = {"messaging.system": "lightbus"}
-    if broker_url.startswith("amqp"):
+    if broker_url.startswith(("amqp", "activemq")):
         port = int(broker_url.rpartition(":")[2].partition("/")[0])
-        system = {"messaging.system": "rabbitmq", "server.address": "127.0.0.1", "server.port": port}
+        kind = "rabbitmq" if broker_url.startswith("amqp") else "activemq"
+        system = {"messaging.system": kind, "server.address": "127.0.0.1", "server.port": port}
     both = {
         **system,
         "messaging.rabbitmq.destination.routing_key": "order.placed",
