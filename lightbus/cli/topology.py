@@ -281,14 +281,13 @@ def _verdict(states: States, target: str) -> Iterator[str]:
     "--format",
     "form",
     type=click.Choice(["rabbitmqctl", "artemis"]),
-    default="rabbitmqctl",
-    show_default=True,
-    help="A command for RabbitMQ; security-settings for the broker.xml of ActiveMQ Artemis.",
+    help="A command for RabbitMQ, or security-settings for the broker.xml of ActiveMQ Artemis.  [default: by the "
+    "broker in the app's URL]",
 )
 @click.option("--admin-role", metavar="ROLE", help="With --format artemis: the administrators' role.  [default: amq]")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object: user, vhost, configure, write, read.")
 def permissions(
-    target: str, user: str | None, vhost: str | None, form: str, admin_role: str | None, as_json: bool
+    target: str, user: str | None, vhost: str | None, form: str | None, admin_role: str | None, as_json: bool
 ) -> None:
     """Print the rabbitmqctl command that gives an app's own broker user the minimal permissions.
 
@@ -303,12 +302,13 @@ def permissions(
     from lightbus.cli import logs
     from lightbus.cli import target as targets
 
-    if form == "artemis" and (vhost is not None or as_json):
-        raise click.UsageError("--vhost and --json are for RabbitMQ: omit them with --format artemis.")
-    if form != "artemis" and admin_role is not None:
-        raise click.UsageError("--admin-role is for ActiveMQ Artemis: add --format artemis.")
     logs.configure("error")
     app = targets.load_app(target)
+    form = form or app.broker.addresses[0].broker.permissions
+    if form == "artemis" and (vhost is not None or as_json):
+        raise click.UsageError("--vhost and --json are for RabbitMQ: omit them, or add --format rabbitmqctl.")
+    if form != "artemis" and admin_role is not None:
+        raise click.UsageError("--admin-role is for ActiveMQ Artemis: add --format artemis.")
     if form == "artemis":
         from lightbus.transport.activemq import broker_xml
 

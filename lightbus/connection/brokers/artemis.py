@@ -194,6 +194,7 @@ ARTEMIS = Broker(
     library="proton",
     extra="activemq",
     messaging_system="activemq",
+    permissions="artemis",
     reports_unrouted=False,
     place=lambda url: url.masked,
     trial="subscription",

@@ -190,6 +190,7 @@ RABBITMQ = Broker(
     schemes=(Scheme("amqp", 5672), Scheme("amqps", 5671, tls=True), Scheme("pyamqp", 5672, alias=True)),
     virtual_hosts=True,
     messaging_system="rabbitmq",
+    permissions="rabbitmqctl",
     reports_unrouted=True,
     place=lambda url: url.masked,
     trial="dead-lettering",

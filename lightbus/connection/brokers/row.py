@@ -85,6 +85,8 @@ class Broker:
     """The extra that installs `library`."""
     messaging_system: str
     """OpenTelemetry's `messaging.system`."""
+    permissions: Literal["rabbitmqctl", "artemis"]
+    """The format in which `lightbus topology permissions` prints them."""
     reports_unrouted: bool
     """Its confirm tells whether a queue received the message."""
     place: Callable[[URL], str]
