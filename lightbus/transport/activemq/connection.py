@@ -230,10 +230,15 @@ class Connection:
         return self._dispatch()
 
     def _dispatch(self) -> bool:
-        """Call what is ready. An exception leaves the rest to the next call."""
-        waiting = len(self._ready)
+        """Call what is ready. An exception leaves the rest to the next call. A callback may close the connection."""
+        ready = self._ready
+        waiting = len(ready)
         for _ in range(waiting):
-            self._ready.popleft()()
+            if not ready:
+                break
+            ready.popleft()()
+        if self.engine.is_closed:
+            return True
         if self.engine.error is not None:
             raise self.engine.error
         if waiting:

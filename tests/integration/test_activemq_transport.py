@@ -1,0 +1,100 @@
+"""The ActiveMQ transport on a real Artemis: the port `lightbus.transport`, and the broker's faults."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import amqp.exceptions
+import kombu
+import pytest
+
+from lightbus.transport import Delivery, Publication
+from tests.patience import LIMIT
+
+activemq = pytest.importorskip("lightbus.transport.activemq.connection")
+
+pytestmark = pytest.mark.artemis
+
+QUEUE = "billing.main"
+QUORUM = {"x-queue-type": "quorum"}
+
+
+def open_connection(url: str, **options: Any) -> Any:
+    settings = {"heartbeat": 10, "connect_timeout": LIMIT, **options}
+    return kombu.Connection(url, transport=activemq.Transport, **settings).transport.establish_connection()
+
+
+@pytest.fixture
+def connection(artemis_url: str) -> Iterator[Any]:
+    opened = open_connection(artemis_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def channel(connection: Any) -> Any:
+    return declared(connection)
+
+
+def declared(connection: Any, queue: str = QUEUE) -> Any:
+    """A channel that has declared a queue."""
+    channel = connection.channel()
+    channel.queue_declare(queue, durable=True, auto_delete=False, arguments=QUORUM)
+    return channel
+
+
+def until(connection: Any, done: Callable[[], object], seconds: float = LIMIT) -> None:
+    """Drain until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        connection.drain_events(deadline - time.monotonic())
+
+
+def to_queue(body: bytes, queue: str = QUEUE) -> Publication:
+    return Publication("", queue, body, {"message_id": body[:20].decode()})
+
+
+def publish(connection: Any, channel: Any, count: int) -> None:
+    """Publish so many messages, and wait until all are confirmed."""
+    confirmed: list[int] = []
+    channel.on_ack = lambda tag, multiple: confirmed.append(tag)
+    channel.confirm_select()
+    channel.publish([to_queue(b"%d" % number) for number in range(count)])
+    until(connection, lambda: len(confirmed) == count)
+
+
+# --- callbacks
+
+
+def test_a_callback_may_close_the_connection(connection: Any, channel: Any) -> None:
+    publish(connection, channel, 5)
+    arrived: list[Delivery] = []
+
+    def close(delivery: Delivery) -> None:
+        arrived.append(delivery)
+        if len(arrived) == 2:
+            connection.close()
+
+    channel.basic_qos(0, 5, False)
+    channel.consume(QUEUE, close, on_cancel=pytest.fail)
+    until(connection, lambda: len(arrived) >= 2)
+    assert len(arrived) == 2
+    with pytest.raises(amqp.exceptions.AMQPError):
+        connection.drain_events(0)
+
+
+def test_a_callback_may_drain_what_has_arrived_behind_it(connection: Any, channel: Any) -> None:
+    publish(connection, channel, 5)
+    arrived: list[Delivery] = []
+
+    def drain(delivery: Delivery) -> None:
+        arrived.append(delivery)
+        if len(arrived) == 1:
+            until(connection, lambda: len(arrived) == 5)
+
+    channel.basic_qos(0, 5, False)
+    channel.consume(QUEUE, drain, on_cancel=pytest.fail)
+    until(connection, lambda: len(arrived) == 5)
+    assert [delivery.body for delivery in arrived] == [b"0", b"1", b"2", b"3", b"4"]
