@@ -98,3 +98,46 @@ def test_a_callback_may_drain_what_has_arrived_behind_it(connection: Any, channe
     channel.consume(QUEUE, drain, on_cancel=pytest.fail)
     until(connection, lambda: len(arrived) == 5)
     assert [delivery.body for delivery in arrived] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+# --- consuming
+
+
+def wait_for_deliveries(connection: Any, url: str, count: int) -> None:
+    """Until the broker has sent so many messages, which stay unread."""
+    other = open_connection(url)
+    try:
+        probe = other.channel()
+        deadline = time.monotonic() + LIMIT
+        while probe.queue_declare(QUEUE, passive=True).message_count != count:
+            assert time.monotonic() < deadline
+    finally:
+        other.close()
+
+
+def test_a_consumer_is_served_though_its_predecessor_was_cancelled_with_messages_on_their_way(
+    connection: Any, channel: Any, artemis_url: str
+) -> None:
+    publish(connection, channel, 60)
+    first: list[Delivery] = []
+    second: list[Delivery] = []
+    channel.basic_qos(0, 50, False)
+    tag = channel.consume(QUEUE, first.append, on_cancel=pytest.fail)
+    wait_for_deliveries(connection, artemis_url, 10)  # 50 are on their way, and not read here
+    channel.basic_cancel(tag)
+    channel.basic_qos(0, 2, False)
+    channel.consume(QUEUE, second.append, on_cancel=pytest.fail)
+    until(connection, lambda: len(first) == 50 and len(second) == 2)
+    channel.basic_ack(second[0].delivery_tag)
+    until(connection, lambda: len(second) == 3)
+
+
+def test_get_finds_a_message_after_a_consumer_was_cancelled_with_messages_on_their_way(
+    connection: Any, channel: Any, artemis_url: str
+) -> None:
+    publish(connection, channel, 60)
+    channel.basic_qos(0, 50, False)
+    tag = channel.consume(QUEUE, lambda _: None, on_cancel=pytest.fail)
+    wait_for_deliveries(connection, artemis_url, 10)
+    channel.basic_cancel(tag)
+    assert channel.get(QUEUE) is not None

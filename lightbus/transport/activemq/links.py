@@ -168,6 +168,9 @@ class Incoming:
                 continue
             data = link.recv(delivery.pending)
             link.advance()
+            if link.credit < 0:
+                # It was on its way when the credit was lowered. The next credit must not pay for it.
+                link.flow(-link.credit)
             self._owner.arrived(self, delivery, bytes(data or b""))
 
     def opened(self) -> None:
