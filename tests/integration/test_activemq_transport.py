@@ -141,3 +141,22 @@ def test_get_finds_a_message_after_a_consumer_was_cancelled_with_messages_on_the
     wait_for_deliveries(connection, artemis_url, 10)
     channel.basic_cancel(tag)
     assert channel.get(QUEUE) is not None
+
+
+def test_a_consumer_of_a_queue_that_was_deleted_and_declared_again_can_be_cancelled(
+    connection: Any, channel: Any, artemis_url: str
+) -> None:
+    publish(connection, channel, 1)
+    arrived: list[Delivery] = []
+    cancelled: list[str] = []
+    channel.consume(QUEUE, arrived.append, on_cancel=cancelled.append, consumer_tag="first")
+    until(connection, lambda: arrived)
+    other = open_connection(artemis_url)
+    other.channel().queue_delete(QUEUE)
+    other.close()
+    until(connection, lambda: cancelled == ["first"])
+    channel.queue_declare(QUEUE, durable=True, auto_delete=False, arguments=QUORUM)
+    channel.consume(QUEUE, arrived.append, on_cancel=cancelled.append, consumer_tag="second")
+    channel.basic_ack(arrived[0].delivery_tag)  # nothing of the first one is left
+    channel.basic_cancel("second")
+    assert channel.queue_declare(QUEUE, passive=True).consumer_count == 0

@@ -390,7 +390,8 @@ class Channel(KombuChannel):
     def _close_unused(self, link: Incoming) -> None:
         """Close a link without a consumer, once all that it delivered is settled."""
         is_used = link.consumer is not None or link.get is not None or link.unsettled > 0
-        if not is_used and link.queue in self._receivers and link.queue not in self.connection.declarations.volatile:
+        is_present = self._receivers.get(link.queue) is link
+        if not is_used and is_present and link.queue not in self.connection.declarations.volatile:
             del self._receivers[link.queue]
             self._drop_link(link)
 
