@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +14,9 @@ import kombu
 import pytest
 
 from lightbus.transport import Delivery, Publication
-from tests.patience import LIMIT
+from tests.artemis import Artemis
+from tests.faults.proxy import Proxy
+from tests.patience import LIMIT, within
 
 activemq = pytest.importorskip("lightbus.transport.activemq.connection")
 
@@ -160,3 +165,60 @@ def test_a_consumer_of_a_queue_that_was_deleted_and_declared_again_can_be_cancel
     channel.basic_ack(arrived[0].delivery_tag)  # nothing of the first one is left
     channel.basic_cancel("second")
     assert channel.queue_declare(QUEUE, passive=True).consumer_count == 0
+
+
+# --- the network
+
+
+@contextlib.contextmanager
+def slow_network(target: int, *, rate: int) -> Iterator[int]:
+    """A port that forwards to `target`, but so many bytes a second at most, in pieces of 64 KiB."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+
+        def forward(source: socket.socket, sink: socket.socket, rate: float) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    sink.sendall(data)
+                    time.sleep(len(data) / rate)
+                sink.shutdown(socket.SHUT_RDWR)
+
+        def accept() -> None:
+            client, _ = server.accept()
+            with client, socket.create_connection(("127.0.0.1", target)) as broker:
+                answers = threading.Thread(target=forward, args=(broker, client, float("inf")), daemon=True)
+                answers.start()
+                forward(client, broker, rate)
+                answers.join()
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join(LIMIT)
+
+
+def test_a_large_message_takes_as_long_as_the_network_needs(
+    artemis: Artemis, artemis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightbus.transport.activemq.engine.WRITE_TIMEOUT", 2.0)
+    confirmed: list[int] = []
+    with slow_network(artemis.port, rate=1_500_000) as port:  # much more than the system buffers takes over 5 s
+        connection = open_connection(artemis.url(port=port))
+        channel = declared(connection)
+        channel.on_ack = lambda tag, multiple: confirmed.append(tag)
+        channel.publish([to_queue(b"x" * 14_000_000)])
+        until(connection, lambda: confirmed == [1])
+        connection.close()
+
+
+def test_a_broker_that_does_not_read_ends_the_connection(artemis: Artemis, artemis_url: str) -> None:
+    with Proxy(artemis.port) as proxy:
+        connection = open_connection(artemis.url(port=proxy.port))
+        channel = declared(connection)
+        publish(connection, channel, 1)
+        proxy.stall()
+        with within(5), pytest.raises(TimeoutError, match="does not read"):
+            channel.publish([to_queue(b"x" * 16_000_000)])
+        with pytest.raises(ConnectionError, match="does not read"):  # a TimeoutError would mean that nothing arrived
+            connection.drain_events(0)
+        connection.collect()

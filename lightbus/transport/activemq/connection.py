@@ -15,7 +15,7 @@ what arrives is pushed into it, what it wants to send is written, and its events
 | `message`, `selector`, `names`, `answers`, `broker_xml` | pure values |
 
 Every wait has a limit in seconds: `connect_timeout` (TCP, TLS and the handshake in total), `OPERATION_TIMEOUT` (a
-request and its answer) and `WRITE_TIMEOUT` (all that is written at once).
+request and its answer) and `WRITE_TIMEOUT` (256 KiB).
 
 Differences from RabbitMQ: docs/howto/activemq.md.
 """

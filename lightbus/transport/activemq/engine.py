@@ -20,6 +20,9 @@ from lightbus.version import __version__
 atexit.unregister(cproton.clear_retained_objects)
 
 WRITE_TIMEOUT = 5.0
+"""Seconds in which the broker must read `WRITTEN_IN_TIME`."""
+WRITTEN_IN_TIME = 262144
+"""Bytes."""
 MAX_FRAME = 131072
 """Bytes. Artemis' own default. It must take a selector, which Artemis repeats in its answer to an attach."""
 
@@ -152,7 +155,7 @@ class Engine:
             TimeoutError: the broker did not read in time.
             OSError: the connection is lost.
         """
-        transport, deadline = self._transport, 0.0
+        transport, deadline, left = self._transport, 0.0, WRITTEN_IN_TIME
         self._collect()
         while (pending := transport.pending()) > 0:
             data = transport.peek(pending)
@@ -162,6 +165,9 @@ class Engine:
                 sent = self.stream.send(data)
                 if sent:
                     transport.pop(sent)
+                    left -= sent
+                    if left <= 0:
+                        deadline, left = 0.0, WRITTEN_IN_TIME
                     continue
                 if not (wait or self._owner.may_wait):
                     self._owner.on_unsent()
@@ -177,7 +183,8 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         if self.error is None:
-            self.error = error
+            # As a TimeoutError, it would mean to the callers of `drain_events` that nothing has arrived.
+            self.error = ConnectionAbortedError(str(error)) if isinstance(error, TimeoutError) else error
 
     # --- events -------------------------------------------------------------------------------
 
