@@ -167,6 +167,32 @@ def test_a_consumer_of_a_queue_that_was_deleted_and_declared_again_can_be_cancel
     assert channel.queue_declare(QUEUE, passive=True).consumer_count == 0
 
 
+@pytest.mark.parametrize("use", ["consume", "get", "declare again"])
+def test_an_error_closes_the_channel(connection: Any, use: str) -> None:
+    channel = connection.channel()
+    with pytest.raises(amqp.exceptions.ChannelError):
+        if use == "consume":
+            channel.consume("nobody.main", pytest.fail, on_cancel=pytest.fail)
+        elif use == "get":
+            channel.get("nobody.main")
+        else:
+            channel.queue_declare(QUEUE, durable=True, auto_delete=False, arguments=QUORUM)
+            for number in range(5000):
+                channel.queue_bind(QUEUE, "lightbus", f"order.{number}")
+            channel.publish([to_queue(b"x")])  # the queue's selector is too long
+    with pytest.raises(amqp.exceptions.ChannelError):
+        channel.publish([to_queue(b"x")])
+    assert channel.channel_id not in connection.channels
+
+
+def test_get_does_not_take_the_credit_of_a_consumer(connection: Any, channel: Any) -> None:
+    arrived: list[Delivery] = []
+    channel.basic_qos(0, 5, False)
+    channel.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
+    with pytest.raises(amqp.exceptions.PreconditionFailed, match="consumes queue"):
+        channel.get(QUEUE)
+
+
 # --- the network
 
 

@@ -154,7 +154,7 @@ class Channel(KombuChannel):
         """Declare what was begun. What is not settled returns to its queue."""
         if not self._is_open or not self.connection.connected:
             return
-        self.settle_declarations()
+        self._failing(self.settle_declarations)
         self._end()
         self.connection.flush()
 
@@ -202,7 +202,7 @@ class Channel(KombuChannel):
     def publish(self, publications: Sequence[Publication]) -> None:
         """Send all for which the broker has given credit. The rest waits for it here."""
         self._check_open()
-        self.settle_declarations()
+        self._failing(self.settle_declarations)
         encoded: list[tuple[_Target, bytes]] = []
         for publication in publications:
             target = self._target(publication)
@@ -322,9 +322,7 @@ class Channel(KombuChannel):
         """Subscribe and return the consumer tag."""
         self._check_open()
         tag = consumer_tag or f"ctag{self.channel_id}.{next(self._tags)}"
-        link = self._receiver(queue)
-        if link.consumer is not None:
-            raise answers.precondition_failed(f"this channel consumes queue '{queue}' already")
+        link: Incoming = self._failing(partial(self._unused_receiver, queue))
         link.consumer = Consumer(tag, self._limit, no_ack, on_delivery, on_cancel)
         link.give(self._limit)
         self.connection.flush()
@@ -348,12 +346,19 @@ class Channel(KombuChannel):
             self._close_unused(link)
             self.connection.flush()
 
-    def _receiver(self, queue: str) -> Incoming:
+    def _unused_receiver(self, queue: str) -> Incoming:
         """The link of a queue.
 
         Raises:
             amqp.exceptions.NotFound: there is no such queue.
+            amqp.exceptions.PreconditionFailed: a consumer uses it: its credit is for what the consumer may hold.
         """
+        link = self._receiver(queue)
+        if link.consumer is not None:
+            raise answers.precondition_failed(f"this channel consumes queue '{queue}' already")
+        return link
+
+    def _receiver(self, queue: str) -> Incoming:
         self.settle_declarations()
         known = self._receivers.get(queue)
         if known is not None:
@@ -462,7 +467,7 @@ class Channel(KombuChannel):
         """`get`; with `no_ack`, the message is settled at once."""
         self._check_open()
         _not_the_catalog(queue, "basic.get")
-        link = self._receiver(queue)
+        link: Incoming = self._failing(partial(self._unused_receiver, queue))
         found: list[Delivery] = []
         link.get = found.append
         try:
