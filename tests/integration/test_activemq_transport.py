@@ -148,6 +148,44 @@ def test_get_finds_a_message_after_a_consumer_was_cancelled_with_messages_on_the
     assert channel.get(QUEUE) is not None
 
 
+def test_what_was_on_its_way_to_a_cancelled_consumer_is_delivered_before_the_cancellation_returns(
+    artemis: Artemis, artemis_url: str
+) -> None:
+    with Proxy(artemis.port) as proxy:
+        connection = open_connection(artemis.url(port=proxy.port))
+        channel = declared(connection)
+        confirmed: list[int] = []
+        channel.on_ack = lambda tag, multiple: confirmed.append(tag)
+        channel.publish([to_queue(b"%02d" % number + b"x" * 20_000) for number in range(60)])
+        until(connection, lambda: len(confirmed) == 60)
+        arrived: list[Delivery] = []
+        proxy.delay = 0.3  # so they arrive one after the other
+        channel.basic_qos(0, 50, False)
+        tag = channel.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
+        wait_for_deliveries(connection, artemis_url, 10)
+        channel.basic_cancel(tag)
+        assert [delivery.body[:2] for delivery in arrived] == [b"%02d" % number for number in range(50)]
+        next_one = channel.get(QUEUE)
+        assert next_one is not None
+        assert (next_one.delivery_tag, next_one.body[:2]) == (51, b"50")
+        channel.basic_ack(next_one.delivery_tag, multiple=True)
+        connection.close()
+    with contextlib.closing(open_connection(artemis_url)) as other:
+        assert other.channel().queue_declare(QUEUE, passive=True).message_count == 9
+
+
+def test_the_consumer_of_a_queue_that_is_deleted_can_be_cancelled_at_once(
+    connection: Any, channel: Any, artemis_url: str
+) -> None:
+    publish(connection, channel, 1)
+    arrived: list[Delivery] = []
+    tag = channel.consume(QUEUE, arrived.append, on_cancel=lambda _: None)
+    until(connection, lambda: arrived)
+    with contextlib.closing(open_connection(artemis_url)) as other:
+        other.channel().queue_delete(QUEUE)
+    channel.basic_cancel(tag)  # though the broker does not answer: the consumer no longer exists
+
+
 def test_a_consumer_of_a_queue_that_was_deleted_and_declared_again_can_be_cancelled(
     connection: Any, channel: Any, artemis_url: str
 ) -> None:
@@ -167,19 +205,26 @@ def test_a_consumer_of_a_queue_that_was_deleted_and_declared_again_can_be_cancel
     assert channel.queue_declare(QUEUE, passive=True).consumer_count == 0
 
 
-@pytest.mark.parametrize("use", ["consume", "get", "declare again"])
-def test_an_error_closes_the_channel(connection: Any, use: str) -> None:
+def consume_from_nobody(channel: Any) -> None:
+    channel.consume("nobody.main", pytest.fail, on_cancel=pytest.fail)
+
+
+def get_from_nobody(channel: Any) -> None:
+    channel.get("nobody.main")
+
+
+def declare_too_much(channel: Any) -> None:
+    channel.queue_declare(QUEUE, durable=True, auto_delete=False, arguments=QUORUM)
+    for number in range(5000):
+        channel.queue_bind(QUEUE, "lightbus", f"order.{number}")
+    channel.publish([to_queue(b"x")])  # before that, the queue is declared, but its selector is too long
+
+
+@pytest.mark.parametrize("use", [consume_from_nobody, get_from_nobody, declare_too_much])
+def test_an_error_closes_the_channel(connection: Any, use: Callable[[Any], None]) -> None:
     channel = connection.channel()
     with pytest.raises(amqp.exceptions.ChannelError):
-        if use == "consume":
-            channel.consume("nobody.main", pytest.fail, on_cancel=pytest.fail)
-        elif use == "get":
-            channel.get("nobody.main")
-        else:
-            channel.queue_declare(QUEUE, durable=True, auto_delete=False, arguments=QUORUM)
-            for number in range(5000):
-                channel.queue_bind(QUEUE, "lightbus", f"order.{number}")
-            channel.publish([to_queue(b"x")])  # the queue's selector is too long
+        use(channel)
     with pytest.raises(amqp.exceptions.ChannelError):
         channel.publish([to_queue(b"x")])
     assert channel.channel_id not in connection.channels

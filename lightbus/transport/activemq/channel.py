@@ -68,6 +68,8 @@ class Owner(Protocol):
 
     def dispatch_later(self, callback: Callable[[], object]) -> None: ...
 
+    def dispatch(self) -> bool: ...
+
 
 @attrs.frozen
 class _Target:
@@ -334,14 +336,11 @@ class Channel(KombuChannel):
         if not links:
             return
         link = links[0]
-        if link.link.credit > 0:
-            # The broker sends one more message at most, and answers the drain: then nothing is on its way.
-            link.give(1 - link.link.credit)
-            self._drain(link, 0, "cancelling a consumer")
-        consumer = link.consumer
-        assert consumer is not None
-        if self._is_open:
-            # What has arrived before is delivered before this returns, in its order.
+        # The broker sends what it may and answers the drain: then nothing is on its way.
+        self._drain(link, 0, "cancelling a consumer")
+        # As the port demands, what has arrived is delivered before this returns: the caller counts it.
+        self.connection.dispatch()
+        if self._is_open and link.consumer is not None:
             link.consumer = None
             self._close_unused(link)
             self.connection.flush()
@@ -488,11 +487,11 @@ class Channel(KombuChannel):
     def _drain(self, link: Incoming, count: int, what: str) -> None:
         """Let the broker send up to `count` messages, and wait until it has sent what it has."""
         receiver = link.link
-        receiver.drain(count)
+        receiver.drain(max(0, count - receiver.credit))
         deadline = time.monotonic() + OPERATION_TIMEOUT
-        while receiver.credit > 0:
+        while link.is_open and receiver.credit > 0:
             try:
-                self._wait(lambda: receiver.credit <= 0, what, DRAIN_AGAIN)
+                self._wait(lambda: receiver.credit <= 0 or not link.is_open, what, DRAIN_AGAIN)
             except TimeoutError:
                 if time.monotonic() > deadline:
                     raise

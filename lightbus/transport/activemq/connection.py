@@ -152,7 +152,7 @@ class Connection:
         deadline = None if timeout is None else monotonic() + timeout
         opened = self.engine.stream
         self.engine.flush()
-        if self._dispatch():  # what is left of the last call, or arrived during a request
+        if self.dispatch():  # what is left of the last call, or arrived during a request
             return
         while True:
             ready = self._poll.poll(None if deadline is None else max(0.0, deadline - monotonic()) * 1000)
@@ -227,9 +227,9 @@ class Connection:
         """What has arrived may be credit, for what waits; or why the connection has ended, which comes last."""
         if self.engine.error is None:
             self.engine.flush()
-        return self._dispatch()
+        return self.dispatch()
 
-    def _dispatch(self) -> bool:
+    def dispatch(self) -> bool:
         """Call what is ready. An exception leaves the rest to the next call. A callback may close the connection."""
         ready = self._ready
         waiting = len(ready)
@@ -259,7 +259,7 @@ class Connection:
 
     def catch_up(self) -> bool:
         self.engine.flush()
-        return self._dispatch()
+        return self.dispatch()
 
     # --- heartbeats, closing ------------------------------------------------------------------
 
