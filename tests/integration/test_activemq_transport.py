@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.faults.proxy import Proxy
 from tests.patience import LIMIT, within
 
 activemq = pytest.importorskip("lightbus.transport.activemq.connection")
+cproton: Any = pytest.importorskip("cproton")
+wrapper: Any = pytest.importorskip("proton._wrapper")
 
 pytestmark = pytest.mark.artemis
 
@@ -236,6 +239,50 @@ def test_get_does_not_take_the_credit_of_a_consumer(connection: Any, channel: An
     channel.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
     with pytest.raises(amqp.exceptions.PreconditionFailed, match="consumes queue"):
         channel.get(QUEUE)
+
+
+# --- proton's objects
+
+
+def test_a_closed_channel_leaves_no_objects_of_proton_to_the_thread_that_forgets_it(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share the state of the connection, which its owner may use at the same time."""
+    channel = declared(connection)  # a fixture would be remembered
+    publish(connection, channel, 3)
+    arrived: list[Delivery] = []
+    channel.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
+    until(connection, lambda: len(arrived) == 3)
+    freed_by: set[int] = set()
+    free = wrapper.Wrapper.__del__
+
+    def record(freed: Any) -> None:
+        freed_by.add(threading.get_ident())
+        free(freed)
+
+    monkeypatch.setattr(wrapper.Wrapper, "__del__", record)
+    channel.close()
+    forgotten = [channel, arrived.pop()]
+    arrived.clear()
+    is_forgotten = weakref.ref(channel)
+    del channel
+    thread = threading.Thread(target=forgotten.clear)
+    thread.start()
+    thread.join()
+    assert is_forgotten() is None
+    assert thread.ident not in freed_by
+
+
+def test_closed_channels_leave_nothing_in_memory(connection: Any, channel: Any) -> None:
+    channel.queue_declare(QUEUE, passive=True)
+    before = cproton.retained_count()
+    for _ in range(50):
+        other = connection.channel()
+        other.get(QUEUE)
+        other.close()
+    del other
+    connection.wait_for(lambda: not connection.engine._ending, "the broker's answers")
+    assert cproton.retained_count() < before + 5
 
 
 # --- the network

@@ -104,7 +104,8 @@ class Channel(KombuChannel):
     def __init__(self, connection: Owner, session: Session, number: int) -> None:
         self.connection = connection
         self.channel_id = number
-        self.session = session
+        self.session: Session | None = session
+        """None: closed."""
         self.on_ack: OnConfirm = ignore
         self.on_nack: OnConfirm = ignore
         self.on_return: OnReturn = ignore
@@ -161,11 +162,15 @@ class Channel(KombuChannel):
         self.connection.flush()
 
     def _end(self) -> None:
-        links: list[Incoming | Outgoing] = [*self._senders.values(), *self._receivers.values()]
+        links = [link.link for link in (*self._senders.values(), *self._receivers.values())]
         for link in links:
-            self.connection.links.pop(link.link.name, None)
+            self.connection.links.pop(link.name, None)
         self.give_back()
-        self.connection.engine.end_session(self.session)
+        # Others may hold this channel for longer, and forget it in any thread.
+        self._senders, self._receivers = {}, {}
+        session, self.session = self.session, None
+        if session is not None:
+            self.connection.engine.end_session(session, links)
         self.connection.channels.pop(self.channel_id, None)
 
     def give_back(self) -> None:
@@ -243,8 +248,17 @@ class Channel(KombuChannel):
         """Always False: the engine belongs to the connection's owner."""
         return False
 
+    def _open_session(self) -> Session:
+        """
+        Raises:
+            amqp.exceptions.AMQPError: it is closed.
+        """
+        if self.session is None:
+            raise self._error or answers.closed("channel")
+        return self.session
+
     def _new_sender(self, target: _Target) -> Outgoing:
-        sender = self.session.sender(self.connection.link_name(target.address))
+        sender = self._open_session().sender(self.connection.link_name(target.address))
         link = Outgoing(self, sender, target.address, target.capability)
         self._senders[target.address] = self.connection.links[sender.name] = link
         return link
@@ -381,7 +395,7 @@ class Channel(KombuChannel):
 
     def _attach(self, queue: str, address: str, *, chosen: str | None = None, browse: bool = False) -> Incoming:
         connection = self.connection
-        receiver = self.session.receiver(connection.link_name(queue))
+        receiver = self._open_session().receiver(connection.link_name(queue))
         link = Incoming(self, receiver, address, queue, selector=chosen, browse=browse)
         self._receivers[queue] = connection.links[receiver.name] = link
         self._wait(lambda: link.is_open, f"attaching to {address}")
