@@ -68,6 +68,8 @@ class Owner(Protocol):
 
     def dispatch_later(self, callback: Callable[[], object]) -> None: ...
 
+    def dispatch(self) -> bool: ...
+
 
 @attrs.frozen
 class _Target:
@@ -102,7 +104,8 @@ class Channel(KombuChannel):
     def __init__(self, connection: Owner, session: Session, number: int) -> None:
         self.connection = connection
         self.channel_id = number
-        self.session = session
+        self.session: Session | None = session
+        """None: closed."""
         self.on_ack: OnConfirm = ignore
         self.on_nack: OnConfirm = ignore
         self.on_return: OnReturn = ignore
@@ -154,16 +157,20 @@ class Channel(KombuChannel):
         """Declare what was begun. What is not settled returns to its queue."""
         if not self._is_open or not self.connection.connected:
             return
-        self.settle_declarations()
+        self._failing(self.settle_declarations)
         self._end()
         self.connection.flush()
 
     def _end(self) -> None:
-        links: list[Incoming | Outgoing] = [*self._senders.values(), *self._receivers.values()]
+        links = [link.link for link in (*self._senders.values(), *self._receivers.values())]
         for link in links:
-            self.connection.links.pop(link.link.name, None)
+            self.connection.links.pop(link.name, None)
         self.give_back()
-        self.connection.engine.end_session(self.session)
+        # Others may hold this channel for longer, and forget it in any thread.
+        self._senders, self._receivers = {}, {}
+        session, self.session = self.session, None
+        if session is not None:
+            self.connection.engine.end_session(session, links)
         self.connection.channels.pop(self.channel_id, None)
 
     def give_back(self) -> None:
@@ -202,7 +209,7 @@ class Channel(KombuChannel):
     def publish(self, publications: Sequence[Publication]) -> None:
         """Send all for which the broker has given credit. The rest waits for it here."""
         self._check_open()
-        self.settle_declarations()
+        self._failing(self.settle_declarations)
         encoded: list[tuple[_Target, bytes]] = []
         for publication in publications:
             target = self._target(publication)
@@ -241,8 +248,17 @@ class Channel(KombuChannel):
         """Always False: the engine belongs to the connection's owner."""
         return False
 
+    def _open_session(self) -> Session:
+        """
+        Raises:
+            amqp.exceptions.AMQPError: it is closed.
+        """
+        if self.session is None:
+            raise self._error or answers.closed("channel")
+        return self.session
+
     def _new_sender(self, target: _Target) -> Outgoing:
-        sender = self.session.sender(self.connection.link_name(target.address))
+        sender = self._open_session().sender(self.connection.link_name(target.address))
         link = Outgoing(self, sender, target.address, target.capability)
         self._senders[target.address] = self.connection.links[sender.name] = link
         return link
@@ -322,9 +338,7 @@ class Channel(KombuChannel):
         """Subscribe and return the consumer tag."""
         self._check_open()
         tag = consumer_tag or f"ctag{self.channel_id}.{next(self._tags)}"
-        link = self._receiver(queue)
-        if link.consumer is not None:
-            raise answers.precondition_failed(f"this channel consumes queue '{queue}' already")
+        link: Incoming = self._failing(partial(self._unused_receiver, queue))
         link.consumer = Consumer(tag, self._limit, no_ack, on_delivery, on_cancel)
         link.give(self._limit)
         self.connection.flush()
@@ -336,24 +350,28 @@ class Channel(KombuChannel):
         if not links:
             return
         link = links[0]
-        if link.link.credit > 0:
-            # The broker sends one more message at most, and answers the drain: then nothing is on its way.
-            link.give(1 - link.link.credit)
-            self._drain(link, 0, "cancelling a consumer")
-        consumer = link.consumer
-        assert consumer is not None
-        if self._is_open:
-            # What has arrived before is delivered before this returns, in its order.
+        # The broker sends what it may and answers the drain: then nothing is on its way.
+        self._drain(link, 0, "cancelling a consumer")
+        # As the port demands, what has arrived is delivered before this returns: the caller counts it.
+        self.connection.dispatch()
+        if self._is_open and link.consumer is not None:
             link.consumer = None
             self._close_unused(link)
             self.connection.flush()
 
-    def _receiver(self, queue: str) -> Incoming:
+    def _unused_receiver(self, queue: str) -> Incoming:
         """The link of a queue.
 
         Raises:
             amqp.exceptions.NotFound: there is no such queue.
+            amqp.exceptions.PreconditionFailed: a consumer uses it: its credit is for what the consumer may hold.
         """
+        link = self._receiver(queue)
+        if link.consumer is not None:
+            raise answers.precondition_failed(f"this channel consumes queue '{queue}' already")
+        return link
+
+    def _receiver(self, queue: str) -> Incoming:
         self.settle_declarations()
         known = self._receivers.get(queue)
         if known is not None:
@@ -377,7 +395,7 @@ class Channel(KombuChannel):
 
     def _attach(self, queue: str, address: str, *, chosen: str | None = None, browse: bool = False) -> Incoming:
         connection = self.connection
-        receiver = self.session.receiver(connection.link_name(queue))
+        receiver = self._open_session().receiver(connection.link_name(queue))
         link = Incoming(self, receiver, address, queue, selector=chosen, browse=browse)
         self._receivers[queue] = connection.links[receiver.name] = link
         self._wait(lambda: link.is_open, f"attaching to {address}")
@@ -390,7 +408,8 @@ class Channel(KombuChannel):
     def _close_unused(self, link: Incoming) -> None:
         """Close a link without a consumer, once all that it delivered is settled."""
         is_used = link.consumer is not None or link.get is not None or link.unsettled > 0
-        if not is_used and link.queue in self._receivers and link.queue not in self.connection.declarations.volatile:
+        is_present = self._receivers.get(link.queue) is link
+        if not is_used and is_present and link.queue not in self.connection.declarations.volatile:
             del self._receivers[link.queue]
             self._drop_link(link)
 
@@ -461,7 +480,7 @@ class Channel(KombuChannel):
         """`get`; with `no_ack`, the message is settled at once."""
         self._check_open()
         _not_the_catalog(queue, "basic.get")
-        link = self._receiver(queue)
+        link: Incoming = self._failing(partial(self._unused_receiver, queue))
         found: list[Delivery] = []
         link.get = found.append
         try:
@@ -482,11 +501,11 @@ class Channel(KombuChannel):
     def _drain(self, link: Incoming, count: int, what: str) -> None:
         """Let the broker send up to `count` messages, and wait until it has sent what it has."""
         receiver = link.link
-        receiver.drain(count)
+        receiver.drain(max(0, count - receiver.credit))
         deadline = time.monotonic() + OPERATION_TIMEOUT
-        while receiver.credit > 0:
+        while link.is_open and receiver.credit > 0:
             try:
-                self._wait(lambda: receiver.credit <= 0, what, DRAIN_AGAIN)
+                self._wait(lambda: receiver.credit <= 0 or not link.is_open, what, DRAIN_AGAIN)
             except TimeoutError:
                 if time.monotonic() > deadline:
                     raise

@@ -15,7 +15,7 @@ what arrives is pushed into it, what it wants to send is written, and its events
 | `message`, `selector`, `names`, `answers`, `broker_xml` | pure values |
 
 Every wait has a limit in seconds: `connect_timeout` (TCP, TLS and the handshake in total), `OPERATION_TIMEOUT` (a
-request and its answer) and `WRITE_TIMEOUT` (all that is written at once).
+request and its answer) and `WRITE_TIMEOUT` (256 KiB).
 
 Differences from RabbitMQ: docs/howto/activemq.md.
 """
@@ -152,7 +152,7 @@ class Connection:
         deadline = None if timeout is None else monotonic() + timeout
         opened = self.engine.stream
         self.engine.flush()
-        if self._dispatch():  # what is left of the last call, or arrived during a request
+        if self.dispatch():  # what is left of the last call, or arrived during a request
             return
         while True:
             ready = self._poll.poll(None if deadline is None else max(0.0, deadline - monotonic()) * 1000)
@@ -227,13 +227,18 @@ class Connection:
         """What has arrived may be credit, for what waits; or why the connection has ended, which comes last."""
         if self.engine.error is None:
             self.engine.flush()
-        return self._dispatch()
+        return self.dispatch()
 
-    def _dispatch(self) -> bool:
-        """Call what is ready. An exception leaves the rest to the next call."""
-        waiting = len(self._ready)
+    def dispatch(self) -> bool:
+        """Call what is ready. An exception leaves the rest to the next call. A callback may close the connection."""
+        ready = self._ready
+        waiting = len(ready)
         for _ in range(waiting):
-            self._ready.popleft()()
+            if not ready:
+                break
+            ready.popleft()()
+        if self.engine.is_closed:
+            return True
         if self.engine.error is not None:
             raise self.engine.error
         if waiting:
@@ -254,7 +259,7 @@ class Connection:
 
     def catch_up(self) -> bool:
         self.engine.flush()
-        return self._dispatch()
+        return self.dispatch()
 
     # --- heartbeats, closing ------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 import cproton
-from proton import Collector, Condition, Connection, Endpoint, Event, Session, Transport, TransportException
+from proton import Collector, Condition, Connection, Endpoint, Event, Link, Session, Transport, TransportException
 
 from lightbus.transport.activemq import answers
 from lightbus.transport.activemq.links import Incoming, Outgoing
@@ -20,6 +20,9 @@ from lightbus.version import __version__
 atexit.unregister(cproton.clear_retained_objects)
 
 WRITE_TIMEOUT = 5.0
+"""Seconds in which the broker must read `WRITTEN_IN_TIME`."""
+WRITTEN_IN_TIME = 262144
+"""Bytes."""
 MAX_FRAME = 131072
 """Bytes. Artemis' own default. It must take a selector, which Artemis repeats in its answer to an attach."""
 
@@ -51,8 +54,8 @@ class Engine:
         """Why it has ended."""
         self._owner = owner
         self._stream: Stream | None = None
-        self._ending: list[Session] = []
-        """Closed here, and not yet by the broker."""
+        self._ending: dict[Session, list[Link]] = {}
+        """Closed here, and not yet by the broker; with their links."""
         self._collector = Collector()
         self._connection = Connection()
         self._connection.collect(self._collector)
@@ -102,9 +105,14 @@ class Engine:
         session.open()
         return session
 
-    def end_session(self, session: Session) -> None:
-        """Close it once the broker has opened it: proton does not expect the answer to a session that it has closed."""
-        self._ending.append(session)
+    def end_session(self, session: Session, links: list[Link]) -> None:
+        """Close it once the broker has opened it: proton does not expect the answer to a session that it has closed.
+
+        Args:
+            links: those of the session. They are kept until the broker has closed it. The caller must not keep them:
+                the last reference to an object of proton may only be dropped by who uses the connection.
+        """
+        self._ending[session] = links
         if not session.state & Endpoint.REMOTE_UNINIT:
             session.close()
 
@@ -152,7 +160,7 @@ class Engine:
             TimeoutError: the broker did not read in time.
             OSError: the connection is lost.
         """
-        transport, deadline = self._transport, 0.0
+        transport, deadline, left = self._transport, 0.0, WRITTEN_IN_TIME
         self._collect()
         while (pending := transport.pending()) > 0:
             data = transport.peek(pending)
@@ -162,6 +170,9 @@ class Engine:
                 sent = self.stream.send(data)
                 if sent:
                     transport.pop(sent)
+                    left -= sent
+                    if left <= 0:
+                        deadline, left = 0.0, WRITTEN_IN_TIME
                     continue
                 if not (wait or self._owner.may_wait):
                     self._owner.on_unsent()
@@ -177,7 +188,8 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         if self.error is None:
-            self.error = error
+            # As a TimeoutError, it would mean to the callers of `drain_events` that nothing has arrived.
+            self.error = ConnectionAbortedError(str(error)) if isinstance(error, TimeoutError) else error
 
     # --- events -------------------------------------------------------------------------------
 
@@ -219,7 +231,8 @@ class Engine:
                 event.session.close()
         elif kind is Event.SESSION_REMOTE_CLOSE:
             if event.session in self._ending:
-                self._ending.remove(event.session)
+                del self._ending[event.session]
+                event.session.free()
             else:
                 self._owner.session_closed(event.session, event.session.remote_condition)
         elif kind is Event.CONNECTION_REMOTE_OPEN:

@@ -142,7 +142,7 @@ class Incoming:
         self.consumer: Consumer | None = None
         self.unsettled = 0
         self.is_open = False
-        """The broker has answered."""
+        """The broker has answered, and has not closed it."""
         self.get: Callable[[Message], object] | None = None
         """Takes what arrives, in the place of a consumer."""
         self._owner = owner
@@ -178,6 +178,7 @@ class Incoming:
 
     def closed(self, condition: Condition | None) -> None:
         self._owner.receiver_closed(self, condition)
+        self.is_open = False
 
 
 def _set_capability(terminus: Terminus, capability: str) -> None:

@@ -1,0 +1,342 @@
+"""The ActiveMQ transport on a real Artemis: the port `lightbus.transport`, and the broker's faults."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import amqp.exceptions
+import kombu
+import pytest
+
+from lightbus.transport import Delivery, Publication
+from tests.artemis import Artemis
+from tests.faults.proxy import Proxy
+from tests.patience import LIMIT, within
+
+activemq = pytest.importorskip("lightbus.transport.activemq.connection")
+cproton: Any = pytest.importorskip("cproton")
+wrapper: Any = pytest.importorskip("proton._wrapper")
+
+pytestmark = pytest.mark.artemis
+
+QUEUE = "billing.main"
+QUORUM = {"x-queue-type": "quorum"}
+
+
+def open_connection(url: str, **options: Any) -> Any:
+    settings = {"heartbeat": 10, "connect_timeout": LIMIT, **options}
+    return kombu.Connection(url, transport=activemq.Transport, **settings).transport.establish_connection()
+
+
+@pytest.fixture
+def connection(artemis_url: str) -> Iterator[Any]:
+    opened = open_connection(artemis_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def channel(connection: Any) -> Any:
+    return declared(connection)
+
+
+def declared(connection: Any, queue: str = QUEUE) -> Any:
+    """A channel that has declared a queue."""
+    channel = connection.channel()
+    channel.queue_declare(queue, durable=True, auto_delete=False, arguments=QUORUM)
+    return channel
+
+
+def until(connection: Any, done: Callable[[], object], seconds: float = LIMIT) -> None:
+    """Drain until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        connection.drain_events(deadline - time.monotonic())
+
+
+def to_queue(body: bytes, queue: str = QUEUE) -> Publication:
+    return Publication("", queue, body, {"message_id": body[:20].decode()})
+
+
+def publish(connection: Any, channel: Any, count: int) -> None:
+    """Publish so many messages, and wait until all are confirmed."""
+    confirmed: list[int] = []
+    channel.on_ack = lambda tag, multiple: confirmed.append(tag)
+    channel.confirm_select()
+    channel.publish([to_queue(b"%d" % number) for number in range(count)])
+    until(connection, lambda: len(confirmed) == count)
+
+
+# --- callbacks
+
+
+def test_a_callback_may_close_the_connection(connection: Any, channel: Any) -> None:
+    publish(connection, channel, 5)
+    arrived: list[Delivery] = []
+
+    def close(delivery: Delivery) -> None:
+        arrived.append(delivery)
+        if len(arrived) == 2:
+            connection.close()
+
+    channel.basic_qos(0, 5, False)
+    channel.consume(QUEUE, close, on_cancel=pytest.fail)
+    until(connection, lambda: len(arrived) >= 2)
+    assert len(arrived) == 2
+    with pytest.raises(amqp.exceptions.AMQPError):
+        connection.drain_events(0)
+
+
+def test_a_callback_may_drain_what_has_arrived_behind_it(connection: Any, channel: Any) -> None:
+    publish(connection, channel, 5)
+    arrived: list[Delivery] = []
+
+    def drain(delivery: Delivery) -> None:
+        arrived.append(delivery)
+        if len(arrived) == 1:
+            until(connection, lambda: len(arrived) == 5)
+
+    channel.basic_qos(0, 5, False)
+    channel.consume(QUEUE, drain, on_cancel=pytest.fail)
+    until(connection, lambda: len(arrived) == 5)
+    assert [delivery.body for delivery in arrived] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+# --- consuming
+
+
+def wait_for_deliveries(connection: Any, url: str, count: int) -> None:
+    """Until the broker has sent so many messages, which stay unread."""
+    other = open_connection(url)
+    try:
+        probe = other.channel()
+        deadline = time.monotonic() + LIMIT
+        while probe.queue_declare(QUEUE, passive=True).message_count != count:
+            assert time.monotonic() < deadline
+    finally:
+        other.close()
+
+
+def test_a_consumer_is_served_though_its_predecessor_was_cancelled_with_messages_on_their_way(
+    connection: Any, channel: Any, artemis_url: str
+) -> None:
+    publish(connection, channel, 60)
+    first: list[Delivery] = []
+    second: list[Delivery] = []
+    channel.basic_qos(0, 50, False)
+    tag = channel.consume(QUEUE, first.append, on_cancel=pytest.fail)
+    wait_for_deliveries(connection, artemis_url, 10)  # 50 are on their way, and not read here
+    channel.basic_cancel(tag)
+    channel.basic_qos(0, 2, False)
+    channel.consume(QUEUE, second.append, on_cancel=pytest.fail)
+    until(connection, lambda: len(first) == 50 and len(second) == 2)
+    channel.basic_ack(second[0].delivery_tag)
+    until(connection, lambda: len(second) == 3)
+
+
+def test_get_finds_a_message_after_a_consumer_was_cancelled_with_messages_on_their_way(
+    connection: Any, channel: Any, artemis_url: str
+) -> None:
+    publish(connection, channel, 60)
+    channel.basic_qos(0, 50, False)
+    tag = channel.consume(QUEUE, lambda _: None, on_cancel=pytest.fail)
+    wait_for_deliveries(connection, artemis_url, 10)
+    channel.basic_cancel(tag)
+    assert channel.get(QUEUE) is not None
+
+
+def test_what_was_on_its_way_to_a_cancelled_consumer_is_delivered_before_the_cancellation_returns(
+    artemis: Artemis, artemis_url: str
+) -> None:
+    with Proxy(artemis.port) as proxy:
+        connection = open_connection(artemis.url(port=proxy.port))
+        channel = declared(connection)
+        confirmed: list[int] = []
+        channel.on_ack = lambda tag, multiple: confirmed.append(tag)
+        channel.publish([to_queue(b"%02d" % number + b"x" * 20_000) for number in range(60)])
+        until(connection, lambda: len(confirmed) == 60)
+        arrived: list[Delivery] = []
+        proxy.delay = 0.3  # so they arrive one after the other
+        channel.basic_qos(0, 50, False)
+        tag = channel.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
+        wait_for_deliveries(connection, artemis_url, 10)
+        channel.basic_cancel(tag)
+        assert [delivery.body[:2] for delivery in arrived] == [b"%02d" % number for number in range(50)]
+        next_one = channel.get(QUEUE)
+        assert next_one is not None
+        assert (next_one.delivery_tag, next_one.body[:2]) == (51, b"50")
+        channel.basic_ack(next_one.delivery_tag, multiple=True)
+        connection.close()
+    with contextlib.closing(open_connection(artemis_url)) as other:
+        assert other.channel().queue_declare(QUEUE, passive=True).message_count == 9
+
+
+def test_the_consumer_of_a_queue_that_is_deleted_can_be_cancelled_at_once(
+    connection: Any, channel: Any, artemis_url: str
+) -> None:
+    publish(connection, channel, 1)
+    arrived: list[Delivery] = []
+    tag = channel.consume(QUEUE, arrived.append, on_cancel=lambda _: None)
+    until(connection, lambda: arrived)
+    with contextlib.closing(open_connection(artemis_url)) as other:
+        other.channel().queue_delete(QUEUE)
+    channel.basic_cancel(tag)  # though the broker does not answer: the consumer no longer exists
+
+
+def test_a_consumer_of_a_queue_that_was_deleted_and_declared_again_can_be_cancelled(
+    connection: Any, channel: Any, artemis_url: str
+) -> None:
+    publish(connection, channel, 1)
+    arrived: list[Delivery] = []
+    cancelled: list[str] = []
+    channel.consume(QUEUE, arrived.append, on_cancel=cancelled.append, consumer_tag="first")
+    until(connection, lambda: arrived)
+    other = open_connection(artemis_url)
+    other.channel().queue_delete(QUEUE)
+    other.close()
+    until(connection, lambda: cancelled == ["first"])
+    channel.queue_declare(QUEUE, durable=True, auto_delete=False, arguments=QUORUM)
+    channel.consume(QUEUE, arrived.append, on_cancel=cancelled.append, consumer_tag="second")
+    channel.basic_ack(arrived[0].delivery_tag)  # nothing of the first one is left
+    channel.basic_cancel("second")
+    assert channel.queue_declare(QUEUE, passive=True).consumer_count == 0
+
+
+def consume_from_nobody(channel: Any) -> None:
+    channel.consume("nobody.main", pytest.fail, on_cancel=pytest.fail)
+
+
+def get_from_nobody(channel: Any) -> None:
+    channel.get("nobody.main")
+
+
+def declare_too_much(channel: Any) -> None:
+    channel.queue_declare(QUEUE, durable=True, auto_delete=False, arguments=QUORUM)
+    for number in range(5000):
+        channel.queue_bind(QUEUE, "lightbus", f"order.{number}")
+    channel.publish([to_queue(b"x")])  # before that, the queue is declared, but its selector is too long
+
+
+@pytest.mark.parametrize("use", [consume_from_nobody, get_from_nobody, declare_too_much])
+def test_an_error_closes_the_channel(connection: Any, use: Callable[[Any], None]) -> None:
+    channel = connection.channel()
+    with pytest.raises(amqp.exceptions.ChannelError):
+        use(channel)
+    with pytest.raises(amqp.exceptions.ChannelError):
+        channel.publish([to_queue(b"x")])
+    assert channel.channel_id not in connection.channels
+
+
+def test_get_does_not_take_the_credit_of_a_consumer(connection: Any, channel: Any) -> None:
+    arrived: list[Delivery] = []
+    channel.basic_qos(0, 5, False)
+    channel.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
+    with pytest.raises(amqp.exceptions.PreconditionFailed, match="consumes queue"):
+        channel.get(QUEUE)
+
+
+# --- proton's objects
+
+
+def test_a_closed_channel_leaves_no_objects_of_proton_to_the_thread_that_forgets_it(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share the state of the connection, which its owner may use at the same time."""
+    channel = declared(connection)  # a fixture would be remembered
+    publish(connection, channel, 3)
+    arrived: list[Delivery] = []
+    channel.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
+    until(connection, lambda: len(arrived) == 3)
+    freed_by: set[int] = set()
+    free = wrapper.Wrapper.__del__
+
+    def record(freed: Any) -> None:
+        freed_by.add(threading.get_ident())
+        free(freed)
+
+    monkeypatch.setattr(wrapper.Wrapper, "__del__", record)
+    channel.close()
+    forgotten = [channel, arrived.pop()]
+    arrived.clear()
+    is_forgotten = weakref.ref(channel)
+    del channel
+    thread = threading.Thread(target=forgotten.clear)
+    thread.start()
+    thread.join()
+    assert is_forgotten() is None
+    assert thread.ident not in freed_by
+
+
+def test_closed_channels_leave_nothing_in_memory(connection: Any, channel: Any) -> None:
+    channel.queue_declare(QUEUE, passive=True)
+    before = cproton.retained_count()
+    for _ in range(50):
+        other = connection.channel()
+        other.get(QUEUE)
+        other.close()
+    del other
+    connection.wait_for(lambda: not connection.engine._ending, "the broker's answers")
+    assert cproton.retained_count() < before + 5
+
+
+# --- the network
+
+
+@contextlib.contextmanager
+def slow_network(target: int, *, rate: int) -> Iterator[int]:
+    """A port that forwards to `target`, but so many bytes a second at most, in pieces of 64 KiB."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+
+        def forward(source: socket.socket, sink: socket.socket, rate: float) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    sink.sendall(data)
+                    time.sleep(len(data) / rate)
+                sink.shutdown(socket.SHUT_RDWR)
+
+        def accept() -> None:
+            client, _ = server.accept()
+            with client, socket.create_connection(("127.0.0.1", target)) as broker:
+                answers = threading.Thread(target=forward, args=(broker, client, float("inf")), daemon=True)
+                answers.start()
+                forward(client, broker, rate)
+                answers.join()
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join(LIMIT)
+
+
+def test_a_large_message_takes_as_long_as_the_network_needs(
+    artemis: Artemis, artemis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightbus.transport.activemq.engine.WRITE_TIMEOUT", 2.0)
+    confirmed: list[int] = []
+    with slow_network(artemis.port, rate=1_500_000) as port:  # much more than the system buffers takes over 5 s
+        connection = open_connection(artemis.url(port=port))
+        channel = declared(connection)
+        channel.on_ack = lambda tag, multiple: confirmed.append(tag)
+        channel.publish([to_queue(b"x" * 14_000_000)])
+        until(connection, lambda: confirmed == [1])
+        connection.close()
+
+
+def test_a_broker_that_does_not_read_ends_the_connection(artemis: Artemis, artemis_url: str) -> None:
+    with Proxy(artemis.port) as proxy:
+        connection = open_connection(artemis.url(port=proxy.port))
+        channel = declared(connection)
+        publish(connection, channel, 1)
+        proxy.stall()
+        with within(5), pytest.raises(TimeoutError, match="does not read"):
+            channel.publish([to_queue(b"x" * 16_000_000)])
+        with pytest.raises(ConnectionError, match="does not read"):  # a TimeoutError would mean that nothing arrived
+            connection.drain_events(0)
+        connection.collect()
