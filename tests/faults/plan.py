@@ -23,6 +23,7 @@ class Planned:
     short: Play | None
     """None: it takes too long for `make test`."""
     rabbitmq: bool = True
+    artemis: bool = False
     postgres: bool = False
 
 
@@ -31,10 +32,18 @@ def _planned(scenario: Callable[..., Result], full: dict[str, object], short: di
     name = f"{scenario.__name__}-{fixed}" if fixed else scenario.__name__
     quick = None if short is None else partial(scenario, **short)
     with_outbox = scenario.__module__ == outbox_scenarios.__name__
+    on_artemis = full.get("broker") == "artemis"
     if with_outbox:
         name = f"outbox-{name}"
+    if on_artemis:
+        name = f"artemis-{name}"
     return Planned(
-        name, partial(scenario, **full), quick, not scenario.__name__.startswith("embedded"), postgres=with_outbox
+        name,
+        partial(scenario, **full),
+        quick,
+        rabbitmq=not on_artemis and not scenario.__name__.startswith("embedded"),
+        artemis=on_artemis,
+        postgres=with_outbox,
     )
 
 
@@ -102,6 +111,34 @@ PLAN = [
             (outbox_scenarios.handlers_deadlock, {"how": "psycopg"}, {"orders": 300}),
             (outbox_scenarios.claim_of_a_dead_worker, {"times": 6}, {"times": 1, "orders": 300}),
             (outbox_scenarios.clock_jumps, {"times": 12}, {"times": 2, "orders": 300}),
+        )
+    ),
+    *(
+        _planned(scenario, {**full, "broker": "artemis"}, {**short, "broker": "artemis"})
+        for scenario, full, short in (
+            (scenarios.worker_killed, {"times": 20, "events": 10_000}, {"times": 2}),
+            (scenarios.worker_stopped, {"times": 5}, {"times": 1}),
+            # The broker's own limit is 20.
+            (scenarios.handler_crashes, {"prefetch": 200}, {"prefetch": 200, "earlier": 17}),
+            (
+                scenarios.handler_crashes,
+                {"prefetch": 200, "workers": 2},
+                {"prefetch": 200, "workers": 2, "earlier": 17},
+            ),
+            (scenarios.broker_killed, {"times": 5, "events": 10_000}, {"times": 1}),
+            (scenarios.broker_absent_at_start, {}, {}),
+            (scenarios.broker_away, {"seconds": 60}, {"seconds": 1}),
+            (
+                scenarios.connection_broken,
+                {"how": "cut", "times": 10, "events": 10_000},
+                {"how": "cut", "times": 1},
+            ),
+            (scenarios.connection_broken, {"how": "stall", "times": 3}, {"how": "stall", "times": 1}),
+            (scenarios.connection_broken, {"how": "truncate", "times": 10}, {"how": "truncate", "times": 2}),
+            (scenarios.publishers_fork, {"events": 500}, {"events": 20}),
+            (scenarios.threads_publish, {"times": 3}, {"times": 1}),
+            # Last: the broker has another acceptor.
+            (scenarios.worker_frozen, {"times": 3}, {"times": 1}),
         )
     ),
     # Last: three nodes replace the single node.

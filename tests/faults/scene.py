@@ -244,8 +244,11 @@ class Scene:
 
     # --- the result
 
-    def settle(self, *, dead: int = 0, limit: float = LIMIT) -> None:
-        """Stop the publishers, and wait until all confirmed events are handled, except for `dead` of them."""
+    def settle(self, *, dead: int = 0, events: int = 0, limit: float = LIMIT) -> None:
+        """Stop the publishers when `events` are confirmed, and wait until all confirmed events are handled, except for
+        `dead` of them.
+        """
+        self.until(lambda: len(self.ledger.entries(CONFIRMED)) >= events, f"{events} events are confirmed")
         for process in self.processes:
             if process.name.startswith("publisher") and process.alive:
                 code = process.stop()

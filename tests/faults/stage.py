@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.transport import Connection
-from tests import postgres, rabbitmq
+from tests import artemis, postgres, rabbitmq
 
 
 class Stage:
@@ -17,6 +17,8 @@ class Stage:
     def __init__(self) -> None:
         self._node: rabbitmq.Node | None = None
         self._cluster: list[rabbitmq.Node] | None = None
+        self._artemis: artemis.Artemis | None = None
+        self._artemis_options = ""
         self._postgres: postgres.Postgres | None = None
         self._numbers = itertools.count(1)
 
@@ -27,9 +29,38 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         for node in reversed([*([self._node] if self._node else []), *(self._cluster or [])]):
             node.close()
+        if self._artemis is not None:
+            self._artemis.close()
         if self._postgres is not None:
             self._postgres.close()
         self._folder.cleanup()
+
+    def url(self, broker: str = "rabbitmq", options: str = "", *, acceptor: str = "") -> str:
+        """The URL of a fresh virtual host on the node, or of the Artemis broker, emptied.
+
+        Args:
+            broker: "rabbitmq" or "artemis".
+            acceptor: options of Artemis' acceptor. A new broker has them, if the present one has others.
+        """
+        if broker == "rabbitmq":
+            return self.vhost(options)
+        if self._artemis is not None and self._artemis_options != acceptor:
+            self._artemis.close()
+            self._artemis = None
+        if self._artemis is None:
+            # What is confirmed is on the disk, as on a production broker.
+            self._artemis, self._artemis_options = artemis.Artemis(options=acceptor, sync=True), acceptor
+        if self._artemis.process is None:  # it is new, or a scenario has failed
+            self._artemis.start()
+        self._artemis.reset()
+        return self._artemis.url() + options
+
+    def server(self, broker: str = "rabbitmq") -> rabbitmq.Node | artemis.Artemis:
+        """The server behind `url`."""
+        if broker == "rabbitmq":
+            return self.node
+        assert self._artemis is not None, "`url` starts it"
+        return self._artemis
 
     @property
     def node(self) -> rabbitmq.Node:
@@ -84,6 +115,10 @@ class Stage:
         folder = Path(self._folder.name) / str(next(self._numbers))
         folder.mkdir()
         return folder
+
+
+class CannotRun(Exception):
+    """The fault cannot be caused on this machine, or by this user."""
 
 
 def connect(url: str) -> Connection:

@@ -6,12 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import need_rabbitmq
+from tests.conftest import need_artemis, need_rabbitmq
 from tests.faults.plan import PLAN, Planned
-from tests.faults.scenarios import CannotRun
-from tests.faults.stage import Stage
+from tests.faults.stage import CannotRun, Stage
 
 SHORT = [planned for planned in PLAN if planned.short is not None and not planned.postgres]
+
+
+def _marks(planned: Planned) -> list[pytest.MarkDecorator]:
+    if planned.rabbitmq:
+        return [pytest.mark.rabbitmq]
+    return [pytest.mark.artemis] if planned.artemis else []
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +27,13 @@ def stage() -> Iterator[Stage]:
 
 @pytest.mark.parametrize(
     "planned",
-    [pytest.param(one, id=one.name, marks=[pytest.mark.rabbitmq] if one.rabbitmq else []) for one in SHORT],
+    [pytest.param(one, id=one.name, marks=_marks(one)) for one in SHORT],
 )
 def test_no_confirmed_event_is_lost(planned: Planned, stage: Stage) -> None:
     if planned.rabbitmq:
         need_rabbitmq()
+    if planned.artemis:
+        need_artemis()
     assert planned.short is not None
     try:
         row = planned.short(stage)
