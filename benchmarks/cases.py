@@ -7,6 +7,7 @@ from collections.abc import Callable
 import attrs
 
 from benchmarks.suite import Result, Row, Suite
+from tests import artemis
 
 EQUAL = 100
 """The common prefetch, within RabbitMQ's recommendation for throughput (100 to 300)."""
@@ -14,6 +15,8 @@ EQUAL = 100
 FASTSTREAM = "retry, handler timeout, dead letters"
 BARE = "types and validation, retry, handler timeout, dead letters"
 TASKS = "types and validation, dead letters; many apps for one event"
+PROTON = "qpid-proton, blocking client"
+LARGE = 16 * 1024 * 1024
 CELERY = "types and validation, async handlers, dead letters; many apps for one event"
 
 
@@ -274,6 +277,44 @@ def _outbox() -> tuple[Row, ...]:
     )
 
 
+def _activemq() -> tuple[Row, ...]:
+    """Publishing and consuming, with orders and with bodies of 16 MiB."""
+    large = {"kind": "blob", "size": LARGE, "warm": 2, "tail": 2, "greet": 1, "in_flight": 1}
+    rows: list[Row] = []
+    for group, size in (("", {}), (", 16 MiB", large)):
+        publish, consume = {**size, "what": "publish"}, {**size, "what": "consume"}
+        few = 12 if size else 0
+        rows += [
+            Row("Lightbus", "lightbus_", few or 15000, group=f"publish{group}", settings=publish),
+            *(
+                Row(f"Lightbus, {label}", "lightbus_", count, group=f"publish{group}", settings=publish | more)
+                for label, count, more in (
+                    ("publish_many", 15000, {"in_flight": 0}),
+                    ("one by one", 1000, {"in_flight": 1}),
+                )
+                if not size
+            ),
+            Row(
+                PROTON,
+                "proton_",
+                few or 1000,
+                group=f"publish{group}",
+                lacks="types and validation",
+                settings={**publish, "threads": 1},
+            ),
+            Row("Lightbus", "lightbus_", few or 20000, group=f"consume{group}", settings=consume),
+            Row(
+                PROTON,
+                "proton_",
+                few or 5000,
+                group=f"consume{group}",
+                lacks=BARE,
+                settings={**consume, "handler": "sync"},
+            ),
+        ]
+    return tuple(rows)
+
+
 CASES = tuple(
     Case(*values)  # type: ignore[arg-type]
     for values in (
@@ -499,6 +540,17 @@ CASES = tuple(
             "use `synchronous_commit = off`.",
             3,
             "publish_many",
+        ),
+        (
+            "activemq",
+            "On ActiveMQ Artemis",
+            Suite.activemq,
+            _activemq(),
+            f"Artemis {artemis.VERSION}, whose confirms wait for the disk. Its defaults collect writes for up to 3.3 ms "
+            "before a sync, so a client that waits for each confirm is bound by that. Lightbus has 500 publications in "
+            "flight where the row shows nothing else, and 1 of 16 MiB; qpid-proton's blocking client can have only 1. "
+            "Both consume from the queue of a Lightbus app that `publish_many` has filled: Lightbus with its default "
+            "prefetch of 200, qpid-proton with a credit of 500, and an accept after each event.",
         ),
     )
 )

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import environment
 
 _SHOWN = {
-    "own": ("amqp", "anyio", "kombu", "msgspec", "psycopg", "sqlalchemy"),
+    "own": ("amqp", "anyio", "kombu", "msgspec", "psycopg", "python-qpid-proton", "sqlalchemy"),
     "peers": (
         "aio-pika",
         "aiormq",

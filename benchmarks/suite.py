@@ -19,6 +19,7 @@ import psycopg
 
 from benchmarks import broker
 from benchmarks.process import Failed, Process
+from tests.artemis import Artemis
 from tests.postgres import Postgres
 
 ROOT = Path(__file__).parent.parent
@@ -52,12 +53,14 @@ class Suite:
         self.folder = folder
         self.scale = scale
         self._templates: dict[str, list[broker.Template]] = {}
+        self._artemis: Artemis | None = None
         self._postgres: Postgres | None = None
         self._databases: dict[str, str] = {}
 
     def close(self) -> None:
-        if self._postgres is not None:
-            self._postgres.close()
+        for server in (self._artemis, self._postgres):
+            if server is not None:
+                server.close()
 
     # --- plans and processes
 
@@ -73,7 +76,7 @@ class Suite:
         return {"url": self.url, "name": name, **measured, **row.settings, **changes}
 
     def python(self, row: Row) -> str:
-        return self.own if row.peer in ("lightbus_", "limit_", "outbox_") else self.peers
+        return self.own if row.peer in ("lightbus_", "limit_", "outbox_", "proton_") else self.peers
 
     def start(self, row: Row, plan: Mapping[str, Any], name: str = "run") -> Process:
         known = {field: value for field, value in plan.items() if field in PLAN_FIELDS}
@@ -390,6 +393,37 @@ class Suite:
             self._single(row, plan, "fill", role="publish", in_flight=0, count=waiting, greet=0)
             making.rename(folder)
         return folder
+
+    # --- ActiveMQ Artemis
+
+    def activemq(self, row: Row) -> dict[str, Result]:
+        """Publish to, or consume from, the queue of a Lightbus app of the row's name."""
+        if self._artemis is None:
+            self._artemis = Artemis(sync=True)
+            self._artemis.start()
+        plan = self.plan(row, url=self._artemis.url())
+        app = attrs.evolve(row, peer="lightbus_")
+        self._single(app, plan, "declare", role="declare", threads=0)
+        self._on_queue(plan, "removeAllMessages")
+        if row.settings["what"] == "publish":
+            result = self._single(row, plan, "publish", role="publish")
+            expected = result["sent"]
+        else:
+            expected, total = 0, plan["warm"] + plan["count"] + plan["tail"]
+            self._single(app, plan, "fill", role="publish", in_flight=0, count=total, greet=0)
+            result = self._single(row, plan, "consume")
+            if not result.pop("right") or result["handled"] != total:
+                raise Failed(f"handled {result['handled']} events, not each of {total} once")
+        if (left := self._on_queue(plan, "getMessageCount")) != expected:
+            raise Failed(f"{left} messages are left in the queue, not {expected}")
+        self._on_queue(plan, "removeAllMessages")
+        return {"": _rated(result)}
+
+    def _on_queue(self, plan: Mapping[str, Any], operation: str) -> int:
+        assert self._artemis is not None
+        with self._artemis.management() as management:
+            (answer,) = management.call([(f"queue.{plan['name']}.main", operation, [])])
+        return int(answer)
 
     # --- the outbox and the inbox
 
