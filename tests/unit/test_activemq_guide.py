@@ -8,6 +8,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightbus.transport.activemq import broker_xml
+from lightbus.transport.activemq.names import BUS
+from lightbus.transport.activemq.selector import clause, selector
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "howto" / "activemq.md"
 MARKER = "pytest.mark.impossible_on_artemis"
@@ -56,3 +60,16 @@ def test_at_most_ten_conformance_tests_are_skipped_on_artemis_and_the_page_has_t
     assert 0 < skipped <= MOST
     words = ("None", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
     assert f" {words[skipped]} are skipped, for these reasons:" in PAGE.read_text().replace("\n", " ")
+
+
+def test_figures_and_settings_on_the_page_are_those_of_the_printed_parts() -> None:
+    text = PAGE.read_text()
+    acceptors = re.findall(r"<acceptor name=.*\?(.*)</acceptor>", text)
+    assert len(acceptors) == 2
+    assert all(options.startswith(broker_xml.ACCEPTOR_OPTIONS) for options in acceptors)
+    assert f"after {broker_xml.DELIVERY_ATTEMPTS} counted deliveries" in text
+    assert f"the newest {broker_xml.CATALOG_SIZE:,} contracts, for {broker_xml.CATALOG_DAYS} days" in text
+    assert f"{broker_xml.SHARED_ROLE} = auth,billing,welcome" in text
+    assert f"{broker_xml.app_role('billing')} = billing" in text
+    (shown,) = re.findall(r"<queue name=.*", text)
+    assert broker_xml.queue("billing.main", selector([clause(BUS, "invoice.paid")])).startswith(shown.partition("...")[0])
