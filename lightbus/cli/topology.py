@@ -306,7 +306,7 @@ def permissions(
     app = targets.load_app(target)
     form = form or app.broker.addresses[0].broker.permissions
     if form == "artemis" and (vhost is not None or as_json):
-        raise click.UsageError("--vhost and --json are for RabbitMQ: omit them, or add --format rabbitmqctl.")
+        raise click.UsageError("--vhost and --json are for RabbitMQ: omit them with --format artemis.")
     if form != "artemis" and admin_role is not None:
         raise click.UsageError("--admin-role is for ActiveMQ Artemis: add --format artemis.")
     if form == "artemis":

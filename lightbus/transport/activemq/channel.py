@@ -162,9 +162,9 @@ class Channel(KombuChannel):
         self.connection.flush()
 
     def _end(self) -> None:
-        links = [link.link for link in (*self._senders.values(), *self._receivers.values())]
+        links: list[Incoming | Outgoing] = [*self._senders.values(), *self._receivers.values()]
         for link in links:
-            self.connection.links.pop(link.name, None)
+            self.connection.links.pop(link.link.name, None)
         self.give_back()
         # Others may hold this channel for longer, and forget it in any thread.
         self._senders, self._receivers = {}, {}
