@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,8 @@ def test_a_program_without_lightbus_publishes_over_amqp_1_0(broker: brokers.Arte
 
     connection = BlockingConnection(broker.url("auth", scheme="amqp"), timeout=30, allowed_mechs="PLAIN")
     body = b'{"user_id": 3, "email": "another@example.com"}'
-    connection.create_sender("lightbus.exchange.auth").send(Message(subject="user.registered", body=body, durable=True))
+    event: Any = Message(body=body, durable=True)
+    event.subject = "user.registered"
+    connection.create_sender("lightbus.exchange.auth").send(event)
     connection.close()
     worker.wait_for(r"Welcome, another@example.com! \(user.registered from auth\)")
