@@ -70,6 +70,7 @@ ARTEMIS_EPILOG = """\b
 Examples:
   lightbus topology artemis
   lightbus topology artemis --admin-role operators
+  lightbus topology artemis billing.bus:app
 
 \b
 All steps, once for each broker:
@@ -78,6 +79,8 @@ All steps, once for each broker:
 Then, for each app:
   3. Add its user to artemis-users.properties.
   4. lightbus topology permissions billing.bus:app --format artemis
+When the bindings of an existing queue change:
+  5. lightbus topology artemis billing.bus:app, and add the output to <addresses>.
 
 \b
 Exit codes:
@@ -348,13 +351,31 @@ def sources(app: Lightbus) -> list[str]:
 
 
 @topology.command(short_help="Print what Lightbus needs in the broker.xml of ActiveMQ Artemis.", epilog=ARTEMIS_EPILOG)
+@click.argument("target", metavar="[MODULE:ATTR]", required=False)
 @click.option("--admin-role", metavar="ROLE", default="amq", show_default=True, help="The administrators' role.")
-def artemis(admin_role: str) -> None:
+def artemis(target: str | None, admin_role: str) -> None:
     """Print what Lightbus needs in the broker.xml of ActiveMQ Artemis, for all apps.
 
     These are addresses, diverts (which verify the source of each event), settings of addresses, and the rights that all
     apps have. `lightbus topology permissions MODULE:ATTR --format artemis` prints those of one app.
-    """
-    from lightbus.transport.activemq import broker_xml
 
-    output.write(broker_xml.administrator(admin_role).rstrip())
+    With MODULE:ATTR, it prints the app's queues with their bindings instead. A worker creates them, so they are needed
+    only to change the bindings of an existing queue.
+    """
+    from lightbus.cli import logs
+    from lightbus.cli import target as targets
+    from lightbus.transport.activemq import broker_xml, selector
+
+    if target is None:
+        output.write(broker_xml.administrator(admin_role).rstrip())
+        return
+    logs.configure("error")
+    app = targets.load_app(target)
+    try:
+        selectors = {
+            queue.name: selector.selector(selector.clause(exchange, pattern) for exchange, pattern in queue.patterns)
+            for queue in app.consumed_queues()
+        }
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    output.write(broker_xml.queues(selectors).rstrip())

@@ -82,10 +82,9 @@ def test_a_selector_in_broker_xml_replaces_that_of_a_queue_for_good(broker: Arte
     broker.restart()
     assert selector(broker, "billing.main") == "FALSE"
     file = broker.etc / "broker.xml"
-    address = '<address name="lightbus.bus">'
     wanted = """JMSType = 'a' OR "m.x-opt-ORIG-ADDRESS" IS NULL"""
-    with_queue = f"{address}<multicast>{broker_xml.queue('billing.main', wanted)}</multicast>"
-    file.write_text(file.read_text().replace(f"{address}<multicast/>", with_queue))
+    with_queue = broker_xml.queues({"billing.main": wanted})
+    file.write_text(file.read_text().replace('<address name="lightbus.bus"><multicast/></address>', with_queue))
     wait_until(lambda: selector(broker, "billing.main") == wanted, "the broker reads broker.xml again")
     broker.restart()
     assert selector(broker, "billing.main") == wanted

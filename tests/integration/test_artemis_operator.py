@@ -149,6 +149,24 @@ def test_another_app_is_refused_with_the_next_step(company: Company) -> None:
     assert "permission" in text
 
 
+def test_doctor_does_not_need_to_read_the_queues_of_a_source(company: Company, worker: Program) -> None:
+    (company.folder / "busy.py").write_text(SHOP + '\napp.on("order.paid")(lambda: None)\n')
+    with working("busy:app", folder=company.folder, url=company.broker.url("admin")):
+        pass  # which declares the dead-letter queue of shop
+    code, text = company.run("billing", "doctor", "billing:app")
+    assert code == 0, text
+
+
+def test_a_pattern_that_a_selector_cannot_express_ends_the_worker(company: Company) -> None:
+    (company.folder / "odd.py").write_text(BILLING.replace("user.*", "*.paid.#"))
+    code, text = company.run("billing", "worker", "odd:app")
+    assert code == 1
+    assert "'*.paid.#' cannot be used on Artemis" in text
+    code, text = company.run("billing", "topology", "artemis", "odd:app")
+    assert code == 1
+    assert "'*.paid.#' cannot be used on Artemis" in text
+
+
 def test_only_an_operator_changes_bindings(company: Company, worker: Program) -> None:
     code, text = company.run("billing", "unbind", "billing:app", "user.*", "--queue", "slow", "--force")
     assert code == 1

@@ -56,7 +56,7 @@ def test_no_app_may_send_to_a_shared_address_but_for_management() -> None:
 def test_an_app_may_change_nothing_by_management() -> None:
     both = broker_xml.administrator() + broker_xml.permissions("billing", ["billing.main"])
     editing = [types["edit"] for types in rights(both).values() if "edit" in types]
-    assert len(editing) == 6
+    assert len(editing) == 7
     assert all(roles == {"amq"} for roles in editing)
 
 
@@ -85,6 +85,8 @@ def test_the_roles_of_the_user_are_shown(user: str | None) -> None:
 
 def test_a_selector_is_escaped() -> None:
     selector = """"m.x-opt-ORIG-ADDRESS" IS NULL OR JMSType <> 'a&b'"""
-    (element,) = parsed(broker_xml.queue("billing.main", selector))
+    (address,) = parsed(broker_xml.queues({"billing.main": selector}))
+    assert address.attrib["name"] == "lightbus.bus"
+    ((element,),) = address
     assert element.attrib["name"] == "billing.main"
     assert element[0].attrib["string"] == selector

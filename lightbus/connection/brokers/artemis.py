@@ -50,6 +50,12 @@ def _version(server: Mapping[str, Any]) -> Verdict:
 
 _ANSWERS = (
     Answer(
+        r"cannot be used on Artemis|make a selector of",
+        errors.UnsupportedBroker,
+        "Artemis cannot express a binding",
+        "Change the pattern of the handler.",
+    ),
+    Answer(
         r"AMQ22911[01]\b|too many (sessions|queues)",
         errors.LimitReached,
         "a limit of this user is reached",
@@ -204,7 +210,7 @@ ARTEMIS = Broker(
     resolution=_resolution,
     no_tls="Is this the port of an acceptor without sslEnabled=true? Without TLS, the scheme is activemq://.",
     login_step="Check the user and its password in LIGHTBUS_URL.",
-    bindings="they are in the selector of each queue, which only an operator can read",
+    bindings="they are in the selector of each queue",
     list_bindings=lambda _vhost: "The console's list of queues shows it (Filter)",
     list_consumers=lambda _vhost: "the console's list of consumers",
     alarms="see max-disk-usage and global-max-size in broker.xml, and log/artemis.log",
@@ -214,5 +220,5 @@ ARTEMIS = Broker(
     no_bus_step=_ADMINISTRATOR,
     no_catalog_step=_ADMINISTRATOR,
     version=_version,
-    keeps_forged_deaths=lambda _server: False,  # AMQP 1.0 has no such header: the transport makes it
+    keeps_forged_deaths=lambda _server: True,  # the transport makes the header, and takes the source from the publisher
 )

@@ -7,7 +7,7 @@ wildcards match those that apps create. Each app adds security-settings (`permis
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from xml.sax.saxutils import quoteattr
 
 import attrs
@@ -37,7 +37,7 @@ CATALOG_DAYS = 90
 """A contract that was not published again for so many days is deleted."""
 
 ACCEPTOR_OPTIONS = "protocols=AMQP;amqpDuplicateDetection=false"
-"""Without the last one, the broker takes the message id of an event for that of a duplicate, also of a retry."""
+"""Without other protocols, and without duplicate detection, which Lightbus does not use."""
 
 ADMIN_ROLE = "amq"
 """The role of administrators, as `artemis create` names it."""
@@ -149,6 +149,8 @@ def administrator(admin_role: str = ADMIN_ROLE) -> str:
         # Whether another app exists, and whether the divert does.
         _Right(f"mops.address.{EXCHANGES}#", SHARED_ROLE, ("view",), ("edit",)),
         _Right(f"mops.divert.{BUS_DIVERT}.#", SHARED_ROLE, ("view",), ("edit",)),
+        # The commands of `artemis queue` need these.
+        _Right("mops.#", "", (), ("view", "edit")),
         # An operator changes the selector of a queue, or deletes a queue of an app that no longer exists.
         *(_Right(f"mops.broker.{each}", "", (), ("edit",)) for each in ("updateQueue", "destroyQueue")),
         admin_role=admin_role,
@@ -200,14 +202,19 @@ def permissions(app: str, queues: Iterable[str], *, user: str | None = None, adm
     )
 
 
-def queue(name: str, selector: str) -> str:
-    """The element to add to `<multicast>` of the queue's address in broker.xml, to change the selector of a queue.
+def queues(selectors: Mapping[str, str]) -> str:
+    """The element to add to `<addresses>` in broker.xml, to change the selectors of an app's queues.
 
-    The broker reads a changed broker.xml within some seconds, and the messages in the queue stay. The management
+    The broker reads a changed broker.xml within some seconds, and the messages in the queues stay. The management
     operation `updateQueue` does the same, but only until the broker restarts (seen in 2.40). After both, the broker
     still compares the selector of a client that attaches with that of the queue's creation: attach without one.
     """
-    return f"<queue name={quoteattr(name)}><filter string={quoteattr(selector)}/></queue>\n"
+    lines = (
+        f"<queue name={quoteattr(name)}><filter string={quoteattr(selector)}/></queue>\n"
+        for name, selector in selectors.items()
+    )
+    inner = textwrap.indent("".join(lines), "    ")
+    return f'<address name="{BUS_ADDRESS}">\n  <multicast>\n{inner}  </multicast>\n</address>\n'
 
 
 @attrs.frozen

@@ -170,7 +170,7 @@ class Channel(KombuChannel):
         self._senders, self._receivers = {}, {}
         session, self.session = self.session, None
         if session is not None:
-            self.connection.engine.end_session(session, links)
+            self.connection.engine.end_session(session, [link.link for link in links])
         self.connection.channels.pop(self.channel_id, None)
 
     def give_back(self) -> None:
@@ -828,11 +828,15 @@ def _delay_of(properties: Properties) -> int:
 
 def _dead_lettered(received: message.Received) -> Properties:
     """The properties of a message that the broker itself dead-lettered, with an `x-death` header as RabbitMQ writes it.
-    Artemis does not keep the time, the reason, and the address that the event came from."""
+
+    Artemis does not keep the time, the reason, and the address that the event came from. So the source is the one that
+    its publisher gives, which nothing proves.
+    """
+    app_id = received.properties().get("app_id")
     death: dict[str, Any] = {
         "queue": received.orig_queue or "",
         "reason": "delivery_limit",
-        "exchange": "",
+        "exchange": app_id if isinstance(app_id, str) else "",
         "routing-keys": [received.subject],
         "count": 1,
     }

@@ -71,7 +71,10 @@ class Declarations:
         if names.delaying_app(exchange) is not None:
             return True
         if exchange.endswith(names.INTERNAL):
-            return self.selector_of(f"{exchange.removesuffix(names.INTERNAL)}.{names.DEAD}") is not None
+            try:
+                return self.selector_of(f"{exchange.removesuffix(names.INTERNAL)}.{names.DEAD}") is not None
+            except amqp_errors.AccessRefused:  # it exists: otherwise, the broker would not find it
+                return True
         try:
             self._management.invoke(f"address.{names.exchange_address(exchange)}", "getQueueNames")
         except Refused as error:
