@@ -311,7 +311,8 @@ class Channel(KombuChannel):
 
     def sender_closed(self, link: Outgoing, condition: Condition | None) -> None:
         self._senders.pop(link.address, None)
-        if condition is not None and condition.name in (answers.NOT_FOUND, answers.DELETED):
+        is_queue = "::" in link.address  # otherwise an exchange, which the publisher declares again
+        if is_queue and condition is not None and condition.name in (answers.NOT_FOUND, answers.DELETED):
             for sent in link.take_back():
                 self.unroutable(sent)
             link.link.close()
