@@ -4,6 +4,7 @@ emptied private Artemis) and its own database of a private PostgreSQL cluster.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import os
@@ -39,9 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
+@atexit.register  # after pytest has ended its capturing
+def _hide_late_frees() -> None:
+    """What qpid-proton's blocking client leaves behind is freed after Python's end, with a line on stderr for each."""
     if "cproton" in sys.modules:
-        # What qpid-proton's blocking client leaves behind is freed after Python's end, with a line on stderr for each.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

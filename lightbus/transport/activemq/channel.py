@@ -243,6 +243,7 @@ class Channel(KombuChannel):
         """The broker gives it when a link opens. What has none after `CREDIT_WAIT` is sent when it comes."""
         with contextlib.suppress(TimeoutError):
             self._wait(lambda: not any(link.waiting for link in links), "opening a link", CREDIT_WAIT)
+        self.connection.flush()
 
     def publish_nowait(self, publications: Sequence[Publication]) -> bool:
         """Always False: the engine belongs to the connection's owner."""
@@ -422,6 +423,7 @@ class Channel(KombuChannel):
         if consumer is None or not link.is_open:
             self.fail(answers.channel_error(name, description))
         else:
+            link.link.close()
             self.connection.dispatch_later(lambda: consumer.on_cancel(consumer.tag))
 
     def arrived(self, link: Incoming, transfer: Transfer, data: bytes) -> None:
@@ -566,6 +568,8 @@ class Channel(KombuChannel):
             self._settle(max(self._held), True, Transfer.RELEASED)
 
     def _settle(self, delivery_tag: int, multiple: bool, state: Any) -> None:
+        if self._error is not None:
+            return  # which `on_closed` is about to report: what was held comes again
         self._check_open()
         held = self._held
         if multiple:

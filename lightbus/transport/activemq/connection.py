@@ -141,6 +141,8 @@ class Connection:
             if channel.session == session:
                 name, description = ("", "") if condition is None else (condition.name, condition.description or "")
                 channel.fail(answers.channel_error(name, description))
+                return
+        self.management.session_closed(condition)
 
     # --- waiting ------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import uuid
 from collections.abc import Mapping
 from time import monotonic
@@ -53,6 +54,7 @@ class Engine:
         self.error: Exception | None = None
         """Why it has ended."""
         self._owner = owner
+        self._process = os.getpid()
         self._stream: Stream | None = None
         self._ending: dict[Session, list[Link]] = {}
         """Closed here, and not yet by the broker; with their links."""
@@ -129,6 +131,8 @@ class Engine:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
+        if os.getpid() != self._process:  # a fork may have interrupted proton
+            return
         self.links.clear()
         self._ending.clear()
         self._transport.unbind()

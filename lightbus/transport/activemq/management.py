@@ -125,6 +125,10 @@ class Management:
     def receiver_closed(self, link: Incoming, condition: Any) -> None:
         self._fail(condition)
 
+    def session_closed(self, condition: Any) -> None:
+        """The broker closed a session that is no channel's."""
+        self._fail(condition)
+
     def _fail(self, condition: Any) -> None:
         name, description = ("", "the broker closed its management address")
         if condition is not None:
