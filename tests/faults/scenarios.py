@@ -50,7 +50,7 @@ def worker_killed(stage: Stage, *, times: int, events: int = 0, broker: str = "r
         scene.publisher("--rate", "200")
         for _ in range(times):
             scene.until_handled(max(50, events // times))
-            with scene.fault():
+            with scene.fault(only_workers=True):
                 worker.kill()
                 worker = scene.worker(ready=False, work=0.02)
         scene.settle(events=events)
@@ -122,7 +122,7 @@ def worker_stopped(stage: Stage, *, times: int, broker: str = "rabbitmq") -> Row
         scene.publisher("--rate", "40")
         for _ in range(times):
             scene.until_handled(20)
-            with scene.fault():
+            with scene.fault(only_workers=True):
                 code = worker.stop()
                 assert code == 0, f"the worker exited with {code}:\n{worker.log}"
                 worker = scene.worker(ready=False, work=0.5)
@@ -140,7 +140,7 @@ def serve_cancelled(stage: Stage, *, times: int) -> Row:
         scene.publisher("--rate", "40")
         for _ in range(times):
             scene.until_handled(20)
-            with scene.fault():
+            with scene.fault(only_workers=True):
                 worker.signal(signal.SIGUSR1)
                 scene.until(lambda: not worker.alive, "the program ends")  # noqa: B023
                 assert "failed on" not in worker.log, worker.log
@@ -158,7 +158,7 @@ def worker_frozen(stage: Stage, *, times: int, broker: str = "rabbitmq") -> Row:
         scene.publisher("--rate", "100")
         for number in range(times):
             scene.until_handled(50)
-            with scene.fault():
+            with scene.fault(only_workers=True):
                 worker.signal(signal.SIGSTOP)
                 time.sleep(HEARTBEAT * 3.5)
                 worker.signal(signal.SIGCONT)
@@ -176,7 +176,7 @@ def loop_blocked(stage: Stage, *, times: int) -> Row:
         scene.publisher("--rate", "50")
         for number in range(times):
             scene.until_handled(20)
-            with scene.fault():
+            with scene.fault(only_workers=True):
                 scene.publish(f"block-{number}", f"block:{HEARTBEAT * 3 + 1}")
                 scene.until(lambda: f"block-{number}" in scene.ledger.ids(HANDLED), "the blocking handler ends")  # noqa: B023
         scene.settle()
