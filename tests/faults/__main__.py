@@ -1,8 +1,8 @@
 """`make faults`: run every scenario at full length, and write the table in docs/reliability.md.
 
 `python -m tests.faults NAME ...` runs the scenarios whose names contain one of these. The page has three tables: one is
-written if all of its scenarios ran and passed, so `python -m tests.faults artemis-` and `python -m tests.faults
-outbox-` write the second and the third one. Without Artemis, its scenarios are skipped, and its table stays.
+written if all of its scenarios ran and passed, so `python -m tests.faults outbox-` and `python -m tests.faults
+artemis-` write the second and the third one. Without Artemis, its scenarios are skipped, and its table stays.
 """
 
 from __future__ import annotations
