@@ -1,7 +1,8 @@
 """`make faults`: run every scenario at full length, and write the table in docs/reliability.md.
 
-`python -m tests.faults NAME ...` runs the scenarios whose names contain one of these. The page has two tables: one is
-written if all of its scenarios ran and passed, so `python -m tests.faults outbox-` writes the second one.
+`python -m tests.faults NAME ...` runs the scenarios whose names contain one of these. The page has three tables: one is
+written if all of its scenarios ran and passed, so `python -m tests.faults outbox-` and `python -m tests.faults
+artemis-` write the second and the third one. Without Artemis, its scenarios are skipped, and its table stays.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ import attrs
 import psycopg
 import sqlalchemy
 
+from tests import artemis
 from tests.faults.order_scene import OrderRow
-from tests.faults.plan import PLAN
-from tests.faults.scenarios import CannotRun
+from tests.faults.plan import PLAN, Planned
 from tests.faults.scene import Row
-from tests.faults.stage import Stage, connect
+from tests.faults.stage import CannotRun, Stage, connect
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by `make faults`: begin -->", "<!-- written by `make faults`: end -->"
+ARTEMIS_BEGIN, ARTEMIS_END = (
+    "<!-- written by `make faults`, Artemis: begin -->",
+    "<!-- written by `make faults`, Artemis: end -->",
+)
 OUTBOX_BEGIN, OUTBOX_END = (
     "<!-- written by `make faults`, outbox: begin -->",
     "<!-- written by `make faults`, outbox: end -->",
@@ -58,12 +63,15 @@ ORDER_HEADS = (
 
 def main(wanted: Sequence[str]) -> int:
     chosen = [planned for planned in PLAN if not wanted or any(word in planned.name for word in wanted)]
+    missing = [planned for planned in chosen if planned.artemis and artemis.find() is None]
+    chosen = [planned for planned in chosen if planned not in missing]
     rows: list[Row] = []
+    artemis_rows: list[Row] = []
     order_rows: list[OrderRow] = []
     skipped: list[str] = []
     failed: list[str] = []
     began = time.monotonic()
-    version = postgres_version = ""
+    version = artemis_version = postgres_version = ""
     with Stage() as stage:
         for number, planned in enumerate(chosen, 1):
             print(f"[{number}/{len(chosen)}] {planned.name} ... ", end="", flush=True)
@@ -73,7 +81,7 @@ def main(wanted: Sequence[str]) -> int:
                 if isinstance(row, OrderRow):
                     order_rows.append(row)
                 else:
-                    rows.append(row)
+                    (artemis_rows if planned.artemis else rows).append(row)
                 row.check()
                 print(f"{time.monotonic() - start:.0f} s")
             except CannotRun as why:
@@ -84,9 +92,9 @@ def main(wanted: Sequence[str]) -> int:
                 print("FAILED", flush=True)
                 traceback.print_exc()
             if planned.rabbitmq and not version and stage.node.process is not None:
-                connection = connect(stage.node.url)
-                version = str(connection.server_properties["version"])
-                connection.close()
+                version = version_of(stage.node.url)
+            if planned.artemis and not artemis_version and planned.name not in failed:
+                artemis_version = version_of(stage.url("artemis"))
             if planned.postgres and not postgres_version and stage.postgres.process is not None:
                 with psycopg.connect(stage.postgres.url(driver=None)) as database:
                     number = database.info.server_version
@@ -95,9 +103,26 @@ def main(wanted: Sequence[str]) -> int:
     about = f"{datetime.now(UTC):%Y-%m-%d}, RabbitMQ {version}, "
     python = f"Python {platform.python_version()}, {took}."
     tables = (
-        Table(False, BEGIN, END, about + python, HEADS, [cells(row) for row in rows], notes(rows, skipped)),
         Table(
-            True,
+            [one for one in PLAN if not one.artemis and not one.postgres],
+            BEGIN,
+            END,
+            about + python,
+            HEADS,
+            [cells(row) for row in rows],
+            notes(rows, skipped),
+        ),
+        Table(
+            [one for one in PLAN if one.artemis],
+            ARTEMIS_BEGIN,
+            ARTEMIS_END,
+            f"{datetime.now(UTC):%Y-%m-%d}, ActiveMQ Artemis {artemis_version}, {python}",
+            HEADS,
+            [cells(row) for row in artemis_rows],
+            notes(artemis_rows, []),
+        ),
+        Table(
+            [one for one in PLAN if one.postgres],
             OUTBOX_BEGIN,
             OUTBOX_END,
             f"{about}PostgreSQL {postgres_version}, SQLAlchemy {sqlalchemy.__version__}, {python}",
@@ -109,17 +134,29 @@ def main(wanted: Sequence[str]) -> int:
     for table in tables:
         if table.rows:
             print("\n" + "\n".join(table.lines()))
-        if not failed and {one.name for one in PLAN if one.postgres == table.outbox} <= {one.name for one in chosen}:
+        if not failed and all(one in chosen for one in table.planned):
             table.write()
+    if missing:
+        names = ", ".join(one.name for one in missing)
+        print(f"\nSKIPPED, AND THEIR TABLE IS NOT WRITTEN: {names}. {artemis.INSTALL}")
     print(f"\n{took}. " + (f"FAILED: {', '.join(failed)}" if failed else "All scenarios passed."))
     return 1 if failed else 0
+
+
+def version_of(url: str) -> str:
+    connection = connect(url)
+    try:
+        return str(connection.server_properties["version"])
+    finally:
+        connection.close()
 
 
 @attrs.frozen
 class Table:
     """A table of the page, between two comments."""
 
-    outbox: bool
+    planned: Sequence[Planned]
+    """Its scenarios."""
     begin: str
     end: str
     about: str

@@ -37,6 +37,8 @@ HEARTBEAT = 2
 FRAME_MAX = 131_072
 """The frame size that RabbitMQ and the client negotiate."""
 BEATS = f"?heartbeat={HEARTBEAT}"
+IDLE = f"amqpIdleTimeout={1000 * 2 * HEARTBEAT}"
+"""On Artemis, `BEATS` is the client's limit only. This is the broker's; by default, it has 60 s."""
 
 
 # --- the worker -------------------------------------------------------------------------------
@@ -48,7 +50,7 @@ def worker_killed(stage: Stage, *, times: int, events: int = 0, broker: str = "r
         scene.publisher("--rate", "200")
         for _ in range(times):
             scene.until_handled(max(50, events // times))
-            with scene.fault():
+            with scene.fault(only_workers=True):
                 worker.kill()
                 worker = scene.worker(ready=False, work=0.02)
         scene.settle(events=events)
@@ -120,7 +122,7 @@ def worker_stopped(stage: Stage, *, times: int, broker: str = "rabbitmq") -> Row
         scene.publisher("--rate", "40")
         for _ in range(times):
             scene.until_handled(20)
-            with scene.fault():
+            with scene.fault(only_workers=True):
                 code = worker.stop()
                 assert code == 0, f"the worker exited with {code}:\n{worker.log}"
                 worker = scene.worker(ready=False, work=0.5)
@@ -138,7 +140,7 @@ def serve_cancelled(stage: Stage, *, times: int) -> Row:
         scene.publisher("--rate", "40")
         for _ in range(times):
             scene.until_handled(20)
-            with scene.fault():
+            with scene.fault(only_workers=True):
                 worker.signal(signal.SIGUSR1)
                 scene.until(lambda: not worker.alive, "the program ends")  # noqa: B023
                 assert "failed on" not in worker.log, worker.log
@@ -150,24 +152,20 @@ def serve_cancelled(stage: Stage, *, times: int) -> Row:
 
 
 def worker_frozen(stage: Stage, *, times: int, broker: str = "rabbitmq") -> Row:
-    """SIGSTOP for more than two heartbeats, so that the broker closes the connection; then SIGCONT.
-
-    A client's heartbeat is its own limit on Artemis. The broker's is an option of its acceptor, 60 s by default.
-    """
-    idle = 1000 * 2 * HEARTBEAT
-    with Scene(stage.url(broker, BEATS, acceptor=f"amqpIdleTimeout={idle}")) as scene:
+    """SIGSTOP for more than two heartbeats, so that the broker closes the connection; then SIGCONT."""
+    with Scene(stage.url(broker, BEATS, acceptor=IDLE)) as scene:
         worker = scene.worker(work=0.02)
         scene.publisher("--rate", "100")
         for number in range(times):
             scene.until_handled(50)
-            with scene.fault():
+            with scene.fault(only_workers=True):
                 worker.signal(signal.SIGSTOP)
                 time.sleep(HEARTBEAT * 3.5)
                 worker.signal(signal.SIGCONT)
             lost = worker.log.count("connection lost")
             assert lost > number, f"the broker did not close the connection of the frozen worker:\n{worker.log}"
         scene.settle()
-        note = f"with the acceptor's option amqpIdleTimeout={idle}" if broker == "artemis" else ""
+        note = f"with the acceptor's option {IDLE}" if broker == "artemis" else ""
         return scene.row("worker frozen (SIGSTOP) for 3.5 heartbeats", times, note=note)
 
 
@@ -178,7 +176,7 @@ def loop_blocked(stage: Stage, *, times: int) -> Row:
         scene.publisher("--rate", "50")
         for number in range(times):
             scene.until_handled(20)
-            with scene.fault():
+            with scene.fault(only_workers=True):
                 scene.publish(f"block-{number}", f"block:{HEARTBEAT * 3 + 1}")
                 scene.until(lambda: f"block-{number}" in scene.ledger.ids(HANDLED), "the blocking handler ends")  # noqa: B023
         scene.settle()
@@ -307,8 +305,10 @@ def broker_away(stage: Stage, *, seconds: float, broker: str = "rabbitmq") -> Ro
 def broker_absent_at_start(stage: Stage, *, broker: str = "rabbitmq") -> Row:
     url = stage.url(broker)
     server = stage.server(broker)
-    server.stop()
     with Scene(url) as scene:
+        if broker == "artemis":  # it confirms events without a queue, too
+            scene.declare()
+        server.stop()
         with scene.fault():
             worker = scene.worker(ready=False)
             scene.publisher("--rate", "20", "--timeout", "1")
@@ -556,7 +556,7 @@ def one_node_fails(stage: Stage, *, how: str, times: int) -> Row:
 @contextmanager
 def _through_proxies(stage: Stage, broker: str = "rabbitmq") -> Iterator[tuple[Scene, Proxy, Proxy]]:
     """A worker and a publisher, each behind its own proxy."""
-    url = stage.url(broker, BEATS)
+    url = stage.url(broker, BEATS, acceptor=IDLE)
     port = stage.server(broker).port
     with Proxy(port) as before_worker, Proxy(port) as before_publisher:
 

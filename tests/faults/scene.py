@@ -141,6 +141,8 @@ class Scene:
         self.processes: list[Process] = []
         self.faults: list[tuple[float, float]] = []
         """Start and end of each fault, on the monotonic clock."""
+        self._publisher_faults: list[tuple[float, float]] = []
+        """Those that may make a publisher publish again."""
 
     def __enter__(self) -> Scene:
         self._folder = tempfile.TemporaryDirectory(prefix="lightbus-faults-")
@@ -223,12 +225,18 @@ class Scene:
     # --- faults
 
     @contextlib.contextmanager
-    def fault(self, *, recovers: bool = True) -> Iterator[None]:
-        """The fault lasts as long as the block. Then wait until an event is published and handled."""
+    def fault(self, *, recovers: bool = True, only_workers: bool = False) -> Iterator[None]:
+        """The fault lasts as long as the block. Then wait until an event is published and handled.
+
+        Args:
+            only_workers: it does not affect the publishers.
+        """
         begin = time.monotonic()
         yield
         end = time.monotonic()
         self.faults.append((begin, end))
+        if not only_workers:
+            self._publisher_faults.append((begin, end))
         if recovers:
             self.until_recovered(end)
 
@@ -298,23 +306,33 @@ class Scene:
     def _duplicates(self, tried: dict[str, float], confirmed: dict[str, float]) -> Counter[str]:
         """Count the additional times that events were handled, by reason."""
         reasons: Counter[str] = Counter()
-        seen: set[str] = set()
+        seen: dict[str, float] = {}
         # The redelivered one may end first, while the handler of the original delivery is still running.
         redelivered = {entry.id for entry in self.ledger.entries(HANDLED) if entry.fields[1] == "1"}
         for entry in self.ledger.entries(HANDLED):
             if entry.id not in seen:
-                seen.add(entry.id)
+                seen[entry.id] = entry.time
             elif entry.id in redelivered:
                 reasons["redelivered"] += 1
             elif self._in_flight_at_a_fault(tried[entry.id], confirmed.get(entry.id)):
                 reasons["published again"] += 1
+            elif self.url.startswith("activemq:") and self._in_hand_at_a_fault(seen[entry.id], entry.time):
+                reasons["redelivered without the flag"] += 1
             else:
                 reasons["unexplained"] += 1
         return reasons
 
     def _in_flight_at_a_fault(self, tried: float, confirmed: float | None) -> bool:
         """Whether a fault happened between the publish and its confirm, so that the publisher had to publish again."""
-        return any(tried <= end + 15 and (confirmed is None or confirmed >= begin) for begin, end in self.faults)
+        faults = self._publisher_faults
+        return any(tried <= end + 15 and (confirmed is None or confirmed >= begin) for begin, end in faults)
+
+    def _in_hand_at_a_fault(self, handled: float, again: float) -> bool:
+        """Whether a fault happened when a worker had just handled it, or was about to, and may have lost its ack.
+
+        Artemis does not count every delivery that a lost connection returns, so its flag may be missing.
+        """
+        return any(begin - 2 <= handled <= end + 15 and again >= begin for begin, end in self.faults)
 
     def take_all(self, queue: str) -> list[Delivery]:
         """Read all messages of a queue. Closing the connection returns them to the queue."""
