@@ -1,4 +1,4 @@
-"""A channel of a connection to Artemis: publishes, consumes, settles and declares. It is an AMQP 1.0 session."""
+"""A channel of a connection to Artemis: publishes, consumes, settles and declares. All share one AMQP 1.0 session."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class Channel(KombuChannel):
         self._senders, self._receivers = {}, {}
         session, self.session = self.session, None
         if session is not None:
-            self.connection.engine.end_session(session, [link.link for link in links])
+            self.connection.engine.end_links([link.link for link in links])
         self.connection.channels.pop(self.channel_id, None)
 
     def give_back(self) -> None:
@@ -405,7 +405,7 @@ class Channel(KombuChannel):
 
     def _drop_link(self, link: Incoming) -> None:
         self.connection.links.pop(link.link.name, None)
-        link.link.close()
+        self.connection.engine.end_links([link.link])
 
     def _close_unused(self, link: Incoming) -> None:
         """Close a link without a consumer, once all that it delivered is settled."""

@@ -35,11 +35,10 @@ from urllib.parse import unquote, urlsplit
 import amqp
 import amqp.exceptions
 from kombu.transport import base
-from proton import Condition, Session
 
 from lightbus import errors
 from lightbus.transport import OnUnsent
-from lightbus.transport.activemq import answers, stream
+from lightbus.transport.activemq import stream
 from lightbus.transport.activemq.channel import OPERATION_TIMEOUT, Channel
 from lightbus.transport.activemq.declarations import Declarations
 from lightbus.transport.activemq.engine import Engine
@@ -129,20 +128,12 @@ class Connection:
     def channel(self) -> Channel:
         _ = self.engine.stream  # raises, if it is closed
         number = next(self._numbers)
-        self.channels[number] = channel = Channel(self, self.engine.session(), number)
+        self.channels[number] = channel = Channel(self, self.engine.session, number)
         return channel
 
     def link_name(self, what: str) -> str:
         """A name that no other link of this connection has."""
         return f"{next(self._link_numbers)} {what}"
-
-    def session_closed(self, session: Session, condition: Condition | None) -> None:
-        for channel in [*self.channels.values()]:
-            if channel.session == session:
-                name, description = ("", "") if condition is None else (condition.name, condition.description or "")
-                channel.fail(answers.channel_error(name, description))
-                return
-        self.management.session_closed(condition)
 
     # --- waiting ------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 import cproton
-from proton import Collector, Condition, Connection, Endpoint, Event, Link, Session, Transport, TransportException
+from proton import Collector, Condition, Connection, Event, Link, Session, Transport, TransportException
 
 from lightbus.transport.activemq import answers
 from lightbus.transport.activemq.links import Incoming, Outgoing
@@ -35,8 +35,6 @@ class Owner(Protocol):
 
     def on_unsent(self) -> object: ...
 
-    def session_closed(self, session: Session, condition: Condition | None) -> None: ...
-
 
 class Engine:
     """The protocol's state. Not thread-safe: the connection's owner, or the event loop in its place, uses it."""
@@ -56,8 +54,8 @@ class Engine:
         self._owner = owner
         self._process = os.getpid()
         self._stream: Stream | None = None
-        self._ending: dict[Session, list[Link]] = {}
-        """Closed here, and not yet by the broker; with their links."""
+        self._ending: dict[str, Link] = {}
+        """Links that are closed here, and not yet by the broker, by name."""
         self._collector = Collector()
         self._connection = Connection()
         self._connection.collect(self._collector)
@@ -74,11 +72,15 @@ class Engine:
         sasl.allowed_mechs("ANONYMOUS" if user is None else "PLAIN")
         sasl.allow_insecure_mechs = True
         self._transport.bind(self._connection)
+        self.session: Session = self._connection.session()
+        """Of all channels. When a connection fails, Artemis (2.40.0) closes its sessions in order. For all but the
+        first one, it hardly ever counts the deliveries: an event that crashes its workers would come for ever."""
 
     def open(self, stream: Stream) -> None:
         """Begin the handshake on a connected socket."""
         self._stream = stream
         self._connection.open()
+        self.session.open()
         self.tick()
 
     @property
@@ -102,21 +104,16 @@ class Engine:
     def is_closed(self) -> bool:
         return self._stream is None
 
-    def session(self) -> Session:
-        session = self._connection.session()
-        session.open()
-        return session
-
-    def end_session(self, session: Session, links: list[Link]) -> None:
-        """Close it once the broker has opened it: proton does not expect the answer to a session that it has closed.
+    def end_links(self, links: list[Link]) -> None:
+        """Close them.
 
         Args:
-            links: those of the session. They are kept until the broker has closed it. The caller must not keep them:
-                the last reference to an object of proton may only be dropped by who uses the connection.
+            links: they are kept until the broker has closed them. The caller must not keep them: the last reference to
+                an object of proton may only be dropped by who uses the connection.
         """
-        self._ending[session] = links
-        if not session.state & Endpoint.REMOTE_UNINIT:
-            session.close()
+        for link in links:
+            self._ending[link.name] = link
+            link.close()
 
     def tick(self) -> None:
         """Let proton look at the time: it sends what keeps the connection alive, and notices a silent broker."""
@@ -208,6 +205,10 @@ class Engine:
                 link = self.links.get(event.link.name)
                 if link is not None:
                     self._of_link(kind, link)
+                elif kind is not Event.LINK_FLOW and kind is not Event.LINK_REMOTE_OPEN:
+                    ended = self._ending.pop(event.link.name, None)
+                    if ended is not None:
+                        ended.free()
             else:
                 self._of_others(kind, event)
             collector.pop()
@@ -230,15 +231,9 @@ class Engine:
             link.closed(link.link.remote_condition)
 
     def _of_others(self, kind: Any, event: Event) -> None:
-        if kind is Event.SESSION_REMOTE_OPEN:
-            if event.session in self._ending:
-                event.session.close()
-        elif kind is Event.SESSION_REMOTE_CLOSE:
-            if event.session in self._ending:
-                del self._ending[event.session]
-                event.session.free()
-            else:
-                self._owner.session_closed(event.session, event.session.remote_condition)
+        if kind is Event.SESSION_REMOTE_CLOSE:
+            condition = event.session.remote_condition
+            self._end(condition or Condition(answers.FORCED, "the broker closed the session"))
         elif kind is Event.CONNECTION_REMOTE_OPEN:
             self.is_open = True
         elif kind is Event.CONNECTION_REMOTE_CLOSE:

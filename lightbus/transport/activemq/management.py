@@ -90,7 +90,7 @@ class Management:
 
     def _open(self) -> None:
         owner = self._owner
-        session = owner.engine.session()
+        session = owner.engine.session
         self._address = f"{names.reply_address(self._user)}.{uuid.uuid4().hex}"
         receiver = session.receiver(owner.link_name("replies"))
         self._receiver = owner.links[receiver.name] = Incoming(self, receiver, self._address, "")
@@ -123,10 +123,6 @@ class Management:
         self._fail(condition)
 
     def receiver_closed(self, link: Incoming, condition: Any) -> None:
-        self._fail(condition)
-
-    def session_closed(self, condition: Any) -> None:
-        """The broker closed a session that is no channel's."""
         self._fail(condition)
 
     def _fail(self, condition: Any) -> None:
