@@ -335,6 +335,15 @@ TARGETS = (
         _over("statements", ("inbox", "inbox", ""), ("own session", "inbox", ""), 1, less=True),
         "",
     ),
+    *(
+        Target(
+            f"Artemis, {what}: events/s, against qpid-proton's blocking client",
+            "at least 3x",
+            "activemq",
+            _at_least(3, _ratios("activemq", "rate", "qpid-proton", group=group)),
+        )
+        for group, what in (("publish", "publish, 500 in flight"), ("consume", "consume"))
+    ),
 )
 
 

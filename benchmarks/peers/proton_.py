@@ -1,5 +1,6 @@
-"""qpid-proton's blocking client on Artemis, as its documentation shows it: json.loads and json.dumps, no types. It waits
-for each confirm before it sends again.
+"""qpid-proton's blocking client on Artemis, as its documentation shows it: json.loads and json.dumps, no types.
+
+It waits for each confirm before it sends again.
 
 It uses the address and the queue of a Lightbus app of the same name, so that the broker does the same work. It runs
 with the Python of Lightbus, which has the same proton.

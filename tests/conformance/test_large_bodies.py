@@ -10,9 +10,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from lightbus import Lightbus
+from lightbus import Lightbus, Message
 from lightbus.consuming.consumer import Consumer
 from lightbus.consuming.dispatcher import Dispatcher
+from lightbus.wire.codec import MAX_BODY_BYTES
 from tests.bus import OrderPlaced, connected, dead_letters, declare, eventually, left_in, running
 
 pytestmark = pytest.mark.anyio
@@ -119,3 +120,23 @@ async def test_an_event_larger_than_the_budget_is_handled_alone(make_app: MakeAp
         await consumer.stop(5)
         tasks.cancel_scope.cancel()
     assert most == 1
+
+
+async def test_the_largest_body_arrives_unchanged(make_app: MakeApp, shop: Lightbus) -> None:
+    billing = make_app("billing")
+    room = MAX_BODY_BYTES - len(b'{"number":1,"note":""}')
+    note = "".join(f"{number:07d} " for number in range(room // 8 + 1))[:room]
+    handled: list[tuple[int, int, bool]] = []
+
+    @billing.on("order.placed")
+    async def handle(order: OrderPlaced, message: Message) -> None:
+        handled.append((order.number, len(message.body), order.note == note))
+
+    async with running(shop, billing) as bus:
+        for number in (1, 2):
+            await shop.publish(OrderPlaced(number=number, note=note))
+        await eventually(lambda: len(handled), 2)
+        await bus.quiet(billing)
+    assert sorted(handled) == [(1, 16 * MEGABYTE, True), (2, 16 * MEGABYTE, True)]
+    assert await left_in(billing) == []
+    assert await dead_letters(billing, 0) == []
