@@ -43,6 +43,8 @@ class Disposition:
     failed: bool
 
 class Delivery:
+    _impl: object
+    def __init__(self, impl: object) -> None: ...
     ACCEPTED: int
     REJECTED: int
     RELEASED: int
@@ -60,6 +62,7 @@ class Delivery:
     def update(self, state: int) -> None: ...
 
 class Link(Endpoint):
+    _impl: object
     credit: int
     current: Delivery | None
     drain_mode: bool
@@ -114,6 +117,8 @@ class Transport:
     def unbind(self) -> None: ...
 
 class Event:
+    @staticmethod
+    def wrap(impl: object) -> Event: ...
     CONNECTION_REMOTE_CLOSE: EventType
     CONNECTION_REMOTE_OPEN: EventType
     DELIVERY: EventType
@@ -130,6 +135,7 @@ class Event:
     session: Session
 
 class Collector:
+    _impl: object
     def peek(self) -> Event | None: ...
     def pop(self) -> None: ...
 

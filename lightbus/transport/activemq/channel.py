@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import attrs
+import cproton
 from amqp import exceptions as amqp_errors
 from amqp.protocol import queue_declare_ok_t
 from proton import Condition, Session
@@ -582,8 +583,9 @@ class Channel(KombuChannel):
         credit: dict[Incoming, int] = {}
         for tag in tags:
             one = held.pop(tag)
-            one.transfer.update(state)
-            one.transfer.settle()
+            impl = one.transfer._impl
+            cproton.pn_delivery_update(impl, state)
+            cproton.pn_delivery_settle(impl)
             one.link.unsettled -= 1
             if one.consumer is not None:
                 one.consumer.held -= 1

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 import cproton
-from proton import Collector, Condition, Connection, Event, Link, Session, Transport, TransportException
+from proton import Collector, Condition, Connection, Delivery, Event, Link, Session, Transport, TransportException
 
 from lightbus.transport.activemq import answers
 from lightbus.transport.activemq.links import Incoming, Outgoing
@@ -195,13 +195,20 @@ class Engine:
     # --- events -------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        """Turn proton's events into calls."""
+        """Turn proton's events into calls.
+
+        Deliveries without `Event`, which makes five objects for each: that was 40 % of the CPU of an event.
+        """
         collector = self._collector
-        while (event := collector.peek()) is not None:
+        impl = collector._impl
+        while not cproton.isnull(raw := cproton.pn_collector_peek(impl)):
+            if cproton.pn_event_type(raw) == cproton.PN_DELIVERY:
+                self._of_delivery(raw)
+                collector.pop()
+                continue
+            event = Event.wrap(raw)
             kind = event.type
-            if kind is Event.DELIVERY:
-                self._of_delivery(event)
-            elif kind in _OF_LINKS:
+            if kind in _OF_LINKS:
                 link = self.links.get(event.link.name)
                 if link is not None:
                     self._of_link(kind, link)
@@ -213,11 +220,10 @@ class Engine:
                 self._of_others(kind, event)
             collector.pop()
 
-    def _of_delivery(self, event: Event) -> None:
-        delivery = event.delivery
-        link = self.links.get(delivery.link.name)
+    def _of_delivery(self, event: object) -> None:
+        link = self.links.get(cproton.pn_link_name(cproton.pn_event_link(event)))
         if isinstance(link, Outgoing):
-            link.outcome(delivery)
+            link.outcome(Delivery(cproton.pn_event_delivery(event)))
         elif link is not None:
             link.read()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import attrs
+import cproton
 from proton import Condition, Delivery, Described, Receiver, Sender, Terminus, symbol
 
 from lightbus.transport import Delivery as Message
@@ -161,14 +162,21 @@ class Incoming:
     def read(self) -> None:
         """Take what has arrived completely."""
         link = self.link
-        while (delivery := link.current) is not None and delivery.readable and not delivery.partial:
+        impl = link._impl
+        while (
+            not cproton.isnull(current := cproton.pn_link_current(impl))
+            and cproton.pn_delivery_readable(current)
+            and not cproton.pn_delivery_partial(current)
+        ):
+            delivery = Delivery(current)
             if delivery.aborted:
                 link.advance()
                 delivery.settle()
                 continue
-            data = link.recv(delivery.pending)
-            link.advance()
-            self._owner.arrived(self, delivery, bytes(data or b""))
+            size = cproton.pn_delivery_pending(current)
+            _, data = cproton.pn_link_recv(impl, size)
+            cproton.pn_link_advance(impl)
+            self._owner.arrived(self, delivery, bytes(data))
 
     def opened(self) -> None:
         self.is_open = self.link.remote_source.address is not None
