@@ -38,8 +38,8 @@ CATALOG_DAYS = 90
 """A contract that was not published again for so many days is deleted."""
 
 ACCEPTOR_OPTIONS = "protocols=AMQP;amqpDuplicateDetection=false;amqpIdleTimeout=20000"
-"""Without other protocols, and without duplicate detection, which Lightbus does not use. A client that is silent for 20 s
-is dead: its events go to others."""
+"""Without other protocols, and without duplicate detection, which Lightbus does not use. A client that is silent for 20
+seconds is dead: its events go to others."""
 
 ADMIN_ROLE = "amq"
 """The role of administrators, as `artemis create` names it."""
