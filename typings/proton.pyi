@@ -4,7 +4,6 @@ from typing import Any
 
 class ProtonException(Exception): ...
 class TransportException(ProtonException): ...
-class LinkException(ProtonException): ...
 class symbol(str): ...
 
 class Described:
@@ -40,31 +39,13 @@ class Endpoint:
 
 class Disposition:
     condition: Condition | None
-    failed: bool
 
 class Delivery:
-    _impl: object
-    def __init__(self, impl: object) -> None: ...
-    ACCEPTED: int
-    REJECTED: int
-    RELEASED: int
-    MODIFIED: int
-    aborted: bool
-    link: Link
-    local: Disposition
-    partial: bool
-    pending: int
-    readable: bool
     remote: Disposition
-    remote_state: int
-    tag: str
-    def settle(self) -> None: ...
-    def update(self, state: int) -> None: ...
+    def __init__(self, impl: object) -> None: ...
 
 class Link(Endpoint):
-    _impl: object
     credit: int
-    current: Delivery | None
     drain_mode: bool
     name: str
     remote_source: Terminus
@@ -81,7 +62,6 @@ class Sender(Link):
 class Receiver(Link):
     def drain(self, n: int) -> None: ...
     def flow(self, n: int) -> None: ...
-    def recv(self, limit: int) -> bytes | None: ...
 
 class Session(Endpoint):
     def free(self) -> None: ...
@@ -95,7 +75,7 @@ class Connection(Endpoint):
     properties: dict[Any, Any] | None
     remote_properties: dict[Any, Any] | None
     user: str
-    def collect(self, collector: Collector) -> None: ...
+    def __init__(self, impl: object = None) -> None: ...
     def session(self) -> Session: ...
 
 class SASL:
@@ -121,7 +101,6 @@ class Event:
     def wrap(impl: object) -> Event: ...
     CONNECTION_REMOTE_CLOSE: EventType
     CONNECTION_REMOTE_OPEN: EventType
-    DELIVERY: EventType
     LINK_FLOW: EventType
     LINK_REMOTE_CLOSE: EventType
     LINK_REMOTE_DETACH: EventType
@@ -130,14 +109,8 @@ class Event:
     SESSION_REMOTE_OPEN: EventType
     TRANSPORT_ERROR: EventType
     type: EventType
-    delivery: Delivery
     link: Link
     session: Session
-
-class Collector:
-    _impl: object
-    def peek(self) -> Event | None: ...
-    def pop(self) -> None: ...
 
 class Message:
     body: Any

@@ -10,11 +10,9 @@ from functools import partial
 from typing import Any, Protocol
 
 import attrs
-import cproton
 from amqp import exceptions as amqp_errors
 from amqp.protocol import queue_declare_ok_t
 from proton import Condition, Session
-from proton import Delivery as Transfer
 
 from lightbus.transport import (
     Delivery,
@@ -31,7 +29,19 @@ from lightbus.transport import (
 from lightbus.transport.activemq import answers, message, names, selector
 from lightbus.transport.activemq.declarations import Declarations
 from lightbus.transport.activemq.engine import Engine
-from lightbus.transport.activemq.links import UNLIMITED, Consumer, Incoming, Outgoing, Sent
+from lightbus.transport.activemq.links import (
+    ACCEPTED,
+    REJECTED,
+    RELEASED,
+    UNLIMITED,
+    Consumer,
+    Incoming,
+    Outgoing,
+    Sent,
+    Transfer,
+    settle,
+    settle_as_failed,
+)
 from lightbus.transport.kombu_channel import KombuChannel, ignore
 
 OPERATION_TIMEOUT = 10.0
@@ -177,9 +187,7 @@ class Channel(KombuChannel):
     def give_back(self) -> None:
         """Return what is not settled to its queue. It counts as a delivery, as on RabbitMQ: a handler may have run."""
         for held in self._held.values():
-            held.transfer.local.failed = True
-            held.transfer.update(Transfer.MODIFIED)
-            held.transfer.settle()
+            settle_as_failed(held.transfer)
         self._held.clear()
 
     def drop(self) -> None:
@@ -430,14 +438,12 @@ class Channel(KombuChannel):
     def arrived(self, link: Incoming, transfer: Transfer, data: bytes) -> None:
         consumer, get = link.consumer, link.get
         if not self._is_open or (consumer is None and get is None):
-            transfer.update(Transfer.RELEASED)
-            transfer.settle()
+            settle(transfer, RELEASED)
             return
         self._delivered += 1
         tag = self._delivered
         if consumer is not None and consumer.no_ack:
-            transfer.update(Transfer.ACCEPTED)
-            transfer.settle()
+            settle(transfer, ACCEPTED)
             link.give(1)
         else:
             self._held[tag] = _Held(transfer, link, consumer)
@@ -532,8 +538,7 @@ class Channel(KombuChannel):
             nonlocal seen
             seen += 1
             held = self._held.pop(delivery.delivery_tag)
-            held.transfer.update(Transfer.ACCEPTED)
-            held.transfer.settle()
+            settle(held.transfer, ACCEPTED)
             link.unsettled -= 1
             on_delivery(delivery)
 
@@ -555,18 +560,18 @@ class Channel(KombuChannel):
     # --- settling -------------------------------------------------------------------------
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
-        self._settle(delivery_tag, multiple, Transfer.ACCEPTED)
+        self._settle(delivery_tag, multiple, ACCEPTED)
 
     def basic_reject(self, delivery_tag: int, requeue: bool) -> None:
-        self._settle(delivery_tag, False, Transfer.RELEASED if requeue else Transfer.REJECTED)
+        self._settle(delivery_tag, False, RELEASED if requeue else REJECTED)
 
     def basic_nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> None:
-        self._settle(delivery_tag, multiple, Transfer.RELEASED if requeue else Transfer.REJECTED)
+        self._settle(delivery_tag, multiple, RELEASED if requeue else REJECTED)
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Return all that is not settled to its queue."""
         if self._held:
-            self._settle(max(self._held), True, Transfer.RELEASED)
+            self._settle(max(self._held), True, RELEASED)
 
     def _settle(self, delivery_tag: int, multiple: bool, state: Any) -> None:
         if self._error is not None:
@@ -583,9 +588,7 @@ class Channel(KombuChannel):
         credit: dict[Incoming, int] = {}
         for tag in tags:
             one = held.pop(tag)
-            impl = one.transfer._impl
-            cproton.pn_delivery_update(impl, state)
-            cproton.pn_delivery_settle(impl)
+            settle(one.transfer, state)
             one.link.unsettled -= 1
             if one.consumer is not None:
                 one.consumer.held -= 1

@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from proton import Delivery, Message
+from proton import Message
 
 from lightbus.transport.activemq import answers, names
 from lightbus.transport.activemq.engine import Engine
-from lightbus.transport.activemq.links import Incoming, Outgoing, Sent
+from lightbus.transport.activemq.links import ACCEPTED, Incoming, Outgoing, Sent, Transfer, settle
 
 CREDIT = 100
 
@@ -102,12 +102,11 @@ class Management:
 
     # --- what the links report
 
-    def arrived(self, link: Incoming, transfer: Delivery, data: bytes) -> None:
+    def arrived(self, link: Incoming, transfer: Transfer, data: bytes) -> None:
         message = Message()
         message.decode(data)
         self._answers[str(message.correlation_id)] = message
-        transfer.update(Delivery.ACCEPTED)
-        transfer.settle()
+        settle(transfer, ACCEPTED)
         link.give(1)
 
     def accepted(self, sent: Sent) -> None:
