@@ -14,10 +14,14 @@ import amqp.exceptions
 import kombu
 import pytest
 
+from lightbus import Lightbus
+from lightbus.connection.declare import declare
+from lightbus.dead_letters.queue import opened
 from lightbus.transport import Delivery, Publication
 from tests.artemis import Artemis
+from tests.bus import connected, publish_confirmed
 from tests.faults.proxy import Proxy
-from tests.patience import LIMIT, within
+from tests.patience import LIMIT, wait_until, within
 
 activemq = pytest.importorskip("lightbus.transport.activemq.connection")
 cproton: Any = pytest.importorskip("cproton")
@@ -36,9 +40,9 @@ def open_connection(url: str, **options: Any) -> Any:
 
 @pytest.fixture
 def connection(artemis_url: str) -> Iterator[Any]:
-    opened = open_connection(artemis_url)
-    yield opened
-    opened.close()
+    connection = open_connection(artemis_url)
+    yield connection
+    connection.close()
 
 
 @pytest.fixture
@@ -340,3 +344,23 @@ def test_a_broker_that_does_not_read_ends_the_connection(artemis: Artemis, artem
         with pytest.raises(ConnectionError, match="does not read"):  # a TimeoutError would mean that nothing arrived
             connection.drain_events(0)
         connection.collect()
+
+
+def test_an_event_that_expires_in_its_queue_is_a_dead_letter(artemis_url: str) -> None:
+    """Another program has given it a time to live. RabbitMQ dead-letters it, too."""
+    app = Lightbus("billing", url=artemis_url)
+    app.on("order.placed")(lambda: None)
+    with connected(app) as connection:
+        declare(connection, app.topology())
+        properties = {"message_id": "m", "delivery_mode": 2, "expiration": "50", "app_id": "shop"}
+        publish_confirmed(connection, Publication("shop", "order.placed", b"{}", properties))
+        channel = connection.channel()
+        wait_until(lambda: channel.queue_declare("billing.dead", passive=True).message_count == 1, "a dead letter")
+    with opened(app) as queue:
+        (letter,) = queue.dead_letters()
+        assert (letter.event, letter.source, letter.queue, letter.proven) == (
+            "order.placed",
+            "shop",
+            "billing.main",
+            False,
+        )

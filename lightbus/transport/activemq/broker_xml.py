@@ -105,6 +105,7 @@ ADDRESS_SETTINGS = f"""\
   <address-setting match="{BUS_ADDRESS}">
     <auto-create-queues>false</auto-create-queues>
     <dead-letter-address>{DEAD_ADDRESS}</dead-letter-address>
+    <expiry-address>{DEAD_ADDRESS}</expiry-address>
     <max-delivery-attempts>{DELIVERY_ATTEMPTS}</max-delivery-attempts>
   </address-setting>
   <address-setting match="{DEAD_ADDRESS}">
@@ -115,6 +116,7 @@ ADDRESS_SETTINGS = f"""\
     <auto-create-queues>false</auto-create-queues>
     <max-delivery-attempts>-1</max-delivery-attempts>
     <expiry-delay>{CATALOG_DAYS * 24 * 60 * 60 * 1000}</expiry-delay>
+    <expiry-address></expiry-address>
   </address-setting>
   <!-- Answers to management requests. -->
   <address-setting match="{REPLIES}#">

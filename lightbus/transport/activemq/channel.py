@@ -845,7 +845,7 @@ def _dead_lettered(received: message.Received) -> Properties:
     app_id = received.properties().get("app_id")
     death: dict[str, Any] = {
         "queue": received.orig_queue or "",
-        "reason": "delivery_limit",
+        "reason": "unrecorded",
         "exchange": app_id if isinstance(app_id, str) else "",
         "routing-keys": [received.subject],
         "count": 1,
