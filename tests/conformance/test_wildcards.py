@@ -82,6 +82,8 @@ class TopicExchange:
                 self.channel.queue_declare(queue, durable=False, auto_delete=False, exclusive=True, nowait=True)
                 self.channel.queue_bind(queue, "topics", pattern, nowait=True)
         publications = [Publication("topics", key, key.encode(), {"message_id": "m"}, mandatory=False) for key in keys]
+        # When a synchronous method has its reply, the queues are bound.
+        self.channel.exchange_declare("topics", "topic", durable=False, auto_delete=False, passive=True)
         publish_confirmed(self.connection, *publications)
         found = set()
         for pattern in self.queues:

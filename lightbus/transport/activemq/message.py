@@ -88,6 +88,8 @@ _ORIG_ADDRESS, _ORIG_QUEUE = names.ORIG_ADDRESS.encode(), names.ORIG_QUEUE.encod
 
 _PERSISTENT = 2
 _LARGEST_HEADER = 64
+_LATEST = (1 << 63) - 1
+"""The last creation-time that AMQP 1.0 can express, in milliseconds since 1970. AMQP 0-9-1 has seconds."""
 _MOST_SECTIONS = 10_000
 _LONGEST_DESCRIPTION = 1000
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -284,7 +286,7 @@ def _content(content_type: str | None, content_encoding: str | None, timestamp: 
     if timestamp is not None:
         if timestamp < 0:
             raise ValueError("it is before 1970")
-        created = b"\x83" + _signed_longlong.pack(timestamp * 1000)
+        created = b"\x83" + _signed_longlong.pack(min(timestamp * 1000, _LATEST))
     symbols = (
         b"\x40" if value is None else _symbol(_short_string(value)[2:].decode().encode("ascii"))
         for value in (content_type, content_encoding)
