@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -13,7 +14,8 @@ from lightbus import Lightbus, Message
 from lightbus.pattern import topic_matches
 from lightbus.transport import Connection, Publication
 from lightbus.transport.activemq import selector
-from tests.bus import connected, eventually, publish_confirmed, running
+from tests.bus import connected, eventually, running
+from tests.patience import wait_until
 
 WORDS = ("a", "b", "ab", "user", "x-1")
 
@@ -71,8 +73,20 @@ class TopicExchange:
         self.connection = connection
         self.accepts = accepts
         self.channel = channel = connection.channel()
+        self.published = 0
+        self.unconfirmed: set[int] = set()
+        channel.on_ack = self._confirm
+        channel.confirm_select()
         self.queues: dict[str, str] = {}
         channel.exchange_declare("topics", "topic", durable=False, auto_delete=False)
+
+    def _confirm(self, tag: int, multiple: bool) -> None:
+        self.unconfirmed -= {one for one in self.unconfirmed if one == tag or (multiple and one < tag)}
+
+    def _all_are_confirmed(self) -> bool:
+        with contextlib.suppress(TimeoutError):
+            self.connection.drain_events(0.02)
+        return not self.unconfirmed
 
     def matches(self, patterns: Sequence[str], keys: Sequence[str]) -> set[tuple[str, str]]:
         """The pairs (pattern, key) that match: there is a queue for each pattern, and a message for each key."""
@@ -82,9 +96,12 @@ class TopicExchange:
                 self.channel.queue_declare(queue, durable=False, auto_delete=False, exclusive=True, nowait=True)
                 self.channel.queue_bind(queue, "topics", pattern, nowait=True)
         publications = [Publication("topics", key, key.encode(), {"message_id": "m"}, mandatory=False) for key in keys]
-        # When a synchronous method has its reply, the queues are bound.
+        self.unconfirmed.update(range(self.published + 1, self.published + len(publications) + 1))
+        self.published += len(publications)
+        self.channel.publish(publications)
+        # When a later synchronous method has its reply, RabbitMQ has all messages in their queues.
         self.channel.exchange_declare("topics", "topic", durable=False, auto_delete=False, passive=True)
-        publish_confirmed(self.connection, *publications)
+        wait_until(self._all_are_confirmed, "confirms")
         found = set()
         for pattern in self.queues:
             while (delivery := self.channel.get(self.queues[pattern])) is not None:

@@ -233,7 +233,6 @@ def test_a_body_that_is_no_octets_is_kept_as_it_was_encoded(body: object) -> Non
         ({"priority": 256}, "priority=256"),
         ({"delivery_mode": "2"}, "delivery_mode='2'"),
         ({"timestamp": -1}, "timestamp=-1"),
-        ({"timestamp": 2**60}, "timestamp"),
         ({"expiration": "soon"}, "expiration='soon'"),
         ({"expiration": "4294967296"}, "expiration"),
         ({"expiration": 5}, "expiration=5"),
@@ -287,6 +286,7 @@ def test_an_equal_value_of_another_type_is_encoded_as_its_own_type() -> None:
         read = message.split(encode({"headers": {"a": value}})).properties()["headers"]["a"]
         assert (read, type(read)) == (value, type(value))
     encode({"timestamp": 1})
+    assert message.split(encode({"timestamp": 2**60})).properties() == {"timestamp": 2**63 // 1000}
     with pytest.raises(ValueError, match="timestamp"):
         encode({"timestamp": 1.0})
 
