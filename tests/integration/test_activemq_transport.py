@@ -18,14 +18,14 @@ from lightbus import Lightbus
 from lightbus.connection.declare import declare
 from lightbus.dead_letters.queue import opened
 from lightbus.transport import Delivery, Publication
-from tests.artemis import Artemis
+from tests.artemis import INSTALL, Artemis
 from tests.bus import connected, publish_confirmed
 from tests.faults.proxy import Proxy
 from tests.patience import LIMIT, wait_until, within
 
-activemq = pytest.importorskip("lightbus.transport.activemq.connection")
-cproton: Any = pytest.importorskip("cproton")
+cproton: Any = pytest.importorskip("cproton", reason=INSTALL)
 wrapper: Any = pytest.importorskip("proton._wrapper")
+activemq = pytest.importorskip("lightbus.transport.activemq.connection")
 
 pytestmark = pytest.mark.artemis
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.artemis import ADMIN, Artemis
+from tests.artemis import ADMIN, INSTALL, Artemis
 from tests.conftest import need_artemis
 from tests.patience import LIMIT, wait_until
 from tests.processes import lightbus
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from proton.utils import BlockingConnection
 
     Attempt = Callable[[BlockingConnection], object]
+
+pytest.importorskip("proton", reason=INSTALL)
 
 pytestmark = pytest.mark.artemis
 
