@@ -47,7 +47,7 @@ help:  ## show this list
 demo:  ## three services over the embedded broker; options go in ARGS, as in ARGS="--url amqp://localhost"
 	@python=$(PYTHON); \
 	if [ $(VENV) != .venv ] && .venv/bin/python -B -c 'import lightbus.cli.demo' 2>/dev/null; then python=.venv/bin/python; \
-	else $(MAKE) $(READY) || exit; fi; \
+	else $(MAKE) $(READY) $(if $(findstring activemq,$(ARGS)),proton) || exit; fi; \
 	$$python -m lightbus demo $(ARGS)
 
 # Four files at a time, since tests wait most of the time. Each of the four processes starts its own servers.
