@@ -557,8 +557,8 @@ def test_only_the_brokers_annotation_is_an_origin() -> None:
         DATA * 10_001,
     ],
 )
-def test_what_is_no_message_is_an_error(data: bytes) -> None:
-    with within(1), pytest.raises(ValueError, match=r"no message of AMQP 1\.0"):
+def test_what_is_not_a_message_is_an_error(data: bytes) -> None:
+    with within(1), pytest.raises(ValueError, match=r"not a message of AMQP 1\.0"):
         message.split(data)
 
 

@@ -1,7 +1,7 @@
 """Requests to Artemis' management address, over the connection itself.
 
-A request is a message with the name of a resource, and of its attribute or operation; the answer comes to an address
-that only this connection knows, as JSON. What a user may ask for is in `broker_xml`.
+A request is a message with the name of a resource and of its operation; the answer comes to an address that only this
+connection knows, as JSON. What a user may ask for is in `broker_xml`.
 """
 
 from __future__ import annotations

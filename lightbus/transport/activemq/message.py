@@ -462,7 +462,7 @@ class Received:
                 self.body, self._unreadable = _decode_body(data, position)
                 break
             elif section not in (_DELIVERY_ANNOTATIONS, _FOOTER):
-                raise ValueError(f"there is no section {section:#x}")
+                raise ValueError(f"no section has the number {section:#x}")
             position = end
 
     def properties(self, deaths: list[dict[str, Any]] | None = None) -> Properties:
@@ -522,7 +522,7 @@ def split(data: bytes) -> Received:
     try:
         return Received(data)
     except _MALFORMED as error:
-        raise ValueError(f"it is no message of AMQP 1.0: {error}") from error
+        raise ValueError(f"it is not a message of AMQP 1.0: {error}") from error
 
 
 def _origin(data: bytes, start: int, end: int) -> tuple[str | None, str | None]:
@@ -556,7 +556,7 @@ def _origin(data: bytes, start: int, end: int) -> tuple[str | None, str | None]:
 def _plain_text(data: bytes, position: int, end: int) -> str:
     code = data[position]
     if code not in _STRINGS:
-        raise ValueError("an origin is no text")
+        raise ValueError("an origin is not text")
     return data[position + 1 - _WIDTHS[code] : end].decode()
 
 
@@ -581,7 +581,7 @@ def _subject(data: bytes, start: int, end: int) -> str:
     if code == 0x40:
         return ""
     if code not in _STRINGS:
-        raise ValueError("its subject is no text")
+        raise ValueError("its subject is not text")
     return data[position + 1 - _WIDTHS[code] : subject_end].decode(errors="surrogateescape")
 
 
@@ -699,11 +699,11 @@ def _field(name: str, data: bytes, position: int, end: int) -> Any:
     if name == "timestamp":
         milliseconds = _signed_longlong.unpack(octets)[0] if code == 0x83 else -1
         if milliseconds < 0:
-            raise ValueError("it is no time since 1970")
+            raise ValueError("it is not a time since 1970")
         return milliseconds // 1000
     if name in ("content_type", "content_encoding", "reply_to"):
         if code not in _STRINGS:
-            raise ValueError(f"{name} is no text")
+            raise ValueError(f"{name} is not text")
         return octets.decode("utf-8" if name == "reply_to" else "ascii")
     if code in _STRINGS or code in _OCTETS:
         return _text(octets)
@@ -744,7 +744,7 @@ def _read_headers(data: bytes, headers: dict[str, Any], unreadable: list[str]) -
         for (position, key_end), (start, _) in zip(items, items, strict=True):
             code = data[position]
             if code not in _STRINGS:
-                unreadable.append("a header whose name is no text")
+                unreadable.append("a header whose name is not text")
                 continue
             name = _header_name(data[position + 1 - _WIDTHS[code] : key_end])
             if name in headers:
@@ -822,7 +822,7 @@ def _decode_map(data: bytes, depth: int) -> dict[str, Any]:
     for (position, key_end), (start, _) in zip(items, items, strict=True):
         code = data[position]
         if code not in _STRINGS:
-            raise ValueError("a name is no text")
+            raise ValueError("a name is not text")
         value, _ = _decode_value(data, start, depth)
         table.setdefault(_header_name(data[position + 1 - _WIDTHS[code] : key_end]), value)
     return table
@@ -858,6 +858,6 @@ def _moment(milliseconds: int) -> datetime | int:
 def _decode_decimal128(value: int) -> decimal.Decimal:
     coefficient = value & _COEFFICIENT
     if value & _LARGE_COEFFICIENT == _LARGE_COEFFICIENT or coefficient >= 10**_DIGITS:
-        raise ValueError("it is no decimal with 34 digits")
+        raise ValueError("it is not a decimal with 34 digits")
     digits = tuple(map(int, str(coefficient)))
     return decimal.Decimal((value >> 127, digits, (value >> 113 & 0x3FFF) - _BIAS))
