@@ -44,6 +44,26 @@ delivery_mode, priority, correlation_id, reply_to, expiration (milliseconds as a
 timestamp (seconds since 1970, an int), type, user_id, app_id. Absent properties have no key. Text that is not UTF-8
 is bytes."""
 
+PROPERTY_NAMES = frozenset(
+    {
+        "app_id",
+        "cluster_id",
+        "content_encoding",
+        "content_type",
+        "correlation_id",
+        "delivery_mode",
+        "expiration",
+        "headers",
+        "message_id",
+        "priority",
+        "reply_to",
+        "timestamp",
+        "type",
+        "user_id",
+    }
+)
+"""All that AMQP has. `cluster_id` is obsolete, and some programs still set it."""
+
 UNREADABLE = "unreadable"
 """A key among the properties of a malformed message: describes what could not be read."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from lightbus.transport import UNREADABLE, Properties, Publication
+from lightbus.transport import PROPERTY_NAMES, UNREADABLE, Properties, Publication
 from lightbus.transport.activemq import names
 
 MOST_NESTED = 64
@@ -44,24 +44,6 @@ _SECTIONS = {
     )
 }
 
-_KNOWN = frozenset(
-    {
-        "app_id",
-        "cluster_id",
-        "content_encoding",
-        "content_type",
-        "correlation_id",
-        "delivery_mode",
-        "expiration",
-        "headers",
-        "message_id",
-        "priority",
-        "reply_to",
-        "timestamp",
-        "type",
-        "user_id",
-    }
-)
 _NOTED = {f"x-opt-lightbus-{name.replace('_', '-')}".encode(): name for name in ("type", "app_id", "cluster_id")}
 """The properties without a place in AMQP 1.0: annotations."""
 _TABLES = b"x-opt-lightbus-headers"
@@ -178,7 +160,7 @@ def encode(publication: Publication, subject: str, *, ttl: int | None = None, de
 def _explain(properties: Properties, subject: str, error: Exception) -> str:
     """What cannot be encoded, and why."""
     for name, value in properties.items():
-        if name not in _KNOWN:
+        if name not in PROPERTY_NAMES:
             return f"AMQP has no property {name!r}"
         try:
             _head({name: value}, "", None, None)
@@ -193,7 +175,7 @@ def _explain(properties: Properties, subject: str, error: Exception) -> str:
 
 def _head(properties: Properties, subject: str, ttl: int | None, delay: int | None) -> bytes:
     """The sections before the body."""
-    if not properties.keys() <= _KNOWN:
+    if not properties.keys() <= PROPERTY_NAMES:
         raise ValueError
     get = properties.get
     if ttl is None and (expiration := get("expiration")) is not None:

@@ -9,30 +9,12 @@ from typing import Any, cast
 import msgspec
 from amqp import exceptions as amqp_errors
 
-from lightbus.transport import Properties
+from lightbus.transport import PROPERTY_NAMES, Properties
 from lightbus.transport.kombu_channel import amqp_error
 from lightbus.transport.sqlite.answers import Arguments
 
 _SIMPLE = frozenset({str, int, bool, float, bytes, type(None)})
 _TIME = 1  # msgpack extension: seconds since 1970
-PROPERTIES = frozenset(
-    {
-        "app_id",
-        "cluster_id",
-        "content_encoding",
-        "content_type",
-        "correlation_id",
-        "delivery_mode",
-        "expiration",
-        "headers",
-        "message_id",
-        "priority",
-        "reply_to",
-        "timestamp",
-        "type",
-        "user_id",
-    }
-)
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -49,8 +31,8 @@ def encode_properties(properties: Properties) -> bytes:
     Raises:
         ValueError: a property is unknown, or has a type that AMQP does not have.
     """
-    if not properties.keys() <= PROPERTIES:
-        raise ValueError(f"AMQP has no property {sorted(properties.keys() - PROPERTIES)[0]!r}")
+    if not properties.keys() <= PROPERTY_NAMES:
+        raise ValueError(f"AMQP has no property {sorted(properties.keys() - PROPERTY_NAMES)[0]!r}")
     try:
         return _encoder.encode(_plain(properties))
     except (TypeError, OverflowError) as error:
