@@ -36,7 +36,6 @@ import amqp
 import amqp.exceptions
 from kombu.transport import base
 
-from lightbus import errors
 from lightbus.transport import OnUnsent
 from lightbus.transport.activemq import stream
 from lightbus.transport.activemq.channel import OPERATION_TIMEOUT, Channel
@@ -44,6 +43,7 @@ from lightbus.transport.activemq.declarations import Declarations
 from lightbus.transport.activemq.engine import Engine
 from lightbus.transport.activemq.links import Incoming, Outgoing
 from lightbus.transport.activemq.management import Management
+from lightbus.transport.interruption import Interruption
 from lightbus.transport.kombu_channel import ignore
 from lightbus.version import __version__
 
@@ -88,10 +88,7 @@ class Connection:
         self._deadline: float | None = None
         """When (monotonic) the current requests must have ended."""
         self._stalled_since: float | None = None
-        self._interrupted = False
-        self._wake_up, self._woken = socket.socketpair()
-        self._wake_up.setblocking(False)
-        self._woken.setblocking(False)
+        self._interruption = Interruption()
         self.engine = Engine(self, host, name, user, password, idle=2 * heartbeat)
         self.management = Management(self, user or "")
         self.declarations = Declarations(self.management)
@@ -106,7 +103,7 @@ class Connection:
         connected = stream.connect(endpoint, self.host, deadline, tls)
         self._poll, self._read_poll = select.poll(), select.poll()
         self._poll.register(connected.fileno(), select.POLLIN)
-        self._poll.register(self._woken, select.POLLIN)
+        self._poll.register(self._interruption, select.POLLIN)
         self._read_poll.register(connected.fileno(), select.POLLIN)
         self.engine.open(connected)
         self.wait_for(lambda: self.engine.is_open, "the AMQP handshake", max(0.0, deadline - monotonic()), of=seconds)
@@ -156,8 +153,7 @@ class Connection:
                 if descriptor == opened.fileno():
                     self.engine.read()
                 else:
-                    self._woken.recv(64)
-                    self._interrupted = False
+                    self._interruption.clear()
                     interrupted = True
             if self._flush_and_dispatch() or interrupted:
                 return
@@ -202,15 +198,7 @@ class Connection:
 
     def interrupt(self) -> None:
         """Let the current or the next `drain_events` return at once. From any thread, at any time."""
-        if not self._interrupted:
-            self._interrupted = True  # one byte is enough for any number of calls
-            try:
-                self._wake_up.send(b"\0")
-            except BaseException as error:
-                if isinstance(error, OSError) and not errors.is_from_deeper(error):  # closed
-                    return
-                self._interrupted = False  # a signal handler raised: it is unknown whether the byte was sent
-                raise
+        self._interruption.set()
 
     def dispatch_later(self, callback: Callable[[], object]) -> None:
         """Call it in the next `drain_events`."""
@@ -285,8 +273,7 @@ class Connection:
     def collect(self) -> None:
         """Drop the connection without closing it at the broker: after a fault, or in a forked child."""
         self.engine.drop()
-        self._wake_up.close()
-        self._woken.close()
+        self._interruption.close()
         for channel in [*self.channels.values()]:
             channel.drop()
         self.channels.clear()

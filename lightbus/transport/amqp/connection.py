@@ -38,7 +38,6 @@ import amqp.transport
 import kombu.transport.pyamqp
 from amqp import spec
 
-from lightbus import errors
 from lightbus.transport import OnUnsent
 from lightbus.transport.amqp.channel import Channel as AmqpChannel
 from lightbus.transport.amqp.channel import ignore, method_name
@@ -46,6 +45,7 @@ from lightbus.transport.amqp.endpoint import Endpoint, to_endpoint
 from lightbus.transport.amqp.frames import FrameReader
 from lightbus.transport.amqp.link import Link
 from lightbus.transport.amqp.writer import SocketWriter
+from lightbus.transport.interruption import Interruption
 from lightbus.version import __version__
 
 CONNECT_TIMEOUT = 5.0
@@ -98,10 +98,7 @@ class Connection(kombu.transport.pyamqp.Connection):
         self._link = Link(self.host, tls=bool(self.ssl))
         self._frames = FrameReader(self)
         self.writer = SocketWriter(self, self._link, write_timeout)
-        self._interrupted = False
-        self._wake_up, self._woken = socket.socketpair()
-        self._wake_up.setblocking(False)
-        self._woken.setblocking(False)
+        self._interruption = Interruption()
 
     def connect(self, callback: Any = None) -> None:
         """Connect and shake hands.
@@ -128,7 +125,7 @@ class Connection(kombu.transport.pyamqp.Connection):
             self.frame_writer = self.frame_writer_cls(self, self._transport)
             self._poll, self._read_poll = select.poll(), select.poll()
             self._poll.register(self._transport.sock, select.POLLIN)
-            self._poll.register(self._woken, select.POLLIN)
+            self._poll.register(self._interruption, select.POLLIN)
             self._read_poll.register(self._transport.sock, select.POLLIN)
             with self.limit(max(0.0, deadline - monotonic()), "the AMQP handshake", of=self.connect_timeout):
                 self._shake_hands()
@@ -169,8 +166,7 @@ class Connection(kombu.transport.pyamqp.Connection):
         """Drop the connection without closing it at the broker: after a fault, or in a forked child."""
         self._transport = None
         self.writer.close()
-        self._wake_up.close()
-        self._woken.close()
+        self._interruption.close()
         self._frames.clear()
         super().collect()
 
@@ -202,24 +198,14 @@ class Connection(kombu.transport.pyamqp.Connection):
                 if descriptor == sock.fileno():
                     self.read()
                 else:
-                    # In this order, an interruption in between costs one idle turn. In the other order, it is lost.
-                    self._woken.recv(64)
-                    self._interrupted = False
+                    self._interruption.clear()
                     interrupted = True
             if self._frames.dispatch() or interrupted:
                 return
 
     def interrupt(self) -> None:
         """Let the current or the next `drain_events` return at once. From any thread, at any time."""
-        if not self._interrupted:
-            self._interrupted = True  # one byte is enough for any number of calls
-            try:
-                self._wake_up.send(b"\0")
-            except BaseException as error:
-                if isinstance(error, OSError) and not errors.is_from_deeper(error):  # closed
-                    return
-                self._interrupted = False  # a signal handler raised: it is unknown whether the byte was sent
-                raise
+        self._interruption.set()
 
     # --- for an event loop: see `lightbus.transport.WatchedConnection` --------------------------
 
