@@ -42,7 +42,7 @@ from lightbus.transport.activemq.links import (
     settle,
     settle_as_failed,
 )
-from lightbus.transport.kombu_channel import KombuChannel, ignore
+from lightbus.transport.kombu_calls import KombuChannel, ignore
 
 OPERATION_TIMEOUT = 10.0
 """Seconds for a request and its answer."""

@@ -34,7 +34,6 @@ from urllib.parse import unquote, urlsplit
 
 import amqp
 import amqp.exceptions
-from kombu.transport import base
 
 from lightbus.transport import OnUnsent
 from lightbus.transport.activemq import stream
@@ -44,8 +43,7 @@ from lightbus.transport.activemq.engine import Engine
 from lightbus.transport.activemq.links import Incoming, Outgoing
 from lightbus.transport.activemq.management import Management
 from lightbus.transport.interruption import Interruption
-from lightbus.transport.kombu_channel import ignore
-from lightbus.version import __version__
+from lightbus.transport.kombu_calls import KombuTransport, ignore
 
 DEFAULT_PORT = 5672
 CONNECT_TIMEOUT = 5.0
@@ -280,17 +278,11 @@ class Connection:
         self._ready.clear()
 
 
-class Transport(base.Transport):
-    """The class for `kombu.Connection(transport=...)`: creates connections, and passes kombu's calls on to them."""
+class Transport(KombuTransport):
+    """The class for `kombu.Connection(transport=...)`."""
 
-    client: Any = None  # kombu's connection
-    can_parse_url = True
     driver_type = "lightbus-activemq"
     driver_name = "python-qpid-proton"
-    connection_errors: Any = amqp.Connection.connection_errors
-    channel_errors: Any = amqp.Connection.channel_errors
-    recoverable_connection_errors = amqp.Connection.recoverable_connection_errors
-    recoverable_channel_errors = amqp.Connection.recoverable_channel_errors
 
     def establish_connection(self) -> Connection:
         client = self.client
@@ -315,26 +307,3 @@ class Transport(base.Transport):
         )
         connection.client = client
         return connection
-
-    def close_connection(self, connection: Connection) -> None:
-        connection.client = None
-        connection.close()
-
-    def create_channel(self, connection: Connection) -> Channel:
-        return connection.channel()
-
-    def drain_events(self, connection: Connection, **kwargs: Any) -> None:
-        connection.drain_events(**kwargs)
-
-    def heartbeat_check(self, connection: Connection, rate: int = 2) -> None:
-        connection.heartbeat_tick()
-
-    def verify_connection(self, connection: Connection) -> Any:
-        return connection.connected
-
-    def driver_version(self) -> Any:
-        return __version__
-
-    def _collect(self, connection: Connection | None) -> None:
-        if connection is not None:
-            connection.collect()

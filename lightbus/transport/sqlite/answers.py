@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from amqp import exceptions as amqp_errors
 
-from lightbus.transport.kombu_channel import amqp_error
+from lightbus.transport.kombu_calls import amqp_error
 
 Kind = Literal["queue", "exchange"]
 Arguments = Mapping[str, Any]

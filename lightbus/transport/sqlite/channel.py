@@ -25,7 +25,7 @@ from lightbus.transport import (
     Publication,
     Takes,
 )
-from lightbus.transport.kombu_channel import KombuChannel, amqp_error, ignore
+from lightbus.transport.kombu_calls import KombuChannel, amqp_error, ignore
 from lightbus.transport.sqlite.answers import not_for_streams, precondition_failed
 from lightbus.transport.sqlite.deliveries import Claim
 from lightbus.transport.sqlite.store import Outcome, Store

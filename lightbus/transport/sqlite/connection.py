@@ -34,12 +34,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import amqp
 from amqp import exceptions as amqp_errors
-from kombu.transport import base
 
 from lightbus import errors
-from lightbus.transport.kombu_channel import amqp_error
+from lightbus.transport.kombu_calls import KombuTransport, amqp_error
 from lightbus.transport.sqlite.channel import Channel, Consumer
 from lightbus.transport.sqlite.deliveries import Claim
 from lightbus.transport.sqlite.place import locate
@@ -280,45 +278,16 @@ class Connection:
                     consumer.queue = queue
 
 
-class Transport(base.Transport):
-    """The class for `kombu.Connection(transport=...)`: creates connections, and passes kombu's calls on to them."""
+class Transport(KombuTransport):
+    """The class for `kombu.Connection(transport=...)`."""
 
-    client: Any = None  # kombu's connection
-    can_parse_url = True
     driver_type = "lightbus-sqlite"
     driver_name = "sqlite3"
-    connection_errors: Any = amqp.Connection.connection_errors
-    channel_errors: Any = amqp.Connection.channel_errors
-    recoverable_connection_errors = amqp.Connection.recoverable_connection_errors
-    recoverable_channel_errors = amqp.Connection.recoverable_channel_errors
 
     def establish_connection(self) -> Connection:
         connection = Connection(self.client.hostname)
         connection.client = self.client
         return connection
 
-    def close_connection(self, connection: Connection) -> None:
-        connection.client = None
-        connection.close()
-
-    def create_channel(self, connection: Connection) -> Channel:
-        return connection.channel()
-
-    def drain_events(self, connection: Connection, **kwargs: Any) -> None:
-        connection.drain_events(**kwargs)
-
-    def heartbeat_check(self, connection: Connection, rate: int = 2) -> None:
-        connection.heartbeat_tick()
-
-    def verify_connection(self, connection: Connection) -> Any:
-        return connection.connected
-
-    def driver_version(self) -> Any:
-        return __version__
-
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         return uri
-
-    def _collect(self, connection: Connection | None) -> None:
-        if connection is not None:
-            connection.collect()

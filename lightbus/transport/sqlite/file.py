@@ -19,7 +19,7 @@ import platformdirs
 from amqp import exceptions as amqp_errors
 
 from lightbus import errors
-from lightbus.transport.kombu_channel import amqp_error
+from lightbus.transport.kombu_calls import amqp_error
 from lightbus.transport.sqlite.place import Place, forget_memory_of_parent
 from lightbus.transport.sqlite.schema import (
     APPLICATION_ID,

@@ -16,7 +16,7 @@ from typing import Any
 
 from amqp import exceptions as amqp_errors
 
-from lightbus.transport.kombu_channel import amqp_error
+from lightbus.transport.kombu_calls import amqp_error
 from lightbus.transport.sqlite.clock import Clock
 from lightbus.transport.sqlite.file import File, cannot_open, explain
 from lightbus.transport.sqlite.place import Place, standing_clocks

@@ -10,7 +10,7 @@ import msgspec
 from amqp import exceptions as amqp_errors
 
 from lightbus.transport import PROPERTY_NAMES, Properties
-from lightbus.transport.kombu_channel import amqp_error
+from lightbus.transport.kombu_calls import amqp_error
 from lightbus.transport.sqlite.answers import Arguments
 
 _SIMPLE = frozenset({str, int, bool, float, bytes, type(None)})

@@ -1,16 +1,18 @@
-"""The methods of a channel that only kombu calls. Lightbus itself uses the port (`lightbus.transport.Channel`)."""
+"""What only kombu calls, of channels and transports. Lightbus itself uses the port (`lightbus.transport`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
+import amqp
 import attrs
 from amqp import exceptions as amqp_errors
 from kombu import message
 from kombu.transport import base
 
 from lightbus.transport import Delivery, OnCancel, OnDelivery, Publication
+from lightbus.version import __version__
 
 
 def amqp_error(kind: Any, text: str) -> Exception:
@@ -132,6 +134,60 @@ class KombuChannel(base.StdChannel):
         """Refused for `active=False`, as by RabbitMQ."""
         if not active:
             raise amqp_error(amqp_errors.AMQPNotImplementedError, "NOT_IMPLEMENTED - active=false")
+
+
+class KombuConnection(Protocol):
+    """What kombu calls on a connection."""
+
+    client: Any
+    """kombu's connection."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    def channel(self) -> Any: ...
+
+    def drain_events(self, timeout: float | None = None) -> None: ...
+
+    def heartbeat_tick(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def collect(self) -> None: ...
+
+
+class KombuTransport(base.Transport):
+    """Passes kombu's calls on to a connection. A subclass creates the connections."""
+
+    client: Any = None  # kombu's connection
+    can_parse_url = True
+    connection_errors: Any = amqp.Connection.connection_errors
+    channel_errors: Any = amqp.Connection.channel_errors
+    recoverable_connection_errors = amqp.Connection.recoverable_connection_errors
+    recoverable_channel_errors = amqp.Connection.recoverable_channel_errors
+
+    def close_connection(self, connection: KombuConnection) -> None:
+        connection.client = None
+        connection.close()
+
+    def create_channel(self, connection: KombuConnection) -> Any:
+        return connection.channel()
+
+    def drain_events(self, connection: KombuConnection, **kwargs: Any) -> None:
+        connection.drain_events(**kwargs)
+
+    def heartbeat_check(self, connection: KombuConnection, rate: int = 2) -> None:
+        connection.heartbeat_tick()
+
+    def verify_connection(self, connection: KombuConnection) -> Any:
+        return connection.connected
+
+    def driver_version(self) -> Any:
+        return __version__
+
+    def _collect(self, connection: KombuConnection | None) -> None:
+        if connection is not None:
+            connection.collect()
 
 
 def _cancelled(consumer_tag: str) -> None:
