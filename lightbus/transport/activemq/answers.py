@@ -8,15 +8,14 @@ from amqp import exceptions as amqp_errors
 
 NOT_FOUND = "amqp:not-found"
 REFUSED = "amqp:unauthorized-access"
+MISSING = (NOT_FOUND, "amqp:resource-deleted")
 FORCED = "amqp:connection:forced"
-DELETED = "amqp:resource-deleted"
 
 PUBLISH = (60, 40)
 """AMQP 0-9-1's number of `basic.publish`: the error is about a publication."""
 
 _OF_CHANNELS: dict[str, tuple[Any, str]] = {
-    NOT_FOUND: (amqp_errors.NotFound, "NOT_FOUND"),
-    DELETED: (amqp_errors.NotFound, "NOT_FOUND"),
+    **dict.fromkeys(MISSING, (amqp_errors.NotFound, "NOT_FOUND")),
     REFUSED: (amqp_errors.AccessRefused, "ACCESS_REFUSED"),
     "amqp:resource-locked": (amqp_errors.ResourceLocked, "RESOURCE_LOCKED"),
 }

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import attrs
 from amqp import exceptions as amqp_errors
 from amqp.protocol import queue_declare_ok_t
-from proton import Condition, Session
+from proton import Condition
 
 from lightbus.transport import (
     Delivery,
@@ -112,11 +112,9 @@ class Channel(KombuChannel):
 
     counts_bytes = False
 
-    def __init__(self, connection: Owner, session: Session, number: int) -> None:
+    def __init__(self, connection: Owner, number: int) -> None:
         self.connection = connection
         self.channel_id = number
-        self.session: Session | None = session
-        """None: closed."""
         self.on_ack: OnConfirm = ignore
         self.on_nack: OnConfirm = ignore
         self.on_return: OnReturn = ignore
@@ -179,9 +177,7 @@ class Channel(KombuChannel):
         self.give_back()
         # Others may hold this channel for longer, and forget it in any thread.
         self._senders, self._receivers = {}, {}
-        session, self.session = self.session, None
-        if session is not None:
-            self.connection.engine.end_links([link.link for link in links])
+        self.connection.engine.end_links([link.link for link in links])
         self.connection.channels.pop(self.channel_id, None)
 
     def give_back(self) -> None:
@@ -258,17 +254,9 @@ class Channel(KombuChannel):
         """Always False: the engine belongs to the connection's owner."""
         return False
 
-    def _open_session(self) -> Session:
-        """
-        Raises:
-            amqp.exceptions.AMQPError: it is closed.
-        """
-        if self.session is None:
-            raise self._error or answers.closed("channel")
-        return self.session
-
     def _new_sender(self, target: _Target) -> Outgoing:
-        sender = self._open_session().sender(self.connection.link_name(target.address))
+        self._check_open()  # during the last wait, the broker may have closed it
+        sender = self.connection.engine.session.sender(self.connection.link_name(target.address))
         link = Outgoing(self, sender, target.address, target.capability)
         self._senders[target.address] = self.connection.links[sender.name] = link
         return link
@@ -311,24 +299,27 @@ class Channel(KombuChannel):
             self.connection.dispatch_later(lambda: self.on_return(sent.message_id))
         self.accepted(sent)
 
-    def rejected(self, sent: Sent, condition: Condition | None) -> None:
-        if condition is not None and condition.name == answers.REFUSED:
-            self.fail(answers.channel_error(condition.name, condition.description or "", answers.PUBLISH))
-        elif condition is not None and condition.name == answers.NOT_FOUND:
+    def rejected(self, link: Outgoing, sent: Sent, condition: Condition | None) -> None:
+        name = "" if condition is None else condition.name
+        if _is_missing_queue(link, name):
             self.unroutable(sent)
+        elif name in (answers.REFUSED, *answers.MISSING):
+            self._fail_publishing(condition)
         else:
             self.connection.dispatch_later(lambda: self.on_nack(sent.number, False))
 
     def sender_closed(self, link: Outgoing, condition: Condition | None) -> None:
         self._senders.pop(link.address, None)
-        is_queue = "::" in link.address  # otherwise an exchange, which the publisher declares again
-        if is_queue and condition is not None and condition.name in (answers.NOT_FOUND, answers.DELETED):
+        if _is_missing_queue(link, "" if condition is None else condition.name):
             for sent in link.take_back():
                 self.unroutable(sent)
             link.link.close()
         else:
-            name, description = ("", "") if condition is None else (condition.name, condition.description or "")
-            self.fail(answers.channel_error(name, description, answers.PUBLISH))
+            self._fail_publishing(condition)
+
+    def _fail_publishing(self, condition: Condition | None) -> None:
+        name, description = ("", "") if condition is None else (condition.name, condition.description or "")
+        self.fail(answers.channel_error(name, description, answers.PUBLISH))
 
     # --- consuming ------------------------------------------------------------------------
 
@@ -350,7 +341,7 @@ class Channel(KombuChannel):
         self._check_open()
         tag = consumer_tag or f"ctag{self.channel_id}.{next(self._tags)}"
         link: Incoming = self._failing(partial(self._unused_receiver, queue))
-        link.consumer = Consumer(tag, self._limit, no_ack, on_delivery, on_cancel)
+        link.consumer = Consumer(tag, no_ack, on_delivery, on_cancel)
         link.give(self._limit)
         self.connection.flush()
         return tag
@@ -405,8 +396,9 @@ class Channel(KombuChannel):
         return self._attach(queue, names.BUS_ADDRESS, chosen=selector.subscription(clauses))
 
     def _attach(self, queue: str, address: str, *, chosen: str | None = None, browse: bool = False) -> Incoming:
+        self._check_open()  # during the last wait, the broker may have closed it
         connection = self.connection
-        receiver = self._open_session().receiver(connection.link_name(queue))
+        receiver = connection.engine.session.receiver(connection.link_name(queue))
         link = Incoming(self, receiver, address, queue, selector=chosen, browse=browse)
         self._receivers[queue] = connection.links[receiver.name] = link
         self._wait(lambda: link.is_open, f"attaching to {address}")
@@ -448,8 +440,6 @@ class Channel(KombuChannel):
         else:
             self._held[tag] = _Held(transfer, link, consumer)
             link.unsettled += 1
-            if consumer is not None:
-                consumer.held += 1
         try:
             delivery = self._delivery(link.queue, tag, message.split(data))
         except ValueError as error:
@@ -590,8 +580,6 @@ class Channel(KombuChannel):
             one = held.pop(tag)
             settle(one.transfer, state)
             one.link.unsettled -= 1
-            if one.consumer is not None:
-                one.consumer.held -= 1
             more = one.consumer is not None and one.consumer is one.link.consumer
             credit[one.link] = credit.get(one.link, 0) + more
         for link, count in credit.items():
@@ -609,7 +597,6 @@ class Channel(KombuChannel):
         for queue, clauses in declared.items():
             wanted = self.connection.declarations.wanted(queue, clauses)
             if wanted is not None:
-                self._check_open()
                 link = self._attach(queue, names.queue_address(queue), chosen=wanted)
                 self._close_unused(link)
 
@@ -768,6 +755,11 @@ class Channel(KombuChannel):
                 self._drop_link(link)
             return
         self._failing(partial(self.connection.declarations.delete, queue))
+
+
+def _is_missing_queue(link: Outgoing, condition: str) -> bool:
+    """Whether no queue took a publication. A missing exchange is an error, after which the publisher declares it."""
+    return names.is_queue(link.address) and condition in answers.MISSING
 
 
 def _check_type(exchange: str, type: str) -> None:

@@ -123,7 +123,7 @@ class Connection:
     def channel(self) -> Channel:
         _ = self.engine.stream  # raises, if it is closed
         number = next(self._numbers)
-        self.channels[number] = channel = Channel(self, self.engine.session, number)
+        self.channels[number] = channel = Channel(self, number)
         return channel
 
     def link_name(self, what: str) -> str:

@@ -51,7 +51,7 @@ class OutgoingOwner(Protocol):
 
     def unroutable(self, sent: Sent) -> None: ...
 
-    def rejected(self, sent: Sent, condition: Condition | None) -> None: ...
+    def rejected(self, link: Outgoing, sent: Sent, condition: Condition | None) -> None: ...
 
     def sender_closed(self, link: Outgoing, condition: Condition | None) -> None: ...
 
@@ -96,7 +96,7 @@ class Outgoing:
             if state == ACCEPTED:
                 self._owner.accepted(sent)
             else:
-                self._owner.rejected(sent, Delivery(transfer).remote.condition)
+                self._owner.rejected(self, sent, Delivery(transfer).remote.condition)
         cproton.pn_delivery_settle(transfer)
 
     def opened(self) -> None:
@@ -121,12 +121,9 @@ class Consumer:
     """Who receives from a link."""
 
     tag: str
-    limit: int
-    """How many messages it may hold."""
     no_ack: bool
     on_delivery: OnDelivery
     on_cancel: OnCancel
-    held: int = 0
 
 
 class IncomingOwner(Protocol):

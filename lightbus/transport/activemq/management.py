@@ -115,7 +115,7 @@ class Management:
     def unroutable(self, sent: Sent) -> None:
         """The answer follows."""
 
-    def rejected(self, sent: Sent, condition: Any) -> None:
+    def rejected(self, link: Outgoing, sent: Sent, condition: Any) -> None:
         self._fail(condition)
 
     def sender_closed(self, link: Outgoing, condition: Any) -> None:

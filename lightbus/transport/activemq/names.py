@@ -52,6 +52,11 @@ def queue_address(queue: str) -> str:
     return f"{address}::{queue}"
 
 
+def is_queue(address: str) -> bool:
+    """Whether an address names a queue, and not an exchange."""
+    return "::" in address
+
+
 def reply_address(user: str) -> str:
     """The beginning of the addresses of answers to a user. Only this user may read and write there."""
     return REPLIES + re.sub(r"[^A-Za-z0-9_-]", lambda found: f"%{ord(found[0]):X}", user)
