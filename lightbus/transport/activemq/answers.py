@@ -55,8 +55,8 @@ def connection_error(condition: str, description: str) -> Exception:
 _OTHER_SELECTOR = "filter mismatch"
 
 
-def not_found(what: str, name: str) -> Exception:
-    return _error(amqp_errors.NotFound, f"NOT_FOUND - no {what} '{name}'")
+def not_found(what: str, name: str, why: str = "") -> Exception:
+    return _error(amqp_errors.NotFound, f"NOT_FOUND - no {what} '{name}'{f': {why}' if why else ''}")
 
 
 def access_refused(why: str) -> Exception:

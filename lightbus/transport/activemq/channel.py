@@ -276,7 +276,7 @@ class Channel(KombuChannel):
             raise answers.access_refused(f"cannot publish to internal exchange '{exchange}'")
         delaying = names.delaying_app(exchange)
         if delaying is not None:
-            return _Target(names.DELAYS + delaying, "queue", ttl=1000 * _delay_of(publication.properties))
+            return _Target(names.DELAYS + delaying, "queue", ttl=1000 * delay_of(publication.properties))
         if not exchange.endswith(names.INTERNAL):
             return _Target(names.exchange_address(exchange))
         app = exchange.removesuffix(names.INTERNAL)
@@ -822,7 +822,7 @@ def _unreadable(why: str) -> Properties:
 _DELAY_HEADER = "lightbus-delay-"
 
 
-def _delay_of(properties: Properties) -> int:
+def delay_of(properties: Properties) -> int:
     """The seconds of a delayed publication: its headers name the powers of two."""
     headers = properties.get("headers") or {}
     return sum(1 << int(name.removeprefix(_DELAY_HEADER)) for name in headers if name.startswith(_DELAY_HEADER))

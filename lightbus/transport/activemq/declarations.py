@@ -9,8 +9,10 @@ management before, and after.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import attrs
 from amqp import exceptions as amqp_errors
@@ -22,7 +24,6 @@ NO_ADMINISTRATOR = (
     f"the broker has no divert to '{names.BUS_ADDRESS}': its broker.xml lacks the part that `lightbus topology "
     "artemis` prints"
 )
-
 
 MAX_SELECTOR = 120_000
 """Bytes. The attach, with the selector, must fit a frame of the broker, which closes the connection otherwise: 1,200
@@ -57,11 +58,9 @@ class Declarations:
         """
         if not self._is_prepared:
             try:
-                self._management.invoke("divert.lightbus-bus", "getAddress")
+                self._ask("divert.lightbus-bus", "getAddress")
             except Refused as error:
-                if _is_permission(error):
-                    raise answers.access_refused(str(error)) from error
-                raise answers.not_found("exchange", f"{names.BUS}': {NO_ADMINISTRATOR}; '") from error
+                raise answers.not_found("exchange", names.BUS, NO_ADMINISTRATOR) from error
             self._is_prepared = True
 
     def exchange_exists(self, exchange: str) -> bool:
@@ -76,12 +75,23 @@ class Declarations:
             except amqp_errors.AccessRefused:  # it exists: otherwise, the broker would not find it
                 return True
         try:
-            self._management.invoke(f"address.{names.exchange_address(exchange)}", "getQueueNames")
-        except Refused as error:
-            if _is_permission(error):
-                raise answers.access_refused(str(error)) from error
+            self._ask(f"address.{names.exchange_address(exchange)}", "getQueueNames")
+        except Refused:
             return False
         return True
+
+    def _ask(self, resource: str, operation: str, *arguments: Any) -> Any:
+        """
+        Raises:
+            Refused: the broker does not know the resource.
+            amqp.exceptions.AccessRefused: this user may not do that.
+        """
+        try:
+            return self._management.invoke(resource, operation, *arguments)
+        except Refused as error:
+            if answers.is_refused("", str(error)):
+                raise answers.access_refused(str(error)) from error
+            raise
 
     # --- queues
 
@@ -93,10 +103,8 @@ class Declarations:
             amqp.exceptions.PreconditionFailed: it has none, so it receives every event.
         """
         try:
-            found = self._management.invoke(f"queue.{queue}", "getFilter")
-        except Refused as error:
-            if _is_permission(error):
-                raise answers.access_refused(str(error)) from error
+            found = self._ask(f"queue.{queue}", "getFilter")
+        except Refused:
             return None
         if not found and queue != names.CATALOG:
             raise answers.precondition_failed(
@@ -124,15 +132,18 @@ class Declarations:
         away = self._number(queue, "getScheduledCount") + self._number(queue, "getDeliveringCount")
         return Counts(max(0, total - away), self._number(queue, "getConsumerCount"))
 
-    def _require(self, queue: str) -> None:
-        if self.selector_of(queue) is None:
+    def _require(self, queue: str) -> str:
+        """The selector of a queue that exists."""
+        found = self.selector_of(queue)
+        if found is None:
             raise answers.not_found("queue", queue)
+        return found
 
     def _number(self, queue: str, operation: str) -> int:
         try:
-            return int(self._management.invoke(f"queue.{queue}", operation))
+            return int(self._ask(f"queue.{queue}", operation))
         except Refused as error:
-            raise answers.not_found("queue", f"{queue}': {error}; '") from error
+            raise answers.not_found("queue", queue, str(error)) from error
 
     def wanted(self, queue: str, clauses: Iterable[str]) -> str | None:
         """The selector with which an attach creates a queue that does not exist. None: it exists, with these bindings.
@@ -161,10 +172,7 @@ class Declarations:
             amqp.exceptions.NotFound: there is no such queue.
             amqp.exceptions.AccessRefused: this user may not change it.
         """
-        current = self.selector_of(queue)
-        if current is None:
-            raise answers.not_found("queue", queue)
-        present = self._parsed(queue, current)
+        present = self._parsed(queue, self._require(queue))
         if clause in present:
             self._update(queue, [one for one in present if one != clause], f"remove {clause}")
 
@@ -173,10 +181,7 @@ class Declarations:
         Raises:
             amqp.exceptions.NotFound, AccessRefused: as `unbind`.
         """
-        current = self.selector_of(queue)
-        if current is None:
-            raise answers.not_found("queue", queue)
-        present = self._parsed(queue, current)
+        present = self._parsed(queue, self._require(queue))
         if clause not in present:
             self._update(queue, [*present, clause], f"add {clause}")
 
@@ -191,26 +196,20 @@ class Declarations:
     def _update(self, queue: str, clauses: list[str], what: str) -> None:
         change = {"name": queue, "filter-string": _checked(queue, selector.selector(clauses))}
         try:
-            self._management.invoke("broker", "updateQueue", json.dumps(change))
+            self._ask("broker", "updateQueue", json.dumps(change))
         except (Refused, amqp_errors.AccessRefused) as error:
             raise answers.access_refused(
                 f"the bindings of queue '{queue}' may be changed by an operator only: {what} ({error})"
             ) from error
 
     def delete(self, queue: str) -> None:
-        if self.selector_of(queue) is None:
-            return
-        try:
-            self._management.invoke("broker", "destroyQueue", queue, True)
-        except Refused as error:
-            raise answers.access_refused(str(error)) from error
+        if self.selector_of(queue) is not None:
+            with contextlib.suppress(Refused):  # it was deleted meanwhile
+                self._ask("broker", "destroyQueue", queue, True)
 
     def purge(self, queue: str) -> int:
         self._require(queue)
-        try:
-            return int(self._management.invoke(f"queue.{queue}", "removeAllMessages"))
-        except Refused as error:
-            raise answers.access_refused(str(error)) from error
+        return self._number(queue, "removeAllMessages")
 
 
 def _checked(queue: str, wanted: str) -> str:
@@ -220,7 +219,3 @@ def _checked(queue: str, wanted: str) -> str:
             "the most: use fewer patterns, or other queues (queue=)"
         )
     return wanted
-
-
-def _is_permission(error: Refused) -> bool:
-    return answers.is_refused("", str(error))
