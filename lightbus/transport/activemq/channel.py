@@ -352,7 +352,8 @@ class Channel(KombuChannel):
         if not links:
             return
         link = links[0]
-        # The broker sends what it may and answers the drain: then nothing is on its way.
+        # The broker sends what it may and answers the drain: then nothing is on its way. What it delivers between, it
+        # keeps for the next consumer of this link, or until the link is closed.
         self._drain(link, 0, "cancelling a consumer")
         # As the port demands, what has arrived is delivered before this returns: the caller counts it.
         self.connection.dispatch()
@@ -483,12 +484,15 @@ class Channel(KombuChannel):
         link: Incoming = self._failing(partial(self._unused_receiver, queue))
         found: list[Delivery] = []
         link.get = found.append
+        is_empty = False
         try:
             for _ in range(TRIES):
                 self._drain(link, 1, "basic.get")
-                # Artemis may answer a drain before it delivers what is in the queue (seen on 2.40.0).
-                if found or (queue not in self.connection.declarations.volatile and not self._ready(queue)):
+                # Artemis may answer a drain before it delivers what is in the queue (seen on 2.40.0). What it has not
+                # sent by then it counts as delivered, and sends with the next credit.
+                if found or is_empty:
                     break
+                is_empty = queue not in self.connection.declarations.volatile and not self._ready(queue)
         finally:
             link.get = None
         if not found:
