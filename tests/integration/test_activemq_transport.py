@@ -245,9 +245,6 @@ def test_get_does_not_take_the_credit_of_a_consumer(connection: Any, channel: An
         channel.get(QUEUE)
 
 
-# --- proton's objects
-
-
 def test_get_finds_what_the_broker_has_delivered_but_not_sent_before_it_answered_the_drain(
     connection: Any, channel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +263,9 @@ def test_get_finds_what_the_broker_has_delivered_but_not_sent_before_it_answered
     found = channel.get(QUEUE)
     assert found is not None
     assert found.body == b"0"
+
+
+# --- proton's objects
 
 
 def test_a_closed_channel_leaves_no_objects_of_proton_to_the_thread_that_forgets_it(
