@@ -5,6 +5,7 @@ from typing import Any
 class ProtonException(Exception): ...
 class TransportException(ProtonException): ...
 class symbol(str): ...
+class ulong(int): ...
 
 class Described:
     def __init__(self, descriptor: object, value: object) -> None: ...
@@ -22,7 +23,9 @@ class Data:
     def exit(self) -> bool: ...
 
 class Terminus:
+    COORDINATOR: int
     DIST_MODE_COPY: int
+    type: int
     address: str | None
     distribution_mode: int
     capabilities: Data
@@ -38,11 +41,14 @@ class Endpoint:
     def close(self) -> None: ...
 
 class Disposition:
+    data: list[Any]
     condition: Condition | None
 
 class Delivery:
+    local: Disposition
     remote: Disposition
     def __init__(self, impl: object) -> None: ...
+    def update(self, state: int) -> None: ...
 
 class Link(Endpoint):
     credit: int

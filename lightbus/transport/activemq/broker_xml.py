@@ -31,8 +31,8 @@ CATALOG_DIVERT = "lightbus-catalog"
 FIXED_ADDRESSES = (BUS_ADDRESS, DEAD_ADDRESS, CATALOG)
 """The addresses of the administrator's part. Apps create all others."""
 
-DELIVERY_ATTEMPTS = 15
-"""Counted ones. Of deliveries to a process that dies, Artemis counts about half (seen on 2.40.0)."""
+DELIVERY_ATTEMPTS = 21
+"""As on RabbitMQ, whose delivery limit is 20 redeliveries. Which of them Artemis counts: see `transactions`."""
 CATALOG_SIZE = 10_000
 CATALOG_DAYS = 90
 """A contract that was not published again for so many days is deleted."""

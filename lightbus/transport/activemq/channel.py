@@ -35,6 +35,7 @@ from lightbus.transport.activemq.links import (
     RELEASED,
     UNLIMITED,
     Consumer,
+    Guarded,
     Incoming,
     Outgoing,
     Sent,
@@ -42,6 +43,7 @@ from lightbus.transport.activemq.links import (
     settle,
     settle_as_failed,
 )
+from lightbus.transport.activemq.transactions import Transaction, Transactions, enlist, is_enlisted
 from lightbus.transport.kombu_calls import KombuChannel, ignore
 
 OPERATION_TIMEOUT = 10.0
@@ -64,6 +66,7 @@ class Owner(Protocol):
     channels: dict[int, Channel]
     declarations: Declarations
     engine: Engine
+    transactions: Transactions
 
     @property
     def connected(self) -> bool: ...
@@ -95,13 +98,15 @@ class _Target:
     """Both in milliseconds."""
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class _Held:
     """A message that is delivered and not settled."""
 
     transfer: Transfer
     link: Incoming
     consumer: Consumer | None
+    transaction: Transaction | None = None
+    """In which it is acknowledged."""
 
 
 class Channel(KombuChannel):
@@ -169,6 +174,10 @@ class Channel(KombuChannel):
         self._failing(self.settle_declarations)
         self._end()
         self.connection.flush()
+        if self.connection.transactions.are_ending:
+            self.connection.wait_for(
+                lambda: not self.connection.transactions.are_ending, "returning messages", OPERATION_TIMEOUT
+            )
 
     def _end(self) -> None:
         links: list[Incoming | Outgoing] = [*self._senders.values(), *self._receivers.values()]
@@ -183,8 +192,13 @@ class Channel(KombuChannel):
     def give_back(self) -> None:
         """Return what is not settled to its queue. It counts as a delivery, as on RabbitMQ: a handler may have run."""
         for held in self._held.values():
-            settle_as_failed(held.transfer)
+            if held.transaction is None:
+                settle_as_failed(held.transfer)
+            else:
+                self.connection.transactions.end(held.transaction, failed=True, on_ended=ignore)
         self._held.clear()
+        for link in self._receivers.values():
+            link.guarded.clear()
 
     def drop(self) -> None:
         """The connection has ended."""
@@ -355,6 +369,7 @@ class Channel(KombuChannel):
         # The broker sends what it may and answers the drain: then nothing is on its way. What it delivers between, it
         # keeps for the next consumer of this link, or until the link is closed.
         self._drain(link, 0, "cancelling a consumer")
+        self._wait(lambda: not link.guarded, "counting deliveries")
         # As the port demands, what has arrived is delivered before this returns: the caller counts it.
         self.connection.dispatch()
         if self._is_open and link.consumer is not None:
@@ -435,20 +450,54 @@ class Channel(KombuChannel):
             return
         self._delivered += 1
         tag = self._delivered
+        is_first, link.is_new = link.is_new, False
+        is_guarded = False
+        try:
+            received = message.split(data)
+            delivery = self._delivery(link.queue, tag, received)
+            # A consumer that may hold one message begins, maybe with what crashed the one before.
+            is_guarded = received.deliveries > 0 or (is_first and self._limit == 1)
+        except ValueError as error:
+            delivery = Delivery(self, tag, False, "", "", partial(_unreadable, str(error)), data)
         if consumer is not None and consumer.no_ack:
             settle(transfer, ACCEPTED)
             link.give(1)
         else:
             self._held[tag] = _Held(transfer, link, consumer)
             link.unsettled += 1
-        try:
-            delivery = self._delivery(link.queue, tag, message.split(data))
-        except ValueError as error:
-            delivery = Delivery(self, tag, False, "", "", partial(_unreadable, str(error)), data)
         if get is not None:
             get(delivery)
+        elif consumer is not None and not consumer.no_ack and (is_guarded or link.guarded):
+            guarded = Guarded(delivery, consumer, transfer, is_ready=not is_guarded)
+            link.guarded.append(guarded)
+            if is_guarded:
+                self.connection.transactions.begin(partial(self._begun, link, guarded))
         elif consumer is not None:
             self.connection.dispatch_later(partial(self._hand_over, consumer, delivery))
+
+    def _begun(self, link: Incoming, guarded: Guarded, transaction: Transaction | None) -> None:
+        held = self._held.get(guarded.delivery.delivery_tag)
+        if transaction is None:
+            guarded.is_ready = True
+        elif held is not None:
+            held.transaction = transaction
+            guarded.is_enlisting = True
+            enlist(held.transfer, transaction)
+        else:
+            self.connection.transactions.end(transaction, failed=True, on_ended=ignore)
+        self.enlisted(link)
+
+    def enlisted(self, link: Incoming) -> None:
+        """Hand over what the broker has enlisted, and what arrived behind it."""
+        waiting = link.guarded
+        while waiting:
+            first = waiting[0]
+            is_held = first.delivery.delivery_tag in self._held
+            if is_held and not first.is_ready and not (first.is_enlisting and is_enlisted(first.transfer)):
+                return
+            waiting.popleft()
+            if is_held:  # otherwise it was returned meanwhile
+                self.connection.dispatch_later(partial(self._hand_over, first.consumer, first.delivery))
 
     def _hand_over(self, consumer: Consumer, delivery: Delivery) -> None:
         if not self._is_open:
@@ -582,8 +631,11 @@ class Channel(KombuChannel):
         credit: dict[Incoming, int] = {}
         for tag in tags:
             one = held.pop(tag)
-            settle(one.transfer, state)
-            one.link.unsettled -= 1
+            if one.transaction is None:
+                settle(one.transfer, state)
+                one.link.unsettled -= 1
+            else:
+                self._end_transaction(one, state)
             more = one.consumer is not None and one.consumer is one.link.consumer
             credit[one.link] = credit.get(one.link, 0) + more
         for link, count in credit.items():
@@ -592,6 +644,19 @@ class Channel(KombuChannel):
             else:
                 self._close_unused(link)
         self.connection.flush()
+
+    def _end_transaction(self, one: _Held, state: Any) -> None:
+        """After a rollback, the broker waits for another state of what was acknowledged."""
+        assert one.transaction is not None
+        on_ended = partial(self._ended, one, state)
+        self.connection.transactions.end(one.transaction, failed=state != ACCEPTED, on_ended=on_ended)
+
+    def _ended(self, one: _Held, state: Any) -> None:
+        link = one.link
+        if self._receivers.get(link.queue) is link:  # otherwise it is closed, and its transfers are gone
+            settle(one.transfer, state)
+            link.unsettled -= 1
+            self._close_unused(link)
 
     # --- declaring ------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ what arrives is pushed into it, what it wants to send is written, and its events
 | `links` | one address to send to, one queue to receive from |
 | `declarations` | exchanges, queues and bindings as addresses and selectors |
 | `management` | requests to the broker's management address |
+| `transactions` | what counts the deliveries to a process that dies |
 | `stream` | the socket |
 | `message`, `selector`, `names`, `answers`, `broker_xml` | pure values |
 
@@ -42,6 +43,7 @@ from lightbus.transport.activemq.declarations import Declarations
 from lightbus.transport.activemq.engine import Engine
 from lightbus.transport.activemq.links import Incoming, Outgoing
 from lightbus.transport.activemq.management import Management
+from lightbus.transport.activemq.transactions import Transactions
 from lightbus.transport.interruption import Interruption
 from lightbus.transport.kombu_calls import KombuTransport, ignore
 
@@ -90,6 +92,7 @@ class Connection:
         self.engine = Engine(self, host, name, user, password, idle=2 * heartbeat)
         self.management = Management(self, user or "")
         self.declarations = Declarations(self.management)
+        self.transactions = Transactions(self)
         try:
             self._connect(endpoint, tls, connect_timeout)
         except BaseException:
@@ -263,6 +266,7 @@ class Connection:
                 for channel in [*self.channels.values()]:
                     channel.settle_declarations()
                     channel.give_back()
+                self.wait_for(lambda: not self.transactions.are_ending, "returning messages")
                 self.engine.close()
                 self.wait_for(lambda: self.engine.error is not None, "close")
         finally:

@@ -76,7 +76,7 @@ class Engine:
         self._transport.bind(self._connection)
         self.session: Session = self._connection.session()
         """Of all channels. When a connection fails, Artemis (2.40.0) closes its sessions in order. For all but the
-        first one, it hardly ever counts the deliveries: an event that crashes its workers would come for ever."""
+        first one, it hardly ever counts the deliveries outside of transactions."""
 
     def open(self, stream: Stream) -> None:
         """Begin the handshake on a connected socket."""

@@ -67,9 +67,12 @@ class Outgoing:
         """By delivery tag."""
         self._owner = owner
         link.source.address = link.name
-        link.target.address = address
-        _set_capability(link.target, capability)
+        self._set_target(address, capability)
         link.open()
+
+    def _set_target(self, address: str, capability: str) -> None:
+        self.link.target.address = address
+        _set_capability(self.link.target, capability)
 
     def put(self, sent: Sent, data: bytes) -> None:
         self.waiting.append((sent, data))
@@ -126,10 +129,24 @@ class Consumer:
     on_cancel: OnCancel
 
 
+@attrs.define(eq=False)
+class Guarded:
+    """A message that is acknowledged in a transaction before it is handed over: see `transactions`."""
+
+    delivery: Message
+    consumer: Consumer
+    transfer: Transfer
+    is_enlisting: bool = False
+    """The broker has not answered."""
+    is_ready: bool = False
+
+
 class IncomingOwner(Protocol):
     """The channel, as a link that receives needs it."""
 
     def arrived(self, link: Incoming, transfer: Transfer, data: bytes) -> None: ...
+
+    def enlisted(self, link: Incoming) -> None: ...
 
     def receiver_closed(self, link: Incoming, condition: Condition | None) -> None: ...
 
@@ -157,6 +174,10 @@ class Incoming:
         self.unsettled = 0
         self.is_open = False
         """The broker has answered, and has not closed it."""
+        self.is_new = True
+        """Nothing has arrived."""
+        self.guarded: deque[Guarded] = deque()
+        """What is not handed over, since the broker has not enlisted it, or one before it; in order of arrival."""
         self.get: Callable[[Message], object] | None = None
         """Takes what arrives, in the place of a consumer."""
         self._owner = owner
@@ -190,6 +211,8 @@ class Incoming:
                 cproton.pn_delivery_settle(transfer)
             else:
                 self._owner.arrived(self, transfer, bytes(data))
+        if self.guarded:
+            self._owner.enlisted(self)
 
     def opened(self) -> None:
         self.is_open = self.link.remote_source.address is not None

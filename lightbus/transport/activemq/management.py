@@ -102,6 +102,9 @@ class Management:
 
     # --- what the links report
 
+    def enlisted(self, link: Incoming) -> None:
+        """Answers are not guarded."""
+
     def arrived(self, link: Incoming, transfer: Transfer, data: bytes) -> None:
         message = Message()
         message.decode(data)
