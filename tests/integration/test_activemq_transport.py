@@ -18,7 +18,7 @@ from lightbus import Lightbus
 from lightbus.connection.declare import declare
 from lightbus.dead_letters.queue import opened
 from lightbus.transport import Delivery, Publication
-from tests.artemis import INSTALL, Artemis
+from tests.artemis import INSTALL, Artemis, default_settings
 from tests.bus import connected, publish_confirmed
 from tests.faults.proxy import Proxy
 from tests.patience import LIMIT, wait_until, within
@@ -384,3 +384,82 @@ def test_an_event_that_expires_in_its_queue_is_a_dead_letter(artemis_url: str) -
             "billing.main",
             False,
         )
+
+
+# --- counting deliveries
+
+
+def hold_one(connection: Any) -> Delivery:
+    """Consume as a worker does that begins: one message at a time."""
+    channel = connection.channel()
+    arrived: list[Delivery] = []
+    channel.basic_qos(0, 1, False)
+    channel.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
+    until(connection, lambda: arrived)
+    return arrived[0]
+
+
+def test_each_delivery_to_a_client_that_dies_is_counted(connection: Any, channel: Any, artemis_url: str) -> None:
+    """Without a transaction, Artemis counts about every second one."""
+    publish(connection, channel, 1)
+    for count in range(12):
+        dying = open_connection(artemis_url)
+        delivery = hold_one(dying)
+        assert delivery.properties.get("headers", {}).get("x-delivery-count", 0) == count
+        assert delivery.redelivered is (count > 0)
+        dying.collect()  # closes the socket, without a word
+
+
+@pytest.mark.parametrize("times", [0, 1])
+@pytest.mark.parametrize(
+    ("settle", "comes_again"),
+    [
+        (lambda delivery: delivery.channel.basic_ack(delivery.delivery_tag), False),
+        (lambda delivery: delivery.channel.basic_reject(delivery.delivery_tag, requeue=False), False),
+        (lambda delivery: delivery.channel.basic_reject(delivery.delivery_tag, requeue=True), True),
+        (lambda delivery: delivery.channel.close(), True),
+        (lambda delivery: delivery.channel.connection.close(), True),
+    ],
+    ids=["ack", "reject", "requeue", "close the channel", "close the connection"],
+)
+def test_what_is_counted_is_settled_as_others_are(
+    settle: Callable[[Delivery], None], comes_again: bool, times: int, connection: Any, channel: Any, artemis_url: str
+) -> None:
+    """After a client has died with it, or not."""
+    publish(connection, channel, 1)
+    for _ in range(times):
+        dying = open_connection(artemis_url)
+        hold_one(dying)
+        dying.collect()
+    consuming = open_connection(artemis_url)
+    delivery = hold_one(consuming)
+    consumer = delivery.channel
+    settle(delivery)
+    if consuming.connected:
+        if comes_again:
+            consumer.close()
+        else:  # its credit goes on
+            publish(connection, channel, 1)
+            with contextlib.suppress(TimeoutError):
+                consuming.drain_events(LIMIT)
+            consumer.basic_reject(delivery.delivery_tag + 1, requeue=False)
+        consuming.close()
+    found = channel.get(QUEUE)
+    assert (found is not None and found.redelivered) is comes_again
+
+
+def test_a_handler_may_run_longer_than_the_transaction_timeout() -> None:
+    """300 s in Artemis, which is about transactions that were prepared."""
+    timeout = "<transaction-timeout>200</transaction-timeout>"
+    scans = "<transaction-timeout-scan-period>100</transaction-timeout-scan-period>"
+    with Artemis(f"{default_settings()}{timeout}{scans}") as broker:
+        connection = open_connection(broker.url())
+        publish(connection, declared(connection), 1)
+        delivery = hold_one(connection)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(2)
+        channel = delivery.channel
+        channel.basic_ack(delivery.delivery_tag)
+        channel.close()
+        assert connection.channel().get(QUEUE) is None
+        connection.close()

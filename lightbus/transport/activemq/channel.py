@@ -635,7 +635,11 @@ class Channel(KombuChannel):
                 settle(one.transfer, state)
                 one.link.unsettled -= 1
             else:
-                self._end_transaction(one, state)
+                failed = state != ACCEPTED
+                on_ended = partial(self._ended, one, state)
+                self.connection.transactions.end(one.transaction, failed=failed, on_ended=on_ended)
+                if failed:  # the credit follows: what returns is the next one to come
+                    continue
             more = one.consumer is not None and one.consumer is one.link.consumer
             credit[one.link] = credit.get(one.link, 0) + more
         for link, count in credit.items():
@@ -645,18 +649,16 @@ class Channel(KombuChannel):
                 self._close_unused(link)
         self.connection.flush()
 
-    def _end_transaction(self, one: _Held, state: Any) -> None:
-        """After a rollback, the broker waits for another state of what was acknowledged."""
-        assert one.transaction is not None
-        on_ended = partial(self._ended, one, state)
-        self.connection.transactions.end(one.transaction, failed=state != ACCEPTED, on_ended=on_ended)
-
     def _ended(self, one: _Held, state: Any) -> None:
+        """The transaction of a message has ended. If it was rolled back, the broker waits for another state."""
         link = one.link
-        if self._receivers.get(link.queue) is link:  # otherwise it is closed, and its transfers are gone
-            settle(one.transfer, state)
-            link.unsettled -= 1
-            self._close_unused(link)
+        if self._receivers.get(link.queue) is not link:
+            return  # it is closed, and its transfers are gone
+        settle(one.transfer, state)
+        link.unsettled -= 1
+        if state != ACCEPTED and one.consumer is not None and one.consumer is link.consumer:
+            link.give(1)
+        self._close_unused(link)
 
     # --- declaring ------------------------------------------------------------------------
 
