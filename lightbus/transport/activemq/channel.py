@@ -43,7 +43,7 @@ from lightbus.transport.activemq.links import (
     settle,
     settle_as_failed,
 )
-from lightbus.transport.activemq.transactions import Transaction, Transactions, enlist, is_enlisted
+from lightbus.transport.activemq.transactions import Transaction, Transactions, enlist, is_enlisted, leave_to
 from lightbus.transport.kombu_calls import KombuChannel, ignore
 
 OPERATION_TIMEOUT = 10.0
@@ -105,6 +105,7 @@ class _Held:
     transfer: Transfer
     link: Incoming
     consumer: Consumer | None
+    identity: int = 0
     transaction: Transaction | None = None
     """In which it is acknowledged."""
 
@@ -139,6 +140,8 @@ class Channel(KombuChannel):
         """By queue."""
         self._held: dict[int, _Held] = {}
         """By delivery tag, in ascending order."""
+        self._rejected: set[int] = set()
+        """The identities of messages that were rejected in a transaction. It was rolled back, so they come again."""
         self._declared: dict[str, set[str]] = {}
         """The queues that were declared, and the clauses of their bindings: declared in one piece, since on Artemis a
         queue has one selector."""
@@ -195,7 +198,7 @@ class Channel(KombuChannel):
             if held.transaction is None:
                 settle_as_failed(held.transfer)
             else:
-                self.connection.transactions.end(held.transaction, failed=True, on_ended=ignore)
+                self._end_transaction(held, failed=True)
         self._held.clear()
         for link in self._receivers.values():
             link.guarded.clear()
@@ -451,19 +454,27 @@ class Channel(KombuChannel):
         self._delivered += 1
         tag = self._delivered
         is_first, link.is_new = link.is_new, False
-        is_guarded = False
+        is_guarded, identity = False, 0
         try:
             received = message.split(data)
             delivery = self._delivery(link.queue, tag, received)
             # A consumer that may hold one message begins, maybe with what crashed the one before.
             is_guarded = received.deliveries > 0 or (is_first and self._limit == 1)
+            if is_guarded:
+                identity = received.identity()
         except ValueError as error:
             delivery = Delivery(self, tag, False, "", "", partial(_unreadable, str(error)), data)
+        if is_guarded and consumer is not None and identity in self._rejected:
+            self._rejected.discard(identity)
+            self._delivered -= 1
+            settle(transfer, REJECTED)
+            link.give(1)
+            return
         if consumer is not None and consumer.no_ack:
             settle(transfer, ACCEPTED)
             link.give(1)
         else:
-            self._held[tag] = _Held(transfer, link, consumer)
+            self._held[tag] = _Held(transfer, link, consumer, identity)
             link.unsettled += 1
         if get is not None:
             get(delivery)
@@ -484,7 +495,7 @@ class Channel(KombuChannel):
             guarded.is_enlisting = True
             enlist(held.transfer, transaction)
         else:
-            self.connection.transactions.end(transaction, failed=True, on_ended=ignore)
+            self.connection.transactions.end(transaction, failed=True)
         self.enlisted(link)
 
     def enlisted(self, link: Incoming) -> None:
@@ -633,13 +644,11 @@ class Channel(KombuChannel):
             one = held.pop(tag)
             if one.transaction is None:
                 settle(one.transfer, state)
-                one.link.unsettled -= 1
             else:
-                failed = state != ACCEPTED
-                on_ended = partial(self._ended, one, state)
-                self.connection.transactions.end(one.transaction, failed=failed, on_ended=on_ended)
-                if failed:  # the credit follows: what returns is the next one to come
-                    continue
+                if state == REJECTED:
+                    self._rejected.add(one.identity)
+                self._end_transaction(one, failed=state != ACCEPTED)
+            one.link.unsettled -= 1
             more = one.consumer is not None and one.consumer is one.link.consumer
             credit[one.link] = credit.get(one.link, 0) + more
         for link, count in credit.items():
@@ -649,16 +658,10 @@ class Channel(KombuChannel):
                 self._close_unused(link)
         self.connection.flush()
 
-    def _ended(self, one: _Held, state: Any) -> None:
-        """The transaction of a message has ended. If it was rolled back, the broker waits for another state."""
-        link = one.link
-        if self._receivers.get(link.queue) is not link:
-            return  # it is closed, and its transfers are gone
-        settle(one.transfer, state)
-        link.unsettled -= 1
-        if state != ACCEPTED and one.consumer is not None and one.consumer is link.consumer:
-            link.give(1)
-        self._close_unused(link)
+    def _end_transaction(self, one: _Held, *, failed: bool) -> None:
+        assert one.transaction is not None
+        leave_to(one.transfer, one.transaction)
+        self.connection.transactions.end(one.transaction, failed=failed)
 
     # --- declaring ------------------------------------------------------------------------
 

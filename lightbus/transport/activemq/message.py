@@ -447,6 +447,11 @@ class Received:
                 raise ValueError(f"no section has the number {section:#x}")
             position = end
 
+    def identity(self) -> int:
+        """The same for the same message, however often it is delivered."""
+        (start, end), (first, last) = self._properties, self._application
+        return hash((self._data[start:end], self._data[first:last], self.body))
+
     def properties(self, deaths: list[dict[str, Any]] | None = None) -> Properties:
         """RabbitMQ's properties. What cannot be read is left out, and described in `UNREADABLE`.
 

@@ -23,7 +23,6 @@ DECLARED, TRANSACTIONAL = 0x33, 0x34
 Transaction = bytes
 """Its id."""
 OnBegun = Callable[[Transaction | None], object]
-OnEnded = Callable[[], object]
 
 
 class Owner(Protocol):
@@ -72,7 +71,7 @@ class Transactions:
         self._link: Coordinator | None = None
         self._sent = 0
         self._beginning: dict[int, OnBegun] = {}
-        self._ending: dict[int, OnEnded] = {}
+        self._ending: set[int] = set()
 
     @property
     def are_ending(self) -> bool:
@@ -87,9 +86,9 @@ class Transactions:
         self._beginning[self._sent + 1] = on_begun
         self._send(DECLARE, [None])
 
-    def end(self, transaction: Transaction, *, failed: bool, on_ended: OnEnded) -> None:
+    def end(self, transaction: Transaction, *, failed: bool) -> None:
         """Commit it; or, if it has failed, roll it back."""
-        self._ending[self._sent + 1] = on_ended
+        self._ending.add(self._sent + 1)
         self._send(DISCHARGE, [transaction, failed])
 
     def _send(self, what: ulong, fields: list[Any]) -> None:
@@ -119,11 +118,9 @@ class Transactions:
 
     def _failed(self, sent: Sent) -> None:
         on_begun = self._beginning.pop(sent.number, None)
-        on_ended = self._ending.pop(sent.number, None)
+        self._ending.discard(sent.number)
         if on_begun is not None:
             on_begun(None)
-        if on_ended is not None:
-            on_ended()
 
     def sender_closed(self, link: Outgoing, condition: Condition | None) -> None:
         self._link = None
@@ -137,6 +134,17 @@ def enlist(transfer: Transfer, transaction: Transaction) -> None:
     delivery = Delivery(transfer)
     delivery.local.data = [transaction, Described(ulong(ACCEPTED), [])]
     delivery.update(TRANSACTIONAL)
+
+
+def leave_to(transfer: Transfer, transaction: Transaction) -> None:
+    """Settle what is enlisted, without another outcome: then a rollback returns it to its queue. What is not settled
+    returns to its consumer, and if that is closed, nobody gets it before the broker restarts.
+    """
+    cproton.pn_data_clear(cproton.pn_disposition_data(cproton.pn_delivery_local(transfer)))
+    delivery = Delivery(transfer)
+    delivery.local.data = [transaction]
+    delivery.update(TRANSACTIONAL)
+    cproton.pn_delivery_settle(transfer)
 
 
 def is_enlisted(transfer: Transfer) -> bool:
