@@ -70,6 +70,7 @@ INNER_ORDER = {
         "links",
         "engine",
         "management",
+        "transactions",
         "declarations",
         "channel",
         "connection",
