@@ -394,9 +394,13 @@ def hold_one(connection: Any) -> list[Delivery]:
     channel = connection.channel()
     arrived: list[Delivery] = []
     channel.basic_qos(0, 1, False)
-    channel.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
+    channel.consume(QUEUE, arrived.append, on_cancel=pytest.fail, consumer_tag="one")
     until(connection, lambda: arrived)
     return arrived
+
+
+def wait_for_transactions(connection: Any) -> None:
+    connection.wait_for(lambda: not connection.transactions.are_ending, "the end of a transaction")
 
 
 def test_each_delivery_to_a_client_that_dies_is_counted(connection: Any, channel: Any, artemis_url: str) -> None:
@@ -439,12 +443,35 @@ def test_what_is_counted_is_settled_as_others_are(
         if comes_again:
             consumer.close()
         else:  # its credit goes on
+            wait_for_transactions(consuming)  # what is rejected comes again before others
             publish(connection, channel, 1)
             until(consuming, lambda: len(arrived) == 2)
+            assert not arrived[1].redelivered
             consumer.basic_ack(arrived[1].delivery_tag)
         consuming.close()
     found = channel.get(QUEUE)
     assert (found is not None and found.redelivered) is comes_again
+
+
+def test_what_was_rejected_may_be_published_again(connection: Any, channel: Any, artemis_url: str) -> None:
+    """Also if another client has settled it, which got it between the rollback and the reject."""
+    publish(connection, channel, 1)
+    rejecting = open_connection(artemis_url)
+    (delivery,) = hold_one(rejecting)
+    consumer = delivery.channel
+    consumer.basic_cancel("one")
+    consumer.basic_reject(delivery.delivery_tag, requeue=False)
+    wait_for_transactions(rejecting)
+    other = channel.get(QUEUE)
+    assert other.redelivered
+    channel.basic_ack(other.delivery_tag)
+    publish(connection, channel, 1)
+    arrived: list[Delivery] = []
+    consumer.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
+    until(rejecting, lambda: arrived)
+    consumer.basic_ack(arrived[0].delivery_tag)
+    rejecting.close()
+    assert channel.get(QUEUE) is None
 
 
 def test_a_handler_may_run_longer_than_the_transaction_timeout() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -105,9 +106,9 @@ class _Held:
     transfer: Transfer
     link: Incoming
     consumer: Consumer | None
-    identity: int = 0
+    identity: message.Identity | None = None
+    """Of one that is acknowledged in a transaction."""
     transaction: Transaction | None = None
-    """In which it is acknowledged."""
 
 
 class Channel(KombuChannel):
@@ -140,8 +141,8 @@ class Channel(KombuChannel):
         """By queue."""
         self._held: dict[int, _Held] = {}
         """By delivery tag, in ascending order."""
-        self._rejected: set[int] = set()
-        """The identities of messages that were rejected in a transaction. It was rolled back, so they come again."""
+        self._rejected: deque[message.Identity] = deque(maxlen=1000)
+        """Messages that were rejected in a transaction, as they come again after its rollback."""
         self._declared: dict[str, set[str]] = {}
         """The queues that were declared, and the clauses of their bindings: declared in one piece, since on Artemis a
         queue has one selector."""
@@ -451,25 +452,21 @@ class Channel(KombuChannel):
         if not self._is_open or (consumer is None and get is None):
             settle(transfer, RELEASED)
             return
-        self._delivered += 1
-        tag = self._delivered
-        is_first, link.is_new = link.is_new, False
-        is_guarded, identity = False, 0
+        tag = self._delivered + 1
+        identity = None
         try:
             received = message.split(data)
             delivery = self._delivery(link.queue, tag, received)
-            # A consumer that may hold one message begins, maybe with what crashed the one before.
-            is_guarded = received.deliveries > 0 or (is_first and self._limit == 1)
-            if is_guarded:
-                identity = received.identity()
+            if received.deliveries or link.is_new:
+                identity = self._guarded(link, received)
         except ValueError as error:
             delivery = Delivery(self, tag, False, "", "", partial(_unreadable, str(error)), data)
-        if is_guarded and consumer is not None and identity in self._rejected:
-            self._rejected.discard(identity)
-            self._delivered -= 1
+        if identity is not None and identity in self._rejected:
+            self._rejected.remove(identity)
             settle(transfer, REJECTED)
             link.give(1)
             return
+        self._delivered = tag
         if consumer is not None and consumer.no_ack:
             settle(transfer, ACCEPTED)
             link.give(1)
@@ -478,13 +475,22 @@ class Channel(KombuChannel):
             link.unsettled += 1
         if get is not None:
             get(delivery)
-        elif consumer is not None and not consumer.no_ack and (is_guarded or link.guarded):
-            guarded = Guarded(delivery, consumer, transfer, is_ready=not is_guarded)
+        elif consumer is not None and (identity is not None or link.guarded):
+            guarded = Guarded(delivery, consumer, transfer, is_ready=identity is None)
             link.guarded.append(guarded)
-            if is_guarded:
+            if identity is not None:
                 self.connection.transactions.begin(partial(self._begun, link, guarded))
         elif consumer is not None:
             self.connection.dispatch_later(partial(self._hand_over, consumer, delivery))
+
+    def _guarded(self, link: Incoming, received: message.Received) -> message.Identity | None:
+        """The identity of a message to acknowledge in a transaction, since it may crash its worker."""
+        consumer, is_first, link.is_new = link.consumer, link.is_new, False
+        if consumer is None or consumer.no_ack or link.get is not None:
+            return None
+        # A consumer that may hold one message begins, maybe with what crashed the one before.
+        is_suspect = received.deliveries > 0 or (is_first and self._limit == 1)
+        return received.identity() if is_suspect else None
 
     def _begun(self, link: Incoming, guarded: Guarded, transaction: Transaction | None) -> None:
         held = self._held.get(guarded.delivery.delivery_tag)
@@ -645,9 +651,9 @@ class Channel(KombuChannel):
             if one.transaction is None:
                 settle(one.transfer, state)
             else:
-                if state == REJECTED:
-                    self._rejected.add(one.identity)
                 self._end_transaction(one, failed=state != ACCEPTED)
+                if state == REJECTED and one.identity is not None:
+                    self._rejected.append(one.identity.redelivered())
             one.link.unsettled -= 1
             more = one.consumer is not None and one.consumer is one.link.consumer
             credit[one.link] = credit.get(one.link, 0) + more

@@ -13,7 +13,7 @@ import struct
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightbus.transport import PROPERTY_NAMES, UNREADABLE, Properties, Publication
 from lightbus.transport.activemq import names
@@ -370,6 +370,19 @@ def _decimal128(value: decimal.Decimal) -> bytes:
 # --- decoding ---------------------------------------------------------------------------------
 
 
+class Identity(NamedTuple):
+    """Of a delivery."""
+
+    content: int
+    """A hash: the same whenever the message is delivered."""
+    deliveries: int
+    """Before this one."""
+
+    def redelivered(self) -> Identity:
+        """Of the next delivery of this message."""
+        return self._replace(deliveries=self.deliveries + 1)
+
+
 class Received:
     """A message as the broker delivered it. Its properties are decoded by `properties`: most handlers do not need them.
 
@@ -447,10 +460,10 @@ class Received:
                 raise ValueError(f"no section has the number {section:#x}")
             position = end
 
-    def identity(self) -> int:
-        """The same for the same message, however often it is delivered."""
+    def identity(self) -> Identity:
+        """Of this delivery."""
         (start, end), (first, last) = self._properties, self._application
-        return hash((self._data[start:end], self._data[first:last], self.body))
+        return Identity(hash((self._data[start:end], self._data[first:last], self.body)), self.deliveries)
 
     def properties(self, deaths: list[dict[str, Any]] | None = None) -> Properties:
         """RabbitMQ's properties. What cannot be read is left out, and described in `UNREADABLE`.
