@@ -289,8 +289,8 @@ def _activemq() -> tuple[Row, ...]:
     )
     return (
         *(many, one, *_on_artemis("publish", 10000, 600, {"threads": 1})),
-        *_on_artemis("consume", 20000, 5000, {"handler": "sync"}, {"prefetch": 500}),
-        Row("Lightbus, its own prefetch (200)", "lightbus_", 20000, group="consume", settings={"what": "consume"}),
+        *_on_artemis("consume", 50000, 12000, {"handler": "sync"}, {"prefetch": 500}),
+        Row("Lightbus, its own prefetch (200)", "lightbus_", 50000, group="consume", settings={"what": "consume"}),
         *_on_artemis("publish", 8, 8, {"threads": 1}, large),
         *_on_artemis("consume", 8, 8, {"handler": "sync"}, large),
     )
