@@ -63,6 +63,9 @@ ORDER_HEADS = (
 
 def main(wanted: Sequence[str]) -> int:
     chosen = [planned for planned in PLAN if not wanted or any(word in planned.name for word in wanted)]
+    if not chosen:
+        print(f"No scenario's name contains {' or '.join(wanted)}. There are:", *(one.name for one in PLAN), sep="\n")
+        return 2
     missing = [planned for planned in chosen if planned.artemis and artemis.find() is None]
     chosen = [planned for planned in chosen if planned not in missing]
     rows: list[Row] = []
