@@ -24,7 +24,6 @@ from pathlib import Path
 import attrs
 
 from lightbus.transport import Publication
-from lightbus.transport.activemq import broker_xml
 from lightbus.transport.amqp import wire as wire
 from tests.bus import publish_confirmed
 from tests.faults.ledger import CONFIRMED, COUNTED, COUNTING, FAILED, HANDLED, TRIED
@@ -210,17 +209,12 @@ def handler_crashes(
         _fill_with_poison(scene)
         for _ in range(earlier):
             scene.take_all("billing.main")
-        own_limit = broker_xml.DELIVERY_ATTEMPTS - 1 if broker == "artemis" else DELIVERY_LIMIT
-        expected = (own_limit if limit is None else limit) + 1 - earlier
+        expected = (DELIVERY_LIMIT if limit is None else limit) + 1 - earlier
         crashes = _crash_until_all_is_done(scene, prefetch, workers, expected)
-        if broker == "artemis":  # it does not count each delivery of a process that dies
-            note = f"{crashes} lives; Artemis dead-letters after {own_limit + 1} deliveries that it counts"
-        else:
-            assert crashes == expected, f"{crashes} crashes, with a delivery limit of {expected - 1}"
-            note = ""
+        assert crashes == expected, f"{crashes} crashes, with a delivery limit of {expected - 1}"
         many = "" if workers == 1 else f", {workers} workers"
         fault = f"handler that crashes its worker, prefetch {prefetch}{many}"
-        row = scene.row(fault, crashes, note=note, recoveries=[])
+        row = scene.row(fault, crashes, recoveries=[])
         assert (row.dead, row.handled) == (1, OTHERS)
         return row
 

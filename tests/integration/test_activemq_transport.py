@@ -414,6 +414,21 @@ def test_each_delivery_to_a_client_that_dies_is_counted(connection: Any, channel
         dying.collect()  # closes the socket, without a word
 
 
+def test_each_delivery_to_a_client_that_begins_is_counted(connection: Any, channel: Any, artemis_url: str) -> None:
+    publish(connection, channel, 20)
+    for count in range(6):
+        dying = open_connection(artemis_url)
+        arrived = hold_one(dying)
+        consumer = arrived[0].channel
+        consumer.basic_cancel("one")
+        consumer.basic_qos(0, 20, False)
+        consumer.consume(QUEUE, arrived.append, on_cancel=pytest.fail)
+        until(dying, lambda arrived=arrived: len(arrived) == 20)
+        counts = {delivery.properties.get("headers", {}).get("x-delivery-count", 0) for delivery in arrived}
+        assert counts == {count}
+        dying.collect()
+
+
 @pytest.mark.parametrize("times", [0, 1])
 @pytest.mark.parametrize(
     ("settle", "comes_again"),

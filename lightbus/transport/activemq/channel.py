@@ -47,6 +47,8 @@ from lightbus.transport.activemq.links import (
 from lightbus.transport.activemq.transactions import Transaction, Transactions, enlist, is_enlisted, leave_to
 from lightbus.transport.kombu_calls import KombuChannel, ignore
 
+BEGINNING = 200
+"""Messages that may be what crashed the worker before: the most that it held, with the default prefetch."""
 OPERATION_TIMEOUT = 10.0
 """Seconds for a request and its answer."""
 CREDIT_WAIT = 2.0
@@ -134,6 +136,8 @@ class Channel(KombuChannel):
         self._published = 0
         self._delivered = 0
         self._limit = UNLIMITED
+        self._beginning = 0
+        """So many of the next messages are guarded."""
         self._tags = itertools.count(1)
         self._senders: dict[str, Outgoing] = {}
         """By address."""
@@ -360,6 +364,8 @@ class Channel(KombuChannel):
         tag = consumer_tag or f"ctag{self.channel_id}.{next(self._tags)}"
         link: Incoming = self._failing(partial(self._unused_receiver, queue))
         link.consumer = Consumer(tag, no_ack, on_delivery, on_cancel)
+        if self._limit == 1:  # so begins a worker, maybe one in place of another that crashed
+            self._beginning = BEGINNING
         link.give(self._limit)
         self.connection.flush()
         return tag
@@ -457,7 +463,7 @@ class Channel(KombuChannel):
         try:
             received = message.split(data)
             delivery = self._delivery(link.queue, tag, received)
-            if received.deliveries or link.is_new:
+            if received.deliveries or self._beginning:
                 identity = self._guarded(link, received)
         except ValueError as error:
             delivery = Delivery(self, tag, False, "", "", partial(_unreadable, str(error)), data)
@@ -485,12 +491,11 @@ class Channel(KombuChannel):
 
     def _guarded(self, link: Incoming, received: message.Received) -> message.Identity | None:
         """The identity of a message to acknowledge in a transaction, since it may crash its worker."""
-        consumer, is_first, link.is_new = link.consumer, link.is_new, False
+        consumer = link.consumer
         if consumer is None or consumer.no_ack or link.get is not None:
             return None
-        # A consumer that may hold one message begins, maybe with what crashed the one before.
-        is_suspect = received.deliveries > 0 or (is_first and self._limit == 1)
-        return received.identity() if is_suspect else None
+        self._beginning = max(0, self._beginning - 1)
+        return received.identity()
 
     def _begun(self, link: Incoming, guarded: Guarded, transaction: Transaction | None) -> None:
         held = self._held.get(guarded.delivery.delivery_tag)

@@ -174,8 +174,6 @@ class Incoming:
         self.unsettled = 0
         self.is_open = False
         """The broker has answered, and has not closed it."""
-        self.is_new = True
-        """Nothing has arrived."""
         self.guarded: deque[Guarded] = deque()
         """What is not handed over, since the broker has not enlisted it, or one before it; in order of arrival."""
         self.get: Callable[[Message], object] | None = None
