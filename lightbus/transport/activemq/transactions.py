@@ -79,9 +79,10 @@ class Transactions:
         return bool(self._ending)
 
     def begin(self, on_begun: OnBegun) -> None:
-        """
+        """Begin one.
+
         Args:
-            on_begun: is called with None if the broker begins none.
+            on_begun: is called with it, or with None if the broker begins none.
         """
         self._beginning[self._sent + 1] = on_begun
         self._send(DECLARE, [None])
@@ -107,16 +108,16 @@ class Transactions:
 
     def accepted(self, sent: Sent) -> None:
         """It has ended."""
-        self._failed(sent)
+        self._answered(sent)
 
     def unroutable(self, sent: Sent) -> None:
-        self._failed(sent)
+        self._answered(sent)
 
     def rejected(self, link: Outgoing, sent: Sent, condition: Condition | None) -> None:
         """It could not be committed: what it acknowledged comes again."""
-        self._failed(sent)
+        self._answered(sent)
 
-    def _failed(self, sent: Sent) -> None:
+    def _answered(self, sent: Sent) -> None:
         on_begun = self._beginning.pop(sent.number, None)
         self._ending.discard(sent.number)
         if on_begun is not None:
@@ -126,7 +127,7 @@ class Transactions:
         self._link = None
         link.link.close()
         for sent in link.take_back():
-            self._failed(sent)
+            self._answered(sent)
 
 
 def enlist(transfer: Transfer, transaction: Transaction) -> None:
