@@ -10,6 +10,7 @@ import pty
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -365,14 +366,35 @@ def test_the_buffer_is_limited_in_bytes(sqlite_url: str, monkeypatch: pytest.Mon
         assert take(one).delivery.body[:1] == b"4"
 
 
+def stop(program: Program, url: str) -> None:
+    """Stop it while it holds no lock of the embedded broker's file. SQLite would let all its clients wait for that."""
+    state = Path(f"/proc/{program.process.pid}/stat")
+    file = Path(url.removeprefix("sqlite:///"))
+    for _ in range(20):
+        program.signal(signal.SIGSTOP)
+        if state.exists():  # exists only on Linux
+            wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
+        if not url.startswith("sqlite:") or can_be_written(file):
+            return
+        program.signal(signal.SIGCONT)
+        wait_until(lambda: can_be_written(file), "its transaction has ended")
+    pytest.fail("it holds the lock of the file each time")
+
+
+def can_be_written(file: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        return True
+
+
 def test_a_stopped_tail_does_not_block_publishers_and_reports_missing_events(folder: Path, url: str) -> None:
     with tail(folder=folder, url=url) as one, publishing_to(url, "shop") as channel:
         publish_plainly(channel, "shop", "a.b", b'"first"')
         one.wait_for('^  "first"$')
-        one.signal(signal.SIGSTOP)
-        state = Path(f"/proc/{one.process.pid}/stat")
-        if state.exists():  # exists only on Linux
-            wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
+        stop(one, url)
         many = [Publication("shop", "a.b", b"%d" % number, {}, mandatory=False) for number in range(2 * QUEUE_LIMIT)]
         with connected(url) as connection:
             publish_confirmed(connection, *many)
