@@ -8,12 +8,15 @@ import gc
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import attrs
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 
 from lightbus.outbox import metadata
+from tests.patience import LIMIT
 
 ASYNC = {"aiosqlite", "psycopg_async", "asyncpg", "asyncmy"}
 SQLITE = ["pysqlite", "aiosqlite"]
@@ -128,8 +131,25 @@ async def dispose(*engines: Any) -> None:
     for engine in engines:
         if isinstance(engine, AsyncEngine):
             await engine.dispose()
+            await end_closing()
         else:
             engine.dispose()
+
+
+async def end_closing() -> None:
+    """If SQLAlchemy 2.1 is cancelled while it closes a connection of aiosqlite 0.22, it leaves a task that waits for a
+    thread that has ended. At its first cancellation, the task may wait for that again, and the end of the event loop
+    would wait for the task.
+    """
+    for task in asyncio.all_tasks():
+        closing: Any = task.get_coro()
+        if "_terminate_graceful_close" in repr(closing):
+            connection = closing.cr_frame.f_locals["self"]._connection
+            with anyio.fail_after(LIMIT):
+                await anyio.to_thread.run_sync(connection._thread.join, LIMIT)
+                while not task.done():
+                    task.cancel()
+                    await asyncio.sleep(0)
 
 
 @contextlib.contextmanager
