@@ -82,12 +82,14 @@ class MariaDB(PrivateServer):
         if server is None or install is None:
             raise RuntimeError(INSTALL)
         as_user = "--user=root" if os.geteuid() == 0 else "--skip-symbolic-links"
+        # A server that starts removes the temporary tables of others from a folder that they share.
+        both = (f"--datadir={self.data}", f"--tmpdir={self.folder}", as_user)
         if not self.data.exists():
-            done = self.spawn(str(install), "--no-defaults", f"--datadir={self.data}", "--skip-test-db", as_user)
+            done = self.spawn(str(install), "--no-defaults", "--skip-test-db", *both)
             if done.wait():
                 raise RuntimeError(f"mariadb-install-db failed. Its output ends:\n{self.tail()}")
-        places = (f"--datadir={self.data}", f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid")
-        command = (str(server), "--no-defaults", *OPTIONS, *places, f"--port={self.port}", as_user)
+        places = (f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid")
+        command = (str(server), "--no-defaults", *OPTIONS, *both, *places, f"--port={self.port}")
         self.launch(*command, timeout=timeout)
 
     def answers(self) -> bool:
