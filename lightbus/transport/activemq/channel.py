@@ -36,7 +36,6 @@ from lightbus.transport.activemq.links import (
     RELEASED,
     UNLIMITED,
     Consumer,
-    Guarded,
     Incoming,
     Outgoing,
     Sent,
@@ -108,9 +107,14 @@ class _Held:
     transfer: Transfer
     link: Incoming
     consumer: Consumer | None
-    identity: message.Identity | None = None
-    """Of one that is acknowledged in a transaction."""
+    guarded: message.Received | None = None
+    """What to acknowledge in a transaction before it is handed over: see `transactions`."""
     transaction: Transaction | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it may be handed over."""
+        return self.guarded is None or (self.transaction is not None and is_enlisted(self.transfer))
 
 
 class Channel(KombuChannel):
@@ -137,7 +141,7 @@ class Channel(KombuChannel):
         self._delivered = 0
         self._limit = UNLIMITED
         self._beginning = 0
-        """So many of the next messages are guarded."""
+        """So many of the next messages are acknowledged in transactions."""
         self._tags = itertools.count(1)
         self._senders: dict[str, Outgoing] = {}
         """By address."""
@@ -206,7 +210,7 @@ class Channel(KombuChannel):
                 self._end_transaction(held, failed=True)
         self._held.clear()
         for link in self._receivers.values():
-            link.guarded.clear()
+            link.waiting.clear()
 
     def drop(self) -> None:
         """The connection has ended."""
@@ -379,7 +383,7 @@ class Channel(KombuChannel):
         # The broker sends what it may and answers the drain: then nothing is on its way. What it delivers between, it
         # keeps for the next consumer of this link, or until the link is closed.
         self._drain(link, 0, "cancelling a consumer")
-        self._wait(lambda: not link.guarded, "counting deliveries")
+        self._wait(lambda: not link.waiting, "counting deliveries")
         # As the port demands, what has arrived is delivered before this returns: the caller counts it.
         self.connection.dispatch()
         if self._is_open and link.consumer is not None:
@@ -459,16 +463,16 @@ class Channel(KombuChannel):
             settle(transfer, RELEASED)
             return
         tag = self._delivered + 1
-        identity = None
+        guarded = None
         try:
             received = message.split(data)
             delivery = self._delivery(link.queue, tag, received)
-            if received.deliveries or self._beginning:
-                identity = self._guarded(link, received)
+            if (received.deliveries or self._beginning) and self._guards(link):
+                guarded = received
         except ValueError as error:
             delivery = Delivery(self, tag, False, "", "", partial(_unreadable, str(error)), data)
-        if identity is not None and identity in self._rejected:
-            self._rejected.remove(identity)
+        if guarded is not None and self._rejected and guarded.identity() in self._rejected:
+            self._rejected.remove(guarded.identity())
             settle(transfer, REJECTED)
             link.give(1)
             return
@@ -477,49 +481,46 @@ class Channel(KombuChannel):
             settle(transfer, ACCEPTED)
             link.give(1)
         else:
-            self._held[tag] = _Held(transfer, link, consumer, identity)
+            self._held[tag] = _Held(transfer, link, consumer, guarded)
             link.unsettled += 1
         if get is not None:
             get(delivery)
-        elif consumer is not None and (identity is not None or link.guarded):
-            guarded = Guarded(delivery, consumer, transfer, is_ready=identity is None)
-            link.guarded.append(guarded)
-            if identity is not None:
-                self.connection.transactions.begin(partial(self._begun, link, guarded))
+        elif guarded is not None or link.waiting:
+            link.waiting.append(delivery)
+            if guarded is not None:
+                self.connection.transactions.begin(partial(self._begun, link, tag))
         elif consumer is not None:
             self.connection.dispatch_later(partial(self._hand_over, consumer, delivery))
 
-    def _guarded(self, link: Incoming, received: message.Received) -> message.Identity | None:
-        """The identity of a message to acknowledge in a transaction, since it may crash its worker."""
+    def _guards(self, link: Incoming) -> bool:
+        """Whether the next message of a link is acknowledged in a transaction, since it may crash its worker."""
         consumer = link.consumer
         if consumer is None or consumer.no_ack or link.get is not None:
-            return None
+            return False
         self._beginning = max(0, self._beginning - 1)
-        return received.identity()
+        return True
 
-    def _begun(self, link: Incoming, guarded: Guarded, transaction: Transaction | None) -> None:
-        held = self._held.get(guarded.delivery.delivery_tag)
-        if transaction is None:
-            guarded.is_ready = True
-        elif held is not None:
+    def _begun(self, link: Incoming, tag: int, transaction: Transaction | None) -> None:
+        held = self._held.get(tag)
+        if held is not None and transaction is not None:
             held.transaction = transaction
-            guarded.is_enlisting = True
             enlist(held.transfer, transaction)
-        else:
+        elif held is not None:
+            held.guarded = None
+        elif transaction is not None:  # it was returned meanwhile
             self.connection.transactions.end(transaction, failed=True)
         self.enlisted(link)
 
     def enlisted(self, link: Incoming) -> None:
         """Hand over what the broker has enlisted, and what arrived behind it."""
-        waiting = link.guarded
+        waiting = link.waiting
         while waiting:
-            first = waiting[0]
-            is_held = first.delivery.delivery_tag in self._held
-            if is_held and not first.is_ready and not (first.is_enlisting and is_enlisted(first.transfer)):
+            held = self._held.get(waiting[0].delivery_tag)
+            if held is not None and not held.is_ready:
                 return
-            waiting.popleft()
-            if is_held:  # otherwise it was returned meanwhile
-                self.connection.dispatch_later(partial(self._hand_over, first.consumer, first.delivery))
+            delivery = waiting.popleft()
+            if held is not None and held.consumer is not None:  # otherwise it was returned meanwhile
+                self.connection.dispatch_later(partial(self._hand_over, held.consumer, delivery))
 
     def _hand_over(self, consumer: Consumer, delivery: Delivery) -> None:
         if not self._is_open:
@@ -657,8 +658,8 @@ class Channel(KombuChannel):
                 settle(one.transfer, state)
             else:
                 self._end_transaction(one, failed=state != ACCEPTED)
-                if state == REJECTED and one.identity is not None:
-                    self._rejected.append(one.identity.redelivered())
+                if state == REJECTED and one.guarded is not None:
+                    self._rejected.append(one.guarded.identity().redelivered())
             one.link.unsettled -= 1
             more = one.consumer is not None and one.consumer is one.link.consumer
             credit[one.link] = credit.get(one.link, 0) + more

@@ -129,18 +129,6 @@ class Consumer:
     on_cancel: OnCancel
 
 
-@attrs.define(eq=False)
-class Guarded:
-    """A message that is acknowledged in a transaction before it is handed over: see `transactions`."""
-
-    delivery: Message
-    consumer: Consumer
-    transfer: Transfer
-    is_enlisting: bool = False
-    """The broker has not answered."""
-    is_ready: bool = False
-
-
 class IncomingOwner(Protocol):
     """The channel, as a link that receives needs it."""
 
@@ -174,7 +162,7 @@ class Incoming:
         self.unsettled = 0
         self.is_open = False
         """The broker has answered, and has not closed it."""
-        self.guarded: deque[Guarded] = deque()
+        self.waiting: deque[Message] = deque()
         """What is not handed over, since the broker has not enlisted it, or one before it; in order of arrival."""
         self.get: Callable[[Message], object] | None = None
         """Takes what arrives, in the place of a consumer."""
@@ -209,7 +197,7 @@ class Incoming:
                 cproton.pn_delivery_settle(transfer)
             else:
                 self._owner.arrived(self, transfer, bytes(data))
-        if self.guarded:
+        if self.waiting:
             self._owner.enlisted(self)
 
     def opened(self) -> None:

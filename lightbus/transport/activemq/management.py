@@ -103,7 +103,7 @@ class Management:
     # --- what the links report
 
     def enlisted(self, link: Incoming) -> None:
-        """Answers are not guarded."""
+        """Answers are not acknowledged in transactions."""
 
     def arrived(self, link: Incoming, transfer: Transfer, data: bytes) -> None:
         message = Message()

@@ -14,7 +14,7 @@ import cproton
 from proton import Condition, Delivery, Described, Message, Sender, Terminus, ulong
 
 from lightbus.transport.activemq.engine import Engine
-from lightbus.transport.activemq.links import ACCEPTED, Incoming, Outgoing, OutgoingOwner, Sent, Transfer
+from lightbus.transport.activemq.links import ACCEPTED, Incoming, Outgoing, Sent, Transfer
 
 DECLARE, DISCHARGE = ulong(0x31), ulong(0x32)
 DECLARED, TRANSACTIONAL = 0x33, 0x34
@@ -36,16 +36,10 @@ class Owner(Protocol):
     def link_name(self, what: str) -> str: ...
 
 
-class CoordinatorOwner(OutgoingOwner, Protocol):
-    """Who uses the link to the coordinator."""
-
-    def begun(self, sent: Sent, transaction: Transaction) -> None: ...
-
-
 class Coordinator(Outgoing):
     """The link to the broker's coordinator."""
 
-    def __init__(self, owner: CoordinatorOwner, link: Sender) -> None:
+    def __init__(self, owner: Transactions, link: Sender) -> None:
         super().__init__(owner, link, "", "")
         self._begun = owner.begun
 
