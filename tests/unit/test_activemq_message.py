@@ -160,9 +160,16 @@ def test_proton_reads_what_we_write(properties: dict[str, Any], subject: str, tt
             assert headers[name] == value
 
 
+TABLES = {"list": [1, "two", {"three": None}], "table": {}}
+"""Headers that are in a section that others are not in."""
+
+
 @settings(deadline=None)
 @given(
-    st.dictionaries(header_names, st.one_of(texts, st.booleans(), st.none(), st.integers(-(2**63), 2**63 - 1))),
+    st.dictionaries(
+        header_names.filter(lambda name: name not in TABLES),
+        st.one_of(texts, st.booleans(), st.none(), st.integers(-(2**63), 2**63 - 1)),
+    ),
     ascii_texts,
     st.binary(max_size=300),
     st.booleans(),
@@ -177,13 +184,13 @@ def test_we_read_what_proton_writes(headers: dict[str, Any], content_type: str, 
         proton.symbol("x-opt-ORIG-ADDRESS"): "lightbus.exchange.shop",
         proton.symbol("x-opt-ORIG-QUEUE"): "lightbus-bus",
         proton.symbol("x-opt-ORIG-MESSAGE-ID"): proton.ulong(7),
-        proton.symbol("x-opt-lightbus-headers"): {"list": [1, "two", {"three": None}], "table": {}},
+        proton.symbol("x-opt-lightbus-headers"): TABLES,
     }
     received = message.split(bytes(sent.encode()))
     assert (received.body, received.subject) == (body, "order.placed")
     assert (received.orig_address, received.orig_queue) == ("lightbus.exchange.shop", "lightbus-bus")
     read = received.properties()
-    assert read.pop("headers") == {"list": [1, "two", {"three": None}], "table": {}} | headers
+    assert read.pop("headers") == TABLES | headers
     assert read.pop("content_type", "") == content_type
     assert read.pop("delivery_mode", 1) == (2 if durable else 1)
     assert read == {
