@@ -16,6 +16,7 @@ from lightbus.wire import topology
 from tests.faults.ledger import HANDLED
 from tests.faults.order_scene import OrderRow, OrderScene
 from tests.faults.proxy import Proxy
+from tests.faults.relay import SENDS
 from tests.faults.stage import Stage, connect
 
 BEATS = "?heartbeat=2"
@@ -123,17 +124,14 @@ def relays_share(stage: Stage, *, relays: int, orders: int) -> OrderRow:
     """Several relays on one table, with both drivers: no event is sent twice."""
     with OrderScene(stage) as scene:
         scene.billing()
-        for number in range(relays):
-            scene.relay(("psycopg", "asyncpg")[number % 2])
+        running = [scene.relay(("psycopg", "asyncpg")[number % 2]) for number in range(relays)]
         for _ in range(2):
-            scene.placer("--count", str(orders // 2), ahead="0")
-        for process in scene.processes[-2:]:
-            assert process.wait() == 0, process.log
+            scene.placer(ahead="1000")
+        scene.until_placed(orders)
+        scene.until(lambda: all(SENDS in one.log for one in running), "each relay has sent something")
         scene.settle()
         row = scene.order_row(f"{relays} relays on one table", relays, recoveries=[])
-        logs = [process.log for process in scene.processes if process.name.startswith("relay")]
-        counts = [int(log.rpartition("sent ")[2]) for log in logs]
-        assert all(counts), f"only some of the relays have sent something: {counts}"
+        counts = [int(one.log.rpartition("sent ")[2]) for one in running]
         assert not row.sent_again, f"{row.sent_again} orders were sent twice"
         return attrs.evolve(row, note=f"they have sent {', '.join(f'{count:,}' for count in counts)} events")
 

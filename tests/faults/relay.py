@@ -9,7 +9,17 @@ import sys
 
 import anyio
 
+from lightbus.outbox import Relay
 from tests.faults.orders import open_engine, patch_clock, shop
+
+SENDS = "It sends."
+"""Printed once it has sent something."""
+
+
+async def note_the_first(relay: Relay) -> None:
+    while not relay.sent:
+        await anyio.sleep(0.02)
+    print(SENDS, flush=True)
 
 
 async def main(driver: str) -> None:
@@ -17,7 +27,10 @@ async def main(driver: str) -> None:
     stopping = anyio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     print("Ready:", flush=True)
-    await outbox.relay.run(stopping)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(note_the_first, outbox.relay)
+        await outbox.relay.run(stopping)
+        tasks.cancel_scope.cancel()
     print(f"sent {outbox.relay.sent}", flush=True)
 
 
