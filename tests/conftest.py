@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import artemis as brokers
 from tests import mariadb as mariadbs
@@ -22,6 +23,7 @@ from tests import postgres as clusters
 from tests import prometheus as monitors
 from tests import rabbitmq as nodes
 from tests.integrations.example import MISSING
+from tests.patience import DELAY
 
 VHOSTS_AT_ONCE = 40
 
@@ -38,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # xdist's processes ignore Ctrl-C, and child processes inherit that, including the commands that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# A pause of the machine is not a failure.
+settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @atexit.register  # after pytest has ended its capturing
@@ -266,3 +273,9 @@ def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         case _:
             url: str = request.getfixturevalue("rabbitmq_url")
             return url
+
+
+@pytest.fixture
+def patient_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late RabbitMQ sends the first contract, the catalogue is not taken for empty."""
+    monkeypatch.setattr("lightbus.transport.amqp.channel._STREAM_SILENCE", DELAY)

@@ -18,8 +18,8 @@ RELEASE = "LIGHTBUS_RELEASE"
 """The environment variable with the name of the deployed release."""
 EVERY = 24 * 3600.0
 """Seconds between two copies: the catalogue forgets an app after 90 days, or sooner on a large bus."""
-AGAIN = 600.0
-"""Seconds after which a failed attempt is repeated."""
+FIRST_AGAIN, LAST_AGAIN = 5.0, 600.0
+"""Seconds after which a failed attempt is repeated, doubled each time."""
 
 
 def announce(app: Lightbus) -> None:
@@ -31,9 +31,9 @@ def announce(app: Lightbus) -> None:
 
 def _run(app: Lightbus) -> None:
     logged: set[str] = set()
-    waiting = threading.Event()
+    waiting, again = threading.Event(), FIRST_AGAIN
     while True:
-        pause = AGAIN
+        pause, again = again, min(2 * again, LAST_AGAIN)
         try:
             storage.publish(app.broker, contract_of(app, os.environ.get(RELEASE, "")))
         except errors.LightbusError as error:
@@ -47,5 +47,5 @@ def _run(app: Lightbus) -> None:
             logged.add(text)
         else:
             logger.debug("The contract of app %r is published.", app.name)
-            pause = EVERY
+            pause, again = EVERY, FIRST_AGAIN
         waiting.wait(pause * random.uniform(0.9, 1.0))

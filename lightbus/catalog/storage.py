@@ -14,8 +14,8 @@ import contextlib
 import json
 import time
 import zlib
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
 
 import amqp.exceptions
 import attrs
@@ -39,6 +39,10 @@ MAX_BYTES = 1024 * 1024
 ENCODING = "deflate"
 WITHDRAWN = "withdrawn"
 """A key in the place of a contract: the app no longer exists."""
+PAUSES = (0.2, 0.4, 0.8, 1.6)
+"""Seconds before the next attempts, where the stream is being created."""
+
+_Result = TypeVar("_Result")
 
 
 @contextlib.contextmanager
@@ -54,6 +58,30 @@ def _connected(broker: BrokerAddresses, purpose: str) -> Generator[Connection]:
         raise describe(error, address_of(connection, broker)) from error
     finally:
         connection.close()
+
+
+def _with_stream(broker: BrokerAddresses, purpose: str, work: Callable[[Connection], _Result]) -> _Result:
+    """Call `work` with a connection. The stream exists then.
+
+    Where several create it at once, as the first workers of a bus do, RabbitMQ refuses some: "INTERNAL_ERROR", or
+    "RESOURCE_ERROR - Stream not found" (verified on 3.10.8). A moment later it exists.
+
+    Raises:
+        errors.CatalogError: the stream does not exist, and this user may not create it; or what `work` raises.
+        errors.BrokerError: the broker is not usable, or the connection was lost.
+    """
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            with _connected(broker, purpose) as connection:
+                _declare_stream(connection)
+                return work(connection)
+        except errors.BrokerError as error:
+            is_refused = isinstance(error.__cause__, amqp.exceptions.InternalError | amqp.exceptions.ResourceError)
+            pause = next(pauses, None) if is_refused else None
+            if pause is None:
+                raise
+            time.sleep(pause)
 
 
 # --- publishing -------------------------------------------------------------------------------
@@ -95,8 +123,8 @@ def _publish(broker: BrokerAddresses, app: str, content: dict[str, Any]) -> None
         "app_id": app,
     }
     publication = Publication(internal_name(app), CONTRACT_KEY, zlib.compress(body), properties)
-    with _connected(broker, f"{app} contract") as connection:
-        _declare_stream(connection)
+
+    def declare_and_send(connection: Connection) -> None:
         try:
             declare(connection, cataloguing(app))
         except amqp.exceptions.AccessRefused as error:
@@ -105,6 +133,8 @@ def _publish(broker: BrokerAddresses, app: str, content: dict[str, Any]) -> None
                 "permissions` prints."
             ) from error
         _send(connection, publication)
+
+    _with_stream(broker, f"{app} contract", declare_and_send)
 
 
 def _declare_stream(connection: Connection) -> None:
@@ -192,11 +222,14 @@ def read(broker: BrokerAddresses) -> Catalog:
         newest.pop(app, None)
         newest[app] = _Stored(delivery.body, encoding if isinstance(encoding, str) else "", _time_of(delivery))
 
-    with _connected(broker, "catalog") as connection:
-        _declare_stream(connection)
+    def read_all(connection: Connection) -> None:
+        newest.clear()
+        ignored.clear()
         channel = connection.channel()
         channel.read_stream(CATALOG, take, seconds=LIMIT)
         channel.close()
+
+    _with_stream(broker, "catalog", read_all)
     found = []
     for app, stored in newest.items():
         try:

@@ -6,6 +6,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import amqp.exceptions
@@ -25,6 +26,8 @@ from tests.patience import sometimes_within
 from tests.rabbitmq import Node
 
 MakeApp = Callable[..., Lightbus]
+
+pytestmark = pytest.mark.usefixtures("patient_catalogue")
 
 
 @pytest.fixture
@@ -56,7 +59,8 @@ def put(connection: Connection, exchange: str, body: bytes, properties: dict[str
 # --- publishing and reading -------------------------------------------------------------------
 
 
-def test_an_empty_catalogue_has_no_contracts(make_app: MakeApp) -> None:
+def test_an_empty_catalogue_has_no_contracts(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # `patient_catalogue`
     broker = make_app("shop").broker
 
     def seconds() -> float:
@@ -66,6 +70,15 @@ def test_an_empty_catalogue_has_no_contracts(make_app: MakeApp) -> None:
         return time.monotonic() - began
 
     sometimes_within(4, seconds)  # a broker cannot say that a stream is empty: 2 s without a message
+
+
+def test_of_apps_that_create_the_catalogue_at_once_each_is_in_it(make_app: MakeApp) -> None:
+    """RabbitMQ refuses some of them at first."""
+    apps = [make_app(f"shop-{number}") for number in range(8)]
+    with ThreadPoolExecutor(len(apps)) as threads:
+        for done in [threads.submit(storage.publish, app.broker, contract_of(app)) for app in apps]:
+            done.result(LIMIT)
+    assert {one.app for one in storage.read(apps[0].broker).contracts} == {app.name for app in apps}
 
 
 def test_the_newest_contract_of_each_app_is_read_again_and_again(make_app: MakeApp) -> None:

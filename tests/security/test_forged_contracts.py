@@ -32,7 +32,7 @@ from tests import rabbitmq as nodes
 from tests.bus import connected, publish_confirmed
 from tests.processes import lightbus, working
 
-pytestmark = pytest.mark.rabbitmq
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.usefixtures("patient_catalogue")]
 
 PASSWORD = "s3cr3t"
 APPS = ("shop", "mallory")

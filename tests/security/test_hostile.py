@@ -347,6 +347,7 @@ async def test_hostile_messages_are_handled_or_dead_lettered_with_a_reason(
 
 
 @pytest.mark.rabbitmq
+@pytest.mark.usefixtures("patient_catalogue")
 def test_hostile_messages_in_the_catalogue_cost_no_other_contract(rabbitmq_url: str) -> None:
     shop = Lightbus("shop", url=rabbitmq_url)
     first, last = contract_of(shop, "1"), contract_of(shop, "2")
