@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lightbus.transport.activemq import broker_xml
+from tests.patience import until_stopped
 from tests.rabbitmq import free_port
 from tests.server import PrivateServer
 
@@ -260,9 +261,10 @@ class Artemis(PrivateServer):
         self.start()
 
     def suspend(self) -> None:
-        """SIGSTOP: connections stay open without replies."""
+        """SIGSTOP: connections stay open without replies. Returns once it has stopped."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        until_stopped(self.process.pid)
 
     def resume(self) -> None:
         """SIGCONT, after `suspend`."""

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 LIMIT = 60.0
 """Seconds after which a test fails. Far more than anything takes."""
@@ -47,6 +48,13 @@ def sometimes_within(seconds: float, attempt: Callable[[], float]) -> None:
     while took[-1] >= seconds:
         assert time.monotonic() < deadline, f"never within {seconds:g} s, but {min(took):.3f} s at best"
         took.append(attempt())
+
+
+def until_stopped(pid: int) -> None:
+    """Wait until SIGSTOP has stopped a process. (Where there is no /proc, it is assumed to.)"""
+    state = Path(f"/proc/{pid}/stat")
+    if state.exists():
+        wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", f"process {pid} is stopped")
 
 
 def until_listening(port: int) -> None:

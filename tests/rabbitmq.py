@@ -20,6 +20,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.patience import until_stopped
+
 INSTALL = (
     "RabbitMQ is not installed: `apt-get install rabbitmq-server` (Debian, Ubuntu) or `brew install rabbitmq`. "
     "No service needs to run: the tests start their own nodes."
@@ -50,6 +52,7 @@ ERLANG_ARGS = (
 CTL_ARGS = "+S 1:1 +SDcpu 1:1 +SDio 1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
 
 _numbers = itertools.count(1)
+_given_ports: set[int] = set()
 
 
 def find(program: str) -> str | None:
@@ -57,19 +60,32 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=os.pathsep.join(FOLDERS))
 
 
-def free_port() -> int:
-    """A loopback port on which nothing listens.
+def free_port(count: int = 1) -> int:
+    """A loopback port on which nothing listens; the first of `count` neighbours.
 
     It is below the range of ephemeral ports. Such a port could be used by another connection while a node is down, and
-    a client that reconnects to it could even connect to itself.
+    a client that reconnects to it could even connect to itself. None is given twice, and each process of pytest-xdist
+    has its own range: between this and the start of a server, somebody else would take it.
     """
+    first = 20000 + 1500 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8)
     while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
+        port = random.randrange(first, first + 1500 - count)
+        ports = range(port, port + count)
+        if not _given_ports.isdisjoint(ports) and len(_given_ports) < 1000:
+            continue
+        _given_ports.update(ports)
+        if all(map(_is_free, ports)):
+            return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Node:
@@ -198,9 +214,10 @@ class Node:
         self.start()
 
     def suspend(self) -> None:
-        """SIGSTOP: connections stay open without replies."""
+        """SIGSTOP: connections stay open without replies. Returns once it has stopped."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        until_stopped(self.process.pid)
 
     def resume(self) -> None:
         """SIGCONT, after `suspend`."""

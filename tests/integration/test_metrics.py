@@ -102,7 +102,7 @@ class Worker:
 def working(
     folder: Path, url: str, *options: str, ready: int = 1, extra: dict[str, str] | None = None
 ) -> Iterator[Worker]:
-    port = free_port()
+    port = free_port(2)
     command = ("worker", "billing:app", "--health-port", str(port), "--metrics", *options)
     with Program(*command, folder=folder, url=url, extra=extra) as program:
         for _ in range(ready):
@@ -132,7 +132,8 @@ def test_a_worker_serves_its_metrics_beside_its_health(folder: Path, url: str) -
         assert samples(worker.base, "signups_total") == {(): 3}
         assert samples(worker.base, "lightbus_ready") == {(): 1}
         assert samples(worker.base, "lightbus_connected")[("consumer",)] == 1
-        assert samples(worker.base, "lightbus_queue_consumers") == {("billing.main",): 1}
+        one = {("billing.main",): 1}
+        wait_until(lambda: samples(worker.base, "lightbus_queue_consumers") == one, "the broker answers")
         assert "process_cpu_seconds_total" in scrape(worker.base)
         assert scrape(worker.base, "application/openmetrics-text").endswith("# EOF\n")
         assert worker.program.end(signal.SIGTERM) == 0
@@ -152,7 +153,8 @@ def test_dead_letters_and_lost_connections_are_shown(folder: Path, rabbitmq: Nod
     with working(folder, rabbitmq_url) as worker:
         publish(folder, rabbitmq_url, "fail")
         worker.program.wait_for("dead-lettered")
-        assert samples(worker.base, "lightbus_dead_letters") == {("billing.dead",): 1}
+        dead = {("billing.dead",): 1}
+        wait_until(lambda: samples(worker.base, "lightbus_dead_letters") == dead, "it is counted")
         assert samples(worker.base, "lightbus_queue_oldest_seconds") == {}
         vhost = rabbitmq_url.rpartition("/")[2]
         rabbitmq.ctl("close_all_connections", "--vhost", vhost, "a test")

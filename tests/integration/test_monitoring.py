@@ -4,6 +4,7 @@ a real worker.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import signal
@@ -74,7 +75,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     need_prometheus()
     folder = tmp_path_factory.mktemp("monitored")
     (folder / "shop.py").write_text(BUS)
-    url, port = f"sqlite:///{folder}/bus.db", free_port()
+    url, port = f"sqlite:///{folder}/bus.db", free_port(2)
     command = ("worker", "shop:app", "--queue", "main", "--processes", "2", "--health-port", str(port), "--metrics")
     with Program(*command, folder=folder, url=url) as worker:
         for _ in range(2):
@@ -137,8 +138,8 @@ def test_a_real_prometheus_evaluates_each_rule(monitored: Prometheus) -> None:
 def test_a_queue_that_nobody_consumes_raises_the_alert(monitored: Prometheus) -> None:
     pending = 'ALERTS{alertname="LightbusNoConsumer", alertstate="pending", app="shop", queue="shop.slow"}'
     wait_until(lambda: monitored.query(pending), "the alert waits for its two minutes")
-    raised = {(alert["labels"]["alertname"], alert["labels"]["queue"]) for alert in monitored.ask("alerts")["alerts"]}
-    assert raised <= {("LightbusNoConsumer", "shop.slow"), ("LightbusStuck", "shop.slow")}
+    raised = [alert["labels"] for alert in monitored.ask("alerts")["alerts"]]
+    assert {one["queue"] for one in raised if one["alertname"] == "LightbusNoConsumer"} == {"shop.slow"}
 
 
 # --- the dashboard ----------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def test_the_dashboard_uses_every_metric_and_the_metrics_of_its_variables_exist(
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] == "query":
             metric, label = re.fullmatch(r"label_values\((\w+).*, (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
-            assert monitored.query(f"group by ({label}) ({metric})")
+            wait_until(functools.partial(monitored.query, f"group by ({label}) ({metric})"), f"{metric} with {label}")
 
 
 def test_each_panel_says_what_it_shows_and_has_its_place() -> None:
