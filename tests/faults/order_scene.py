@@ -194,6 +194,7 @@ class OrderScene(Scene):
         del dead
         for process in self.processes:
             if process.name.startswith("placer") and process.alive:
+                self.until_begun(process, "o")
                 code = process.stop()
                 assert code == 0, f"{process.name} ended with {code}:\n{process.log[-3000:]}"
 

@@ -172,8 +172,8 @@ class Scene:
             self.until(lambda: "Ready:" in worker.log, "the worker is ready", worker)
         return worker
 
-    def publisher(self, *options: str, prefix: str | None = None) -> Process:
-        prefix = prefix or f"p{len(self.processes)}"
+    def publisher(self, *options: str) -> Process:
+        prefix = f"p{len(self.processes)}"
         command = ["-m", "tests.faults.publish", self.publisher_url, str(self.folder), "--prefix", prefix, *options]
         return self._start("publisher", command, {})
 
@@ -250,6 +250,14 @@ class Scene:
                 found.append(min(after))
         return found
 
+    def until_begun(self, process: Process, letter: str) -> None:
+        """Wait until it has tried something. Earlier, a signal may end it: it has no handler yet."""
+        prefix = f"{letter}{process.name.rpartition('-')[2]}"
+        begins = (f"{prefix}-", f"{prefix}.")
+        self.until(
+            lambda: any(entry.id.startswith(begins) for entry in self.ledger.entries(TRIED)), f"{process.name} begins"
+        )
+
     # --- the result
 
     def settle(self, *, dead: int = 0, events: int = 0, limit: float = LIMIT) -> None:
@@ -259,6 +267,7 @@ class Scene:
         self.until(lambda: len(self.ledger.entries(CONFIRMED)) >= events, f"{events} events are confirmed")
         for process in self.processes:
             if process.name.startswith("publisher") and process.alive:
+                self.until_begun(process, "p")
                 code = process.stop()
                 assert code == 0, f"{process.name} ended with {code}:\n{process.log[-3000:]}"
 
