@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from lightbus import Lightbus, Retry
+from lightbus import Lightbus, Retry, errors
 from lightbus.connection.dial import BrokerAddresses
 from lightbus.consuming.dispatcher import Dispatcher
 from lightbus.transport import Channel, Connection, Delivery, Publication
@@ -165,7 +165,14 @@ class InBackground:
 def connected(app_or_url: Lightbus | str) -> Iterator[Connection]:
     """A plain connection to the broker of an app."""
     broker = BrokerAddresses.parse(app_or_url) if isinstance(app_or_url, str) else app_or_url.broker
-    connection = broker.connect("tests")
+    deadline = time.monotonic() + LIMIT
+    while True:
+        try:
+            connection = broker.connect("tests")
+            break
+        except errors.BrokerUnreachable:  # busy, perhaps
+            if time.monotonic() > deadline:
+                raise
     try:
         yield connection
     finally:
@@ -259,6 +266,16 @@ async def dead_letters(app: Lightbus, count: int = 1) -> list[Delivery]:
             return taken
         assert time.monotonic() < deadline, f"wanted {count} dead letters of {app.name!r}, there are {len(taken)}"
         await anyio.sleep(0.02)
+
+
+async def returned(app: Lightbus, count: int = 1) -> list[Delivery]:
+    """Take events out of the app's queue, once `count` of them are there again: a worker that has ended had them."""
+    taken: list[Delivery] = []
+    deadline = time.monotonic() + LIMIT
+    while len(taken) < count:
+        taken += await left_in(app)
+        assert time.monotonic() < deadline, f"wanted {count} events in the queue of {app.name!r}, got {len(taken)}"
+    return taken
 
 
 def reason(dead_letter: Delivery) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from lightbus import Lightbus
 from tests.bus import QUICK, OrderCancelled, OrderPlaced
+from tests.patience import LIMIT
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def apps_on(url: str) -> Iterator[MakeApp]:
     made: list[Lightbus] = []
 
     def make(name: str, **options: Any) -> Lightbus:
-        app = Lightbus(name, **{"url": url, "retry": QUICK, **options})
+        app = Lightbus(name, **{"url": url, "retry": QUICK, "publish_timeout": LIMIT, **options})
         made.append(app)
         return app
 

@@ -13,6 +13,7 @@ from lightbus import Lightbus, Message
 from lightbus.consuming.dispatcher import Dispatcher
 from tests.bus import OrderPlaced, connected, eventually, running
 from tests.conformance.conftest import declare_orders
+from tests.patience import LIMIT
 
 pytestmark = pytest.mark.anyio
 
@@ -87,7 +88,10 @@ async def test_while_the_prefetch_grows_nothing_is_returned_and_the_order_stays(
     assert handled == [(number, False) for number in range(3000)]
 
 
-async def test_workers_whose_handlers_were_fast_share_the_next_burst(make_app: MakeApp) -> None:
+async def test_workers_whose_handlers_were_fast_share_the_next_burst(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightbus.transport.sqlite.connection.SHARED_FOR", LIMIT)  # however late one takes its share
     jobs = Jobs(make_app)
     async with running(jobs.shop, *jobs.workers) as bus:
         jobs.go_on.set()

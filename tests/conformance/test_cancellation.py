@@ -24,6 +24,7 @@ from tests.bus import (
     left_in,
     order_numbers,
     reason,
+    returned,
     running,
 )
 from tests.patience import LIMIT
@@ -161,7 +162,7 @@ async def test_what_runs_when_the_worker_is_ended_is_delivered_again_and_has_not
             await shop.publish(OrderPlaced(number=1))
         go_on.set()
         assert sorted(runs) == ["objects", "plain", "waits", "waits in a group"]
-        assert sorted(order_numbers(await left_in(billing))) == [1, 2]
+        assert sorted(order_numbers(await returned(billing, 2))) == [1, 2]
         assert await left_in(billing, "billing.dead") == []
     assert "failed on" not in caplog.text
 
@@ -170,6 +171,7 @@ async def test_what_runs_when_the_worker_is_ended_is_delivered_again_and_has_not
 async def test_a_failure_whose_copy_is_on_its_way_when_the_worker_is_ended_does_not_come_twice(
     shop: Lightbus, billing: Lightbus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lightbus.consuming.tasks.LAST_COPIES", LIMIT)
     publish, on_its_way = billing.publisher.publish, anyio.Event()
 
     async def publish_slowly(*arguments: Any) -> Receipt:
@@ -347,7 +349,7 @@ async def test_a_worker_that_a_handler_cancels_from_inside_ends_with_an_error(
             tasks.start_soon(serve)
             await eventually(lambda: worker.started)
             await shop.publish(OrderPlaced(number=1))
-        assert order_numbers(await left_in(billing)) == [1]
+        assert order_numbers(await returned(billing)) == [1]
 
 
 def _current_task() -> asyncio.Task[Any]:

@@ -21,7 +21,7 @@ from lightbus.middleware import Next
 from lightbus.transport import Delivery
 from lightbus.worker import serve
 from tests import bus
-from tests.bus import LIMIT, OrderPlaced, dead_letters, eventually, left_in, order_numbers, running
+from tests.bus import LIMIT, OrderPlaced, dead_letters, eventually, left_in, order_numbers, returned, running
 
 pytestmark = pytest.mark.anyio
 
@@ -150,7 +150,7 @@ async def test_an_event_is_acked_only_after_the_tear_down(shop: Lightbus, billin
         await shop.publish(OrderPlaced(number=1))
         await eventually(lambda: log, ["handled", "tear-down"])
         assert not await both.stop(billing, grace=0)
-    assert order_numbers(await left_in(billing)) == [1]
+    assert order_numbers(await returned(billing)) == [1]
 
 
 async def test_each_of_many_events_has_its_own_dependencies(shop: Lightbus, billing: Lightbus) -> None:
@@ -279,7 +279,7 @@ async def test_a_dependency_may_be_a_task_group_that_ends_before_the_ack(shop: L
         await eventually(lambda: sorted(map(int, log)), [*range(30)])
         await eventually(lambda: consumer.handled, 29)
         assert not await both.stop(billing, grace=0)
-    assert order_numbers(await left_in(billing)) == [7]
+    assert order_numbers(await returned(billing)) == [7]
     assert await left_in(billing, "billing.dead") == []
 
 

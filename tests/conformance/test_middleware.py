@@ -14,7 +14,8 @@ import attrs
 import pytest
 
 from lightbus import Lightbus, Message, Next, NextSync, Outcome, Reject, Retry, current_message, errors
-from tests.bus import OrderCancelled, OrderPlaced, dead_letters, eventually, left_in, reason, running
+from tests.bus import OrderCancelled, OrderPlaced, dead_letters, eventually, left_in, reason, returned, running
+from tests.patience import LIMIT
 
 pytestmark = pytest.mark.anyio
 
@@ -510,7 +511,7 @@ async def test_an_attempt_is_redelivered_if_the_worker_is_cancelled_before_its_c
         await copying.wait()
         tasks.cancel_scope.cancel()
     assert [(one.kind, str(one.error)) for one in outcomes] == [("redelivered", "no stock")]
-    assert len(await left_in(billing)) == 1
+    assert len(await returned(billing)) == 1
 
 
 async def test_an_attempt_whose_copy_the_broker_refuses_is_dead_and_not_retried(
@@ -596,12 +597,12 @@ async def test_a_handler_left_behind_after_its_timeout_has_one_outcome(shop: Lig
     outcomes: list[Outcome] = []
     billing.observe(outcomes.append)
     release = threading.Event()
-    handle(billing, "sync", lambda _: release.wait(20), timeout=0.1, retry=Retry.none())
+    handle(billing, "sync", lambda _: release.wait(LIMIT), timeout=1, retry=Retry.none())
     async with running(shop, billing, queues=["main"]):
         await shop.publish(OrderPlaced(number=1))
         await eventually(lambda: [one.kind for one in outcomes], ["dead"])
         release.set()
         await shop.publish(OrderPlaced(number=2))
         await eventually(lambda: [one.kind for one in outcomes], ["dead", "handled"])
-    assert outcomes[0].seconds >= 0.1
+    assert outcomes[0].seconds >= 1
     assert isinstance(outcomes[0].error, errors.HandlerTimeout)

@@ -94,8 +94,9 @@ async def test_a_retry_queue_that_is_gone_is_declared_again_and_nothing_runs_twi
         assert busy.attempts == [1, 2]
         await busy.end_all(bus)
     assert await left_in(busy.billing) == []
-    (warning,) = [one for one in caplog.messages if "Declaring it again" in one]
-    assert "the queue billing.other.retry.50ms no longer exists" in warning
+    warnings = [one for one in caplog.messages if "Declaring it again" in one]
+    assert warnings  # several, if declaring takes longer than the pause until the next copy
+    assert all("the queue billing.other.retry.50ms no longer exists" in one for one in warnings)
 
 
 async def test_a_queue_that_is_deleted_is_consumed_again_and_other_queues_go_on(busy: Busy) -> None:

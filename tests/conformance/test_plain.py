@@ -152,7 +152,7 @@ async def test_a_coroutine_that_a_sync_handler_returns_is_awaited(shop: Lightbus
         assert threading.get_ident() == main
         received.append(order.number)
 
-    @billing.on("order.cancelled", retry=Retry.none(), timeout=0.1)
+    @billing.on("order.cancelled", retry=Retry.none(), timeout=1)
     @decorated
     async def fail(order: OrderCancelled) -> None:
         if order.number:
@@ -222,7 +222,7 @@ async def test_a_sync_handler_can_use_the_event_loop_and_detect_its_timeout(shop
     cancelled = threading.Event()
     attempts: list[int] = []
 
-    @billing.on("order.placed", timeout=0.2, retry=Retry(delays=(0.05,)))
+    @billing.on("order.placed", timeout=1, retry=Retry(delays=(0.05,)))
     def work(message: Message) -> None:
         assert anyio.from_thread.run_sync(threading.get_ident) == main
         attempts.append(message.attempt)
@@ -249,7 +249,7 @@ async def test_a_handler_that_ends_after_its_timeout_neither_settles_nor_fails_a
     late = threading.Event()
     ended: list[tuple[int, int]] = []
 
-    @billing.on("order.placed", timeout=0.1, retry=Retry(delays=(0.05,)))
+    @billing.on("order.placed", timeout=1, retry=Retry(delays=(0.05,)))
     def work(order: OrderPlaced, message: Message) -> None:
         if message.attempt == 1:
             assert late.wait(LIMIT)

@@ -30,7 +30,7 @@ from lightbus.worker.worker import Worker
 from tests.bus import OrderPlaced, running
 from tests.conformance.conftest import declare_orders
 from tests.patience import wait_until
-from tests.rabbitmq import Node, free_port
+from tests.rabbitmq import Node
 
 SECRET = "hunter2-Tr0ub4dor"
 ENCODED = "hunter2%2DTr0ub4dor"
@@ -84,7 +84,7 @@ def with_causes(error: BaseException) -> str:
     return "\n".join(lines)
 
 
-UNREACHABLE = f"amqp://billing:{ENCODED}@127.0.0.1:{free_port()}/vhost"
+UNREACHABLE = f"amqp://billing:{ENCODED}@127.0.0.1:1/vhost"
 BAD_URLS = {
     "port": f"amqp://billing:{SECRET}@127.0.0.1:notaport/",
     "port out of range": f"amqp://billing:{SECRET}@127.0.0.1:99999/",
