@@ -139,11 +139,12 @@ def test_an_invalid_event_is_explained(
 
 
 def test_an_unreachable_broker_is_one_message_without_the_password(folder: Path) -> None:
-    (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "0.5"))
+    (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "5"))
     done = publish(folder, "amqp://me:geheim@127.0.0.1:1/", "invoice.paid", "number=1")
     assert done.returncode == 1
-    assert "Connection refused. Is the broker running there?" in done.stderr
-    assert done.stderr.count("\n") == 1
+    *log, message = done.stderr.splitlines()
+    assert "Connection refused. Is the broker running there?" in message
+    assert len(log) <= 1, log  # a warning after a second
     assert "geheim" not in done.stderr
 
 
@@ -250,13 +251,14 @@ def test_a_closed_stdin_is_reported(folder: Path, sqlite_url: str) -> None:
 
 
 def test_publishing_a_file_stops_soon_if_the_broker_is_down(folder: Path) -> None:
-    (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "0.5"))
+    (folder / "bus.py").write_text(BUS.replace("TIMEOUT", "5"))
     lines = b'{"number": "1"}\n' * 5000
     done = publish(folder, "amqp://me:geheim@127.0.0.1:1/", "invoice.paid", "--jsonl", "-", given=lines)
     assert done.returncode == 1
-    assert "Stopped after line " in done.stderr
-    assert "Connection refused" in done.stderr
-    assert done.stderr.count("\n") == 1
+    *log, message = done.stderr.splitlines()
+    assert "Stopped after line " in message
+    assert "Connection refused" in message
+    assert len(log) <= 1, log
     assert "geheim" not in done.stderr
 
 

@@ -110,10 +110,10 @@ def test_the_next_address_of_a_name_is_tried_if_one(
     answer: str, rabbitmq: Node, rabbitmq_url: str, names: Names
 ) -> None:
     names["rabbit.test"] = ["127.0.0.2", "127.0.0.1"]
-    url = rabbitmq_url.replace("127.0.0.1", "rabbit.test") + SHORT
+    url = rabbitmq_url.replace("127.0.0.1", "rabbit.test") + "?connect_timeout=5"  # for the broker, too
     impostor = Impostor("127.0.0.2", rabbitmq.port, ANSWERS[answer])
     with contextlib.closing(impostor), publishing(url) as app:
-        with within(2):
+        with within(10):
             app.publish_sync(OrderPlaced(number=1))
         assert len(impostor.clients) == 1
         app.publisher.close()
@@ -198,6 +198,6 @@ def test_after_a_node_refuses_what_the_app_declares_another_one_is_used(rabbitmq
         app.publish_sync(OrderPlaced(number=1))
     with publishing([f"amqp://127.0.0.1:{free_port()}/", weak]) as app:  # the one that is down may be the right one
         with pytest.raises(errors.PublishUnreachable) as refused:
-            app.publish_sync(OrderPlaced(number=1), timeout=5)
+            app.publish_sync(OrderPlaced(number=1), timeout=10)
         assert f"amqp://weak-{vhost}:**@127.0.0.1:{rabbitmq.port}/{vhost}: permission missing" in str(refused.value)
     rabbitmq.ctl("delete_user", f"weak-{vhost}")

@@ -224,7 +224,10 @@ def test_a_page_gets_the_accept_header(paged: tuple[health_server.HealthServer, 
     assert ask(port, b"GET /fails HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 500 ")
 
 
-def test_a_page_that_takes_long_delays_no_probe(paged: tuple[health_server.HealthServer, threading.Event]) -> None:
+def test_a_page_that_takes_long_delays_no_probe(
+    paged: tuple[health_server.HealthServer, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_server, "TIME_LIMIT", LIMIT)
     server, waited = paged
     address = ("127.0.0.1", server.port)
     with (
@@ -250,6 +253,7 @@ def test_a_page_that_takes_too_long_is_closed(
     monkeypatch.setattr(health_server, "TIME_LIMIT", 0.5)
     server, waited = paged
     assert ask(server.port, b"GET /waits HTTP/1.1\r\n\r\n") == b""
+    monkeypatch.setattr(health_server, "TIME_LIMIT", LIMIT)
     waited.set()
     assert ask(server.port, b"GET /echo HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
 
@@ -261,5 +265,6 @@ def test_a_page_is_not_made_for_a_connection_that_is_closed(
     server, waited = paged
     assert ask(server.port, b"GET /waits HTTP/1.1\r\n\r\n") == b""
     assert ask(server.port, b"GET /made HTTP/1.1\r\n\r\n") == b""  # it has waited for the first page
+    monkeypatch.setattr(health_server, "TIME_LIMIT", LIMIT)
     waited.set()
     assert ask(server.port, b"GET /made HTTP/1.1\r\n\r\n").endswith(b"\r\n\r\n1")

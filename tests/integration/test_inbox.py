@@ -233,7 +233,7 @@ async def test_a_handler_that_exceeds_its_timeout_leaves_nothing(billing: Billin
         if seen < 3:
             await anyio.sleep(LONG)
 
-    billing.on(lambda session, message: sleep_at_first(), timeout=0.3)
+    billing.on(lambda session, message: sleep_at_first(), timeout=0.3, retry=Retry(delays=(0.05,) * 100))
     async with billing.running():
         await billing.publish(1, id="a")
         await eventually(lambda: billing.kinds()[-1:], ["handled"])
@@ -253,7 +253,7 @@ async def test_a_sync_handler_that_exceeds_its_timeout_is_not_done_twice(billing
         if begun == 1:
             assert goes_on.wait(LONG)
 
-    billing.on(work, timeout=0.3)
+    billing.on(work, timeout=0.3, retry=Retry(delays=(0.05,) * 100))
     async with billing.running():
         await billing.publish(1, id="a")
         await eventually(lambda: billing.kinds()[:1], ["retried"])

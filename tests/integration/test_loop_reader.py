@@ -100,12 +100,12 @@ def test_under_trio_the_thread_reads(shop: Lightbus) -> None:
 def test_a_loop_that_is_blocked_for_four_heartbeats_keeps_its_connection(
     rabbitmq_url: str, run: Callable[..., Any]
 ) -> None:
-    shop = new_app(f"{rabbitmq_url}?heartbeat=1")
+    shop = new_app(f"{rabbitmq_url}?heartbeat=2")
 
     async def main() -> None:
         async with shop:
             await until_read_by_loop(shop)
-            time.sleep(4)  # noqa: ASYNC251 - what is not to be done
+            time.sleep(8)  # noqa: ASYNC251 - what is not to be done
             await shop.publish(OrderPlaced(number=1))
             await eventually(lambda: shop.publisher.read_by_loop)
             assert shop.publisher.epoch == 1
@@ -213,19 +213,21 @@ def test_loops_threads_and_faults_at_once_lose_nothing(shop: Lightbus) -> None:
 
     async def from_loop(block: float) -> int:
         count = 0
-        while not stop.is_set():
+        while True:  # once at least, however late it begins
             count += len(await publish(shop, *range(30)))
             if block:
                 time.sleep(block)  # noqa: ASYNC251
             count += len(await shop.publish_many([OrderPlaced(number=number) for number in range(30)]))
-        return count
+            if stop.is_set():
+                return count
 
     def from_thread(_: int) -> int:
         count = 0
-        while not stop.is_set():
+        while True:
             shop.publish_sync(OrderPlaced(number=count))
             count += 1
-        return count
+            if stop.is_set():
+                return count
 
     with ThreadPoolExecutor(8) as pool:
         working = [pool.submit(asyncio.run, from_loop(block)) for block in (0.0, 0.05, 1.5)]
@@ -316,13 +318,13 @@ def test_acks_out_of_order_are_sent_by_the_loop_too(shop: Lightbus, billing: Lig
 def test_a_handler_that_blocks_the_loop_for_four_heartbeats_keeps_the_connection(
     shop: Lightbus, rabbitmq_url: str, run: Callable[..., Any]
 ) -> None:
-    billing = Lightbus("billing", url=f"{rabbitmq_url}?heartbeat=1", retry=QUICK)
+    billing = Lightbus("billing", url=f"{rabbitmq_url}?heartbeat=2", retry=QUICK)
     handled: list[int] = []
 
     @billing.on("order.placed")
     async def block(order: OrderPlaced) -> None:
         if order.number == 1:
-            time.sleep(4)  # noqa: ASYNC251
+            time.sleep(8)  # noqa: ASYNC251
         handled.append(order.number)
 
     async def main() -> None:

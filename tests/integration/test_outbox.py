@@ -523,7 +523,7 @@ async def test_a_missing_table_is_named_with_the_next_step(shop: Shop, caplog: p
 
 
 async def test_a_pool_of_one_connection_is_enough_for_the_relay(database: Database, url: str) -> None:
-    async with open_shop(database, url, pool_size=1, max_overflow=0, pool_timeout=2) as shop:
+    async with open_shop(database, url, pool_size=1, max_overflow=0, pool_timeout=LIMIT) as shop:
         async with relaying(shop.relay):
             for number in range(20):
                 await shop.add(number)
@@ -615,6 +615,7 @@ async def test_a_full_queue_does_not_block_other_events(
     file_database: Database, url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relays, "LAST_RETRY", 0.05)
+    monkeypatch.setattr(relays, "REPEAT", LONG)
     async with open_shop(file_database, url) as shop, stranger(shop.app) as channel:
         shop.app.event(OrderCancelled)
 
@@ -651,6 +652,7 @@ async def test_an_unreachable_broker_is_logged_once_and_the_events_arrive_once_i
     monkeypatch.setattr(relays, "FIRST_BACKOFF", 0.05)
     monkeypatch.setattr(relays, "LAST_BACKOFF", 0.1)
     monkeypatch.setattr(relays, "MEASURE", 0.01)
+    monkeypatch.setattr(relays, "REPEAT", LONG)
     port, virtual_host = free_port(), rabbitmq_url.rpartition("/")[2]
     billing = Lightbus("billing", url=rabbitmq_url)
     billing.on("order.placed")(lambda: None)

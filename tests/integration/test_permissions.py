@@ -25,7 +25,7 @@ from tests.bus import (
     reason,
     running,
 )
-from tests.processes import lightbus
+from tests.processes import Program, lightbus
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.anyio]
 
@@ -146,8 +146,9 @@ async def test_the_commands_work_with_these_permissions(users: Users, folder: Pa
     assert " 0 failed" in f" {done.stdout.splitlines()[-1]}", done.stdout
     done = lightbus("topology", "bus:billing", "--live", folder=folder, url=url)
     assert "All exchanges and queues exist as declared." in done.stdout, done.stdout
-    assert "Listening for #" in lightbus("tail", "bus:billing", "--timeout", "1", folder=folder, url=url).stderr
-    nameless = lightbus("tail", "--timeout", "1", folder=folder, url=url)
+    with Program("tail", "bus:billing", folder=folder, url=url) as tail:
+        tail.wait_for("Listening for #")
+    nameless = lightbus("tail", "--timeout", "60", folder=folder, url=url)
     assert nameless.returncode == 1
     assert "An app's own user can use: lightbus tail MODULE:ATTR." in nameless.stderr
     assert lightbus("dead", "retry", "bus:billing", "--all", folder=folder, url=url).stdout == "1 retried.\n"

@@ -227,6 +227,7 @@ def test_dropped_log_lines_are_counted_and_reported(as_json: bool, monkeypatch: 
     lost = stderr.lost
     pipe.is_read.set()
     wait_until(lambda: stderr.has_room and not stderr.stuck, "it is read")
+    monkeypatch.setattr(output, "FLUSH_LIMIT", LIMIT)
     handler.emit(record("last"))
     stderr.flush()
     lines = pipe.getvalue().splitlines()

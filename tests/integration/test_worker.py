@@ -225,7 +225,7 @@ def test_a_second_ctrl_c_ends_supervisor_and_blocked_workers(folder: Path, sqlit
 @pytest.mark.parametrize("options", [(), ("--processes", "2"), ("--reload",)])
 def test_ctrl_c_during_startup_shows_no_traceback(folder: Path, sqlite_url: str, options: tuple[str, ...]) -> None:
     with (folder / "billing" / "bus.py").open("a") as source:
-        source.write("print('importing', flush=True)\ntime.sleep(5)\n")
+        source.write("print('importing', flush=True)\ntime.sleep(60)\n")
     with worker(folder, sqlite_url, *options) as running:
         running.wait_for("importing")
         os.killpg(running.process.pid, signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -66,8 +67,11 @@ def confirmed(shop: Example) -> list[UUID]:
 
 def open_databases(shop: Example, pid: int) -> int:
     """How many times the process has opened the file of the Django database."""
-    links = [Path(f"/proc/{pid}/fd", number) for number in os.listdir(f"/proc/{pid}/fd")]
-    return sum(os.path.exists(link) and os.readlink(link) == str(shop.folder / "db.sqlite3") for link in links)
+    found = 0
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found += os.readlink(f"/proc/{pid}/fd/{number}") == str(shop.folder / "db.sqlite3")
+    return found
 
 
 @pytest.mark.parametrize("server", [GUNICORN, UVICORN], ids=["wsgi", "asgi"])

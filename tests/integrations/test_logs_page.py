@@ -35,8 +35,8 @@ def read(program: Program) -> list[dict[str, Any]]:
 
 
 def matching(lines: list[dict[str, Any]], pattern: str, name: str = "message") -> dict[str, Any]:
-    (found,) = [line for line in lines if re.search(pattern, line[name])]
-    return found
+    """The first such line: a second attempt may write it again."""
+    return next(line for line in lines if re.search(pattern, line[name]))
 
 
 def shown(line: dict[str, Any]) -> dict[str, object]:

@@ -14,7 +14,7 @@ import kombu
 import pytest
 
 from tests.integrations.example import EXAMPLES, MISSING, NO_NETWORK, PYTHON, Example, need
-from tests.patience import LIMIT
+from tests.patience import LIMIT, wait_until
 from tests.processes import LIGHTBUS
 
 NODE = "Install Node.js 18 or newer (apt-get install nodejs npm)."
@@ -73,10 +73,16 @@ def test_node_handles_events_of_lightbus_and_dead_letters_invalid_ones(node: Exa
             kombu.Producer(connection).publish(b"not JSON", exchange="auth", routing_key="user.registered")
         subscriber.wait_for("undefined: Unexpected token")
         assert subscriber.end(signal.SIGTERM) == 0
-    with kombu.Connection(rabbitmq_url) as connection:
-        dead = connection.default_channel.basic_get("newsletter.dead", no_ack=True)
-    assert dead is not None
-    assert bytes(dead.body) == b"not JSON"
+    dead: list[bytes] = []
+
+    def is_dead() -> bool:  # a quorum queue dead-letters at least once, and later
+        with kombu.Connection(rabbitmq_url) as connection:
+            found = connection.default_channel.basic_get("newsletter.dead", no_ack=True)
+        dead.extend([] if found is None else [bytes(found.body)])
+        return found is not None
+
+    wait_until(is_dead, "it is dead-lettered")
+    assert dead == [b"not JSON"]
 
 
 def test_node_ends_when_its_queue_is_deleted(node: Example, rabbitmq_url: str) -> None:

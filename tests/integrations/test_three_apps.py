@@ -200,15 +200,22 @@ def test_each_order_has_each_effect_once_although_processes_are_killed(
                 for one in workers:
                     one.keep()
 
-        def all_done() -> bool:
-            for one in workers:
-                one.keep()
-            return (
-                len(set(ledger.database.ids('SELECT "order" FROM entry'))) == WAVES * ORDERS
-                and shop.database.count("lightbus_outbox") == billing.database.count("lightbus_outbox") == 0
-            )
+        def wait_while_kept(condition: Callable[[], bool], what: str) -> None:
+            def look() -> bool:
+                for one in workers:
+                    one.keep()
+                return condition()
 
-        wait_until(all_done, "each order has an entry")
+            wait_until(look, what)
+
+        def in_all(database: Database, select: str) -> bool:
+            return len(set(database.ids(select))) == WAVES * ORDERS
+
+        invoices, entries = 'SELECT "order" FROM invoices_invoice', 'SELECT "order" FROM entry'
+        wait_while_kept(lambda: shop.database.count("lightbus_outbox") == 0, "each order is sent")
+        wait_while_kept(lambda: in_all(billing.database, invoices), "each order has an invoice")
+        wait_while_kept(lambda: billing.database.count("lightbus_outbox") == 0, "each invoice is sent")
+        wait_while_kept(lambda: in_all(ledger.database, entries), "each order has an entry")
         for one in workers:
             one.wait_until_ready()
         wait_until(lambda: messages(rabbitmq, rabbitmq_url) == 0, "nothing waits, is in hand or is a dead letter")

@@ -20,6 +20,9 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 BILLING = """\
 import anyio
 from lightbus import Lightbus, Message, Retry
+from lightbus.worker import process
+
+process.FLUSH_LIMIT = 60.0  # the test receives the spans, and may be slow
 
 app = Lightbus("billing", retry=Retry(delays=(0.05,)))
 
@@ -32,10 +35,10 @@ async def bill(order: dict, message: Message):
     if order["number"] == 0 and message.attempt == 1:
         raise LookupError("no such customer")
     if order["number"] == 2:
-        print("waits", flush=True)
+        print("waits\\n", end="", flush=True)  # one write: two processes write
         await anyio.sleep_forever()
     await app.publish(InvoiceMade(number=order["number"]))
-    print("billed", flush=True)
+    print("billed\\n", end="", flush=True)
 """
 
 
@@ -60,7 +63,7 @@ def test_a_worker_without_code_sends_its_spans_before_it_ends(
         number: int
 
     with Program(
-        "worker", "billing:app", "--grace", "0.5", *options, folder=tmp_path, url=url, extra=extra, program=instrument
+        "worker", "billing:app", "--grace", "3", *options, folder=tmp_path, url=url, extra=extra, program=instrument
     ) as worker:
         worker.wait_for("Ready")
         with shop:

@@ -16,7 +16,7 @@ import pytest
 
 from lightbus import Lightbus, Message, Reject, Retry, errors
 from lightbus.testing import TestBus
-from tests.patience import LIMIT
+from tests.patience import LIMIT, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -394,9 +394,12 @@ def test_nothing_is_left_behind(billing: Billing) -> None:
     with TestBus(billing.app) as bus:
         bus.publish_sync("order.placed", {"order_id": "o-1"}, source="shop")
         bus.drain_sync()
-    left = {*threading.enumerate()} - before
-    assert not [thread.name for thread in left if thread.name.startswith("lightbus")]
-    assert len(left) <= 1  # anyio keeps its worker thread for a while
+
+    def left() -> list[str]:
+        return [thread.name for thread in {*threading.enumerate()} - before]
+
+    wait_until(lambda: not [name for name in left() if name.startswith("lightbus")], "our threads end")
+    assert len(left()) <= 1  # anyio keeps its worker thread for a while
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -404,15 +407,18 @@ def test_nothing_is_left_behind(billing: Billing) -> None:
 
 async def test_a_drain_timeout_reports_what_is_stuck() -> None:
     app = Lightbus("billing", concurrency=1, prefetch=1)
-    go_on = anyio.Event()
+    begun, go_on = anyio.Event(), anyio.Event()
 
     @app.on("order.placed")
     async def charge(order: Order) -> None:
+        begun.set()
         await go_on.wait()
 
     async with TestBus(app) as bus:
         await place(bus)
         await place(bus, "o-2")
+        with anyio.fail_after(LIMIT):
+            await begun.wait()
         with pytest.raises(errors.DrainTimeout) as caught:
             await bus.drain(timeout=0.3)
         go_on.set()

@@ -19,6 +19,7 @@ from tests import rabbitmq as nodes
 from tests.browser import Browser
 from tests.bus import connected, publish_confirmed
 from tests.integration.test_dead import app_of, put_dead_letters, ready
+from tests.patience import wait_until
 from tests.web.conftest import ask, serving
 
 pytestmark = pytest.mark.rabbitmq
@@ -64,7 +65,8 @@ def test_an_apps_own_user_retries_its_dead_letters_and_no_others(
     chromium.click("Retry selected …")
     chromium.click("Retry now")
     assert "1 of 1 retried." in chromium.text()
-    assert (ready(rabbitmq_url, "billing.main"), ready(rabbitmq_url, "billing.dead")) == (1, 1)
+    counts = "billing.main", "billing.dead"
+    wait_until(lambda: [ready(rabbitmq_url, queue) for queue in counts] == [1, 1], "one is back, and one is left")
 
     others = ask(f"{address}/dead/audit")
     assert others.status == 503
