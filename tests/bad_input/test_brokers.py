@@ -99,7 +99,7 @@ def test_a_port_without_a_listener() -> None:
     url = f"amqp://guest:{PASSWORD}@127.0.0.1:{free_port()}/"
     app = _app(url)
     with pytest.raises(errors.PublishUnreachable) as unreachable:
-        app.publish_sync(OrderPlaced(number=1), timeout=2)
+        app.publish_sync(OrderPlaced(number=1), timeout=5)
     message = str(unreachable.value)
     assert "amqp://guest:**@127.0.0.1:" in message
     assert "Connection refused" in message
@@ -117,7 +117,7 @@ def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         errors.PublishUnreachable, match=r"no-such-host\.invalid.*the host name cannot be resolved"
     ) as unknown:
-        app.publish_sync(OrderPlaced(number=1), timeout=2)
+        app.publish_sync(OrderPlaced(number=1), timeout=5)
     assert PASSWORD not in _words(unknown.value)
     app.__exit__(None, None, None)
 
@@ -126,7 +126,7 @@ def test_the_error_of_each_cluster_node_is_reported() -> None:
     ports = [free_port(), free_port()]
     app = _app([f"amqp://guest:{PASSWORD}@127.0.0.1:{port}" for port in ports])
     with pytest.raises(errors.PublishUnreachable) as unreachable:
-        app.publish_sync(OrderPlaced(number=1), timeout=2)
+        app.publish_sync(OrderPlaced(number=1), timeout=5)
     assert all(f":{port}" in str(unreachable.value) for port in ports)
     app.__exit__(None, None, None)
 

@@ -31,7 +31,7 @@ HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 class FakeBroker:
     """The other end of a connection, one frame at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float = LIMIT) -> None:
         ours, self.socket = socket.socketpair()
         self.socket.settimeout(LIMIT)
         transport = SimpleNamespace(sock=ours, connected=True, connect_timeout=5, connect=lambda: None)
@@ -44,7 +44,7 @@ class FakeBroker:
         self.method(0, (10, 10), "ooFSS", 0, 9, properties, "PLAIN", "en_US")
         self.method(0, (10, 30), "BlB", 100, FRAME_MAX, 0)
         self.method(0, (10, 41), "s", "")
-        self.connection = Connected(login_method="PLAIN", write_timeout=1, operation_timeout=1)
+        self.connection = Connected(login_method="PLAIN", write_timeout=limit, operation_timeout=limit)
         self.connection.connect()
 
     def channel(self) -> Any:
@@ -66,6 +66,14 @@ class FakeBroker:
 @pytest.fixture
 def broker() -> Iterator[FakeBroker]:
     fake = FakeBroker()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def silent_broker() -> Iterator[FakeBroker]:
+    """The connection waits for a second only."""
+    fake = FakeBroker(limit=1)
     yield fake
     fake.close()
 
@@ -262,27 +270,27 @@ def test_the_brokers_reason_is_raised_although_the_broker_is_gone(broker: FakeBr
     assert not broker.connection.connected
 
 
-def test_a_peer_that_does_not_read_ends_a_publish_in_time(broker: FakeBroker) -> None:
-    channel = broker.channel()
+def test_a_peer_that_does_not_read_ends_a_publish_in_time(silent_broker: FakeBroker) -> None:
+    channel = silent_broker.channel()
     with within(1), pytest.raises(TimeoutError, match="does not read"):
         channel.publish([Publication("", "q", b"x" * 10_000_000, {})])
-    assert not broker.connection.connected
+    assert not silent_broker.connection.connected
     with pytest.raises(amqp.exceptions.RecoverableConnectionError):
         channel.basic_ack(1)
 
 
-def test_a_peer_that_does_not_answer_ends_a_method_in_time_by_name(broker: FakeBroker) -> None:
-    channel = broker.channel()
+def test_a_peer_that_does_not_answer_ends_a_method_in_time_by_name(silent_broker: FakeBroker) -> None:
+    channel = silent_broker.channel()
     with pytest.raises(TimeoutError, match=r"queue\.declare-ok within 1 s"):
         channel.queue_declare("q")
 
 
-def test_a_flood_does_not_extend_the_limit_of_a_method(broker: FakeBroker) -> None:
-    channel = broker.channel()
-    connection = broker.connection
+def test_a_flood_does_not_extend_the_limit_of_a_method(silent_broker: FakeBroker) -> None:
+    channel = silent_broker.channel()
+    connection = silent_broker.connection
 
     def chatter(*_: object) -> None:
-        broker.method(1, (60, 80), "Lb", 1, False)
+        silent_broker.method(1, (60, 80), "Lb", 1, False)
 
     channel.on_ack = chatter
     chatter()
@@ -291,15 +299,15 @@ def test_a_flood_does_not_extend_the_limit_of_a_method(broker: FakeBroker) -> No
     assert connection.connected
 
 
-def test_data_that_arrives_during_a_publish_is_dispatched_later(broker: FakeBroker) -> None:
-    channel = broker.channel()
+def test_data_that_arrives_during_a_publish_is_dispatched_later(silent_broker: FakeBroker) -> None:
+    channel = silent_broker.channel()
     acks: list[int] = []
     channel.on_ack = lambda tag, multiple: acks.append(tag)
-    broker.method(1, (60, 80), "Lb", 1, False)
+    silent_broker.method(1, (60, 80), "Lb", 1, False)
     with pytest.raises(TimeoutError, match="does not read"):
         channel.publish([Publication("", "q", b"x" * 10_000_000, {})])
     assert acks == []
-    broker.connection.drain_events(0)
+    silent_broker.connection.drain_events(0)
     assert acks == [1]
 
 

@@ -1087,7 +1087,7 @@ def test_forking_while_other_threads_publish_works_in_parent_and_child(file_url:
         publisher.connection.close()
 
     def child() -> None:
-        signal.alarm(15)
+        signal.alarm(int(SOON))
         own = Client(file_url)
         own.publish("app", "a", b"child")
         own.connection.close()

@@ -60,7 +60,7 @@ def billing(path: Path, handled: list[int]) -> Lightbus:
 
 def _delete(path: Path) -> None:
     for one in (path, _wal(path), _shm(path)):
-        one.unlink()
+        one.unlink(missing_ok=True)  # a connection that sees the first deleted deletes the others
 
 
 def _delete_the_file_alone(path: Path) -> None:
@@ -81,7 +81,7 @@ def _delete_its_index(path: Path) -> None:
 
 
 def _delete_the_folder(path: Path) -> None:
-    shutil.rmtree(path.parent)
+    shutil.rmtree(path.parent.rename(path.parent.with_name("deleted")))
     path.parent.mkdir()
 
 

@@ -316,6 +316,7 @@ def test_an_app_that_is_dropped_leaves_its_counters_only(registry: CollectorRegi
 # --- what is so now ---------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("patient_scrapes")
 async def test_a_worker_shows_what_it_does_now(shop: Lightbus, registry: CollectorRegistry) -> None:
     metrics = Metrics(shop, registry=registry)
     held = anyio.Event()
@@ -354,6 +355,7 @@ async def test_counters_go_on_with_the_next_worker(shop: Lightbus, registry: Col
         assert samples(registry, "lightbus_event_loop_blocked_total", "handler")["note"] == expected
 
 
+@pytest.mark.usefixtures("patient_scrapes")
 async def test_the_depth_and_the_age_of_a_queue(shop: Lightbus, registry: CollectorRegistry) -> None:
     Metrics(shop, registry=registry, queues=True)
     shop.on(OrderPlaced)(lambda: None)
@@ -368,6 +370,7 @@ async def test_the_depth_and_the_age_of_a_queue(shop: Lightbus, registry: Collec
     assert 300 <= age < 300 + LIMIT
 
 
+@pytest.mark.usefixtures("patient_scrapes")
 async def test_the_age_of_a_queue_begins_at_the_end_of_a_delay(shop: Lightbus, registry: CollectorRegistry) -> None:
     Metrics(shop, registry=registry, queues=True)
     shop.on(OrderPlaced)(lambda: None)
@@ -381,6 +384,7 @@ async def test_the_age_of_a_queue_begins_at_the_end_of_a_delay(shop: Lightbus, r
     assert 100 <= age < 100 + LIMIT
 
 
+@pytest.mark.usefixtures("patient_scrapes")
 async def test_the_age_of_a_queue_begins_again_with_each_retry(shop: Lightbus, registry: CollectorRegistry) -> None:
     Metrics(shop, registry=registry, queues=True)
     failed = anyio.Event()
@@ -498,6 +502,11 @@ def test_a_forked_child_shows_the_durations_of_its_handlers(tmp_path: Path) -> N
     assert done.stdout == "[2.0]\n", done.stderr
 
 
+@pytest.fixture
+def patient_scrapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "LIMIT", LIMIT)
+
+
 class SlowBroker:
     """In place of the question to the broker."""
 
@@ -532,6 +541,7 @@ async def test_a_broker_that_does_not_answer_delays_no_scrape_for_long(
     await eventually(lambda: samples(registry, "lightbus_dead_letters"), {"shop.dead": 1})
 
 
+@pytest.mark.usefixtures("patient_scrapes")
 def test_the_broker_is_asked_rarely_and_an_old_answer_is_left_out(
     shop: Lightbus, registry: CollectorRegistry, slow_broker: SlowBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -547,6 +557,7 @@ def test_the_broker_is_asked_rarely_and_an_old_answer_is_left_out(
     assert samples(registry, "lightbus_dead_letters") == {}
 
 
+@pytest.mark.usefixtures("patient_scrapes")
 async def test_a_broker_that_is_away_is_logged_once(
     shop: Lightbus, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -90,7 +90,7 @@ def test_close_ends_its_processes_and_deletes_its_folder(cluster: Postgres) -> N
     with psycopg.connect(cluster.url(driver=None)):
         processes = cluster.processes()
         assert len(processes) > 2
-        assert all(map(alive, processes))
+        assert alive(processes[0])
         cluster.close()
     assert not any(map(alive, processes))
     assert not cluster.folder.exists()

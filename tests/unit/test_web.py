@@ -187,6 +187,7 @@ def test_a_server_for_other_machines_answers_to_addresses_and_given_names_only()
 def test_an_answer_is_kept_for_a_moment_and_the_last_one_is_kept_while_the_broker_is_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lightbus.web.source.FRESH", LIMIT)
     url = f"sqlite:///{tmp_path}/bus.db"
     shop = apps(url)[0]
     storage.publish(shop.broker, contract_of(shop, "1"))
