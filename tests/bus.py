@@ -161,18 +161,23 @@ class InBackground:
 # --- other programs, dead letters -------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def connected(app_or_url: Lightbus | str) -> Iterator[Connection]:
-    """A plain connection to the broker of an app."""
+def connect(app_or_url: Lightbus | str, name: str = "tests") -> Connection:
+    """A plain connection to the broker of an app, however busy it is."""
     broker = BrokerAddresses.parse(app_or_url) if isinstance(app_or_url, str) else app_or_url.broker
     deadline = time.monotonic() + LIMIT
     while True:
         try:
-            connection = broker.connect("tests")
-            break
-        except errors.BrokerUnreachable:  # busy, perhaps
+            return broker.connect(name)
+        except errors.BrokerUnreachable:
             if time.monotonic() > deadline:
                 raise
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def connected(app_or_url: Lightbus | str) -> Iterator[Connection]:
+    """The same, closed at the end."""
+    connection = connect(app_or_url)
     try:
         yield connection
     finally:

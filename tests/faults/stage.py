@@ -6,9 +6,8 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from lightbus.connection.dial import BrokerAddresses
 from lightbus.transport import Connection
-from tests import artemis, postgres, rabbitmq
+from tests import artemis, bus, postgres, rabbitmq
 
 
 class Stage:
@@ -123,7 +122,7 @@ class CannotRun(Exception):
 
 def connect(url: str) -> Connection:
     """Connect like the tool of an operator."""
-    return BrokerAddresses.parse(url).connect("tests: an operator")
+    return bus.connect(url, "tests: an operator")
 
 
 def vhost_of(url: str) -> str:
